@@ -1,0 +1,1 @@
+"""Alignment: the two training stages (paper section 3.3)."""

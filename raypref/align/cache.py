@@ -1,0 +1,154 @@
+"""What training reads of the pairs: latent moments and prompt embeddings, computed once.
+
+The VAE's moments (not a sample) are kept, for the image and its mirror image, so that every epoch
+draws fresh latent noise: exactly what encoding again would give, without the VAE. A mirrored
+latent is not the latent of the mirrored image, hence both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from raypref.config import Resources, Section
+from raypref.diffusion.backbone import BackboneConfig, load_encoder, pick_device
+from raypref.images import open_png
+from raypref.ledger import Ledger
+from raypref.rows import IMAGE, Row
+
+UNCONDITIONAL = ""  # id of the extra row that holds the embedding of the empty caption
+FLIPS = 2  # as taken, mirrored
+
+
+class CacheConfig(Section):
+    """Encoding of the pairs."""
+
+    resources: Resources = Resources(batch=4)
+
+
+class Encode:
+    """Stage: images to latent moments, caption to its embedding."""
+
+    name = "encode"
+    reads: tuple[str, ...] = ("prompt", "chosen", "rejected")
+    writes = pa.schema(
+        [
+            ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
+            ("moments_shape", pa.list_(pa.int64())),
+            ("embedding", pa.binary()),  # float32 [L, D]
+            ("embedding_shape", pa.list_(pa.int64())),
+        ]
+    )
+
+    def __init__(self, base: BackboneConfig, config: CacheConfig) -> None:
+        self.base = base
+        self.resources = config.resources
+
+    def setup(self) -> None:
+        """Load VAE and text encoder."""
+        self.encoder = load_encoder(self.base, device=pick_device(self.resources.num_gpus))
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the columns; a row without images (the empty caption) gets an embedding only."""
+        embeddings = self.encoder.text_embeddings([row["prompt"] for row in rows])
+        for row, embedding in zip(rows, embeddings, strict=True):
+            row["embedding"], row["embedding_shape"] = _pack(embedding)
+        pairs = [row for row in rows if row["chosen"] is not None]
+        images = [
+            image
+            for row in pairs
+            for png in (row["chosen"]["bytes"], row["rejected"]["bytes"])
+            for image in (open_png(png), ImageOps.mirror(open_png(png)))
+        ]
+        if images:
+            moments = self.encoder.image_moments(images)
+            per_pair = moments.reshape(len(pairs), 2, FLIPS, *moments.shape[1:])
+            for row, values in zip(pairs, per_pair, strict=True):
+                row["moments"], row["moments_shape"] = _pack(values)
+
+
+@dataclass(frozen=True)
+class PairData:
+    """All pairs as tensors, in the order of their ids."""
+
+    moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
+    embeddings: Tensor  # [N, L, D]
+    unconditional: Tensor  # [L, D], the empty caption
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PairData:
+        """The same data elsewhere or in another precision."""
+        return replace(
+            self,
+            moments=self.moments.to(device, dtype),
+            embeddings=self.embeddings.to(device, dtype),
+            unconditional=self.unconditional.to(device, dtype),
+        )
+
+    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Tensor:
+        """Embeddings [B, L, D]; dropped captions become the empty one."""
+        chosen = [
+            self.unconditional if drop else self.embeddings[i]
+            for i, drop in zip(indices, dropped, strict=True)
+        ]
+        return torch.stack(chosen)
+
+    def latents(
+        self, indices: Sequence[int], flips: Sequence[bool], noise_BCHW: Tensor, *, which: int
+    ) -> Tensor:
+        """Latents drawn from the moments, [B, C, h, w].
+
+        Args:
+            indices: pairs.
+            flips: whether to take the mirrored image.
+            noise_BCHW: standard normal draws.
+            which: 0 for the chosen image, 1 for the rejected.
+        """
+        moments = self.moments[list(indices), which, [int(flip) for flip in flips]]
+        mean, log_variance = moments[:, 0], moments[:, 1]
+        return mean + torch.exp(0.5 * log_variance) * noise_BCHW
+
+
+def rows_to_encode(pairs: Ledger) -> pa.Table:
+    """The pairs, and one row without images for the empty caption."""
+    table = pairs.table(["prompt", "chosen", "rejected"])
+    table = table.select(["id", "prompt", "chosen", "rejected"]).replace_schema_metadata()
+    empty = pa.table(
+        {
+            "id": [UNCONDITIONAL],
+            "prompt": [""],
+            "chosen": pa.array([None], IMAGE),
+            "rejected": pa.array([None], IMAGE),
+        }
+    )
+    return pa.concat_tables([table, empty.cast(table.schema)])
+
+
+def read_pairs(ledger: Ledger) -> PairData:
+    """Load the cache into memory."""
+    table = ledger.table(["moments", "moments_shape", "embedding", "embedding_shape"])
+    rows = {row["id"]: row for row in table.to_pylist()}
+    unconditional = _unpack(rows[UNCONDITIONAL], "embedding")
+    pairs = [rows[id_] for id_ in sorted(rows) if id_ != UNCONDITIONAL]
+    return PairData(
+        moments=torch.stack([_unpack(row, "moments") for row in pairs]),
+        embeddings=torch.stack([_unpack(row, "embedding") for row in pairs]),
+        unconditional=unconditional,
+    )
+
+
+def _pack(values: Tensor) -> tuple[bytes, list[int]]:
+    return values.float().cpu().numpy().tobytes(), list(values.shape)
+
+
+def _unpack(row: Row, column: str) -> Tensor:
+    values = np.frombuffer(row[column], dtype=np.float32).copy()
+    return torch.from_numpy(values).reshape(row[f"{column}_shape"])

@@ -1,0 +1,39 @@
+"""Training checkpoints: one safetensors file each, whole or absent, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyarrow import fs as pafs
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raypref.ledger import filesystem, join, read_bytes, write_bytes
+
+KEEP = 2
+
+
+def write(folder: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Write the state after `step` optimizer steps and drop all but the last two."""
+    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    write_bytes(join(folder, f"step-{step:08d}.safetensors"), data)
+    fs, _ = filesystem(folder)
+    for path in _files(folder)[:-KEEP]:
+        fs.delete_file(path)
+
+
+def latest(folder: str) -> tuple[int, dict[str, Tensor]] | None:
+    """The last state written and its step, or None."""
+    files = _files(folder)
+    if not files:
+        return None
+    name = files[-1].rsplit("/", 1)[-1]
+    data = read_bytes(join(folder, name))
+    assert data is not None
+    return int(name.removeprefix("step-").removesuffix(".safetensors")), load(data)
+
+
+def _files(folder: str) -> list[str]:
+    fs, root = filesystem(folder)
+    found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    return sorted(f.path for f in found if f.base_name.startswith("step-"))

@@ -1,0 +1,264 @@
+"""The training loop of one rank: any objective, any model family, no Ray.
+
+Every rank takes the samples `rank, rank + world, ...` of the global batch and divides its loss by
+the size of the global batch, so one sum over the ranks is the gradient of the whole batch however
+it was split. That sum is one collective an optimizer step, over the flattened LoRA gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from raypref.align import checkpoints
+from raypref.align.cache import PairData
+from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.objectives import Errors
+from raypref.align.stage import StageConfig
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.lora import LoraConfig
+from raypref.ledger import join
+from raypref.rows import seed_of
+
+StepMetrics = dict[str, float]
+
+
+class Group(Protocol):
+    """The ranks that train together."""
+
+    @property
+    def rank(self) -> int:
+        """This rank, 0 .. world-1."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def sum(self, values: Tensor) -> None:
+        """Replace `values` by their sum over all ranks."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A group of one."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, values: Tensor) -> None:
+        """Nothing to add."""
+
+
+@dataclass
+class State:
+    """All that changes during training, and so all that a checkpoint holds."""
+
+    learner: list[nn.Parameter]
+    policy: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    ema: EMAModel | None
+    step: int = 0
+    history: list[StepMetrics] = field(default_factory=list)
+
+
+def train(
+    denoiser: Denoiser,
+    data: PairData,
+    stage: StageConfig,
+    lora_config: LoraConfig,
+    *,
+    name: str,
+    seed: int,
+    folder: str,
+    start: str | None,
+    group: Group,
+    on_step: Callable[[StepMetrics], None],
+) -> list[StepMetrics]:
+    """Run a stage to its end, from its last checkpoint if there is one.
+
+    Args:
+        denoiser: the network, without adapters yet.
+        data: the pairs, on any device.
+        stage: objective, schedule, batch.
+        lora_config: shape of the adapter.
+        name: name of the stage; part of every seed.
+        seed: seed of the run.
+        folder: where checkpoints and the exported LoRA go, local or URI.
+        start: folder with LoRA weights to continue, or None for the base model.
+        group: the ranks; rank 0 writes.
+        on_step: called on rank 0 after every step with that step's metrics.
+
+    Returns:
+        The metrics of every step since the stage began, also those before a resume.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the last good checkpoint is kept.
+    """
+    data = data.to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
+    state = _prepare(denoiser, stage, lora_config, seed=seed, start=start)
+    _restore(state, folder)
+    while state.step < stage.steps:
+        began = time.perf_counter()
+        if state.step % stage.policy_lag == 0:
+            lora.copy(denoiser.module, LEARNER, POLICY)
+        metrics = _step(denoiser, data, stage, state, name=name, seed=seed, group=group)
+        state.step += 1
+        metrics = {"step": state.step, **metrics, "seconds": time.perf_counter() - began}
+        state.history.append(metrics)
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"{name}: the loss is {metrics['loss']} at step {state.step}; the last good "
+                f"checkpoint is kept. Lower {name}.lr or look at the data"
+            )
+        if group.rank == 0:
+            on_step(metrics)
+            if state.step % stage.checkpoint_every == 0 or state.step == stage.steps:
+                checkpoints.write(join(folder, "checkpoints"), state.step, _tensors(state))
+    if group.rank == 0:
+        _export(denoiser, state, lora_config, folder=folder)
+    return state.history
+
+
+def _prepare(
+    denoiser: Denoiser, stage: StageConfig, config: LoraConfig, *, seed: int, start: str | None
+) -> State:
+    module = denoiser.module
+    lora.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
+    if start is not None:
+        lora.load(module, config, folder=start, name=LEARNER, component=denoiser.component)
+        lora.copy(module, LEARNER, REFERENCE)
+    if stage.gradient_checkpointing:
+        module.enable_gradient_checkpointing()  # type: ignore[operator]
+    learner = lora.parameters(module, LEARNER)
+    optimizer = torch.optim.AdamW(
+        learner, lr=stage.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=stage.weight_decay
+    )
+    ema = EMAModel(learner, decay=stage.ema_decay) if stage.ema_decay else None
+    return State(learner, lora.parameters(module, POLICY), optimizer, ema)
+
+
+def _step(
+    denoiser: Denoiser,
+    data: PairData,
+    stage: StageConfig,
+    state: State,
+    *,
+    name: str,
+    seed: int,
+    group: Group,
+) -> StepMetrics:
+    """One optimizer step over the global batch."""
+    objective = OBJECTIVES[stage.objective]
+    mine = range(group.rank, stage.batch, group.world)
+    samples = [_sample(i, state.step, stage, len(data), name=name, seed=seed) for i in mine]
+    sums: dict[str, Tensor] = {}
+    for first in range(0, len(samples), stage.micro_batch):
+        micro = samples[first : first + stage.micro_batch]
+        errors = measure(denoiser, objective.compare(denoiser, data, stage, micro))
+        loss_B, metrics = objective.loss(errors, stage)
+        (loss_B.sum() / stage.batch).backward()
+        for key, values_B in {"loss": loss_B.detach(), **_error_gaps(errors), **metrics}.items():
+            sums[key] = sums.get(key, 0) + values_B.sum() / stage.batch
+    _sum_over_ranks(state.learner, sums, group)
+    norm = nn.utils.clip_grad_norm_(state.learner, stage.clip)
+    warm = min(1.0, state.step / stage.warmup_steps) if stage.warmup_steps else 1.0
+    state.optimizer.param_groups[0]["lr"] = stage.lr * warm
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.step(state.learner)
+    return {
+        **{key: float(value) for key, value in sums.items()},
+        "grad_norm": float(norm),
+        "lr": stage.lr * warm,
+    }
+
+
+def _error_gaps(errors: Errors) -> dict[str, Tensor]:
+    """How far each side moved from the reference: the loss may fall while both get worse."""
+    return {
+        "winner_gap": (errors.winner - errors.ref_winner).detach(),
+        "loser_gap": (errors.loser - errors.ref_loser).detach(),
+    }
+
+
+def _sample(
+    index: int, step: int, stage: StageConfig, pairs: int, *, name: str, seed: int
+) -> Sample:
+    """Sample `index` of a step's global batch: pairs come in a new order every epoch."""
+    position = step * stage.batch + index
+    epoch, place = divmod(position, pairs)
+    shuffle = torch.Generator().manual_seed(seed_of(seed, name, "epoch", epoch))
+    pair = int(torch.randperm(pairs, generator=shuffle)[place])
+    generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))
+    return Sample(pair, generator)
+
+
+def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group: Group) -> None:
+    """Sum gradients and metrics over the ranks, in one collective."""
+    gradients = [parameter.grad for parameter in learner]
+    parts = [g.flatten() for g in gradients if g is not None]
+    assert len(parts) == len(learner), "an adapter weight got no gradient"
+    flat = torch.cat([*parts, torch.stack(list(sums.values())).to(parts[0])])
+    group.sum(flat)
+    *summed, metrics = flat.split([*(len(part) for part in parts), len(sums)])
+    for parameter, gradient in zip(learner, summed, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    sums.update(zip(sums, metrics, strict=True))
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    """The state as named tensors."""
+    tensors = {f"learner.{i}": p.data for i, p in enumerate(state.learner)}
+    tensors |= {f"policy.{i}": p.data for i, p in enumerate(state.policy)}
+    for i, parameter in enumerate(state.learner):
+        for key, value in state.optimizer.state[parameter].items():
+            tensors[f"adamw.{key}.{i}"] = value
+    if state.ema is not None:
+        tensors |= {f"ema.{i}": p for i, p in enumerate(state.ema.shadow_params)}
+    for key in state.history[0]:
+        values = [metrics[key] for metrics in state.history]
+        tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
+    # Adapters of one stage may share memory with nothing, but safetensors insists on copies.
+    return {key: value.clone() for key, value in tensors.items()}
+
+
+def _restore(state: State, folder: str) -> None:
+    """Put the last checkpoint back, if there is one."""
+    found = checkpoints.latest(join(folder, "checkpoints"))
+    if found is None:
+        return
+    state.step, tensors = found
+    with torch.no_grad():
+        for i, (learner, policy) in enumerate(zip(state.learner, state.policy, strict=True)):
+            learner.copy_(tensors[f"learner.{i}"])
+            policy.copy_(tensors[f"policy.{i}"])
+            state.optimizer.state[learner] = {
+                key: tensors[f"adamw.{key}.{i}"].to(learner.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    if state.ema is not None:
+        state.ema.optimization_step = state.step
+        state.ema.shadow_params = [
+            tensors[f"ema.{i}"].to(p.device) for i, p in enumerate(state.learner)
+        ]
+    columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
+    names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)
+    state.history = [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _export(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
+    """Write the LoRA: the moving average where one is kept (method: section 2)."""
+    if state.ema is not None:
+        state.ema.copy_to(state.policy)
+    name = LEARNER if state.ema is None else POLICY
+    values = lora.state(denoiser.module, name)
+    lora.save(values, config, folder=folder, component=denoiser.component)

@@ -1,0 +1,43 @@
+"""The settings of one training stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raypref.config import Resources, Section, setting
+
+
+class StageConfig(Section):
+    """One training stage. The defaults common to both stages are the paper's for SD-1.5."""
+
+    objective: Literal["dro", "dpo"] = setting(
+        "dpo", "dro: photograph against policy; dpo: photograph against degraded twin"
+    )
+    start: str = setting("base", "what it starts from: base, stage1, or a folder with LoRA weights")
+    steps: int = setting(1000, "optimizer steps", ge=1)
+    batch: int = setting(256, "samples an optimizer step, over all workers", ge=1)
+    micro_batch: int = setting(
+        8, "samples a worker sends through the network at once", affects_result=False, ge=1
+    )
+    lr: float = setting(1e-4, "learning rate of AdamW", gt=0)
+    warmup_steps: int = setting(0, "steps of linear warm-up, then constant", ge=0)
+    weight_decay: float = setting(1e-2, "weight decay of AdamW", ge=0)
+    clip: float = setting(1.0, "largest gradient norm", gt=0)
+    ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
+    caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
+    flip: float = setting(0.5, "share of samples mirrored, drawn once a pair", ge=0, le=1)
+    margin: float = setting(-0.001, "dro: m, where the hinge closes", le=0)
+    rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1)
+    policy_lag: int = setting(
+        16,
+        "dro: optimizer steps between refreshes of the sampling policy; at 1 it only gates",
+        ge=1,
+    )
+    beta: float = setting(2000.0, "dpo: strength of the pull to the reference", gt=0)
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in backward to save memory", affects_result=False
+    )
+    checkpoint_every: int = setting(
+        50, "steps between checkpoints: what a kill can cost", affects_result=False, ge=1
+    )
+    resources: Resources = Resources()

@@ -1,0 +1,140 @@
+"""A training stage on Ray Train: one process a worker, gradients summed by torch.distributed.
+
+A worker that dies brings the group down; Ray Train starts it again and the loop goes on from its
+last checkpoint. Metrics travel to the driver through a queue, so that console and MLflow live in
+one place.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from raypref.align.cache import read_pairs
+from raypref.align.loop import StepMetrics, train
+from raypref.align.stage import StageConfig
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
+from raypref.diffusion.lora import LoraConfig
+from raypref.ledger import Ledger, filesystem, join, write_table
+
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All a worker needs to know.
+
+    `draws` names the stream of random numbers; two stages with the same one see the same samples.
+    """
+
+    name: str
+    draws: str
+    base: BackboneConfig
+    lora: LoraConfig
+    stage: StageConfig
+    cache: Ledger
+    folder: str
+    start: str | None
+    seed: int
+
+
+def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> None:
+    """Train a stage with `stage.resources.workers` workers; returns when its LoRA is written.
+
+    Args:
+        job: what to train, from what, to where.
+        on_step: called on the driver with the metrics of every step.
+    """
+    need = job.stage.resources
+    per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "queue": queue},
+        scaling_config=ScalingConfig(
+            num_workers=need.workers,
+            use_gpu=need.num_gpus > 0,
+            resources_per_worker={key: value for key, value in per_worker.items() if value},
+        ),
+        run_config=RunConfig(
+            # Ray's own record of the attempt; checkpoints are ours, so nothing is resumed from it.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=_absolute(join(job.folder, "ray")),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    listener = threading.Thread(target=_listen, args=(queue, on_step), daemon=True)
+    listener.start()
+    try:
+        trainer.fit()
+    finally:
+        queue.put(None)
+        listener.join(timeout=10)
+        queue.shutdown()
+    fs, path = filesystem(join(job.folder, "ray"))
+    fs.delete_dir(path)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else filesystem(path)[1]
+
+
+def _listen(queue: Queue, on_step: Callable[[StepMetrics], None]) -> None:
+    while True:
+        try:
+            metrics = queue.get(timeout=60)
+        except Empty:
+            continue
+        if metrics is None:
+            return
+        on_step(metrics)
+
+
+@dataclass(frozen=True)
+class _TorchGroup:
+    """The ranks of this Ray Train worker group."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: torch.Tensor) -> None:
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every rank runs."""
+    job: StageJob = config["job"]
+    queue: Queue = config["queue"]
+    context = ray.train.get_context()
+    group = _TorchGroup(context.get_world_rank(), context.get_world_size())
+    need = job.stage.resources
+    torch.set_num_threads(max(1, int(need.num_cpus)))
+    device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
+    denoiser = load_denoiser(job.base, device=device)
+    history = train(
+        denoiser,
+        read_pairs(job.cache),
+        job.stage,
+        job.lora,
+        name=job.draws,
+        seed=job.seed,
+        folder=job.folder,
+        start=job.start,
+        group=group,
+        on_step=queue.put,
+    )
+    if group.rank == 0:
+        write_table(join(job.folder, "metrics.parquet"), pa.Table.from_pylist(history))

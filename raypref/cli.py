@@ -1,0 +1,99 @@
+"""The command line that all jobs share: preset, `key=value`, --dry-run, --redo, --help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Collection, Sequence
+
+# Read when the libraries are imported, so it must come first.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+from raypref.config import InputError, describe, load, presets, to_toml
+from raypref.pipeline import Run, RunConfig, execute, plan
+
+DEFAULT_PRESET = "tiny"
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+USAGE = """\
+usage: python {script} [PRESET | FILE.toml] [key=value ...] [--dry-run] [--redo]
+
+{what}
+
+  PRESET        one of: {presets}   (default {default})
+  FILE.toml     your own settings; may begin with: extends = "PRESET"
+  key=value     overrides one setting, as stage2.beta=1000
+  --dry-run     print the resolved settings and what each step would do, then stop
+  --redo        replace results in the run's folder that were made with other settings
+  --help        this text
+
+Exit status: 0 done, 2 wrong settings or input, 1 failed.
+
+Settings (key, type, default, meaning):
+"""
+
+
+def main(
+    arguments: Sequence[str], *, script: str, what: str, only: Collection[str], result: str
+) -> int:
+    """Run a job; returns its exit status.
+
+    Args:
+        arguments: the command line without the script's name.
+        script: the script's name, for the help text.
+        what: one sentence that says what the job does.
+        only: names of the pipeline's steps it runs; empty for all.
+        result: what to name at the end, a path within the run's folder.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    )
+    for library in ("httpx", "urllib3", "ray", "datasets", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    if "--help" in arguments or "-h" in arguments:
+        names = ", ".join(presets())
+        print(USAGE.format(script=script, what=what, presets=names, default=DEFAULT_PRESET), end="")
+        print("\n".join(f"  {line}" for line in describe(RunConfig)))
+        return DONE
+    try:
+        config, flags = _parse(arguments)
+        if "--dry-run" in flags:
+            _print_plan(Run(config), only)
+            return DONE
+        run = execute(config, only=only, redo="--redo" in flags)
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        logging.exception("failed; the same command goes on from the last finished block or step")
+        return FAILED
+    print(f"{result.capitalize()}: {run.folder}/{_PATHS[result]}")
+    return DONE
+
+
+_PATHS = {"pairs": "pairs", "lora": "stage2", "report": "report/index.html"}
+
+
+def _parse(arguments: Sequence[str]) -> tuple[RunConfig, set[str]]:
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    unknown = flags - {"--dry-run", "--redo"}
+    if unknown:
+        raise InputError(f"unknown option {' '.join(sorted(unknown))}; see --help")
+    words = [argument for argument in arguments if argument not in flags]
+    source = DEFAULT_PRESET
+    if words and "=" not in words[0]:
+        source = words.pop(0)
+    return load(RunConfig, source, words), flags
+
+
+def _print_plan(run: Run, only: Collection[str]) -> None:
+    print(to_toml(run.config))
+    print(f"# Steps of {run.folder}:")
+    for line in plan(run, only=only):
+        print(f"#   {line}")

@@ -1,0 +1,233 @@
+"""Sources of captioned photographs: a folder, or Parquet files with an image column.
+
+`read_index` lists what there is without touching a pixel; `fetch` reads the bytes of one entry.
+A photograph without a caption and a caption without a photograph are listed too: every input ends
+somewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypref.config import InputError, Section, setting
+from raypref.rows import INDEX, Row
+from raypref.tiny import world
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .mpo .jfif .heic .avif".split()
+)
+CAPTION_KEYS = ("caption", "prompt", "text")
+IMAGE_COLUMNS = ("image", "jpg", "png", "img")
+
+
+class SourceConfig(Section):
+    """Where the photographs are."""
+
+    path: str = setting(
+        ...,
+        "folder with captions.csv (file,caption) or photo.txt/photo.json beside each photo; or "
+        "Parquet file or folder with an image column; tiny:world for the embedded photographs",
+    )
+    limit: int = setting(0, "read only the first N entries; 0 reads all", ge=0)
+    max_caption: int = setting(2000, "longest caption taken, in characters", ge=1)
+
+    def root(self) -> Path:
+        """The local folder or file.
+
+        Raises:
+            InputError: there is no such place.
+        """
+        if self.path.startswith("tiny:"):
+            return world.photos_folder(count=96, seed=0)
+        root = Path(self.path).expanduser()
+        if not root.exists():
+            raise InputError(f"source.path: there is no folder or file '{self.path}'")
+        return root
+
+
+class SourceError(Exception):
+    """An entry cannot be read; it becomes a reject.
+
+    Attributes:
+        reason: a short fixed word.
+        message: a sentence for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def read_index(config: SourceConfig) -> pa.Table:
+    """List the entries (schema `rows.INDEX`), sorted by id.
+
+    Raises:
+        InputError: nothing there, or no captions at all; says what was looked for.
+    """
+    root = config.root()
+    entries = list(_parquet_entries(root) if _parquet_files(root) else _folder_entries(root))
+    if not entries:
+        raise InputError(
+            f"source.path: no photographs in '{config.path}'; expected image files with a "
+            "captions.csv or .txt/.json sidecars, or .parquet files"
+        )
+    if all(not entry["caption"] for entry in entries):
+        raise InputError(
+            f"source.path: {len(entries)} photographs in '{config.path}' but not one caption; add "
+            "captions.csv with the columns file,caption or a photo.txt beside each photo"
+        )
+    entries.sort(key=lambda entry: entry["id"])
+    table = pa.Table.from_pylist(entries, schema=INDEX)
+    return table.slice(0, config.limit) if config.limit else table
+
+
+def digest(index: pa.Table) -> str:
+    """16 hex digits that change when an entry, a caption or a file's size changes."""
+    total = hashlib.sha256()
+    for row in index.to_pylist():
+        total.update(json.dumps([row["id"], row["caption"], row["size"]]).encode())
+    return total.hexdigest()[:16]
+
+
+def fetch(row: Row, root: Path) -> bytes:
+    """The encoded bytes of one entry.
+
+    Raises:
+        SourceError: the file is missing, unreadable or outside the source's folder.
+    """
+    base = root if root.is_dir() else root.parent
+    path = (base / row["uri"]).resolve()
+    if not path.is_relative_to(base.resolve()):
+        raise SourceError("outside_root", f"{row['uri']} points outside the source's folder")
+    if not path.is_file():
+        raise SourceError("missing_file", f"there is no file {row['uri']}")
+    if row["member"] is not None:
+        return _parquet_image(path, row["member"])
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError("unreadable_file", f"{row['uri']}: {error.strerror}") from None
+
+
+def _folder_entries(root: Path) -> Iterator[Row]:
+    if root.is_file():
+        raise InputError(f"source.path: '{root}' is a file, and not a .parquet file")
+    listed: Counter[str] = Counter()
+    table = root / "captions.csv"
+    if table.is_file():
+        for file, caption in _read_captions(table):
+            # One photograph may have several captions: each is an input of its own.
+            suffix = f"#{listed[file]}" if listed[file] else ""
+            listed[file] += 1
+            yield _entry(root, file, caption, id_=f"{file}{suffix}")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.suffix.lower() in IMAGE_SUFFIXES and name not in listed and path.is_file():
+            yield _entry(root, name, _read_sidecar(path), id_=name)
+
+
+def _entry(root: Path, file: str, caption: str | None, *, id_: str) -> Row:
+    path = root / file
+    size = path.stat().st_size if path.is_file() else None
+    return {"id": id_, "uri": file, "member": None, "caption": caption, "size": size}
+
+
+def _read_captions(table: Path) -> Iterator[tuple[str, str]]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is not UTF-8 text: {error}") from None
+    # A quote left open would silently swallow the lines after it; strict parsing reports it.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns = reader.fieldnames or []
+    if "file" not in columns or "caption" not in columns:
+        raise InputError(
+            f"{table}: the first line must name the columns file and caption, it is {columns}"
+        )
+    try:
+        for record in reader:
+            if record["file"]:
+                yield posixpath.normpath(record["file"]), record["caption"] or ""
+    except csv.Error as error:
+        raise InputError(f"{table}, line {reader.line_num}: {error}") from None
+
+
+def _read_sidecar(photo: Path) -> str | None:
+    """The caption beside a photograph; None where there is none or it cannot be read."""
+    text, record = photo.with_suffix(".txt"), photo.with_suffix(".json")
+    try:
+        if text.is_file():
+            return text.read_text(encoding="utf-8-sig").strip()
+        if record.is_file():
+            content = json.loads(record.read_text(encoding="utf-8-sig"))
+            found = [content[key] for key in CAPTION_KEYS if key in content]
+            return found[0].strip() if found and isinstance(found[0], str) else None
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
+        return None
+    return None
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if root.suffix == ".parquet" else []
+    return sorted(root.glob("*.parquet"))
+
+
+def _parquet_entries(root: Path) -> Iterator[Row]:
+    for file in _parquet_files(root):
+        try:
+            schema = pq.read_schema(file)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{file} is not a Parquet file: {error}") from None
+        caption = _pick(schema, CAPTION_KEYS, file, "caption")
+        _pick(schema, IMAGE_COLUMNS, file, "image")
+        captions = pq.read_table(file, columns=[caption])[caption]
+        size = file.stat().st_size
+        for i, text in enumerate(captions.to_pylist()):
+            yield {
+                "id": f"{file.name}#{i:09d}",
+                "uri": file.name,
+                "member": i,
+                "caption": text if isinstance(text, str) else None,
+                "size": size,
+            }
+
+
+def _parquet_image(path: Path, member: int) -> bytes:
+    """One row's image; only its row group is read, and only the image column."""
+    file = pq.ParquetFile(path)
+    column = _pick(file.schema_arrow, IMAGE_COLUMNS, path, "image")
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if member < rows:
+            table = file.read_row_group(group, columns=[column])
+            value = table[column][member].as_py()
+            # Hugging Face's image struct may hold a path instead of bytes: never followed, a
+            # foreign file could then name any file of this machine.
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(data, bytes):
+                raise SourceError("no_image", f"{path.name}, row {member} holds no image bytes")
+            return data
+        member -= rows
+    raise SourceError("no_image", f"{path.name} has no such row")
+
+
+def _pick(schema: pa.Schema, names: tuple[str, ...], file: Path, what: str) -> str:
+    found = [name for name in names if name in schema.names]
+    if not found:
+        raise InputError(
+            f"{file}: no {what} column; looked for {', '.join(names)}, found "
+            f"{', '.join(schema.names)}"
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""What the trainer and the generator need of a diffusion model family."""

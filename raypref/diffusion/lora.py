@@ -1,0 +1,134 @@
+"""LoRA adapters on a denoiser: attach, switch, copy, save and load (method: section 4).
+
+One module carries several adapters of one shape, so the base weights exist once: `learner` is
+trained, `ref` is its frozen copy from the start of the stage, `policy` a lagging copy that samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load as decode
+from safetensors.torch import save as encode
+from torch import Tensor, nn
+
+from raypref.config import InputError, Section, setting
+from raypref.ledger import join, read_bytes, write_bytes
+from raypref.rows import seed_of
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+
+
+class LoraConfig(Section):
+    """The shape of the adapter. Rank 4, alpha 4 on attention is the paper's for SD-1.5."""
+
+    rank: int = setting(4, "rank of the update", ge=1)
+    alpha: float = setting(4.0, "scale: the update is alpha/rank * B A", gt=0)
+    targets: tuple[str, ...] = setting(
+        ("to_q", "to_k", "to_v", "to_out.0"), "names of the linear layers that get an update"
+    )
+
+
+def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:
+    """Add equal adapters to a module and freeze everything.
+
+    A is Gaussian with std 1/rank, B zero, so the module computes what it did before. The draw
+    depends on `seed` alone and leaves the caller's random state untouched.
+
+    Args:
+        module: a diffusers denoiser; its own weights are frozen.
+        config: shape of the adapters.
+        names: adapter names; all hold the same values.
+        seed: seed of the initial values.
+    """
+    module.requires_grad_(False)
+    peft = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works, the hint says int
+        target_modules=list(config.targets),
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "lora"))
+        for name in names:
+            inject_adapter_in_model(peft, module, adapter_name=name)
+    # Half-precision base weights would otherwise pass their dtype on; updates are too small for it.
+    for key, parameter in module.named_parameters():
+        if "lora_" in key and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    for name in names[1:]:
+        copy(module, names[0], name)
+    activate(module, names[0])
+
+
+def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
+    """Make one adapter the active one; only `train=True` makes it collect gradients."""
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_adapter(name, inference_mode=not train)
+
+
+def parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """The adapter's parameters in a fixed order."""
+    return [parameter for key, parameter in module.named_parameters() if f".{name}." in key]
+
+
+def copy(module: nn.Module, source: str, target: str) -> None:
+    """Overwrite one adapter's values with another's."""
+    with torch.no_grad():
+        for ours, theirs in zip(
+            parameters(module, target), parameters(module, source), strict=True
+        ):
+            ours.copy_(theirs)
+
+
+def state(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The adapter's values by peft's key, without the adapter's name."""
+    return dict(get_peft_model_state_dict(module, adapter_name=name))
+
+
+def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, component: str) -> None:
+    """Write adapter values where `pipe.load_lora_weights(folder)` finds them.
+
+    The scale alpha/rank is folded into B and the file says alpha = rank: loaders that ignore
+    metadata (they assume just that) then apply the update at full strength.
+
+    Args:
+        values: what `state` returned.
+        config: the adapter's shape.
+        folder: where `pytorch_lora_weights.safetensors` is written, local or URI.
+        component: the pipeline's part it belongs to, `unet` or `transformer`.
+    """
+    scale = config.alpha / config.rank
+    folded = {k: v * scale if ".lora_B." in k else v for k, v in values.items()}
+    layout = convert_state_dict_to_diffusers(folded)
+    tensors = {f"{component}.{k}": v.detach().cpu().contiguous() for k, v in layout.items()}
+    write_bytes(join(folder, FILE_NAME), encode(tensors, metadata={"format": "pt"}))
+
+
+def load(module: nn.Module, config: LoraConfig, *, folder: str, name: str, component: str) -> None:
+    """Fill an adapter from a file that `save` or diffusers wrote.
+
+    Raises:
+        InputError: no such file, or its layers or rank differ from the adapter's.
+    """
+    path = join(folder, FILE_NAME)
+    data = read_bytes(path)
+    if data is None:
+        raise InputError(f"no LoRA weights at {path}")
+    tensors = {k.removeprefix(f"{component}."): v for k, v in decode(data).items()}
+    values = convert_unet_state_dict_to_peft(tensors)
+    own = state(module, name)
+    if {k: v.shape for k, v in values.items()} != {k: v.shape for k, v in own.items()}:
+        raise InputError(
+            f"the LoRA in {path} has other layers or another rank than lora.rank={config.rank}, "
+            f"lora.targets={list(config.targets)}"
+        )
+    scale = config.alpha / config.rank
+    unfolded = {k: v / scale if ".lora_B." in k else v for k, v in values.items()}
+    set_peft_model_state_dict(module, unfolded, adapter_name=name)

@@ -1,0 +1,1 @@
+"""Evaluation: generate, score, tabulate (paper section 4)."""

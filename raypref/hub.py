@@ -1,0 +1,79 @@
+"""Where models come from: a local path, the model hub, or the embedded tiny set; and clear errors.
+
+A model reference in the configuration is one of
+
+* a local folder or file,
+* a hub id, `OWNER/REPO` (a folder) or `OWNER/REPO/FILE` (one weight file),
+* `tiny:NAME`, one of the small checkpoints that come with the package (`raypref/tiny`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from raypref.config import InputError
+from raypref.tiny import checkpoints
+
+
+def model_folder(ref: str, *, key: str, probe: str) -> str:
+    """What to hand to `from_pretrained`: a local folder, or the hub id itself.
+
+    Args:
+        ref: the reference from the configuration.
+        key: the configuration key it came from, for the error.
+        probe: a small file every such model has (`model_index.json`, `config.json`); fetched now,
+            so that a missing model fails before any work is done.
+
+    Raises:
+        InputError: the model is not on disk and cannot be fetched.
+    """
+    if ref.startswith("tiny:"):
+        return str(checkpoints.path(ref.removeprefix("tiny:")))
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        if not (path / probe).is_file():
+            raise InputError(f"{key}: the folder '{ref}' has no {probe}; is it a model folder?")
+        return str(path)
+    if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") != 1:
+        raise InputError(f"{key}: no model folder '{ref}', and it is not a hub id (OWNER/REPO)")
+    _download(ref, probe, key=key, fix=f"'hf download {ref}' and set {key}=/path/to/the/folder")
+    return ref
+
+
+def weight_file(ref: str, *, key: str, origin: str) -> Path:
+    """The local path of one weight file.
+
+    Args:
+        ref: a local file, `OWNER/REPO/FILE` on the hub, or `tiny:NAME`.
+        key: the configuration key it came from, for the error.
+        origin: where a person gets the file, for the error.
+
+    Raises:
+        InputError: the file is not on disk and cannot be fetched.
+    """
+    if ref.startswith("tiny:"):
+        return checkpoints.path(ref.removeprefix("tiny:"))
+    path = Path(ref).expanduser()
+    if path.is_file():
+        return path
+    if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") != 2:
+        raise InputError(
+            f"{key}: the file '{ref}' is missing; get it from {origin} and set {key}=/path/to/it"
+        )
+    owner, repo, name = ref.split("/")
+    return _download(f"{owner}/{repo}", name, key=key, fix=f"{origin} and set {key}=/path/to/it")
+
+
+def _download(repo: str, name: str, *, key: str, fix: str) -> Path:
+    try:
+        return Path(hf_hub_download(repo, name))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise InputError(
+            f"{key}: {name} of '{repo}' is missing: it is not in the local cache and the model hub "
+            f"did not give it ({type(error).__name__}: {first_line[:120]}). On a machine with "
+            f"network: {fix}"
+        ) from None

@@ -1,0 +1,234 @@
+"""Untrusted image bytes in, a plain RGB image out, or `BadImage` with a reason; no third way.
+
+What is refused is refused as early as can be told: by the number of bytes, then by the header, and
+only then by the pixels. Embedded colour profiles are ignored, as they are in the released code.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.GifImagePlugin import GifImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from raypref.config import Section, setting
+
+log = logging.getLogger(__name__)
+# It logs an error for a damaged file besides raising one, which comes back as a BadImage.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+
+Reason = Literal[
+    "empty",
+    "too_many_bytes",
+    "unreadable",
+    "truncated",
+    "too_large",
+    "too_small",
+    "bad_aspect",
+    "animated",
+    "unsupported_mode",
+]
+
+# The only decoders that untrusted bytes can reach; the file's name is never asked. JPEG includes
+# the multi-picture files (MPO) of cameras and telephones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Formats whose further frames are an animation. Those of MPO and TIFF are previews, depth maps or
+# pages: the first one is the photograph.
+_ANIMATIONS = (GifImageFile, PngImageFile, WebPImageFile)
+
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_UNSUPPORTED = ("I", "F", "LAB", "HSV")  # Pillow's conversion clips the first two to nonsense
+
+# EXIF orientation (1..8) -> the turn that brings the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageConfig(Section):
+    """What counts as a usable photograph."""
+
+    size: int = setting(512, "side of the square crop, pixels", ge=8)
+    min_side: int = setting(64, "smallest side accepted, pixels", ge=1)
+    max_aspect: float = setting(4.0, "largest ratio of the long to the short side", ge=1.0)
+    max_pixels: int = setting(
+        50_000_000, "most pixels accepted, told from the header", ge=1, le=178_000_000
+    )  # above 179 million Pillow refuses by itself
+    max_bytes: int = setting(64 * 2**20, "most encoded bytes accepted", ge=1)
+    animated: Literal["reject", "first_frame"] = setting(
+        "reject", "what to do with animated GIF, PNG and WebP"
+    )
+
+
+class BadImage(Exception):  # noqa: N818  (it is data, not an error of the program)
+    """The bytes are no usable photograph.
+
+    Attributes:
+        reason: one of the words of `Reason`, counted in the funnel.
+        message: a sentence for people.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def decode(data: bytes, config: ImageConfig) -> Image.Image:
+    """Decode untrusted bytes.
+
+    Args:
+        data: an encoded image of one of `FORMATS`.
+        config: the limits.
+
+    Returns:
+        An upright image of mode RGB without metadata: EXIF orientation applied, transparency on
+        white, 16-bit grey scaled by 1/257.
+
+    Raises:
+        BadImage: with the reason; nothing else is raised for whatever the bytes are.
+    """
+    if not data:
+        raise BadImage("empty", "the file has no bytes")
+    if len(data) > config.max_bytes:
+        raise BadImage("too_many_bytes", f"{len(data)} bytes, more than {config.max_bytes}")
+    # Pillow warns about odd metadata and large sizes; the first is harmless, the second decided
+    # by our own bounds.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(data)
+        _check_header(image, config)
+        _load(image)
+        rgb = _to_rgb(image)
+        turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info = {}  # a profile or comment of the source must not travel into our own files
+    return rgb
+
+
+def center_square(image: Image.Image, size: int) -> Image.Image:
+    """Scale the shorter side to `size` (Lanczos) and cut the centre square.
+
+    The rounding is that of torchvision's `Resize` and `CenterCrop`, which the released code uses.
+
+    Args:
+        image: any size.
+        size: side of the result, pixels.
+    """
+    width, height = image.size
+    short = min(width, height)
+    scaled = (
+        size if width == short else int(size * width / height),
+        size if height == short else int(size * height / width),
+    )
+    left = round((scaled[0] - size) / 2)
+    top = round((scaled[1] - size) / 2)
+    resized = image.resize(scaled, Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Lossless PNG bytes of an RGB or L image; light compression, as time counts more here."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def open_png(data: bytes) -> Image.Image:
+    """Decode bytes that `encode_png` made. Not for foreign bytes: those go through `decode`."""
+    image = Image.open(BytesIO(data), formats=("PNG",))
+    image.load()
+    return image
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header; no pixel is decoded."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_large", str(error)) from None
+    except Image.UnidentifiedImageError:
+        message = f"not an image of a known format ({', '.join(FORMATS)})"
+        raise BadImage("unreadable", message) from None
+    except Exception as error:
+        raise BadImage("unreadable", f"damaged header: {_one_line(error)}") from None
+
+
+def _check_header(image: Image.Image, config: ImageConfig) -> None:
+    width, height = image.size
+    size = f"{width}x{height} pixels"
+    if width * height > config.max_pixels:
+        raise BadImage("too_large", f"{size}, more than {config.max_pixels} in all")
+    if min(width, height) < config.min_side:
+        raise BadImage("too_small", f"{size}, the smallest side accepted is {config.min_side}")
+    if max(width, height) > config.max_aspect * min(width, height):
+        raise BadImage("bad_aspect", f"{size}, the largest ratio accepted is {config.max_aspect}")
+    if image.mode in _UNSUPPORTED:
+        raise BadImage("unsupported_mode", f"pixels of kind '{image.mode}' have no known white")
+    if config.animated == "reject" and _is_animated(image):
+        raise BadImage("animated", f"an animated {image.format}; animated=first_frame takes it")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    if not isinstance(image, _ANIMATIONS):
+        return False
+    try:
+        return bool(image.is_animated)  # a GIF is walked to its second frame here
+    except Exception as error:
+        raise BadImage("truncated", _one_line(error)) from None
+
+
+def _load(image: Image.Image) -> None:
+    # Every decoder has its own exceptions for damaged data, down to IndexError and MemoryError.
+    try:
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_large", str(error)) from None
+    except Exception as error:
+        raise BadImage("truncated", f"cut or damaged: {_one_line(error)}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    try:
+        if image.mode in _SIXTEEN_BIT:
+            # Pillow's own conversion clips at 255, which turns nearly all of the picture white.
+            wide = np.asarray(image).astype(np.uint32)
+            return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        if image.has_transparency_data:
+            # Dropping alpha would show whatever colour lies under the transparent parts.
+            layer = image.convert("RGBA")
+            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, layer).convert("RGB")
+        return image.convert("RGB")
+    except Exception as error:
+        raise BadImage("unsupported_mode", f"'{image.mode}' to RGB: {_one_line(error)}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception as error:  # broken metadata is no reason to lose the picture
+        log.debug("EXIF dropped: %s", _one_line(error))
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,197 @@
+"""The ledger: a directory of Parquet parts that is resumed row by row and committed at once.
+
+    <ledger>/started.json          the settings this work was begun with
+    <ledger>/part-<hash>.parquet   finished rows; a part appears whole or not at all
+    <ledger>/manifest.json         written last: the ledger is complete
+
+Any pyarrow filesystem serves: a local path, `s3://`, `gs://`. A part is named by the ids in it, so
+writing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from raypref import __version__
+from raypref.config import changed_keys, fingerprint
+
+State = Literal["absent", "partial", "complete", "stale"]
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a local path or URI, and the path within it."""
+    if "://" in path:
+        return pafs.FileSystem.from_uri(path)
+    return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def join(base: str, *names: str) -> str:
+    """A path below a local path or URI."""
+    return "/".join([base.rstrip("/"), *names])
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file that appears under its name only when it is whole."""
+    fs, target = filesystem(path)
+    folder, _, name = target.rpartition("/")
+    fs.create_dir(folder, recursive=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
+    with fs.open_output_stream(temporary) as stream:
+        stream.write(data)
+    fs.move(temporary, target)
+
+
+def read_bytes(path: str) -> bytes | None:
+    """The content of a file, or None where there is none."""
+    fs, target = filesystem(path)
+    if fs.get_file_info(target).type != pafs.FileType.File:
+        return None
+    with fs.open_input_stream(target) as stream:
+        return bytes(stream.read())
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write one Parquet file that appears under its name only when it is whole."""
+    sink = pa.BufferOutputStream()
+    # Row groups small enough that a reader of a few images does not load a whole part.
+    pq.write_table(table, sink, compression="zstd", row_group_size=256)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One step's output.
+
+    Args:
+        path: the directory, local or URI.
+        settings: every setting and input that decides the rows, flat. Their fingerprint is the
+            ledger's identity: work done under other settings is never taken for this one's.
+    """
+
+    path: str
+    settings: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the settings."""
+        return fingerprint(self.settings)
+
+    def state(self) -> State:
+        """Whether the work is not begun, half done, done, or done under other settings."""
+        started = self._json("started.json")
+        if started is None:
+            return "absent"
+        if started["fingerprint"] != self.fingerprint:
+            return "stale"
+        return "partial" if self._json("manifest.json") is None else "complete"
+
+    def changes(self) -> list[str]:
+        """For a stale ledger: which settings differ, as `key: old -> new`."""
+        started = self._json("started.json") or {"settings": {}}
+        now = json.loads(json.dumps(dict(self.settings), default=str))
+        return changed_keys(started["settings"], now)
+
+    def begin(self) -> None:
+        """Record the settings. Does nothing when the work was begun before."""
+        assert self.state() != "stale", f"{self.path} holds other work"
+        if self.state() == "absent":
+            self._write_json("started.json", {"settings": dict(self.settings)})
+
+    def clear(self) -> None:
+        """Remove everything in the ledger."""
+        fs, root = filesystem(self.path)
+        if fs.get_file_info(root).type == pafs.FileType.Directory:
+            fs.delete_dir(root)
+
+    def write_part(self, table: pa.Table) -> str:
+        """Add finished rows (column `id` required); returns the part's name."""
+        digest = hashlib.sha256("\0".join(table["id"].to_pylist()).encode()).hexdigest()
+        name = f"part-{digest[:20]}.parquet"
+        write_table(join(self.path, name), table)
+        return name
+
+    def parts(self) -> list[str]:
+        """Paths of the parts within the filesystem, sorted."""
+        fs, root = filesystem(self.path)
+        found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        return sorted(f.path for f in found if f.base_name.startswith("part-"))
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, sorted by `id`; `columns` limits what is read."""
+        wanted = None if columns is None else list(dict.fromkeys(["id", *columns]))
+        return self._dataset().to_table(columns=wanted).sort_by("id")
+
+    def rows(
+        self, columns: Sequence[str] | None = None, *, batch_size: int = 64
+    ) -> Iterator[dict[str, Any]]:
+        """Rows in the order of the parts, a few in memory at a time."""
+        for batch in self._dataset().to_batches(columns=columns, batch_size=batch_size):
+            yield from batch.to_pylist()
+
+    def done_ids(self) -> set[str]:
+        """Ids of the rows that are finished."""
+        if not self.parts():
+            return set()
+        return set(self._dataset().to_table(columns=["id"])["id"].to_pylist())
+
+    def commit(self, *, expected: int, counts: Mapping[str, int]) -> None:
+        """Declare the ledger complete.
+
+        Args:
+            expected: how many distinct rows there must be.
+            counts: what became of them, by reason; kept in the manifest.
+        """
+        total = self._drop_repeated_rows()
+        assert total == expected, f"{self.path}: {total} rows finished, {expected} expected"
+        manifest = {
+            "rows": total,
+            "counts": dict(counts),
+            "parts": [part.rsplit("/", 1)[-1] for part in self.parts()],
+            "versions": {"raypref": __version__, "pyarrow": pa.__version__},
+            "settings": dict(self.settings),
+        }
+        self._write_json("manifest.json", manifest)
+
+    def manifest(self) -> dict[str, Any]:
+        """What `commit` wrote. The ledger must be complete."""
+        manifest = self._json("manifest.json")
+        assert manifest is not None, f"{self.path} is not complete"
+        return manifest
+
+    def _drop_repeated_rows(self) -> int:
+        """A row can be finished twice when a worker dies right after writing; keep one."""
+        seen: set[str] = set()
+        fs, _ = filesystem(self.path)
+        for part in self.parts():
+            ids = pq.read_table(part, filesystem=fs, columns=["id"])["id"].to_pylist()
+            fresh = [id_ not in seen and not seen.add(id_) for id_ in ids]  # type: ignore[func-returns-value]
+            if not all(fresh):
+                table = pq.read_table(part, filesystem=fs).filter(pa.array(fresh))
+                fs.delete_file(part)
+                if table.num_rows:
+                    self.write_part(table)
+        return len(seen)
+
+    def _dataset(self) -> pyarrow.dataset.Dataset:
+        fs, _ = filesystem(self.path)
+        return pyarrow.dataset.dataset(self.parts(), format="parquet", filesystem=fs)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        data = read_bytes(join(self.path, name))
+        return None if data is None else json.loads(data)
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        content = {"fingerprint": self.fingerprint, **content}
+        text = json.dumps(content, indent=1, sort_keys=True, default=str)
+        write_bytes(join(self.path, name), text.encode())

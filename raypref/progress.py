@@ -1,0 +1,45 @@
+"""Progress lines a person can follow, on a terminal and in a job's log alike."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Logs done, rate, time left and a note, at most once in a while.
+
+    Args:
+        label: what is going on.
+        total: how many units there are.
+        unit: their name in the plural.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, label: str, *, total: int, unit: str, every: float) -> None:
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.every = every
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def add(self, count: int, *, note: str) -> None:
+        """Count finished units; log a line when the last one is old enough."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= self.every and self.done < self.total:
+            self.last = now
+            rate = self.done / (now - self.start)
+            left = (self.total - self.done) / rate
+            log.info("%s, %s, ETA %.0f s", self._line(rate), note, left)
+
+    def finish(self, *, note: str) -> None:
+        """Log the last line."""
+        took = time.monotonic() - self.start
+        log.info("%s, %s, took %.0f s", self._line(self.done / max(took, 1e-9)), note, took)
+
+    def _line(self, rate: float) -> str:
+        return f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s"

@@ -1,0 +1,65 @@
+"""The interface of a reward model, and the stage that scores columns of images with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from raypref.config import Resources
+from raypref.images import open_png
+from raypref.rows import Row
+
+
+class Reward(Protocol):
+    """Judges how well images show their prompts."""
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """One float32 score an image; higher is better."""
+
+
+class RewardConfig(Protocol):
+    """Settings from which a reward model is loaded."""
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker that holds the model needs."""
+
+    def load(self) -> Reward:
+        """Load the model onto its device."""
+
+
+class Score:
+    """Stage: add one score column for every image column.
+
+    Args:
+        config: which reward model.
+        columns: image column (PNG bytes) to the score column it gets.
+        prompt: column that holds the prompt.
+    """
+
+    name = "score"
+
+    def __init__(self, config: RewardConfig, *, columns: Mapping[str, str], prompt: str) -> None:
+        self.config = config
+        self.columns = dict(columns)
+        self.prompt = prompt
+        self.reads: tuple[str, ...] = (*self.columns, prompt)
+        self.writes = pa.schema([(name, pa.float32()) for name in self.columns.values()])
+        self.resources = config.resources
+
+    def setup(self) -> None:
+        """Load the reward model."""
+        self.reward = self.config.load()
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Score the rows' images."""
+        prompts = [row[self.prompt] for row in rows]
+        for image_column, score_column in self.columns.items():
+            images = [open_png(row[image_column]) for row in rows]
+            scores = self.reward.score(images, prompts)
+            for row, score in zip(rows, scores, strict=True):
+                row[score_column] = float(score)

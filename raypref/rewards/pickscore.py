@@ -1,0 +1,73 @@
+"""PickScore: a CLIP ViT-H/14 tuned on human choices (Kirstain et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from raypref.config import Resources, Section, setting
+from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.hub import model_folder
+
+
+class PickScoreConfig(Section):
+    """Which PickScore weights, where and how."""
+
+    model: str = setting("yuvalkirstain/PickScore_v1", "hub id or folder of the CLIP model")
+    processor: str = setting(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "hub id or folder of its processor"
+    )
+    dtype: DType = setting("float32", "precision of the model")
+    resources: Resources = Resources(batch=16)
+
+    def folders(self) -> tuple[str, str]:
+        """What to hand to `from_pretrained` for model and processor."""
+        return (
+            model_folder(self.model, key="pickscore.model", probe="config.json"),
+            model_folder(
+                self.processor, key="pickscore.processor", probe="preprocessor_config.json"
+            ),
+        )
+
+    def load(self) -> PickScore:
+        """Load the model."""
+        return PickScore(self)
+
+
+class PickScore:
+    """exp(logit_scale) * cosine of image and text embedding, about 20 for real weights.
+
+    Flow-GRPO divides this by 26; the paper and this project do not (method: section 1).
+    """
+
+    def __init__(self, config: PickScoreConfig) -> None:
+        model, processor = config.folders()
+        self.device = pick_device(config.resources.num_gpus)
+        self.processor = CLIPProcessor.from_pretrained(processor)
+        self.model = CLIPModel.from_pretrained(model, dtype=DTYPES[config.dtype])
+        self.model.to(device=self.device)  # type: ignore[call-arg]
+        self.model.eval()
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
+        inputs = self.processor(
+            text=list(prompts),
+            images=list(images),
+            padding="max_length",
+            truncation=True,
+            max_length=77,
+            return_tensors="pt",
+        ).to(self.device)
+        image_BD = self.model.get_image_features(
+            pixel_values=inputs["pixel_values"].to(self.model.dtype)
+        ).pooler_output
+        text_BD = self.model.get_text_features(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).pooler_output
+        cosine_B = torch.nn.functional.cosine_similarity(image_BD.float(), text_BD.float())
+        return (self.model.logit_scale.exp().float() * cosine_B).cpu().numpy()

@@ -1,0 +1,85 @@
+"""The row: one image on its way through the stages, and its identity.
+
+A row is a plain dict. `id` says where it came from (uri, member, index): unique, it drives resume.
+`key` is the sha256 of image bytes and caption: it drives seeds and duplicates, so a result does not
+depend on the order or the place in which an image was found. Images stay encoded bytes between
+stages. A row with `reject_reason` set passes the remaining stages untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from raypref.config import Resources
+
+Row = dict[str, Any]
+
+
+class Stage(Protocol):
+    """One thing done to rows. Knows nothing of Ray; `streaming.py` maps it onto Ray Data.
+
+    Cheap to construct and to pickle (settings only); `setup` loads models in the worker.
+    """
+
+    name: str  # the word that stands in progress lines and in the rejects table
+    reads: tuple[str, ...]  # columns it needs
+    writes: pa.Schema  # columns it adds
+    resources: Resources
+
+    def setup(self) -> None:
+        """Load what the stage needs, once per worker."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Add the columns of `writes` to every row in place, or `reject` the row.
+
+        Rejected rows never come in. An exception that is not about the data is a bug and stops
+        the job.
+        """
+
+
+INDEX = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # file or Parquet file, relative to the root
+        pa.field("member", pa.int64()),  # row within a Parquet file; null for a plain file
+        pa.field("caption", pa.string()),
+        pa.field("size", pa.int64()),  # bytes of the file; null where there is no file
+    ]
+)
+
+REJECT = pa.schema(
+    [
+        pa.field("reject_stage", pa.string()),
+        pa.field("reject_reason", pa.string()),  # a short fixed word, counted in the funnel
+        pa.field("reject_message", pa.string()),  # a sentence for people
+    ]
+)
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # Hugging Face's image struct
+
+
+def content_key(image: bytes, caption: str) -> str:
+    """The sha256 (64 hex digits) of image bytes and caption."""
+    digest = hashlib.sha256(image)
+    digest.update(b"\0")
+    digest.update(caption.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def seed_of(seed: int, *parts: str | int) -> int:
+    """A 63-bit seed that depends on (seed, parts) alone: not on rank, order or batch."""
+    text = "\0".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def reject(row: Row, stage: str, reason: str, message: str) -> None:
+    """Mark a row as rejected: later stages leave it alone and it ends in the rejects table."""
+    row.update(reject_stage=stage, reject_reason=reason, reject_message=message)
+
+
+def is_rejected(row: Row) -> bool:
+    """Whether an earlier stage rejected the row."""
+    return row.get("reject_reason") is not None

@@ -1,0 +1,1 @@
+"""The embedded default: a small captioned world and small checkpoints in hub layout."""

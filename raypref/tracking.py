@@ -1,0 +1,120 @@
+"""MLflow: one run a job, with its settings, metrics and results. Only this file knows MLflow.
+
+Without a reachable store the job goes on and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from raypref.config import Section, setting
+
+log = logging.getLogger(__name__)
+
+BATCH = 100  # parameters in one request, MLflow's limit
+LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps the record."""
+
+    uri: str = setting(
+        "",
+        "MLflow tracking URI; empty is mlflow.db (SQLite) beside the runs; none turns it off",
+        affects_result=False,
+    )
+    experiment: str = setting("raypref", "MLflow experiment", affects_result=False)
+
+
+class Tracker:
+    """One MLflow run, or nothing where MLflow is off or out of reach.
+
+    Args:
+        config: where to.
+        storage: the folder of all runs; holds the default store.
+        name: name of the run.
+        settings: flat settings, logged as parameters.
+        run_id: the MLflow run to continue, if this job was begun before.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        *,
+        storage: str,
+        name: str,
+        settings: Mapping[str, Any],
+        run_id: str | None,
+    ) -> None:
+        self.run_id: str | None = None
+        self.client: mlflow.MlflowClient | None = None
+        if config.uri == "none":
+            return
+        uri = config.uri or _default_uri(storage)
+        if not uri:
+            log.info("tracking: off, the runs are not on a local disk; set tracking.uri")
+            return
+        # MLflow announces its database migrations on every start.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        try:
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            known = client.get_experiment_by_name(config.experiment)
+            artifacts = None if config.uri else str(Path(storage).absolute() / "mlartifacts")
+            experiment = (
+                known.experiment_id
+                if known
+                else client.create_experiment(config.experiment, artifact_location=artifacts)
+            )
+            if run_id is not None:
+                self.run_id = client.get_run(run_id).info.run_id
+                client.update_run(self.run_id, status="RUNNING")
+            else:
+                self.run_id = client.create_run(experiment, run_name=name).info.run_id
+                params = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in settings.items()]
+                for start in range(0, len(params), BATCH):
+                    client.log_batch(self.run_id, params=params[start : start + BATCH])
+            self.client = client
+        except (MlflowException, OSError) as error:
+            log.warning("tracking: MLflow at %s is out of reach (%s); going on without", uri, error)
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record metrics of one step."""
+        if self.client is not None:
+            batch = [Metric(key, value, 0, step) for key, value in values.items()]
+            self._try(lambda client, run: client.log_batch(run, metrics=batch))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Store a file or folder with the run."""
+        if path.is_dir():
+            self._try(lambda client, run: client.log_artifacts(run, str(path), folder or None))
+        elif path.is_file():
+            self._try(lambda client, run: client.log_artifact(run, str(path), folder or None))
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED or FAILED."""
+        self._try(lambda client, run: client.set_terminated(run, status))
+
+    def _try(self, call: Any) -> None:
+        if self.client is None:
+            return
+        try:
+            call(self.client, self.run_id)
+        except (MlflowException, OSError) as error:
+            log.warning("tracking: lost MLflow (%s); going on without", error)
+            self.client = None
+
+
+def _default_uri(storage: str) -> str:
+    if "://" in storage:
+        return ""
+    folder = Path(storage).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"

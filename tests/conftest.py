@@ -1,0 +1,23 @@
+"""Shared fixtures: no network, one thread, the photographs beside the project when present."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photographs and published maps kept beside the project."""
+    if not DATA.is_dir():
+        pytest.skip("../shared/data is not here: the project stands alone")
+    return DATA

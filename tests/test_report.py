@@ -1,0 +1,364 @@
+"""The report: complete, safe with strangers' text, readable in a real browser."""
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from raypref.evaluate import tables
+from raypref.report import charts
+from raypref.report.page import (
+    Cost,
+    FunnelStep,
+    GridRow,
+    PairView,
+    Reject,
+    ReportData,
+    TrainingView,
+    duration,
+    render,
+)
+
+MODELS = ["base", "stage1", "stage2_alone", "both"]
+SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]
+ATTACK = """"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}"""
+
+
+def made_photo(index: int) -> Image.Image:
+    """A picture with a gradient and a disc, for a project without photographs beside it."""
+    y, x = np.mgrid[0:96, 0:128]
+    image = Image.fromarray(np.stack([x * 2, y * 2, x + y], -1).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse((30 + index, 20, 80 + index, 70), fill=(220, 120, 40))
+    return image
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pair(photo: Image.Image, prompt: str, rank: int, size: int) -> PairView:
+    chosen = ImageOps.fit(photo.convert("RGB"), (size, size))
+    mask = Image.new("L", (size, size))
+    ImageDraw.Draw(mask).ellipse([size * 0.2, size * 0.25, size * 0.8, size * 0.85], fill=255)
+    blurred = ImageOps.posterize(chosen.filter(ImageFilter.GaussianBlur(size / 40)), 3)
+    gap = 2.5 / (1 + rank)
+    return PairView(
+        prompt=prompt,
+        chosen=png(chosen),
+        mask=png(mask),
+        rejected=png(Image.composite(blurred, chosen, mask)),
+        pickscore_chosen=23.4 - 0.1 * rank,
+        pickscore_rejected=23.4 - 0.1 * rank - gap,
+        colorfulness=71.5 - rank,
+        rank=rank,
+    )
+
+
+def curves(steps: int, rng: np.random.Generator) -> pd.DataFrame:
+    step = np.arange(1, steps + 1)
+    fall = np.exp(-step / (steps / 3))
+    return pd.DataFrame(
+        {
+            "step": step,
+            "grad_norm": 0.2 + 0.3 * rng.gamma(2.0, 0.2, steps),
+            "loss": 0.55 + 0.14 * fall + 0.02 * rng.standard_normal(steps),
+            "implicit_accuracy": np.clip(0.75 - 0.25 * fall + 0.1 * rng.normal(size=steps), 0, 1),
+            "lr": 2.56e-6 * np.minimum(1, step / 125),
+            "seconds_per_step": 1.9 + 0.05 * rng.standard_normal(steps),
+            "note": "not a number",
+        }
+    )
+
+
+def scores(rng: np.random.Generator) -> pd.DataFrame:
+    at_base = {m: v for (model, m), v in tables.published("table3").items() if model == "base"}
+    gains = {"base": 0.0, "stage1": 0.25, "stage2_alone": 0.02, "both": 0.4}
+    rows = []
+    for metric, level in at_base.items():
+        difficulty = rng.normal(level, 1.0, 60)
+        for model, gain in gains.items():
+            drawn = difficulty[:, None] + gain + rng.normal(0, 0.3, (60, 3))
+            rows += [
+                (f"prompt {p}", p, s, model, metric, drawn[p, s])
+                for p in range(60)
+                for s in range(3)
+            ]
+    return pd.DataFrame(rows, columns=list(tables.SCORES))
+
+
+def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportData:
+    """A run with every part; the first caption is the given one."""
+    rng = np.random.default_rng(7)
+    pairs = [pair(image, text, rank, size) for rank, (image, text) in enumerate(photos, start=1)]
+    grids = [
+        GridRow(
+            prompt=view.prompt,
+            seed=42 + place,
+            images={
+                model: png(Image.open(io.BytesIO(view.chosen)).resize((64, 64)))
+                for model in MODELS[: 4 - place]
+            },
+        )
+        for place, view in enumerate(pairs[:2])
+    ]
+    return ReportData(
+        title="Evening run",
+        subtitle="preset sd15 · seed 0 · 21 November 2025",
+        config_toml='seed = 0\n\n[stage2]\nbeta = 2000.0\nnote = "</pre><b>"\n',
+        facts=[("raypref", "0.1.0"), ("git commit", "3f2a91c"), ("torch", "2.11.0")],
+        funnel=[
+            FunnelStep(name="photographs found", remaining=25_096),
+            FunnelStep(
+                name="usable",
+                remaining=25_007,
+                dropped={"cannot_decode": 61, "too_small": 20, "no_caption": 8},
+            ),
+            FunnelStep(
+                name="above the mean colorfulness",
+                remaining=10_475,
+                dropped={"low_colorfulness": 14_532},
+            ),
+            FunnelStep(
+                name="visibly degraded (gap over 0.02)",
+                remaining=4_041,
+                dropped={"negligible_degradation": 6_434},
+            ),
+            FunnelStep(name="best by PickScore", remaining=512, dropped={"beyond_top_k": 3_529}),
+        ],
+        rejects_examples=[
+            Reject("a/broken.jpg", "decode", "cannot_decode", "the file ends after 812 bytes"),
+            Reject("<b>.png", "decode", "too_small", "12 x 9 px; at least 64 are needed"),
+        ],
+        pairs=pairs,
+        training=[
+            TrainingView(name="Stage 1 (Diffusion-DRO)", metrics=curves(1600, rng)),
+            TrainingView(name="Stage 2 (Diffusion-DPO)", metrics=curves(30, rng)),
+        ],
+        grids=grids,
+        table=tables.summarise(scores(rng), resamples=200),
+        published=tables.published("table3"),
+        costs=[
+            Cost("photos", 5_580, 25_096, "4.5 rows/s", "skipped"),
+            Cost("pairs", 9_500, 1_330, "0.14 rows/s", "done"),
+            Cost("stage1", 3_040, 1_600, "0.53 steps/s", "done"),
+            Cost("stage2", 1_900, 1_000, "0.53 steps/s", "done"),
+        ],
+    )
+
+
+class Page(HTMLParser):
+    """What the tests ask of the page; fails on tags that are closed wrongly."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def ids(self) -> list[str]:
+        return [str(a["id"]) for _, a in self.tags if "id" in a]
+
+
+@pytest.fixture(scope="module")
+def made() -> ReportData:
+    texts = [ATTACK, "a red disc over a gradient", "the same disc, moved"]
+    return report([(made_photo(5 * i), text) for i, text in enumerate(texts)])
+
+
+@pytest.fixture(scope="module")
+def page_text(made: ReportData) -> str:
+    return render(made)
+
+
+@pytest.fixture(scope="module")
+def page(page_text: str) -> Page:
+    return Page(page_text)
+
+
+def test_every_section_is_there_and_reachable(page: Page) -> None:
+    assert [a["id"] for a in page.all("section")] == SECTIONS
+    inner = {str(a["href"]).removeprefix("#") for a in page.all("a")}
+    assert inner == set(SECTIONS)
+    assert len(page.ids()) == len(set(page.ids()))
+    assert page.text.count("not run") == 0
+
+
+def test_headings_go_down_one_level_at_a_time(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+
+
+def test_nothing_is_loaded_from_outside(page: Page, page_text: str) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), (tag, name, value[:80])
+    assert set(re.findall(r"url\((.)", page_text)) <= {"#"}
+    assert "@import" not in page_text
+    assert "default-src 'none'" in page_text
+
+
+def test_captions_are_text_and_nothing_else(page: Page, page_text: str) -> None:
+    assert "<script" not in page_text and "onerror='" not in page_text
+    assert page.text.count(ATTACK) == 2  # the pair's caption and the grid's
+    assert f"Photograph: {ATTACK}" in [a["alt"] for a in page.all("img")]
+    assert "</pre><b>" in page.text and "<b>.png" in page.text
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_counts_scores_and_costs_are_shown(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "25,096 photographs = 512 kept + 24,584 left out for the reasons below." in text
+    for shown in ("6,434 negligible degradation", "61 cannot decode", "3 of 512 pairs"):
+        assert shown in text
+    assert "4 h 1 min" in text  # of the steps done, without the skipped one
+    assert "4 steps, 1 from an earlier run" in text
+    assert "paper 21.04" in text and "stage 1 + stage 2" in text
+    assert "not made" in text  # the second grid row has no image of the last model
+
+
+def test_lost_rows_are_not_hidden(made: ReportData) -> None:
+    funnel = [*made.funnel[:-1], FunnelStep(name="best", remaining=500)]
+    text = Page(render(dataclasses.replace(made, funnel=funnel))).text
+    assert "and 3,541 unaccounted for" in " ".join(text.split())
+
+
+def test_images_are_whole_lazy_and_described(page: Page) -> None:
+    images = page.all("img")
+    assert len(images) == 3 * 3 + 4 + 3
+    for attributes in images:
+        assert attributes["loading"] == "lazy" and attributes["decoding"] == "async"
+        assert attributes["alt"]
+        encoded = str(attributes["src"]).split(",")[1]
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            image.load()
+            assert [str(side) for side in image.size] == [attributes["width"], attributes["height"]]
+            hard = max(image.size) <= 128
+        assert attributes["class"] == ("pixelated" if hard else "smooth")
+
+
+def test_large_images_are_made_small(made: ReportData) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    heavy = png(Image.fromarray(noise))
+    view = dataclasses.replace(made.pairs[0], chosen=heavy)
+    light = render(ReportData(title="t", subtitle="s", config_toml="", pairs=[view]))
+    assert len(light) < len(heavy) / 2
+
+
+def test_an_unknown_image_format_is_an_error(made: ReportData) -> None:
+    view = dataclasses.replace(made.pairs[0], mask=b"<svg onload='alert(1)'/>")
+    with pytest.raises(ValueError, match="not PNG, JPEG, WEBP"):
+        render(dataclasses.replace(made, pairs=[view]))
+
+
+def test_an_unfinished_run_says_so() -> None:
+    page = Page(render(ReportData(title="t", subtitle="s", config_toml="seed = 0")))
+    assert [a["id"] for a in page.all("section")] == SECTIONS
+    missing = ("Curation", "Pairs", "Training", "Images of the trained models", "Evaluation")
+    for part in (*missing, "Steps"):
+        assert f"{part}: not run." in page.text
+
+
+def test_an_evaluation_without_a_base_has_no_gains(made: ReportData) -> None:
+    assert made.table is not None
+    alone = made.table[made.table["model"] == "both"].assign(gain=np.nan)
+    page = Page(render(dataclasses.replace(made, table=alone)))
+    assert "21." in page.text and "Gain over the base" not in page.text
+    assert not {"▲", "▼", "≈"} & set(page.text)
+
+
+def test_the_same_data_gives_the_same_page(made: ReportData, page_text: str) -> None:
+    assert render(made) == page_text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.42, "0.4 s"),
+        (43, "43 s"),
+        (200, "3 min 20 s"),
+        (8040, "2 h 14 min"),
+        (266_400, "3 d 2 h"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_curve_survives_any_values() -> None:
+    for values in ([3.0], [1.0] * 5, [0.0, 0.0], [np.nan, 2e-6, 3e-6], list(range(5000))):
+        svg = charts.curve('a "name" <&>', np.arange(len(values)), np.array(values, dtype=float))
+        label = "a &quot;name&quot; &lt;&amp;&gt;, "
+        assert svg.startswith("<svg viewBox=") and label in svg
+        assert len(svg) < 60_000
+
+
+def test_smoothing_keeps_a_constant_and_its_length() -> None:
+    assert np.allclose(charts.smoothed(np.full(100, 2.0)), 2.0)
+    noisy = np.random.default_rng(0).normal(size=300)
+    assert charts.smoothed(noisy).std() < 0.5 * noisy.std()
+
+
+def test_a_dollar_sign_in_a_model_name_is_no_formula() -> None:
+    row = charts.Gain("$\\frac{1$ <b>", 0.1, 0.0, 0.2, None)
+    assert "$\\frac{1$ &lt;b&gt;" in charts.forest("PickScore", [row], digits=2)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_real_browser_shows_it(page_text: str, tmp_path: Path) -> None:
+    file = tmp_path / "index.html"
+    file.write_text(page_text, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [*command, profile, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    dom = Page(done.stdout)
+    assert "Preference pairs" in dom.text and dom.all("table") and not dom.all("script")
+    assert len(dom.all("img")) == 16 and len(dom.all("svg")) == 2 * 5 + 4
+
+
+def test_real_photographs(shared_data: Path) -> None:
+    captions = pd.read_csv(shared_data / "photos" / "captions.csv").head(2)
+    photos = [
+        (Image.open(shared_data / "photos" / row.file), row.caption)
+        for row in captions.itertuples()
+    ]
+    page = Page(render(report(photos, size=512)))
+    assert all(text in page.text for text in captions["caption"])
