@@ -7,7 +7,7 @@ python jobs/align.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=m
 import sys
 
 from raypref.cli import main
-from raypref.pipeline import ALIGN
+from raypref.execute import ALIGN
 
 if __name__ == "__main__":
     sys.exit(

@@ -7,7 +7,7 @@ python jobs/curate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=
 import sys
 
 from raypref.cli import main
-from raypref.pipeline import CURATE
+from raypref.execute import CURATE
 
 if __name__ == "__main__":
     sys.exit(

@@ -7,7 +7,7 @@ python jobs/evaluate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt ru
 import sys
 
 from raypref.cli import main
-from raypref.pipeline import EVALUATE
+from raypref.execute import EVALUATE
 
 if __name__ == "__main__":
     sys.exit(

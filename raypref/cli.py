@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 # Read when the libraries are imported, so it must come first.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 from raypref.config import InputError, describe, load, presets, to_toml
-from raypref.pipeline import Run, RunConfig, execute, plan
+from raypref.execute import execute, plan
+from raypref.pipeline import Run, RunConfig
 
 DEFAULT_PRESET = "tiny"
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -59,6 +61,7 @@ def main(
         return DONE
     try:
         config, flags = _parse(arguments)
+        config = _settle_storage(config)
         if "--dry-run" in flags:
             _print_plan(Run(config), only)
             return DONE
@@ -90,6 +93,19 @@ def _parse(arguments: Sequence[str]) -> tuple[RunConfig, set[str]]:
     if words and "=" not in words[0]:
         source = words.pop(0)
     return load(RunConfig, source, words), flags
+
+
+def _settle_storage(config: RunConfig) -> RunConfig:
+    """A submitted job runs in a copy of the working directory that Ray deletes: do not write there.
+
+    A relative storage then means a folder below the home directory.
+    """
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not submitted or "://" in config.storage or Path(config.storage).is_absolute():
+        return config
+    storage = str(Path.home() / config.storage)
+    logging.info("submitted as a Ray job: storage=%s is %s", config.storage, storage)
+    return config.model_copy(update={"storage": storage})
 
 
 def _print_plan(run: Run, only: Collection[str]) -> None:

@@ -127,6 +127,15 @@ class Ledger:
         found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         return sorted(f.path for f in found if f.base_name.startswith("part-"))
 
+    def part(self, path: str) -> pa.Table:
+        """One of `parts`, whole."""
+        fs, _ = filesystem(self.path)
+        return pq.read_table(path, filesystem=fs)
+
+    def schema(self) -> pa.Schema:
+        """Columns of the rows. There must be a part."""
+        return self._dataset().schema
+
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, sorted by `id`; `columns` limits what is read."""
         wanted = None if columns is None else list(dict.fromkeys(["id", *columns]))

@@ -2,25 +2,23 @@
 
     pairs -> cache -> stage1 -> stage2 (and stage2_alone) -> evaluation -> report
 
-A step is skipped when its ledger is complete for the same fingerprint, resumed when it is half
-done, and refused when it was made with other settings (`redo` replaces it).
+How the steps are run, skipped, resumed or refused is in `execute.py`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
+from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.config import InputError, fingerprint, flatten, results_of, setting, to_toml
+from raypref.config import InputError, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
@@ -30,15 +28,10 @@ from raypref.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.progress import Progress
 from raypref.report.collect import collect
 from raypref.report.page import render
-from raypref.streaming import StreamConfig, start_ray, stream
+from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
-from raypref.versions import versions
 
 log = logging.getLogger(__name__)
-
-CURATE = ("pairs",)
-ALIGN = ("cache", "stage1", "stage2", "stage2_alone")
-EVALUATE = ("evaluation", "report")
 
 
 class RunConfig(CurateConfig):
@@ -90,7 +83,7 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.folder = join(config.storage, config.run)
-        self.tracker: Tracker | None = None
+        self.tracker: Tracker | None = None  # set when the run is executed
 
     @cached_property
     def curation(self) -> Curation:
@@ -191,26 +184,34 @@ class Run:
         def run() -> Work:
             job, ledger = self.stages[name], self.trained[name]
             ledger.begin()
-            progress = Progress(
-                name, total=job.stage.steps, unit="steps", every=self.config.stream.progress_seconds
-            )
-            last: dict[str, float] = {}
-
-            def follow(metrics: dict[str, float]) -> None:
-                last.update(metrics)
-                # A restarted worker repeats steps since its checkpoint: count by its own number.
-                progress.add(int(metrics["step"]) - progress.done, note=f"loss {last['loss']:.5f}")
-                if self.tracker is not None:
-                    values = {f"{name}/{k}": v for k, v in metrics.items() if k != "step"}
-                    self.tracker.metrics(values, step=int(metrics["step"]))
-
-            train_stage(job, on_step=follow)
-            if last:
-                progress.finish(note=f"loss {last['loss']:.5f}")
+            train_stage(job, on_step=self._follower(name, job.stage.steps))
             ledger.commit(expected=0, counts={"steps": job.stage.steps})
             return Work(job.stage.steps, "steps")
 
         return run
+
+    def _follower(self, name: str, steps: int) -> Callable[[StepMetrics], None]:
+        """Turns a training's metrics into progress lines and MLflow metrics."""
+        progress: Progress | None = None
+
+        def follow(metrics: StepMetrics) -> None:
+            nonlocal progress
+            step, note = int(metrics["step"]), f"loss {metrics['loss']:.5f}"
+            if progress is None:  # counts from the first step, not from the start of the workers
+                every = self.config.stream.progress_seconds
+                progress = Progress(name, total=steps, done=step, unit="steps", every=every)
+            else:
+                # A restarted worker repeats steps since its checkpoint: its own number counts.
+                progress.add(step - progress.done, note=note)
+            if step == steps:
+                progress.finish(note=note)
+            assert self.tracker is not None
+            self.tracker.metrics(
+                {f"{name}/{key}": value for key, value in metrics.items() if key != "step"},
+                step=step,
+            )
+
+        return follow
 
     def _evaluate(self) -> Work:
         return Work(self.evaluation.run(self.config.stream), "images")
@@ -235,74 +236,14 @@ class Run:
 
     def _check_curation(self) -> None:
         c = self.config
-        _check_all([c.saliency.file, c.perturb.folder, c.pickscore.folders])
+        check_all([c.saliency.file, c.perturb.folder, c.pickscore.folders])
 
     def _check_evaluation(self) -> None:
         c = self.config
-        _check_all([c.base.folder, c.pickscore.folders])
+        check_all([c.base.folder, c.pickscore.folders])
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return Ledger(join(self.folder, name), results_of(parts))
-
-
-def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
-    """What each step would do, a line each, without doing it."""
-    lines = []
-    for step in run.steps:
-        stale = [ledger for ledger in step.ledgers if ledger.state() == "stale"]
-        if only and step.name not in only:
-            what = "not part of this job"
-        elif stale:
-            what = "was made with other settings (--redo replaces it): " + "; ".join(
-                stale[0].changes()
-            )
-        elif step.ledgers and step.done:
-            what = "skip, complete"
-        elif any(ledger.state() != "absent" for ledger in step.ledgers):
-            what = "resume"
-        else:
-            what = "run"
-        lines.append(f"{step.name:<13} {what}")
-    return lines
-
-
-def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
-    """Run the steps of a job that are not done yet.
-
-    Args:
-        config: all settings.
-        only: names of the steps of this job; empty for all.
-        redo: replace results that were made with other settings, instead of refusing.
-
-    Raises:
-        InputError: wrong settings or data, missing models, or earlier results made otherwise.
-    """
-    run = Run(config)
-    _refuse_or_clear_stale(run, only=only, redo=redo)
-    waiting = [step for step in run.steps if not only or step.name in only]
-    _require_steps_before(run, waiting)
-    checks = [step.check for step in waiting if not step.done]
-    _check_all(checks)
-    record = _open_record(run)
-    start_ray()
-    for step in waiting:
-        if step.ledgers and step.done:
-            log.info("%s: skipped, complete", step.name)
-            record["steps"].setdefault(step.name, {"seconds": 0.0, "amount": 0, "unit": "rows"})
-            record["steps"][step.name]["state"] = "skipped"
-            continue
-        began = time.monotonic()
-        try:
-            work = step.run()
-        except BaseException:
-            _tracker(run).finish("FAILED")
-            raise
-        seconds = time.monotonic() - began
-        record["steps"][step.name] = {"seconds": seconds, **work._asdict(), "state": "done"}
-        _write_record(run, record)
-        log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
-    _store_results(run)
-    return run
 
 
 def read_record(folder: str) -> dict[str, Any]:
@@ -311,33 +252,7 @@ def read_record(folder: str) -> dict[str, Any]:
     return {"steps": {}} if data is None else json.loads(data)
 
 
-def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
-    for step in run.steps:
-        for ledger in step.ledgers:
-            if ledger.state() != "stale" or (only and step.name not in only):
-                continue
-            if not redo:
-                raise InputError(
-                    f"{ledger.path} was made with other settings ({'; '.join(ledger.changes())}). "
-                    "Give this variant a name of its own (run=NAME) or replace the old result "
-                    "with --redo"
-                )
-            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
-            ledger.clear()
-
-
-def _require_steps_before(run: Run, waiting: list[Step]) -> None:
-    """A job that does only part of the run needs the steps before it, under the same settings."""
-    first = run.steps.index(waiting[0])
-    for step in run.steps[:first]:
-        if not step.done:
-            raise InputError(
-                f"{step.name} of {run.folder} is not complete for these settings; run the job "
-                "before this one, or jobs/full_pipeline.py, with the same settings"
-            )
-
-
-def _check_all(checks: list[Callable[[], object]]) -> None:
+def check_all(checks: list[Callable[[], object]]) -> None:
     """Raise all that is missing at once, a line each."""
     missing: dict[str, None] = {}
     for check in checks:
@@ -347,51 +262,3 @@ def _check_all(checks: list[Callable[[], object]]) -> None:
             missing.update(dict.fromkeys(str(error).splitlines()))
     if missing:
         raise InputError("\n".join(missing))
-
-
-def _open_record(run: Run) -> dict[str, Any]:
-    """Write the resolved configuration and begin or continue `run.json` and the MLflow run."""
-    config = run.config
-    settings = flatten(config)
-    identity = fingerprint(settings)
-    record = read_record(run.folder)
-    run.tracker = Tracker(
-        config.tracking,
-        storage=config.storage,
-        name=config.run,
-        settings=settings,
-        run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
-    )
-    record |= {
-        "fingerprint": identity,
-        "seed": config.seed,
-        "mlflow_run_id": run.tracker.run_id,
-        "versions": versions(),
-    }
-    write_bytes(join(run.folder, "config.toml"), to_toml(config).encode())
-    _write_record(run, record)
-    return record
-
-
-def _write_record(run: Run, record: dict[str, Any]) -> None:
-    write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
-
-
-def _tracker(run: Run) -> Tracker:
-    assert run.tracker is not None
-    return run.tracker
-
-
-def _store_results(run: Run) -> None:
-    """Log table and files to MLflow and close its run."""
-    tracker = _tracker(run)
-    if run.evaluation.scores.state() == "complete":
-        for row in run.evaluation.summary().to_dict("records"):
-            tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
-    if "://" not in run.folder:
-        folder = Path(run.folder)
-        for name in ("config.toml", "run.json", "evaluation/table.md", "report/index.html"):
-            tracker.artifact(folder / name)
-        for name in run.trained:
-            tracker.artifact(folder / name / "pytorch_lora_weights.safetensors", name)
-    tracker.finish("FINISHED")

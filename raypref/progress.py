@@ -16,14 +16,15 @@ class Progress:
         total: how many units there are.
         unit: their name in the plural.
         every: seconds between two lines.
+        done: how many were done before.
     """
 
-    def __init__(self, label: str, *, total: int, unit: str, every: float) -> None:
+    def __init__(self, label: str, *, total: int, unit: str, every: float, done: int = 0) -> None:
         self.label = label
         self.total = total
         self.unit = unit
         self.every = every
-        self.done = 0
+        self.before = self.done = done
         self.start = self.last = time.monotonic()
 
     def add(self, count: int, *, note: str) -> None:
@@ -32,14 +33,15 @@ class Progress:
         now = time.monotonic()
         if now - self.last >= self.every and self.done < self.total:
             self.last = now
-            rate = self.done / (now - self.start)
+            rate = (self.done - self.before) / (now - self.start)
             left = (self.total - self.done) / rate
             log.info("%s, %s, ETA %.0f s", self._line(rate), note, left)
 
     def finish(self, *, note: str) -> None:
         """Log the last line."""
         took = time.monotonic() - self.start
-        log.info("%s, %s, took %.0f s", self._line(self.done / max(took, 1e-9)), note, took)
+        rate = (self.done - self.before) / max(took, 1e-9)
+        log.info("%s, %s, took %.0f s", self._line(rate), note, took)
 
     def _line(self, rate: float) -> str:
         return f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s"

@@ -50,12 +50,19 @@ class StreamConfig(Section):
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": QUIET | _passed_on()})
+        # Progress is reported by the driver, errors come as exceptions; the rest of what workers
+        # say stays in Ray's log files.
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": QUIET | _passed_on()},
+        )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _passed_on() -> dict[str, str]:
@@ -63,7 +70,7 @@ def _passed_on() -> dict[str, str]:
 
 
 def stream(
-    rows: pa.Table,
+    rows: pa.Table | Ledger,
     *,
     stages: Sequence[Stage],
     ledger: Ledger,
@@ -75,7 +82,8 @@ def stream(
     Rows the ledger already holds are not done again, so a killed run continues.
 
     Args:
-        rows: what to process; column `id` is required and unique.
+        rows: what to process, a table or the rows of a complete ledger, which are read part by
+            part in the workers; column `id` is required and unique.
         stages: in order; each adds columns or rejects rows.
         ledger: where finished rows go. Its `begin` is called here.
         keep: columns of the finished rows, besides `id` and the reject columns.
@@ -86,31 +94,58 @@ def stream(
     """
     ledger.begin()
     done = ledger.done_ids()
-    todo = rows.filter(pa.array([id_ not in done for id_ in rows["id"].to_pylist()]))
+    total = rows.num_rows if isinstance(rows, pa.Table) else len(rows.done_ids())
     label = ledger.path.rstrip("/").rsplit("/", 1)[-1]
     if done:
-        log.info("%s: %d of %d rows were done before", label, len(done), rows.num_rows)
-    if todo.num_rows:
-        _run(todo, stages=stages, ledger=ledger, keep=keep, config=config, label=label)
+        log.info("%s: %d of %d rows were done before", label, len(done), total)
+    if len(done) < total:
+        read = _blocks_of_table if isinstance(rows, pa.Table) else _blocks_of_ledger
+        dataset, schema = read(rows, done, config)
+        progress = Progress(
+            label, total=total, done=len(done), unit="rows", every=config.progress_seconds
+        )
+        _run(dataset, schema, stages=stages, ledger=ledger, keep=keep, progress=progress)
     reasons = ledger.table(["reject_reason"])["reject_reason"].to_pylist()
     counts = Counter(reason or "ok" for reason in reasons)
-    ledger.commit(expected=rows.num_rows, counts=counts)
+    ledger.commit(expected=total, counts=counts)
     return counts
 
 
+def _blocks_of_table(
+    rows: pa.Table, done: set[str], config: StreamConfig
+) -> tuple[ray.data.Dataset, pa.Schema]:
+    todo = rows.filter(pa.array([id_ not in done for id_ in rows["id"].to_pylist()]))
+    size = config.block_rows
+    blocks = [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
+    return ray.data.from_arrow(blocks), rows.schema
+
+
+def _blocks_of_ledger(
+    rows: Ledger, done: set[str], config: StreamConfig
+) -> tuple[ray.data.Dataset, pa.Schema]:
+    del config  # a part is a block
+    schema = rows.schema()
+    kept = [name for name in schema.names if name not in REJECT.names]
+
+    def read(names: pa.Table) -> pa.Table:
+        part = rows.part(names["part"][0].as_py()).select(kept)
+        return part.filter(pa.array([id_ not in done for id_ in part["id"].to_pylist()]))
+
+    blocks = [pa.table({"part": [part]}) for part in rows.parts()]
+    dataset = ray.data.from_arrow(blocks).map_batches(read, batch_size=None, batch_format="pyarrow")
+    return dataset, pa.schema([schema.field(name) for name in kept])
+
+
 def _run(
-    todo: pa.Table,
+    dataset: ray.data.Dataset,
+    schema: pa.Schema,
     *,
     stages: Sequence[Stage],
     ledger: Ledger,
     keep: Sequence[str],
-    config: StreamConfig,
-    label: str,
+    progress: Progress,
 ) -> None:
-    step = config.block_rows
-    blocks = [todo.slice(start, step) for start in range(0, todo.num_rows, step)]
-    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
-    schema = pa.schema([*todo.schema, *(f for f in REJECT if f.name not in todo.schema.names)])
+    schema = pa.schema([*schema, *(field for field in REJECT if field.name not in schema.names)])
     for stage in stages:
         missing = set(stage.reads) - set(schema.names)
         assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"
@@ -120,7 +155,6 @@ def _run(
     dataset = dataset.map_batches(
         _WritePart(ledger, columns), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )
-    progress = Progress(label, total=todo.num_rows, unit="rows", every=config.progress_seconds)
     rejected = 0
     for part in dataset.iter_rows():
         rejected += int(part["rejected"])

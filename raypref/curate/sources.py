@@ -24,7 +24,7 @@ from raypref.rows import INDEX, Row
 from raypref.tiny import world
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .mpo .jfif .heic .avif".split()
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".heic")
 )
 CAPTION_KEYS = ("caption", "prompt", "text")
 IMAGE_COLUMNS = ("image", "jpg", "png", "img")
@@ -37,6 +37,7 @@ class SourceConfig(Section):
         ...,
         "folder with captions.csv (file,caption) or photo.txt/photo.json beside each photo; or "
         "Parquet file or folder with an image column; tiny:world for the embedded photographs",
+        affects_result=False,  # the digest of what it lists does
     )
     limit: int = setting(0, "read only the first N entries; 0 reads all", ge=0)
     max_caption: int = setting(2000, "longest caption taken, in characters", ge=1)

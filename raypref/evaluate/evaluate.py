@@ -118,7 +118,7 @@ class Evaluation:
             config=streaming,
         )
         stream(
-            self.images.table([*facts, "image"]),
+            self.images,
             stages=[
                 Score(self.pickscore, columns={"image": "pickscore"}, prompt="prompt"),
                 PixelMetrics(),

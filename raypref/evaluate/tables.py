@@ -267,7 +267,7 @@ def _percentiles(values_r: np.ndarray, n_prompts: int) -> tuple[float, float]:
 
 def _ordered(names: Iterable[str], known: Iterable[str]) -> list[str]:
     rank = {name: place for place, name in reversed(list(enumerate(known)))}
-    return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
+    return sorted(names, key=lambda name: (rank.get(name, math.inf), name))
 
 
 def _cell(row: Any, paper: float | None) -> str:

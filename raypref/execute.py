@@ -1,0 +1,156 @@
+"""Running the steps of a pipeline: skip what is done, resume what is half done, refuse the rest.
+
+A step is skipped when its ledgers are complete for the same fingerprint, resumed when they are
+half filled, and refused when they were made with other settings (`redo` replaces them).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from raypref.config import InputError, fingerprint, flatten, to_toml
+from raypref.diffusion.lora import FILE_NAME
+from raypref.ledger import join, write_bytes
+from raypref.pipeline import Run, RunConfig, Step, check_all, read_record
+from raypref.streaming import start_ray
+from raypref.tracking import Tracker
+from raypref.versions import versions
+
+log = logging.getLogger(__name__)
+
+# The steps of the jobs that do a part of the run.
+CURATE = ("pairs",)
+ALIGN = ("cache", "stage1", "stage2", "stage2_alone")
+EVALUATE = ("evaluation", "report")
+
+
+def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
+    """What each step would do, a line each, without doing it."""
+    lines = []
+    for step in run.steps:
+        stale = [ledger for ledger in step.ledgers if ledger.state() == "stale"]
+        if only and step.name not in only:
+            what = "not part of this job"
+        elif stale:
+            what = "was made with other settings (--redo replaces it): " + "; ".join(
+                stale[0].changes()
+            )
+        elif step.ledgers and step.done:
+            what = "skip, complete"
+        elif any(ledger.state() != "absent" for ledger in step.ledgers):
+            what = "resume"
+        else:
+            what = "run"
+        lines.append(f"{step.name:<13} {what}")
+    return lines
+
+
+def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
+    """Run the steps of a job that are not done yet.
+
+    Args:
+        config: all settings.
+        only: names of the steps of this job; empty for all.
+        redo: replace results that were made with other settings, instead of refusing.
+
+    Raises:
+        InputError: wrong settings or data, missing models, or earlier results made otherwise.
+    """
+    run = Run(config)
+    _refuse_or_clear_stale(run, only=only, redo=redo)
+    waiting = [step for step in run.steps if not only or step.name in only]
+    _require_steps_before(run, waiting)
+    check_all([step.check for step in waiting if not step.done])
+    run.tracker, record = _open_record(run)
+    start_ray()
+    for step in waiting:
+        if step.ledgers and step.done:
+            log.info("%s: skipped, complete", step.name)
+            record["steps"].setdefault(step.name, {"seconds": 0.0, "amount": 0, "unit": "rows"})
+            record["steps"][step.name]["state"] = "skipped"
+            continue
+        began = time.monotonic()
+        try:
+            work = step.run()
+        except BaseException:
+            run.tracker.finish("FAILED")
+            raise
+        seconds = time.monotonic() - began
+        record["steps"][step.name] = {"seconds": seconds, **work._asdict(), "state": "done"}
+        _write_record(run, record)
+        log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
+    _store_results(run, run.tracker)
+    return run
+
+
+def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
+    for step in run.steps:
+        for ledger in step.ledgers:
+            if ledger.state() != "stale" or (only and step.name not in only):
+                continue
+            if not redo:
+                raise InputError(
+                    f"{ledger.path} was made with other settings ({'; '.join(ledger.changes())}). "
+                    "Give this variant a name of its own (run=NAME) or replace the old result "
+                    "with --redo"
+                )
+            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+            ledger.clear()
+
+
+def _require_steps_before(run: Run, waiting: list[Step]) -> None:
+    """A job that does only part of the run needs the steps before it, under the same settings."""
+    first = run.steps.index(waiting[0])
+    for step in run.steps[:first]:
+        if not step.done:
+            raise InputError(
+                f"{step.name} of {run.folder} is not complete for these settings; run the job "
+                "before this one, or jobs/full_pipeline.py, with the same settings"
+            )
+
+
+def _open_record(run: Run) -> tuple[Tracker, dict[str, Any]]:
+    """Write the resolved configuration and begin or continue `run.json` and the MLflow run."""
+    config = run.config
+    settings = flatten(config)
+    identity = fingerprint(settings)
+    record = read_record(run.folder)
+    tracker = Tracker(
+        config.tracking,
+        storage=config.storage,
+        name=config.run,
+        settings=settings,
+        run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
+    )
+    record |= {
+        "fingerprint": identity,
+        "seed": config.seed,
+        "mlflow_run_id": tracker.run_id,
+        "versions": versions(),
+    }
+    write_bytes(join(run.folder, "config.toml"), to_toml(config).encode())
+    _write_record(run, record)
+    return tracker, record
+
+
+def _write_record(run: Run, record: dict[str, Any]) -> None:
+    write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
+
+
+def _store_results(run: Run, tracker: Tracker) -> None:
+    """Log table and files to MLflow and close its run."""
+    if run.evaluation.scores.state() == "complete":
+        for row in run.evaluation.summary().to_dict("records"):
+            tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
+    if "://" not in run.folder:
+        folder = Path(run.folder)
+        for name in ("config.toml", "run.json", "evaluation/table.md", "report/index.html"):
+            tracker.artifact(folder / name)
+        for name in run.trained:
+            tracker.artifact(folder / name / FILE_NAME, name)
+    tracker.finish("FINISHED")
