@@ -70,19 +70,20 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
     Args:
         model: the section class to build, usually `RunConfig`.
         source: the name of a preset, or the path of a TOML file. A file may begin with
-            `extends = "preset or path"`.
+            `extends = "preset or path"`, a path being relative to the file it stands in.
         overrides: strings such as `"stage2.beta=1000"`; values are read as TOML, and as plain
-            text where they are not valid TOML.
+            text where they are not valid TOML or the setting is text (`run=2024-05-01`).
 
     Raises:
         InputError: unknown preset, file, key or value; the message names it.
     """
     values = _read(source)
+    kinds = {key: field.annotation for key, field in _fields(model)}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
+        key, _, text = (part.strip() for part in override.partition("="))
+        if "=" not in override or not key:
             raise InputError(f"'{override}' is not key=value (for example stage2.beta=1000)")
-        _assign(values, key.strip(), _parse(text))
+        _assign(values, key, _parse(text, kinds.get(key)))
     return build(model, values)
 
 
@@ -159,18 +160,28 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Add empty groups where none is given, so that errors name the missing key within."""
+    """Fill every group from its own default, or an empty one, and what is given.
+
+    A group given in part keeps the rest of its default (`stage1: StageConfig = StageConfig(...)`),
+    and errors name the missing key within a group that is not given at all.
+    """
     complete = dict(values)
     for name, field in model.model_fields.items():
         kind = _section_class(field.annotation)
-        given = complete.get(name, {} if field.is_required() else None)
-        if kind is not None and isinstance(given, dict):
-            complete[name] = _complete(kind, given)
+        if kind is None:
+            continue
+        default = field.default.model_dump() if isinstance(field.default, Section) else {}
+        given = complete.get(name, {})
+        if isinstance(given, dict):
+            complete[name] = _complete(kind, _merge(default, given))
     return complete
 
 
-def _read(source: str) -> dict[str, Any]:
-    path = Path(source) if source.endswith(".toml") else PRESETS / f"{source}.toml"
+def _read(source: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    beside = extended_by[-1].parent if extended_by else Path()
+    path = beside / source if source.endswith(".toml") else PRESETS / f"{source}.toml"
+    if path in extended_by:
+        raise InputError(f"{path}: extends leads back to the file itself")
     if not path.is_file():
         known = ", ".join(presets())
         raise InputError(f"no preset or TOML file '{source}'; presets are: {known}")
@@ -178,8 +189,10 @@ def _read(source: str) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
-    parent = values.pop("extends", None)
-    return _merge(_read(parent), values) if parent else values
+    parent = values.pop("extends", "")
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends={parent!r} is not the name of a preset or TOML file")
+    return _merge(_read(parent, (*extended_by, path)), values) if parent else values
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -200,11 +213,12 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, kind: Any) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if kind is str and not isinstance(value, str) else value
 
 
 def _section_class(annotation: Any) -> type[Section] | None:

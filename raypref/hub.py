@@ -30,9 +30,7 @@ def model_folder(ref: str, *, key: str, probe: str) -> str:
     Raises:
         InputError: the model is not on disk and cannot be fetched.
     """
-    if ref.startswith("tiny:"):
-        return str(checkpoints.path(ref.removeprefix("tiny:")))
-    path = Path(ref).expanduser()
+    path = _on_disk(ref, key=key)
     if path.is_dir():
         if not (path / probe).is_file():
             raise InputError(f"{key}: the folder '{ref}' has no {probe}; is it a model folder?")
@@ -54,9 +52,7 @@ def weight_file(ref: str, *, key: str, origin: str) -> Path:
     Raises:
         InputError: the file is not on disk and cannot be fetched.
     """
-    if ref.startswith("tiny:"):
-        return checkpoints.path(ref.removeprefix("tiny:"))
-    path = Path(ref).expanduser()
+    path = _on_disk(ref, key=key)
     if path.is_file():
         return path
     if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") != 2:
@@ -65,6 +61,16 @@ def weight_file(ref: str, *, key: str, origin: str) -> Path:
         )
     owner, repo, name = ref.split("/")
     return _download(f"{owner}/{repo}", name, key=key, fix=f"{origin} and set {key}=/path/to/it")
+
+
+def _on_disk(ref: str, *, key: str) -> Path:
+    """Where the reference would be on disk, were it no hub id; builds it when it is embedded."""
+    if not ref.startswith("tiny:"):
+        return Path(ref).expanduser()
+    try:
+        return checkpoints.path(ref.removeprefix("tiny:"))
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
 
 
 def _download(repo: str, name: str, *, key: str, fix: str) -> Path:

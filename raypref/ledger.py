@@ -181,15 +181,18 @@ class Ledger:
     def _drop_repeated_rows(self) -> int:
         """A row can be finished twice when a worker dies right after writing; keep one."""
         seen: set[str] = set()
+        rewritten: set[str] = set()
         fs, _ = filesystem(self.path)
         for part in self.parts():
+            if part.rsplit("/", 1)[-1] in rewritten:
+                continue  # what was left of an earlier part has the very rows of this one
             ids = pq.read_table(part, filesystem=fs, columns=["id"])["id"].to_pylist()
             fresh = [id_ not in seen and not seen.add(id_) for id_ in ids]  # type: ignore[func-returns-value]
             if not all(fresh):
                 table = pq.read_table(part, filesystem=fs).filter(pa.array(fresh))
-                fs.delete_file(part)
                 if table.num_rows:
-                    self.write_part(table)
+                    rewritten.add(self.write_part(table))
+                fs.delete_file(part)
         return len(seen)
 
     def _dataset(self) -> pyarrow.dataset.Dataset:

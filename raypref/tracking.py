@@ -73,9 +73,8 @@ class Tracker:
                 if known
                 else client.create_experiment(config.experiment, artifact_location=artifacts)
             )
-            if run_id is not None:
-                self.run_id = client.get_run(run_id).info.run_id
-                client.update_run(self.run_id, status="RUNNING")
+            if run_id is not None and _goes_on(client, run_id):
+                self.run_id = run_id
             else:
                 self.run_id = client.create_run(experiment, run_name=name).info.run_id
                 params = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in settings.items()]
@@ -110,6 +109,16 @@ class Tracker:
         except (MlflowException, OSError) as error:
             log.warning("tracking: lost MLflow (%s); going on without", error)
             self.client = None
+
+
+def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Open an earlier run again; False where the store does not have it any more."""
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        log.info("tracking: the earlier run is gone (%s); beginning a new one", error)
+        return False
+    return True
 
 
 def _default_uri(storage: str) -> str:

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from raypref.config import InputError
-from raypref.tiny import checkpoints, world
+from raypref.tiny import checkpoints, photograph, world
+from raypref.tiny.scene import COLOURS, GROUNDS, SHAPES, Scene, Thing
 
 NAMES = ("sd15", "sd15-inpaint", "pickscore", "u2netp.pth")
-RED_BALL = world.Scene((world.Thing("ball", "red", "shiny"),), "grass")
+RED_BALL = Scene((Thing("ball", "red", "shiny"),), "grass")
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +164,8 @@ def test_the_inpainting_pipeline_runs(cache):
     assert pipe.unet.config.in_channels == 9
     image = pipe(
         world.caption(RED_BALL),
-        image=Image.fromarray(world.render(RED_BALL, seed=0)),
-        mask_image=Image.fromarray(world.object_mask(RED_BALL, seed=0)),
+        image=Image.fromarray(photograph.render(RED_BALL, seed=0)),
+        mask_image=Image.fromarray(photograph.object_mask(RED_BALL, seed=0)),
         num_inference_steps=2,
         height=64,
         width=64,
@@ -197,7 +198,9 @@ def test_pickscore_reloads_and_spreads(cache):
     scenes = world.sample_scenes(12, seed=5)
     inputs = processor(
         text=[world.caption(scene) for scene in scenes],
-        images=[Image.fromarray(world.render(scene, seed=i)) for i, scene in enumerate(scenes)],
+        images=[
+            Image.fromarray(photograph.render(scene, seed=i)) for i, scene in enumerate(scenes)
+        ],
         return_tensors="pt",
         padding=True,
     )
@@ -217,7 +220,7 @@ def test_photographs_reach_pickscore_unresized(cache):
     from transformers import CLIPProcessor
 
     processor = CLIPProcessor.from_pretrained(checkpoints.path("pickscore")).image_processor
-    photo = world.render(RED_BALL, seed=1)
+    photo = photograph.render(RED_BALL, seed=1)
     pixels = processor(images=Image.fromarray(photo), return_tensors="np")["pixel_values"][0]
     mean, std = np.array(processor.image_mean), np.array(processor.image_std)
     restored = (pixels.transpose(1, 2, 0) * std + mean) * 255
@@ -233,31 +236,29 @@ def test_u2netp_has_the_published_size(cache):
 # ------------------------------------------------------------------ world
 
 
-def all_shapes_and_grounds() -> list[world.Scene]:
-    grounds, colours = world.GROUNDS, list(world.COLOURS)
+def all_shapes_and_grounds() -> list[Scene]:
+    grounds, colours = GROUNDS, list(COLOURS)
     return [
-        world.Scene(
-            (world.Thing(shape, colours[i % len(colours)]),), grounds[(i + j) % len(grounds)]
-        )
-        for i, shape in enumerate(world.SHAPES)
+        Scene((Thing(shape, colours[i % len(colours)]),), grounds[(i + j) % len(grounds)])
+        for i, shape in enumerate(SHAPES)
         for j in range(2)
     ]
 
 
 def test_a_photograph_follows_from_scene_and_seed():
-    photo = world.render(RED_BALL, seed=3)
+    photo = photograph.render(RED_BALL, seed=3)
     assert photo.shape == (64, 64, 3)
     assert photo.dtype == np.uint8
-    np.testing.assert_array_equal(photo, world.render(RED_BALL, seed=3))
-    assert (photo != world.render(RED_BALL, seed=4)).mean() > 0.5
+    np.testing.assert_array_equal(photo, photograph.render(RED_BALL, seed=3))
+    assert (photo != photograph.render(RED_BALL, seed=4)).mean() > 0.5
     assert world.sample_scenes(5, seed=1) == world.sample_scenes(9, seed=1)[:5]
     assert world.held_out_prompts(5) == world.held_out_prompts(9)[:5]
 
 
 def test_the_mask_is_where_the_thing_is():
-    mask = world.object_mask(RED_BALL, seed=3)
+    mask = photograph.object_mask(RED_BALL, seed=3)
     assert (mask.shape, mask.dtype) == ((64, 64), bool)
-    red, green, blue = np.moveaxis(world.render(RED_BALL, seed=3).astype(int), 2, 0)
+    red, green, blue = np.moveaxis(photograph.render(RED_BALL, seed=3).astype(int), 2, 0)
     reddish = red > np.maximum(green, blue) + 40
     both, either = (mask & reddish).sum(), (mask | reddish).sum()
     assert both / either > 0.85
@@ -265,9 +266,9 @@ def test_the_mask_is_where_the_thing_is():
 
 @pytest.mark.parametrize("scene", all_shapes_and_grounds(), ids=world.caption)
 def test_every_shape_is_seen_on_every_ground(scene):
-    mask = world.object_mask(scene, seed=8)
+    mask = photograph.object_mask(scene, seed=8)
     assert 0.05 < mask.mean() < 0.5
-    photo = world.render(scene, seed=8).astype(float)
+    photo = photograph.render(scene, seed=8).astype(float)
     assert np.linalg.norm(photo[mask].mean(0) - photo[~mask].mean(0)) > 25
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     assert border.mean() < 0.15
@@ -286,8 +287,8 @@ def test_training_and_held_out_combinations_are_disjoint():
 
 def test_captions_name_what_is_drawn():
     assert world.caption(RED_BALL) == "a photo of a shiny red ball on grass"
-    cone, cube = world.Thing("cone", "orange"), world.Thing("cube", "blue", "striped")
-    assert world.caption(world.Scene((cone, cube), "sand", "dusk")) == (
+    cone, cube = Thing("cone", "orange"), Thing("cube", "blue", "striped")
+    assert world.caption(Scene((cone, cube), "sand", "dusk")) == (
         "a photo of an orange cone next to a striped blue cube on sand at dusk"
     )
     known = set(world.words())

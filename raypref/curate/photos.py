@@ -80,7 +80,7 @@ def _read(
     row: Row, root: Path, images: ImageConfig, *, stage: str
 ) -> tuple[bytes, Image.Image] | None:
     try:
-        data = fetch(row, root)
+        data = fetch(row, root, max_bytes=images.max_bytes)
         return data, decode(data, images)
     except (SourceError, BadImage) as problem:
         reject(row, stage, problem.reason, problem.message)

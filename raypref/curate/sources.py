@@ -11,10 +11,12 @@ import csv
 import hashlib
 import io
 import json
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +30,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 CAPTION_KEYS = ("caption", "prompt", "text")
 IMAGE_COLUMNS = ("image", "jpg", "png", "img")
+SIDECAR_BYTES = 2**20  # a caption file larger than this is none
 
 
 class SourceConfig(Section):
@@ -48,7 +51,7 @@ class SourceConfig(Section):
         Raises:
             InputError: there is no such place.
         """
-        if self.path.startswith("tiny:"):
+        if self.path == "tiny:world":
             return world.photos_folder(count=96, seed=0)
         root = Path(self.path).expanduser()
         if not root.exists():
@@ -101,24 +104,48 @@ def digest(index: pa.Table) -> str:
     return total.hexdigest()[:16]
 
 
-def fetch(row: Row, root: Path) -> bytes:
+def fetch(row: Row, root: Path, *, max_bytes: int) -> bytes:
     """The encoded bytes of one entry.
 
+    Args:
+        row: the entry.
+        root: the source's folder or file.
+        max_bytes: a larger file is not read.
+
     Raises:
-        SourceError: the file is missing, unreadable or outside the source's folder.
+        SourceError: the file is missing, too large, unreadable or outside the source's folder.
     """
     base = root if root.is_dir() else root.parent
-    path = (base / row["uri"]).resolve()
-    if not path.is_relative_to(base.resolve()):
+    path = base / row["uri"]
+    if not _is_within(path, base):
         raise SourceError("outside_root", f"{row['uri']} points outside the source's folder")
-    if not path.is_file():
+    size = _size(path)
+    if size is None:
         raise SourceError("missing_file", f"there is no file {row['uri']}")
-    if row["member"] is not None:
-        return _parquet_image(path, row["member"])
     try:
+        if row["member"] is not None:
+            return _parquet_image(path, row["member"])
+        if size > max_bytes:
+            raise SourceError("too_many_bytes", f"{size} bytes, more than {max_bytes}")
         return path.read_bytes()
-    except OSError as error:
-        raise SourceError("unreadable_file", f"{row['uri']}: {error.strerror}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError("unreadable_file", f"{row['uri']}: {error}") from None
+
+
+def _is_within(path: Path, base: Path) -> bool:
+    """Whether a path stays below a folder when all links are followed."""
+    try:
+        return path.resolve().is_relative_to(base.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name no file can have; links in a circle
+        return True  # there is no such file, here or elsewhere
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):  # no file can have such a name
+        return None
 
 
 def _folder_entries(root: Path) -> Iterator[Row]:
@@ -129,18 +156,19 @@ def _folder_entries(root: Path) -> Iterator[Row]:
     if table.is_file():
         for file, caption in _read_captions(table):
             # One photograph may have several captions: each is an input of its own.
-            suffix = f"#{listed[file]}" if listed[file] else ""
+            # No file's name contains "//", so the id is no other file's.
+            suffix = f"//{listed[file]}" if listed[file] else ""
             listed[file] += 1
             yield _entry(root, file, caption, id_=f"{file}{suffix}")
     for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
+        # A name that is not UTF-8 is listed in escaped form, under which no file will be found.
+        name = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
         if path.suffix.lower() in IMAGE_SUFFIXES and name not in listed and path.is_file():
-            yield _entry(root, name, _read_sidecar(path), id_=name)
+            yield _entry(root, name, _read_sidecar(path, root), id_=name)
 
 
 def _entry(root: Path, file: str, caption: str | None, *, id_: str) -> Row:
-    path = root / file
-    size = path.stat().st_size if path.is_file() else None
+    size = _size(root / file)
     return {"id": id_, "uri": file, "member": None, "caption": caption, "size": size}
 
 
@@ -151,31 +179,42 @@ def _read_captions(table: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{table} is not UTF-8 text: {error}") from None
     # A quote left open would silently swallow the lines after it; strict parsing reports it.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = reader.fieldnames or []
-    if "file" not in columns or "caption" not in columns:
-        raise InputError(
-            f"{table}: the first line must name the columns file and caption, it is {columns}"
-        )
     try:
+        columns = reader.fieldnames or []
+        if "file" not in columns or "caption" not in columns:
+            raise InputError(
+                f"{table}: the first line must name the columns file and caption, it is {columns}"
+            )
         for record in reader:
-            if record["file"]:
-                yield posixpath.normpath(record["file"]), record["caption"] or ""
+            if None in record:
+                raise InputError(
+                    f"{table}, line {reader.line_num}: more fields than the first line has; a "
+                    "caption with a comma must stand in double quotes"
+                )
+            if record["file"] or record["caption"]:
+                yield posixpath.normpath(record["file"] or ""), record["caption"] or ""
     except csv.Error as error:
-        raise InputError(f"{table}, line {reader.line_num}: {error}") from None
+        # The reader counts whole records: the broken one begins after them.
+        raise InputError(f"{table}, line {reader.line_num + 1}: {error}") from None
 
 
-def _read_sidecar(photo: Path) -> str | None:
+def _read_sidecar(photo: Path, root: Path) -> str | None:
     """The caption beside a photograph; None where there is none or it cannot be read."""
-    text, record = photo.with_suffix(".txt"), photo.with_suffix(".json")
-    try:
-        if text.is_file():
-            return text.read_text(encoding="utf-8-sig").strip()
-        if record.is_file():
-            content = json.loads(record.read_text(encoding="utf-8-sig"))
-            found = [content[key] for key in CAPTION_KEYS if key in content]
-            return found[0].strip() if found and isinstance(found[0], str) else None
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
-        return None
+    for file in (photo.with_suffix(".txt"), photo.with_suffix(".json")):
+        size = _size(file)
+        if size is None:
+            continue
+        if size > SIDECAR_BYTES or not _is_within(file, root):
+            return None
+        try:
+            text: Any = file.read_text(encoding="utf-8-sig")
+            if file.suffix == ".json":
+                content = json.loads(text)
+                text = next((content[key] for key in CAPTION_KEYS if key in content), None)
+            text.encode()  # JSON can hold what is no text
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return None
+        return text.strip()
     return None
 
 
@@ -189,20 +228,29 @@ def _parquet_entries(root: Path) -> Iterator[Row]:
     for file in _parquet_files(root):
         try:
             schema = pq.read_schema(file)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{file} is not a Parquet file: {error}") from None
-        caption = _pick(schema, CAPTION_KEYS, file, "caption")
-        _pick(schema, IMAGE_COLUMNS, file, "image")
-        captions = pq.read_table(file, columns=[caption])[caption]
+            caption = _pick(schema, CAPTION_KEYS, file, "caption")
+            _pick(schema, IMAGE_COLUMNS, file, "image")
+            captions = pq.read_table(file, columns=[caption])[caption]
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file} is not a sound Parquet file: {error}") from None
         size = file.stat().st_size
-        for i, text in enumerate(captions.to_pylist()):
+        for i, text in enumerate(map(_text, captions)):
             yield {
                 "id": f"{file.name}#{i:09d}",
                 "uri": file.name,
                 "member": i,
-                "caption": text if isinstance(text, str) else None,
+                "caption": text,
                 "size": size,
             }
+
+
+def _text(value: pa.Scalar) -> str | None:
+    """A caption, or None for what is none."""
+    try:
+        text = value.as_py()
+    except UnicodeDecodeError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 def _parquet_image(path: Path, member: int) -> bytes:

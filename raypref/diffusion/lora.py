@@ -6,6 +6,7 @@ trained, `ref` is its frozen copy from the start of the stage, `policy` a laggin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -38,7 +39,7 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
     """Add equal adapters to a module and freeze everything.
 
     A is Gaussian with std 1/rank, B zero, so the module computes what it did before. The draw
-    depends on `seed` alone and leaves the caller's random state untouched.
+    depends on `seed` alone: not on precision, device or the global random state.
 
     Args:
         module: a diffusers denoiser; its own weights are frozen.
@@ -51,16 +52,18 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works, the hint says int
         target_modules=list(config.targets),
-        init_lora_weights="gaussian",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "lora"))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for name in names:
             inject_adapter_in_model(peft, module, adapter_name=name)
-    # Half-precision base weights would otherwise pass their dtype on; updates are too small for it.
+    generator = torch.Generator().manual_seed(seed_of(seed, "lora"))
     for key, parameter in module.named_parameters():
         if "lora_" in key and parameter.dtype in (torch.float16, torch.bfloat16):
+            # Half-precision base weights pass their dtype on; updates are too small for it.
             parameter.data = parameter.data.float()
+        if f"lora_A.{names[0]}." in key:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / config.rank)
     for name in names[1:]:
         copy(module, names[0], name)
     activate(module, names[0])

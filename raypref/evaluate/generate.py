@@ -7,6 +7,7 @@ from itertools import groupby
 
 import pyarrow as pa
 import torch
+from pydantic import field_validator
 from safetensors.torch import load
 
 from raypref.config import Resources, Section, setting
@@ -35,6 +36,13 @@ class GenerateConfig(Section):
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
     size: int = setting(512, "side of the images in pixels", ge=8, multiple_of=8)
     resources: Resources = Resources(batch=8)
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("every seed may stand once: it makes one image a prompt")
+        return seeds
 
     def read(self) -> list[str]:
         """The prompts.

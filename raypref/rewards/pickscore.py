@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from raypref.config import Resources, Section, setting
 from raypref.diffusion.backbone import DTYPES, DType, pick_device
@@ -47,27 +47,30 @@ class PickScore:
     def __init__(self, config: PickScoreConfig) -> None:
         model, processor = config.folders()
         self.device = pick_device(config.resources.num_gpus)
-        self.processor = CLIPProcessor.from_pretrained(processor)
-        self.model = CLIPModel.from_pretrained(model, dtype=DTYPES[config.dtype])
-        self.model.to(device=self.device)  # type: ignore[call-arg]
+        # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(processor)
+        self.tokenizer = CLIPTokenizer.from_pretrained(processor)
+        self.model = CLIPModel.from_pretrained(model, dtype=torch.float32)
+        self.scale = self.model.logit_scale.exp().item()  # bfloat16 would make 99 of its 100
+        self.model.to(device=self.device, dtype=DTYPES[config.dtype])  # type: ignore[call-arg]
         self.model.eval()
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
-        inputs = self.processor(
-            text=list(prompts),
-            images=list(images),
+        pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        tokens = self.tokenizer(
+            list(prompts),
             padding="max_length",
             truncation=True,
             max_length=77,
             return_tensors="pt",
         ).to(self.device)
         image_BD = self.model.get_image_features(
-            pixel_values=inputs["pixel_values"].to(self.model.dtype)
+            pixel_values=pixels.to(self.device, self.model.dtype)
         ).pooler_output
         text_BD = self.model.get_text_features(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
         cosine_B = torch.nn.functional.cosine_similarity(image_BD.float(), text_BD.float())
-        return (self.model.logit_scale.exp().float() * cosine_B).cpu().numpy()
+        return (self.scale * cosine_B).cpu().numpy()

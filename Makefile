@@ -1,0 +1,38 @@
+# Everything a person types. `make demo` and `make test` set up what they need.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# One thread per process: on few cores, processes that each start a thread per core slow each other.
+RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python
+
+.PHONY: demo test test-slow lint bench setup clean
+
+demo: setup  ## the whole job on the embedded default
+	$(RUN) jobs/full_pipeline.py tiny run=demo
+
+test: setup  ## unit tests
+	$(RUN) -m pytest
+
+test-slow: setup  ## tests that take minutes: whole runs, kills, several workers
+	$(RUN) -m pytest -m "slow or chaos"
+
+lint: setup  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## ratios against plain loops
+	$(RUN) benchmarks/curation.py
+	$(RUN) benchmarks/training.py
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("raypref needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

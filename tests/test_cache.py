@@ -1,0 +1,109 @@
+"""The cache: drawing from stored moments is encoding again; a flip mirrors the image itself."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import ImageOps
+from training import BASE, CPU, photographs
+
+from raypref.align.cache import (
+    UNCONDITIONAL,
+    CacheConfig,
+    Encode,
+    PairData,
+    read_pairs,
+    rows_to_encode,
+)
+from raypref.curate.curate import PAIRS
+from raypref.diffusion.sd15 import SD15Encoder
+from raypref.images import encode_png
+from raypref.ledger import Ledger
+from raypref.tiny import checkpoints
+
+FLOAT32 = BASE.model_copy(update={"dtype": "float32"})
+
+
+def write_pairs(folder: Path, count: int) -> Ledger:
+    """A pairs table of photographs and their mirror images as twins, ids in reverse order."""
+    ledger = Ledger(str(folder), {})
+    ledger.begin()
+    rows = [
+        {
+            "id": f"{count - i:02d}",
+            "prompt": caption,
+            "chosen": {"bytes": encode_png(photo), "path": None},
+            "rejected": {"bytes": encode_png(ImageOps.mirror(photo)), "path": None},
+        }
+        for i, (caption, photo) in enumerate(photographs(count))
+    ]
+    ledger.write_part(pa.Table.from_pylist(rows, schema=PAIRS))
+    ledger.commit(expected=count, counts={})
+    return ledger
+
+
+def encoded(folder: Path, count: int = 3) -> PairData:
+    pairs = write_pairs(folder / "pairs", count)
+    stage = Encode(FLOAT32, CacheConfig())
+    stage.setup()
+    rows = rows_to_encode(pairs).to_pylist()
+    stage(rows)
+    cache = Ledger(str(folder / "cache"), {})
+    cache.begin()
+    columns = {name: [row.get(name) for row in rows] for name in ["id", *Encode.writes.names]}
+    schema = pa.schema([("id", pa.string()), *Encode.writes])
+    cache.write_part(pa.table(columns, schema=schema))
+    return read_pairs(cache)
+
+
+def test_drawing_from_the_moments_equals_encoding_again(tmp_path: Path) -> None:
+    data = encoded(tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(checkpoints.path("sd15"), safety_checker=None)
+    images = [photo for _, photo in reversed(photographs(3))]  # ids are in reverse order
+    pixels = pipe.image_processor.preprocess(images)
+    with torch.no_grad():
+        posterior = pipe.vae.encode(pixels).latent_dist
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = (posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor
+    got = data.latents([0, 1, 2], [False] * 3, noise, which=0)
+    assert (got - expected).abs().max() < 2e-5
+
+
+def test_the_flipped_moments_are_those_of_the_mirrored_image(tmp_path: Path) -> None:
+    data = encoded(tmp_path)
+    noise = torch.randn(3, 4, 8, 8)
+    indices = [0, 1, 2]
+    # The twin of the test data is the mirrored photograph.
+    mirrored = data.latents(indices, [True] * 3, noise, which=0)
+    twin = data.latents(indices, [False] * 3, noise, which=1)
+    assert (mirrored - twin).abs().max() < 1e-5
+    straight = data.latents(indices, [False] * 3, noise, which=0)
+    assert (straight - mirrored).abs().max() > 0.01
+
+
+def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
+    data = encoded(tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(checkpoints.path("sd15"), safety_checker=None)
+    prompts = [caption for caption, _ in reversed(photographs(3))]
+    with torch.no_grad():
+        expected, empty = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=[""] * 3)
+    assert torch.equal(data.embeddings, expected)
+    assert torch.equal(data.unconditional, empty[0])
+    mixed = data.prompts([1, 2], [True, False])
+    assert torch.equal(mixed, torch.stack([data.unconditional, data.embeddings[2]]))
+
+
+def test_a_long_caption_is_cut_at_77_tokens() -> None:
+    encoder = SD15Encoder(
+        str(checkpoints.path("sd15")), variant="", device=CPU, dtype=torch.float32
+    )
+    embeddings = encoder.text_embeddings(["a red ball " * 200, "a red ball"])
+    assert embeddings.shape[:2] == (2, 77)
+
+
+def test_the_empty_caption_has_a_row_of_its_own(tmp_path: Path) -> None:
+    rows = rows_to_encode(write_pairs(tmp_path / "pairs", 2)).to_pylist()
+    assert [row["id"] for row in rows] == ["01", "02", UNCONDITIONAL]
+    assert rows[-1]["prompt"] == ""
+    assert rows[-1]["chosen"] is None

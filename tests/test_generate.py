@@ -1,0 +1,192 @@
+"""Images for the evaluation, and the proof that a LoRA of ours is at full strength elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from raypref.config import InputError, build
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.diffusion.lora import LoraConfig
+from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
+from raypref.images import open_png
+from raypref.rows import Row
+from raypref.tiny import checkpoints
+
+TINY = BackboneConfig(model="tiny:sd15")
+CONFIG = GenerateConfig(prompts="tiny:prompts", seeds=(42, 7), steps=3, size=64, limit=2)
+STRONG = LoraConfig(rank=2, alpha=8)  # not alpha = rank: that loaders assume
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, list[Tensor]]:
+    """A folder with an exported LoRA, and what its network predicts within the training code."""
+    folder = tmp_path_factory.mktemp("lora")
+    denoiser = load_denoiser(TINY, device=CPU)
+    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in denoiser.module.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    values = lora.state(denoiser.module, "learner")
+    lora.save(values, STRONG, folder=str(folder), component=denoiser.component)
+    with torch.no_grad():
+        prediction = denoiser.predict(*network_input())
+    return folder, prediction
+
+
+def network_input() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    prompts = load_encoder(TINY, device=CPU).text_embeddings(["a photo of a red ball", ""])
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([700, 30]), prompts
+
+
+def plain_pipeline() -> StableDiffusionPipeline:
+    """As someone without this project loads it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        checkpoints.path("sd15"), safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain_image(pipeline: StableDiffusionPipeline, row: Row) -> np.ndarray:
+    [image] = pipeline(
+        row["prompt"],
+        num_inference_steps=CONFIG.steps,
+        guidance_scale=CONFIG.guidance,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(row["seed"]),
+    ).images
+    return np.asarray(image).astype(int)
+
+
+def loaded(loras: dict[str, str]) -> Generate:
+    stage = Generate(TINY, CONFIG, loras=loras)
+    stage.setup()
+    return stage
+
+
+@pytest.fixture(scope="module")
+def stage(trained) -> Generate:
+    return loaded({"ours": str(trained[0])})
+
+
+def make_rows(models: Sequence[str]) -> list[Row]:
+    return rows_to_generate(CONFIG.read(), CONFIG.seeds, models).to_pylist()
+
+
+def images(stage: Generate, rows: Sequence[Row], *, batch: int) -> dict[str, np.ndarray]:
+    copies = [dict(row) for row in rows]
+    for start in range(0, len(copies), batch):
+        stage(copies[start : start + batch])
+    return {row["id"]: np.asarray(open_png(row["image"])).astype(int) for row in copies}
+
+
+def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
+    assert a.keys() == b.keys()
+    return max(int(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+# ------------------------------------------------------------------ the stage
+
+
+def test_every_row_is_one_image_with_an_id_of_its_own():
+    table = rows_to_generate(["a", "b", "a b"], [1, 12, 2], [BASE, "stage1", "both"])
+    rows = table.to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows) == 27
+    facts = {(row["model"], row["prompt_id"], row["seed"]) for row in rows}
+    assert len(facts) == 27
+    assert {row["prompt_id"]: row["prompt"] for row in rows} == {0: "a", 1: "b", 2: "a b"}
+    models = [row["model"] for row in rows]
+    assert models == sorted(models, key=[BASE, "stage1", "both"].index)
+
+
+def test_a_seed_that_stands_twice_is_refused():
+    with pytest.raises(InputError, match=r"seeds.*once"):
+        build(GenerateConfig, {"prompts": "tiny:prompts", "seeds": [42, 7, 42]})
+
+
+def test_an_image_does_not_depend_on_its_batch(stage):
+    rows = make_rows([BASE, "ours"])
+    together = images(stage, rows, batch=8)
+    assert furthest(together, images(stage, rows[::-1], batch=3)) <= 1
+    assert furthest(together, images(stage, rows[1::2] + rows[::2], batch=1)) <= 1
+
+
+def test_seed_prompt_and_model_each_change_the_image(stage):
+    made = images(stage, make_rows([BASE, "ours"]), batch=8)
+    first = made.pop("base/00000/42")
+    others = ("base/00000/7", "base/00001/42", "ours/00000/42")
+    assert all(np.abs(first - made[name]).mean() > 0.5 for name in others)
+
+
+def test_the_base_is_the_base_whatever_is_loaded_beside_it(stage):
+    rows = make_rows([BASE])
+    expected = images(loaded({}), rows, batch=4)
+    assert furthest(images(stage, rows, batch=4), expected) == 0
+    images(stage, make_rows(["ours"]), batch=4)
+    assert furthest(images(stage, rows, batch=4), expected) == 0
+    plain = plain_pipeline()
+    assert furthest({row["id"]: plain_image(plain, row) for row in rows}, expected) <= 1
+
+
+def test_two_loras_do_not_mix(trained, stage, tmp_path):
+    folder = trained[0]
+    denoiser = load_denoiser(TINY, device=CPU)
+    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    zero = lora.state(denoiser.module, "learner")  # B is zero: this one does nothing
+    lora.save(zero, STRONG, folder=str(tmp_path), component="unet")
+    both = loaded({"ours": str(folder), "nothing": str(tmp_path)})
+    rows = make_rows(["ours"])
+    assert furthest(images(both, rows, batch=4), images(stage, rows, batch=4)) == 0
+    idle = [{**row, "id": row["id"].replace("nothing", BASE)} for row in make_rows(["nothing"])]
+    assert furthest(images(both, idle, batch=4), images(both, make_rows([BASE]), batch=4)) == 0
+
+
+# ------------------------------------------------------------------ the LoRA elsewhere
+
+
+def test_a_plain_pipeline_makes_the_same_images_with_our_lora(trained, stage):
+    folder, _ = trained
+    plain = plain_pipeline()
+    rows = make_rows(["ours"])
+    without = {row["id"]: plain_image(plain, row) for row in rows}
+    plain.load_lora_weights(str(folder))
+    theirs = {row["id"]: plain_image(plain, row) for row in rows}
+    assert furthest(theirs, images(stage, rows, batch=4)) <= 1
+    assert min(np.abs(theirs[name] - without[name]).mean() for name in theirs) > 1
+
+
+def test_alpha_survives_the_export(trained):
+    folder, in_training = trained
+    x_BCHW, timesteps_B, prompts_BLD = network_input()
+    plain = plain_pipeline()
+    with torch.no_grad():
+        base = plain.unet(x_BCHW, timesteps_B, prompts_BLD).sample
+        plain.load_lora_weights(str(folder))
+        elsewhere = plain.unet(x_BCHW, timesteps_B, prompts_BLD).sample
+    torch.testing.assert_close(elsewhere, in_training, atol=1e-5, rtol=0)
+    assert (elsewhere - base).abs().mean() > 0.01
+
+
+def test_our_own_loader_reads_it_back(trained):
+    folder, in_training = trained
+    denoiser = load_denoiser(TINY, device=CPU)
+    lora.attach(denoiser.module, STRONG, names=("learner", "ref"), seed=0)
+    lora.load(denoiser.module, STRONG, folder=str(folder), name="ref", component="unet")
+    lora.activate(denoiser.module, "ref")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            denoiser.predict(*network_input()), in_training, atol=1e-5, rtol=0
+        )

@@ -1,0 +1,261 @@
+"""The training loop: golden losses, resume, any split of a batch, the frozen reference, EMA."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import LORA, denoiser, pairs, run
+
+from raypref.align import checkpoints
+from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.stage import StageConfig
+from raypref.diffusion import lora
+
+DRO = StageConfig(
+    objective="dro", steps=30, batch=4, micro_batch=4, lr=2e-5, rollout_steps=5, policy_lag=4
+)
+DPO = StageConfig(objective="dpo", steps=30, batch=4, micro_batch=4, lr=5e-4, beta=2000)
+STAGES = {"dro": DRO, "dpo": DPO}
+
+# Losses of steps 1, 2, 3, 10, 20, 30 in float64 (torch 2.13, diffusers 0.42, seed 0).
+GOLDEN = {
+    "dro": [
+        0,
+        -7.62618412194e-05,
+        -0.00019879933473,
+        -0.000600411306761,
+        -0.00094040772615,
+        -0.001,
+    ],
+    "dpo": [
+        0.69314718056,
+        0.732480233142,
+        0.635137511792,
+        0.631546714085,
+        0.652513083295,
+        0.625319055791,
+    ],
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_golden_losses(name: str, tmp_path: Path) -> None:
+    history = run(STAGES[name], str(tmp_path))
+    assert [m["step"] for m in history] == list(range(1, 31))
+    losses = [history[i - 1]["loss"] for i in (1, 2, 3, 10, 20, 30)]
+    assert losses == pytest.approx(GOLDEN[name], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_first_step_is_at_the_reference(name: str, tmp_path: Path) -> None:
+    first = run(STAGES[name].model_copy(update={"steps": 1}), str(tmp_path))[0]
+    expected = {"dro": 0.0, "dpo": 0.6931471805599453}[name]
+    assert first["loss"] == pytest.approx(expected, abs=1e-9)
+    assert first["winner_gap"] == first["loser_gap"] == 0.0
+    assert first["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_resume_is_equal_to_the_bit(name: str, tmp_path: Path) -> None:
+    stage = STAGES[name].model_copy(
+        update={"steps": 9, "checkpoint_every": 4, "ema_decay": 0.9, "warmup_steps": 3}
+    )
+    straight = run(stage, str(tmp_path / "straight"))
+
+    class KilledError(Exception):
+        pass
+
+    def die(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 6:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(stage, str(tmp_path / "killed"), on_step=die)
+    assert checkpoints.latest(str(tmp_path / "killed" / "checkpoints"))[0] == 4  # type: ignore[index]
+    again: list[float] = []
+    resumed = run(stage, str(tmp_path / "killed"), on_step=lambda m: again.append(m["step"]))
+
+    assert again == [5, 6, 7, 8, 9], "steps before the checkpoint are not repeated"
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {
+            k: v for k, v in theirs.items() if k != "seconds"
+        }
+    a, b = weights(tmp_path / "killed"), weights(tmp_path / "straight")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@dataclass
+class ThreadGroup:
+    """Ranks as threads of this process: a real sum over ranks without a launcher."""
+
+    rank: int
+    world: int
+    barrier: threading.Barrier
+    slots: list[torch.Tensor | None]
+
+    def sum(self, values: torch.Tensor) -> None:
+        self.slots[self.rank] = values.clone()
+        self.barrier.wait()
+        total = sum(slot for slot in self.slots if slot is not None)
+        self.barrier.wait()
+        values.copy_(total)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("world, micro_batch", [(1, 1), (2, 2), (3, 1)])
+def test_any_split_of_the_batch_gives_the_same_run(
+    name: str, world: int, micro_batch: int, tmp_path: Path
+) -> None:
+    stage = STAGES[name].model_copy(update={"steps": 4, "batch": 5, "micro_batch": 5})
+    reference = run(stage, str(tmp_path / "one"))
+    split = stage.model_copy(update={"micro_batch": micro_batch})
+    barrier, slots = threading.Barrier(world), [None] * world
+    histories: dict[int, list[dict[str, float]]] = {}
+
+    def work(rank: int) -> None:
+        group = ThreadGroup(rank, world, barrier, slots)  # type: ignore[arg-type]
+        folder = str(tmp_path / f"{world}-{micro_batch}")
+        histories[rank] = run(split, folder, group=group, network=networks[rank])
+
+    networks = [denoiser() for _ in range(world)]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(world):
+        for ours, theirs in zip(histories[rank], reference, strict=True):
+            for key in ("loss", "diff", "grad_norm", "winner_gap", "loser_gap"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-7, abs=1e-10), key
+
+
+def test_the_reference_is_the_adapter_frozen_at_the_start(tmp_path: Path) -> None:
+    run(DRO.model_copy(update={"steps": 6}), str(tmp_path / "stage1"))
+    network = denoiser()
+    run(DPO, str(tmp_path / "stage2"), start=str(tmp_path / "stage1"), network=network)
+    data = pairs()
+    x, t, prompts = torch.randn(2, 4, 8, 8).double(), torch.tensor([10, 700]), data.embeddings[:2]
+
+    lora.activate(network.module, REFERENCE)
+    frozen = network.predict(x, t, prompts)
+    lora.activate(network.module, LEARNER)
+    learned = network.predict(x, t, prompts)
+
+    fresh = denoiser()
+    lora.attach(fresh.module, LORA, names=("stage1",), seed=9)
+    lora.load(fresh.module, LORA, folder=str(tmp_path / "stage1"), name="stage1", component="unet")
+    assert torch.equal(frozen, fresh.predict(x, t, prompts))
+    assert not torch.equal(frozen, learned)
+
+
+def test_from_the_base_the_reference_is_the_base_itself(tmp_path: Path) -> None:
+    network = denoiser()
+    run(DPO.model_copy(update={"steps": 5}), str(tmp_path), network=network)
+    x, t, prompts = torch.randn(1, 4, 8, 8).double(), torch.tensor([500]), pairs().embeddings[:1]
+    lora.activate(network.module, REFERENCE)
+    assert torch.equal(network.predict(x, t, prompts), denoiser().predict(x, t, prompts))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_only_the_learner_is_trained(name: str, tmp_path: Path) -> None:
+    network = denoiser()
+    before = {key: value.clone() for key, value in network.module.state_dict().items()}
+    run(STAGES[name].model_copy(update={"steps": 3}), str(tmp_path), network=network)
+    for key, value in network.module.state_dict().items():
+        if "lora_" not in key:
+            assert torch.equal(value, before[key.replace(".base_layer", "")]), key
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path: Path) -> None:
+    """EMA written out: decay min(d, (1 + n) / (10 + n)) as diffusers' EMAModel has it."""
+    decay, shadow = 0.5, None
+    network = denoiser()
+    seen: list[list[torch.Tensor]] = []
+
+    def watch(metrics: dict[str, float]) -> None:
+        seen.append([p.detach().clone() for p in lora.parameters(network.module, LEARNER)])
+
+    stage = DPO.model_copy(update={"steps": 6, "ema_decay": decay, "lr": 1e-2})
+    run(stage, str(tmp_path), network=network, on_step=watch)
+    fresh = denoiser()
+    lora.attach(fresh.module, LORA, names=(LEARNER,), seed=0)
+    shadow = [p.detach().clone() for p in lora.parameters(fresh.module, LEARNER)]
+    for n, values in enumerate(seen):
+        d = 0.0 if n == 0 else min(decay, (1 + n) / (10 + n))
+        shadow = [s * d + v * (1 - d) for s, v in zip(shadow, values, strict=True)]
+    lora.load(fresh.module, LORA, folder=str(tmp_path), name=LEARNER, component="unet")
+    saved = lora.parameters(fresh.module, LEARNER)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(saved, shadow, strict=True))
+
+
+def test_warm_up_is_linear_then_constant(tmp_path: Path) -> None:
+    stage = DPO.model_copy(update={"steps": 6, "warmup_steps": 4})
+    history = run(stage, str(tmp_path))
+    assert [m["lr"] / stage.lr for m in history] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_policy_follows_the_learner_every_lag_steps(tmp_path: Path) -> None:
+    network = denoiser()
+    distances: list[bool] = []
+
+    def watch(metrics: dict[str, float]) -> None:
+        policy = lora.parameters(network.module, POLICY)
+        start = [p.detach().clone() for p in policy]
+        distances.append(all(torch.equal(a, b) for a, b in zip(start, held[-1], strict=True)))
+        held.append(start)
+
+    lora_start = denoiser()
+    lora.attach(lora_start.module, LORA, names=(POLICY,), seed=0)
+    held = [[p.detach().clone() for p in lora.parameters(lora_start.module, POLICY)]]
+    stage = DRO.model_copy(update={"steps": 8, "policy_lag": 3})
+    run(stage, str(tmp_path), network=network, on_step=watch)
+    # Refreshed before steps 4 and 7 (at 1 it already is the learner).
+    assert distances == [True, True, True, False, True, True, False, True]
+
+
+def test_on_policy_the_policy_term_only_gates(tmp_path: Path) -> None:
+    """With policy = learner its error is 0, and so is the gradient (method: section 2)."""
+    network = denoiser()
+    lora.attach(network.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
+    samples = [Sample(i, torch.Generator().manual_seed(i)) for i in range(4)]
+    errors = measure(network, OBJECTIVES["dro"].compare(network, pairs(), DRO, samples))
+    assert errors.loser.abs().max() < 1e-12
+    gradients = torch.autograd.grad(errors.loser.sum(), lora.parameters(network.module, LEARNER))
+    assert max(g.abs().max() for g in gradients) < 1e-8
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    stage = DPO.model_copy(update={"steps": 8, "checkpoint_every": 2})
+    network = denoiser()
+
+    def poison(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 5:
+            with torch.no_grad():
+                lora.parameters(network.module, LEARNER)[0].fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="step 6"):
+        run(stage, str(tmp_path), network=network, on_step=poison)
+    step, tensors = checkpoints.latest(str(tmp_path / "checkpoints"))  # type: ignore[misc]
+    assert step == 4
+    assert all(value.isfinite().all() for value in tensors.values())
+
+
+def test_every_pair_is_seen_once_an_epoch() -> None:
+    from raypref.align.loop import _sample
+
+    stage = DPO.model_copy(update={"batch": 5})
+    drawn = [
+        _sample(i, step, stage, 10, name="x", seed=0).pair for step in range(4) for i in range(5)
+    ]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:]

@@ -1,0 +1,111 @@
+"""The policy's sampler against diffusers' scheduler, and the early stop against full rollouts."""
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+
+from raypref.align.rollout import policy_states
+from raypref.diffusion.samplers import DPMSolverPP2M, jittered_grid
+
+SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+STEPS, B = 20, 6
+
+
+def predict(x: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """A smooth stand-in for a network whose output depends on all its inputs."""
+    t = timesteps.view(-1, 1, 1, 1) / 1000
+    return torch.tanh(0.8 * x + t) + 0.1 * prompts.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+
+def draws(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(B, 4, 8, 8, generator=generator, dtype=torch.float64)
+    prompts = torch.randn(B, 3, 5, generator=generator, dtype=torch.float64)
+    offsets = torch.randint(50, (B,), generator=generator)
+    return start, prompts, offsets
+
+
+def full_trajectory(
+    start: torch.Tensor, prompts: torch.Tensor, grid: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(x before the step, epsilon) at every step, by diffusers, one sample at a time."""
+    columns = []
+    for b in range(len(start)):
+        scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULE.config)
+        scheduler.set_timesteps(timesteps=grid[:, b].tolist())
+        x, states = start[b : b + 1], []
+        for t in scheduler.timesteps:
+            eps = predict(x, t[None], prompts[b : b + 1])
+            states.append((x, eps))
+            x = scheduler.step(eps, t, x).prev_sample
+        columns.append(states)
+    return [
+        (torch.cat([c[i][0] for c in columns]), torch.cat([c[i][1] for c in columns]))
+        for i in range(len(grid))
+    ]
+
+
+def test_grid_is_the_released_one() -> None:
+    grid = jittered_grid(steps=20, train_steps=1000, offsets_B=torch.tensor([0, 49]))
+    assert grid[:, 0].tolist() == list(range(950, -1, -50))
+    assert (grid[:, 1] - grid[:, 0]).tolist() == [49] * 20
+    assert grid.max() == 999
+
+
+def test_every_sample_follows_its_own_grid_like_diffusers_does_for_one() -> None:
+    start, prompts, offsets = draws(0)
+    grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
+    wanted = full_trajectory(start, prompts, grid)
+    solver = DPMSolverPP2M(SCHEDULE.alphas_cumprod, grid)
+    x, last, everyone = start, None, torch.arange(B)
+    for i in range(STEPS):
+        assert (x - wanted[i][0]).abs().max() < 1e-4 * max(1.0, x.abs().max().item()), i
+        x, last = solver.step(i, x, predict(x, grid[i], prompts), last, everyone)
+    assert x.isfinite().all()
+
+
+def test_stopping_early_gives_the_state_of_the_full_rollout() -> None:
+    start, prompts, offsets = draws(1)
+    grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
+    stop = torch.tensor([7, 0, 19, 7, 12, 1])
+    calls = []
+
+    def counted(x: torch.Tensor, t: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return predict(x, t, p)
+
+    got = policy_states(
+        counted,
+        start,
+        prompts,
+        grid_nB=grid,
+        stop_B=stop,
+        alphas_cumprod_T=SCHEDULE.alphas_cumprod,
+    )
+    wanted = full_trajectory(start, prompts, grid)
+    for b, k in enumerate(stop.tolist()):
+        x, eps = wanted[k]
+        assert (got.x_BCHW[b] - x[b]).abs().max() < 1e-4 * max(1.0, x[b].abs().max().item())
+        assert (got.eps_BCHW[b] - eps[b]).abs().max() < 1e-4
+        assert got.timesteps_B[b] == grid[k, b]
+    assert sum(calls) == sum(k + 1 for k in stop.tolist()), "nothing is run past its stop"
+
+
+def test_the_state_of_a_sample_does_not_depend_on_the_others() -> None:
+    start, prompts, offsets = draws(2)
+    grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
+    stop = torch.tensor([3, 9, 9, 0, 17, 5])
+    schedule = SCHEDULE.alphas_cumprod
+    together = policy_states(
+        predict, start, prompts, grid_nB=grid, stop_B=stop, alphas_cumprod_T=schedule
+    )
+    for b in range(B):
+        alone = policy_states(
+            predict,
+            start[b : b + 1],
+            prompts[b : b + 1],
+            grid_nB=grid[:, b : b + 1],
+            stop_B=stop[b : b + 1],
+            alphas_cumprod_T=schedule,
+        )
+        assert (together.x_BCHW[b] - alone.x_BCHW[0]).abs().max() < 1e-10
+        assert (together.eps_BCHW[b] - alone.eps_BCHW[0]).abs().max() < 1e-10

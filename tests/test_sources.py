@@ -1,0 +1,421 @@
+"""Sources and the two stages that read photographs: everything is listed, nothing gets out."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpus import encode, scene, write_folder
+from PIL import Image
+
+from raypref.config import InputError
+from raypref.curate.photos import Crop, Measure
+from raypref.curate.sources import SourceConfig, SourceError, digest, fetch, read_index
+from raypref.images import ImageConfig
+from raypref.rows import INDEX, Row
+
+JPEG = encode(scene(), "JPEG")
+MAX = 10**6
+
+
+def index(path: Path, **settings: Any) -> list[Row]:
+    """What the source lists."""
+    table = read_index(SourceConfig(path=str(path), **settings))
+    assert table.schema == INDEX
+    return table.to_pylist()
+
+
+def captions(path: Path, **settings: Any) -> dict[str, str | None]:
+    """Id to caption of what the source lists."""
+    return {row["id"]: row["caption"] for row in index(path, **settings)}
+
+
+def table(path: Path, text: str | bytes) -> None:
+    """Write captions.csv."""
+    data = text.encode() if isinstance(text, str) else text
+    (path / "captions.csv").write_bytes(data)
+
+
+def reason(row: Row, root: Path, *, max_bytes: int = MAX) -> str:
+    """Why an entry cannot be read."""
+    with pytest.raises(SourceError) as caught:
+        fetch(row, root, max_bytes=max_bytes)
+    return caught.value.reason
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photographs, one in a folder below."""
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.PNG", "sub/c.jpeg"):
+        (root / name).write_bytes(JPEG)
+    (root / "notes.md").write_text("no photograph")
+    return root
+
+
+def test_captions_csv(photos):
+    table(photos, 'extra,file,caption\n1,a.jpg,"a, ""b""\nc"\n2,./b.PNG,b\n3,sub//c.jpeg,ü\n')
+    assert captions(photos) == {"a.jpg": 'a, "b"\nc', "b.PNG": "b", "sub/c.jpeg": "ü"}
+    for row in index(photos):
+        assert row == row | {"uri": row["id"], "member": None, "size": len(JPEG)}
+        assert fetch(row, photos, max_bytes=MAX) == JPEG
+
+
+@pytest.mark.parametrize(
+    ("data", "caption"),
+    [
+        ("file,caption\na.jpg,x\n".encode("utf-8-sig"), "x"),
+        (b"file,caption\r\na.jpg,x\r\n", "x"),
+        (b"file,caption\n\na.jpg,x\n\n", "x"),
+        (b"caption,file\nx,a.jpg", "x"),
+        (b"file,caption\na.jpg\nb.PNG,x\n", None),
+        (b"file,caption\na.jpg,\nb.PNG,x\n", None),
+    ],
+    ids=["mark", "crlf", "blank lines", "order", "short line", "empty caption"],
+)
+def test_captions_csv_as_other_programs_write_it(data, caption, photos):
+    table(photos, data)
+    assert (captions(photos)["a.jpg"] or None) == caption
+
+
+def test_sidecars(photos):
+    (photos / "a.txt").write_text("\ufeffa text\n", encoding="utf-8")
+    (photos / "b.json").write_text(json.dumps({"id": 3, "text": " from json "}))
+    (photos / "sub" / "c.txt").write_text("below")
+    assert captions(photos) == {"a.jpg": "a text", "b.PNG": "from json", "sub/c.jpeg": "below"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{broken",
+        b'"caption"',
+        b"3",
+        b'{"caption": 3}',
+        b'{"other": "x"}',
+        b'["caption"]',
+        b'{"caption": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"caption": "\xff"}',
+        b'{"caption": "' + b"x" * 2**20 + b'"}',
+    ],
+    ids=lambda content: content[:14].decode("latin-1"),
+)
+def test_a_json_sidecar_that_holds_no_caption_is_none(content, photos):
+    (photos / "a.json").write_bytes(content)
+    (photos / "b.txt").write_text("b")
+    assert captions(photos) == {"a.jpg": None, "b.PNG": "b", "sub/c.jpeg": None}
+
+
+def test_a_sidecar_outside_the_folder_is_not_read(photos, tmp_path):
+    (tmp_path / "secret.txt").write_text("a secret")
+    (photos / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (photos / "b.txt").write_text("b")
+    assert captions(photos)["a.jpg"] is None
+
+
+def test_each_caption_of_a_photograph_is_an_input(photos):
+    (photos / "a.jpg#1").write_bytes(JPEG)
+    table(photos, "file,caption\na.jpg,one\nb.PNG,b\na.jpg,two\na.jpg,two\na.jpg#1,other\n")
+    rows = index(photos)
+    assert len({row["id"] for row in rows}) == len(rows) == 6
+    found = sorted((row["uri"], row["caption"] or "") for row in rows)
+    assert found == [
+        ("a.jpg", "one"),
+        ("a.jpg", "two"),
+        ("a.jpg", "two"),
+        ("a.jpg#1", "other"),
+        ("b.PNG", "b"),
+        ("sub/c.jpeg", ""),
+    ]
+
+
+def test_a_photograph_without_caption_and_a_caption_without_photograph_are_listed(photos):
+    table(photos, "file,caption\na.jpg,a\nlost.jpg,lost\n,of nothing\n,\n")
+    found = {row["id"]: row for row in index(photos)}
+    assert found.keys() == {".", "a.jpg", "b.PNG", "lost.jpg", "sub/c.jpeg"}
+    assert found["b.PNG"]["caption"] is None
+    assert found["lost.jpg"]["size"] is None
+    assert reason(found["lost.jpg"], photos) == "missing_file"
+    assert reason(found["."], photos) == "missing_file"
+
+
+def test_ids_are_sorted_and_limit_takes_the_first(photos):
+    table(photos, "file,caption\nsub/c.jpeg,c\nb.PNG,b\n")
+    assert list(captions(photos)) == ["a.jpg", "b.PNG", "sub/c.jpeg"]
+    assert list(captions(photos, limit=2)) == ["a.jpg", "b.PNG"]
+    assert list(captions(photos, limit=9)) == ["a.jpg", "b.PNG", "sub/c.jpeg"]
+
+
+def test_nothing_outside_the_folder_is_read(photos, tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(JPEG)
+    (tmp_path / "photos-too").mkdir()
+    (tmp_path / "photos-too" / "x.jpg").write_bytes(JPEG)
+    (photos / "link.jpg").symlink_to(secret)
+    (photos / "within.jpg").symlink_to(photos / "a.jpg")
+    (photos / "folder").symlink_to(tmp_path)
+    outside = ["../secret.jpg", str(secret), "link.jpg", "sub/../../secret.jpg"]
+    outside += ["folder/secret.jpg", "../photos-too/x.jpg", "../gone.jpg"]
+    table(photos, "file,caption\n" + "".join(f"{name},x\n" for name in outside))
+    reasons = {}
+    for row in index(photos):
+        if row["caption"] == "x":
+            reasons[row["uri"]] = reason(row, photos)
+    assert reasons == {os.path.normpath(name): "outside_root" for name in outside}
+    inside = next(row for row in index(photos) if row["uri"] == "within.jpg")
+    assert fetch(inside, photos, max_bytes=MAX) == JPEG
+
+
+def test_names_that_no_file_can_have_are_missing_files(photos):
+    (photos / "circle.jpg").symlink_to("circle.jpg")
+    names = ["nul\0.jpg", "n" * 300 + ".jpg", "sub", "circle.jpg", "a.jpg/deeper.jpg"]
+    table(photos, "file,caption\n" + "".join(f"{name},x\n" for name in names))
+    listed = [row for row in index(photos) if row["caption"] == "x"]
+    assert [row["uri"] for row in listed] == sorted(names)
+    assert {reason(row, photos) for row in listed} == {"missing_file"}
+
+
+def test_a_file_name_that_is_not_utf8_is_listed(photos):
+    (photos / os.fsdecode(b"caf\xe9.jpg")).write_bytes(JPEG)
+    (photos / "a.txt").write_text("a")
+    assert "caf\\xe9.jpg" in captions(photos)
+
+
+def test_a_file_of_a_terabyte_is_not_read(photos):
+    with (photos / "huge.jpg").open("wb") as file:
+        file.truncate(2**40)
+    (photos / "huge.txt").write_text("huge")
+    row = next(row for row in index(photos) if row["id"] == "huge.jpg")
+    assert reason(row, photos) == "too_many_bytes"
+    small = next(row for row in index(photos) if row["id"] == "a.jpg")
+    assert fetch(small, photos, max_bytes=len(JPEG)) == JPEG
+    assert reason(small, photos, max_bytes=len(JPEG) - 1) == "too_many_bytes"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file;caption\na.jpg;x\n", ["file and caption", "file;caption"]),
+        ("", ["file and caption"]),
+        ('file,caption\na.jpg,x\nb.PNG,"open\nsub/c.jpeg,y\n', ["line 3"]),
+        ('file,"caption\na.jpg,x\n', ["line 1"]),
+        ("file,caption\na.jpg,a dog, running\n", ["line 2", "double quotes"]),
+        (b"file,caption\na.jpg,caf\xe9\n", ["not UTF-8"]),
+        ("file,caption\na.jpg,x\n".encode("utf-16"), ["not UTF-8"]),
+    ],
+    ids=["semicolons", "empty", "open quote", "open header", "bare comma", "latin-1", "utf-16"],
+)
+def test_a_broken_captions_csv_is_named_with_its_line(text, says, photos):
+    table(photos, text)
+    with pytest.raises(InputError) as caught:
+        index(photos)
+    for part in ["captions.csv", *says]:
+        assert part in str(caught.value)
+
+
+def test_a_place_that_is_none_is_named(photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    places = {
+        "absent": "no folder or file",
+        "empty": "no photographs in",
+        "photos": "3 photographs in .* but not one caption",
+        "photos/a.jpg": "not a .parquet file",
+    }
+    for name, says in places.items():
+        with pytest.raises(InputError, match=f"source.path: .*{says}") as caught:
+            index(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(InputError, match="tiny:wrld"):
+        read_index(SourceConfig(path="tiny:wrld"))
+
+
+def test_the_digest_changes_with_captions_and_files_and_not_with_the_place(photos, tmp_path):
+    def seen() -> str:
+        return digest(read_index(SourceConfig(path=str(photos))))
+
+    table(photos, "file,caption\na.jpg,x\nb.PNG,y\n")
+    first = seen()
+    table(photos, "file,caption\nb.PNG,y\na.jpg,x\n")
+    assert seen() == first, "the order of lines is no change"
+    photos = photos.rename(tmp_path / "elsewhere")
+    assert seen() == first, "the place is no change"
+    table(photos, "file,caption\na.jpg,x\nb.PNG,z\n")
+    changed = {first, seen()}
+    (photos / "a.jpg").write_bytes(JPEG + b"\0")
+    changed.add(seen())
+    (photos / "d.jpg").write_bytes(JPEG)
+    changed.add(seen())
+    (photos / "a.jpg").unlink()
+    changed.add(seen())
+    assert len(changed) == 5
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def parquet(path: Path, images: Any, texts: Any, *, kind: pa.DataType, column: str, **how: Any):
+    """Write a Parquet file of images and captions."""
+    path.parent.mkdir(exist_ok=True)
+    values = pa.table({"number": range(len(images)), column: pa.array(images, kind), "text": texts})
+    pq.write_table(values, path, **how)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), STRUCT, pa.large_binary()])
+def test_parquet_images(kind, tmp_path):
+    """Bytes or Hugging Face's image struct, over several row groups and files."""
+    images = [encode(scene(i), "JPEG") for i in range(5)]
+    values = [{"bytes": i, "path": None} for i in images] if kind == STRUCT else images
+    root = tmp_path / "set"
+    parquet(
+        root / "0.parquet", values[:3], list("abc"), kind=kind, column="image", row_group_size=2
+    )
+    parquet(root / "1.parquet", values[3:], ["d", None], kind=kind, column="jpg")
+    rows = index(root)
+    assert [row["caption"] for row in rows] == ["a", "b", "c", "d", None]
+    assert [(row["uri"], row["member"]) for row in rows] == [
+        *(("0.parquet", i) for i in range(3)),
+        *(("1.parquet", i) for i in range(2)),
+    ]
+    assert len({row["id"] for row in rows}) == 5
+    assert [fetch(row, root, max_bytes=MAX) for row in rows] == images
+    assert reason(rows[0] | {"member": 3}, root) == "no_image"
+    one = index(root / "0.parquet")
+    assert one == rows[:3]
+    assert fetch(one[1], root / "0.parquet", max_bytes=MAX) == images[1]
+
+
+def test_more_than_ten_rows_of_a_parquet_file_stay_in_order(tmp_path):
+    parquet(tmp_path / "a.parquet", [JPEG] * 12, ["x"] * 12, kind=pa.binary(), column="png")
+    assert [row["member"] for row in index(tmp_path)] == list(range(12))
+
+
+def test_a_path_in_an_image_struct_is_never_followed(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    values = [
+        {"bytes": None, "path": str(tmp_path / "secret.jpg")},
+        {"bytes": None, "path": "secret.jpg"},
+        None,
+    ]
+    parquet(tmp_path / "a.parquet", values, ["x"] * 3, kind=STRUCT, column="image")
+    rows = index(tmp_path)
+    assert [reason(row, tmp_path) for row in rows] == ["no_image"] * 3
+
+
+def test_captions_that_are_no_text_are_none(tmp_path):
+    raw = pa.array([b"sound", b"broken \xff"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    parquet(tmp_path / "a.parquet", [JPEG] * 2, texts, kind=pa.binary(), column="image")
+    assert list(captions(tmp_path).values()) == ["sound", None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"image": [JPEG], "label": [1]}, "no caption column; .* found image, label"),
+        ({"picture": [JPEG], "text": ["x"]}, "no image column; .* found picture, text"),
+    ],
+)
+def test_a_parquet_file_without_the_columns_is_named(columns, says, tmp_path):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"a\.parquet: {says}"):
+        index(tmp_path)
+
+
+def test_a_parquet_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"a\.parquet is not a sound Parquet file"):
+        index(tmp_path)
+
+
+def test_damaged_pages_of_images_become_rejects(tmp_path):
+    noise = [np.random.default_rng(i).bytes(10_000) for i in range(4)]
+    file = tmp_path / "a.parquet"
+    how = {"compression": "zstd", "use_dictionary": False}
+    parquet(file, noise, list("abcd"), kind=pa.binary(), column="image", **how)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(1)
+    assert column.path_in_schema == "image"
+    data = bytearray(file.read_bytes())
+    start = column.data_page_offset
+    data[start : start + 60] = b"\0" * 60
+    file.write_bytes(data)
+    rows = index(tmp_path)
+    assert [row["caption"] for row in rows] == list("abcd")
+    assert {reason(row, tmp_path) for row in rows} == {"unreadable_file"}
+
+
+def measured(root: Path, *, images: ImageConfig, **settings: Any) -> dict[str, Row]:
+    """Every row of a source after `Measure`, by id."""
+    source = SourceConfig(path=str(root), **settings)
+    stage = Measure(source, images)
+    stage.setup()
+    rows = read_index(source).to_pylist()
+    stage(rows)
+    return {row["id"]: row for row in rows}
+
+
+def test_bad_photographs_end_with_their_reason(tmp_path):
+    expected = write_folder(tmp_path / "photos")
+    rows = measured(tmp_path / "photos", images=ImageConfig(size=32))
+    assert {name: row.get("reject_reason") or "ok" for name, row in rows.items()} == expected
+    for row in rows.values():
+        rejected = row.get("reject_reason") is not None
+        assert (row.get("reject_stage") == "photos") is rejected
+        assert bool(row.get("reject_message")) is rejected
+        assert ("key" in row) is not rejected
+
+
+def test_the_facts_of_a_photograph(tmp_path):
+    write_folder(tmp_path / "photos", good=2)
+    rows = measured(tmp_path / "photos", images=ImageConfig(size=32))
+    row = rows["photo_001.jpg"]
+    data = (tmp_path / "photos" / "photo_001.jpg").read_bytes()
+    caption = "a photograph named photo_001.jpg"
+    assert row["key"] == hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()
+    assert (row["width"], row["height"]) == (160, 120)
+    # Upright: the file stores 120 x 80 and says that it is to be turned.
+    turned = rows["orientation_6.png"]
+    assert (turned["width"], turned["height"]) in {(80, 120), (120, 80)}
+    with Image.open(tmp_path / "photos" / "orientation_6.png") as stored:
+        assert (turned["width"], turned["height"]) == stored.size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("", "no_caption"),
+        ("   ", "no_caption"),
+        ("x" * 21, "caption_too_long"),
+        ("x" * 20, None),
+        ("a\0b", "bad_caption"),
+    ],
+)
+def test_captions_that_are_refused(caption, expected, photos):
+    table(photos, f"file,caption\na.jpg,{caption}\nb.PNG,sound\n")
+    rows = measured(photos, images=ImageConfig(size=32), max_caption=20)
+    assert rows["a.jpg"].get("reject_reason") == expected
+    assert rows["b.PNG"].get("reject_reason") is None
+    assert rows["sub/c.jpeg"]["reject_reason"] == "no_caption"
+
+
+def test_the_crop_is_the_middle_square_at_the_size_asked(photos):
+    stripes = Image.new("RGB", (96, 64), (255, 0, 0))  # 16 + 64 + 16 columns
+    stripes.paste((0, 0, 255), (16, 0, 80, 64))
+    (photos / "a.jpg").write_bytes(encode(stripes, "PNG"))
+    (photos / "b.PNG").write_bytes(b"changed since it was measured")
+    source = SourceConfig(path=str(photos))
+    stage = Crop(source, ImageConfig(size=64))
+    stage.setup()
+    rows = [{"id": name, "uri": name, "member": None} for name in ("a.jpg", "b.PNG")]
+    stage(rows)
+    (photos / "crop.png").write_bytes(rows[0]["chosen"])
+    with Image.open(photos / "crop.png") as crop:
+        assert (crop.format, crop.mode, crop.size) == ("PNG", "RGB", (64, 64))
+        assert np.unique(np.asarray(crop).reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]
+    assert (rows[1]["reject_stage"], rows[1]["reject_reason"]) == ("crop", "unreadable")

@@ -1,0 +1,141 @@
+"""Tracking against a real MLflow with SQLite; without one the job goes on."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from raypref.config import flatten, load
+from raypref.pipeline import RunConfig
+from raypref.tracking import Tracker, TrackingConfig
+
+SETTINGS = {"lr": 1}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs; its database is made once, which is what takes time."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert tracker(folder, name="first").run_id
+    return folder
+
+
+def tracker(
+    storage: Path, *, name: str, run_id: str | None = None, settings: Mapping[str, Any] = SETTINGS
+) -> Tracker:
+    """A tracker with the default store beside the runs."""
+    config = TrackingConfig()
+    return Tracker(config, storage=str(storage), name=name, settings=settings, run_id=run_id)
+
+
+def client(store: Path) -> mlflow.MlflowClient:
+    """MLflow itself, to see what arrived."""
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
+
+
+def test_all_settings_of_a_run_arrive(store):
+    settings = flatten(load(RunConfig, "tiny")) | {f"more.{i}": i for i in range(150)}
+    run = client(store).get_run(tracker(store, name="all", settings=settings).run_id)
+    assert run.data.params == {key: str(value) for key, value in settings.items()}
+    assert run.info.run_name == "all"
+    assert client(store).get_experiment(run.info.experiment_id).name == "raypref"
+
+
+def test_metrics_keep_their_steps_and_are_those_of_one_run(store):
+    first, second = tracker(store, name="m1"), tracker(store, name="m2")
+    for step in (1, 2, 5):
+        first.metrics({"loss": 1 / step, "nan": math.nan}, step=step)
+    second.metrics({"loss": 7.0}, step=1)
+    history = client(store).get_metric_history(first.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (5, 0.2)]
+    assert len(client(store).get_metric_history(first.run_id, "nan")) == 3
+    assert len(client(store).get_metric_history(second.run_id, "loss")) == 1
+
+
+def test_a_step_told_twice_by_a_restarted_worker_stands_once(store):
+    run = tracker(store, name="twice")
+    for step in (1, 2, 1, 2, 3):
+        run.metrics({"loss": 1 / step}, step=step)
+    history = client(store).get_metric_history(run.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_files_and_folders_arrive_and_missing_ones_are_passed_by(store, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inner.txt").write_text("inner")
+    (tmp_path / "table.md").write_text("| a |")
+    run = tracker(store, name="files")
+    run.artifact(tmp_path / "table.md", "tables")
+    run.artifact(tmp_path / "folder")
+    run.artifact(tmp_path / "absent.txt")
+    listed = client(store)
+    assert [a.path for a in listed.list_artifacts(run.run_id, "tables")] == ["tables/table.md"]
+    assert "inner.txt" in {a.path for a in listed.list_artifacts(run.run_id)}
+    assert next((store / "mlartifacts").rglob("table.md")).read_text() == "| a |"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_run_is_closed_and_goes_on_by_its_id(store, status):
+    first = tracker(store, name="again")
+    first.metrics({"loss": 1.0}, step=1)
+    first.finish(status)
+    assert client(store).get_run(first.run_id).info.status == status
+    again = tracker(store, name="again", run_id=first.run_id)
+    assert again.run_id == first.run_id
+    assert client(store).get_run(first.run_id).info.status == "RUNNING"
+    again.metrics({"loss": 0.5}, step=2)
+    again.finish("FINISHED")
+    history = client(store).get_metric_history(first.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
+    assert client(store).get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_is_gone_from_the_store_is_begun_anew(store):
+    gone = "0" * 32
+    anew = tracker(store, name="anew", run_id=gone)
+    assert anew.run_id is not None
+    assert anew.run_id != gone
+    assert client(store).get_run(anew.run_id).data.params == {"lr": "1"}
+
+
+@pytest.mark.parametrize("uri", ["nonsense://host", "sqlite:////proc/none/mlflow.db"])
+def test_a_store_out_of_reach_is_a_warning(uri, tmp_path, caplog):
+    config = TrackingConfig(uri=uri)
+    with caplog.at_level(logging.WARNING):
+        lost = Tracker(config, storage=str(tmp_path), name="x", settings={"a": 1}, run_id=None)
+    assert lost.run_id is None
+    lost.metrics({"loss": 1.0}, step=1)
+    lost.artifact(Path(__file__))
+    lost.finish("FINISHED")
+    (message,) = [record.message for record in caplog.records if "tracking" in record.message]
+    assert uri in message
+    assert "going on without" in message
+
+
+def test_a_store_lost_on_the_way_is_one_warning(tmp_path, caplog):
+    run = tracker(tmp_path, name="lost")
+    (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
+    with caplog.at_level(logging.WARNING):
+        for step in range(3):
+            run.metrics({"loss": 1.0}, step=step)
+        run.finish("FINISHED")
+    assert len([r for r in caplog.records if "lost MLflow" in r.message]) == 1
+
+
+def test_none_is_off_and_writes_nothing(tmp_path):
+    config = TrackingConfig(uri="none")
+    off = Tracker(config, storage=str(tmp_path / "r"), name="x", settings={}, run_id=None)
+    off.metrics({"loss": 1.0}, step=1)
+    off.finish("FINISHED")
+    assert off.run_id is None
+    assert not (tmp_path / "r").exists()
+
+
+def test_runs_on_a_bucket_without_a_uri_are_not_tracked():
+    config = TrackingConfig()
+    off = Tracker(config, storage="s3://bucket/runs", name="x", settings={}, run_id=None)
+    assert off.run_id is None
