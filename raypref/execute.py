@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import join, write_bytes
-from raypref.pipeline import Run, RunConfig, Step, check_all, read_record
+from raypref.pipeline import Run, RunConfig, Step, read_record
 from raypref.streaming import start_ray
 from raypref.tracking import Tracker
 from raypref.versions import versions
@@ -65,7 +65,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     _refuse_or_clear_stale(run, only=only, redo=redo)
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
-    check_all([step.check for step in waiting if not step.done])
+    _check([need for step in waiting if not step.done for need in step.needs])
     run.tracker, record = _open_record(run)
     start_ray()
     for step in waiting:
@@ -112,6 +112,18 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
                 f"{step.name} of {run.folder} is not complete for these settings; run the job "
                 "before this one, or jobs/full_pipeline.py, with the same settings"
             )
+
+
+def _check(needs: list[Callable[[], object]]) -> None:
+    """Name all that is missing at once, a line each."""
+    missing: dict[str, None] = {}
+    for need in needs:
+        try:
+            need()
+        except InputError as error:
+            missing[str(error)] = None
+    if missing:
+        raise InputError("\n".join(missing))
 
 
 def _open_record(run: Run) -> tuple[Tracker, dict[str, Any]]:

@@ -9,10 +9,10 @@ A model reference in the configuration is one of
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from raypref.config import InputError
 from raypref.tiny import checkpoints
@@ -74,12 +74,24 @@ def _on_disk(ref: str, *, key: str) -> Path:
 
 
 def _download(repo: str, name: str, *, key: str, fix: str) -> Path:
+    found = _fetch(repo, name)
+    if isinstance(found, Path):
+        return found
+    raise InputError(
+        f"{key}: {name} of '{repo}' is missing: not in the local cache, and the model hub did not "
+        f"give it ({found}). On a machine with network: {fix}"
+    )
+
+
+@cache
+def _fetch(repo: str, name: str) -> Path | str:
+    """The file, or why it cannot be had. Asked once: several steps need the same model."""
     try:
+        cached = try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+        # One quick question first: a download tries again and again for half a minute.
+        HfApi().model_info(repo, timeout=10)
         return Path(hf_hub_download(repo, name))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise InputError(
-            f"{key}: {name} of '{repo}' is missing: it is not in the local cache and the model hub "
-            f"did not give it ({type(error).__name__}: {first_line[:120]}). On a machine with "
-            f"network: {fix}"
-        ) from None
+    except Exception as error:  # the hub's HTTP client has errors of its own, by version
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"

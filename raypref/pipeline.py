@@ -18,7 +18,7 @@ from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.config import InputError, results_of, setting, to_toml
+from raypref.config import results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
@@ -65,7 +65,7 @@ class Step:
     name: str
     ledgers: tuple[Ledger, ...]
     run: Callable[[], Work]
-    check: Callable[[], object]  # raises InputError when something it needs is missing
+    needs: tuple[Callable[[], object], ...] = ()  # each raises InputError for a missing model
 
     @property
     def done(self) -> bool:
@@ -155,17 +155,24 @@ class Run:
     def steps(self) -> list[Step]:
         """The steps in order."""
         c, ev = self.config, self.evaluation
+        base = c.base.folder
+        reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
         trainings = [
-            Step(name, (ledger,), self._trainer(name), c.base.folder)
+            Step(name, (ledger,), self._trainer(name), (base,))
             for name, ledger in self.trained.items()
         ]
         return [
-            Step("pairs", self.curation.ledgers, self._curate, self._check_curation),
-            Step("cache", (self.cache,), self._encode, c.base.folder),
+            Step(
+                "pairs",
+                self.curation.ledgers,
+                self._curate,
+                (c.saliency.file, c.perturb.folder, *reward),
+            ),
+            Step("cache", (self.cache,), self._encode, (base,)),
             *trainings,
-            Step("evaluation", (ev.images, ev.scores), self._evaluate, self._check_evaluation),
+            Step("evaluation", (ev.images, ev.scores), self._evaluate, (base, *reward)),
             # The page is made again every time: it takes a second and tells the latest.
-            Step("report", (), self._report, lambda: None),
+            Step("report", (), self._report),
         ]
 
     def _curate(self) -> Work:
@@ -234,14 +241,6 @@ class Run:
         write_bytes(join(self.folder, "report", "index.html"), render(data).encode())
         return Work(1, "pages")
 
-    def _check_curation(self) -> None:
-        c = self.config
-        check_all([c.saliency.file, c.perturb.folder, c.pickscore.folders])
-
-    def _check_evaluation(self) -> None:
-        c = self.config
-        check_all([c.base.folder, c.pickscore.folders])
-
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return Ledger(join(self.folder, name), results_of(parts))
 
@@ -250,15 +249,3 @@ def read_record(folder: str) -> dict[str, Any]:
     """What `run.json` says, or an empty record."""
     data = read_bytes(join(folder, "run.json"))
     return {"steps": {}} if data is None else json.loads(data)
-
-
-def check_all(checks: list[Callable[[], object]]) -> None:
-    """Raise all that is missing at once, a line each."""
-    missing: dict[str, None] = {}
-    for check in checks:
-        try:
-            check()
-        except InputError as error:
-            missing.update(dict.fromkeys(str(error).splitlines()))
-    if missing:
-        raise InputError("\n".join(missing))

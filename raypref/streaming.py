@@ -105,6 +105,9 @@ def stream(
             label, total=total, done=len(done), unit="rows", every=config.progress_seconds
         )
         _run(dataset, schema, stages=stages, ledger=ledger, keep=keep, progress=progress)
+    elif total == 0 and isinstance(rows, pa.Table):  # an empty part tells readers the columns
+        schema = _schemas(rows.schema, stages)[-1]
+        ledger.write_part(schema.empty_table().select(_columns(keep)))
     reasons = ledger.table(["reject_reason"])["reject_reason"].to_pylist()
     counts = Counter(reason or "ok" for reason in reasons)
     ledger.commit(expected=total, counts=counts)
@@ -145,21 +148,36 @@ def _run(
     keep: Sequence[str],
     progress: Progress,
 ) -> None:
-    schema = pa.schema([*schema, *(field for field in REJECT if field.name not in schema.names)])
-    for stage in stages:
-        missing = set(stage.reads) - set(schema.names)
-        assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"
-        schema = pa.schema([*schema, *(f for f in stage.writes if f.name not in schema.names)])
-        dataset = _map(dataset, stage, schema)
-    columns = list(dict.fromkeys(["id", *keep, *REJECT.names]))
+    for stage, after in zip(stages, _schemas(schema, stages)[1:], strict=True):
+        dataset = _map(dataset, stage, after)
+    sink = _WritePart(ledger, _columns(keep))
     dataset = dataset.map_batches(
-        _WritePart(ledger, columns), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        sink, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )
     rejected = 0
     for part in dataset.iter_rows():
         rejected += int(part["rejected"])
         progress.add(int(part["rows"]), note=f"{rejected} rejected")
     progress.finish(note=f"{rejected} rejected")
+
+
+def _columns(keep: Sequence[str]) -> list[str]:
+    """Columns of finished rows."""
+    return list(dict.fromkeys(["id", *keep, *REJECT.names]))
+
+
+def _schemas(schema: pa.Schema, stages: Sequence[Stage]) -> list[pa.Schema]:
+    """The columns before the first stage and after each."""
+    schemas = [_with(schema, REJECT)]
+    for stage in stages:
+        missing = set(stage.reads) - set(schemas[-1].names)
+        assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"
+        schemas.append(_with(schemas[-1], stage.writes))
+    return schemas
+
+
+def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
+    return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
 
 
 def _map(dataset: ray.data.Dataset, stage: Stage, schema: pa.Schema) -> ray.data.Dataset:

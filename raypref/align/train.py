@@ -137,4 +137,11 @@ def _worker(config: dict[str, Any]) -> None:
         on_step=queue.put,
     )
     if group.rank == 0:
-        write_table(join(job.folder, "metrics.parquet"), pa.Table.from_pylist(history))
+        write_table(join(job.folder, "metrics.parquet"), _table(history))
+
+
+def _table(history: list[StepMetrics]) -> pa.Table:
+    """A row a step; the columns are the same whether or not the stage was resumed."""
+    names = sorted(history[0].keys() - {"step"})
+    fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
+    return pa.Table.from_pylist(history, schema=pa.schema(fields))

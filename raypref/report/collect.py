@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raypref.evaluate.tables import Published
+from raypref.evaluate.tables import MODELS, Published
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.page import (
     Cost,
@@ -148,7 +148,12 @@ def _grids(images: Ledger) -> list[GridRow]:
         if place in rows:
             rows[place][row["model"]] = row["image"]
             prompts[place] = row["prompt"]
-    return [GridRow(prompt=prompts[p], seed=p[1], images=rows[p]) for p in shown]
+    return [
+        GridRow(
+            prompt=prompts[p], seed=p[1], images={m: rows[p][m] for m in MODELS if m in rows[p]}
+        )
+        for p in shown
+    ]
 
 
 def _cost(step: str, facts: Mapping[str, Any]) -> Cost:

@@ -32,8 +32,9 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 # Training metrics we know, in the order they are shown, with what a reader should look for.
 CURVES = {
     "loss": "the objective; lower is better",
-    "diff": "error on the photographs minus error on the policy's samples, both against the "
-    "reference; falls below zero",
+    "diff": "winner_gap minus loser_gap; falls below zero",
+    "winner_gap": "error on the photographs, compared with the reference; below zero is better",
+    "loser_gap": "the same on what they are preferred to",
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as the photographs demand; 0.5 is chance",
     "grad_norm": "before clipping",

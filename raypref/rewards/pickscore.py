@@ -24,14 +24,14 @@ class PickScoreConfig(Section):
     dtype: DType = setting("float32", "precision of the model")
     resources: Resources = Resources(batch=16)
 
-    def folders(self) -> tuple[str, str]:
-        """What to hand to `from_pretrained` for model and processor."""
-        return (
-            model_folder(self.model, key="pickscore.model", probe="config.json"),
-            model_folder(
-                self.processor, key="pickscore.processor", probe="preprocessor_config.json"
-            ),
-        )
+    def model_folder(self) -> str:
+        """What to hand to `from_pretrained` for the model."""
+        return model_folder(self.model, key="pickscore.model", probe="config.json")
+
+    def processor_folder(self) -> str:
+        """What to hand to `from_pretrained` for image processor and tokenizer."""
+        probe = "preprocessor_config.json"
+        return model_folder(self.processor, key="pickscore.processor", probe=probe)
 
     def load(self) -> PickScore:
         """Load the model."""
@@ -45,7 +45,7 @@ class PickScore:
     """
 
     def __init__(self, config: PickScoreConfig) -> None:
-        model, processor = config.folders()
+        model, processor = config.model_folder(), config.processor_folder()
         self.device = pick_device(config.resources.num_gpus)
         # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
         self.image_processor = CLIPImageProcessorPil.from_pretrained(processor)

@@ -1,0 +1,150 @@
+"""Running the jobs as a user does: each a process of its own, with nothing of it left behind.
+
+Every job gets a mark in its environment, which all it starts inherits (Ray's servers, workers,
+agents). So a test ends exactly its own processes, and never those of another Ray on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MARK = "RAYPREF_TEST_JOB"
+PATIENCE = 280.0  # seconds a job may take; pytest stops a test at 300
+
+# A run that goes through every step and whose only cost is the start of its processes.
+SMALL = (
+    "tiny",
+    "source.limit=40",
+    "perturb.steps=4",
+    "select.top_k=8",
+    "stage1.steps=4",
+    "stage2.steps=2",
+    "stage2_alone=false",
+    "evaluate.limit=2",
+    "evaluate.steps=3",
+)
+
+
+@dataclass
+class Job:
+    """A started process and what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    mark: str
+
+    @property
+    def output(self) -> str:
+        """Stdout and stderr so far."""
+        return self.log.read_text()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit status; fails with the job's output when it takes too long."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not done after {timeout:.0f} s:\n{self.output}") from None
+
+    def wait_for(self, happened: Callable[[], bool], timeout: float = PATIENCE) -> None:
+        """Wait until something is so; fails when the job ends before."""
+        limit = time.monotonic() + timeout
+        while not happened():
+            assert self.process.poll() is None, f"ended too early:\n{self.output}"
+            assert time.monotonic() < limit, f"did not happen in {timeout:.0f} s:\n{self.output}"
+            time.sleep(0.02)
+
+    def workers(self, title: str) -> list[int]:
+        """Ids of its processes whose title contains a text."""
+        return [pid for pid in marked(self.mark) if title in _read(pid, "cmdline")]
+
+    def kill_driver(self) -> None:
+        """`kill -9` of the driver alone; its Ray must notice by itself and write no more."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        # Ray's agents may stay for half a minute; they compute and write nothing.
+        limit = time.monotonic() + 30
+        while any("Agent" not in _read(pid, "cmdline") for pid in marked(self.mark)):
+            assert time.monotonic() < limit, "processes of the killed job went on"
+            time.sleep(0.1)
+
+
+@contextmanager
+def running(*command: str, folder: Path, env: dict[str, str] | None = None) -> Iterator[Job]:
+    """Start a command in the repository; at the end nothing that it started is left.
+
+    Args:
+        *command: what to run.
+        folder: where its output is kept.
+        env: variables to add.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    log = folder / f"{mark[:8]}.log"
+    # Ray's sockets need a short path.
+    own = {MARK: mark, "RAY_TMPDIR": tempfile.mkdtemp(prefix="rp", dir="/tmp")}
+    defaults = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**inherited, **defaults, **own, **(env or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Job(process, log, mark)
+    finally:
+        end(mark)
+        process.wait()
+        shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
+
+
+def job(name: str, *arguments: str, folder: Path, patience: float = PATIENCE) -> tuple[int, str]:
+    """Run `jobs/NAME.py` to its end; exit status and output."""
+    with start(name, *arguments, folder=folder) as running_job:
+        return running_job.wait(patience), running_job.output
+
+
+@contextmanager
+def start(name: str, *arguments: str, folder: Path) -> Iterator[Job]:
+    """Start `jobs/NAME.py`."""
+    with running(sys.executable, f"jobs/{name}.py", *arguments, folder=folder) as running_job:
+        yield running_job
+
+
+def marked(mark: str) -> list[int]:
+    """Ids of the live processes with this mark."""
+    needle = f"{MARK}={mark}"
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if needle in _read(pid, "environ").split("\0")]
+
+
+def end(mark: str) -> None:
+    """Kill every process with this mark."""
+    while pids := marked(mark):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _read(pid: int, name: str) -> str:
+    """A file of /proc; empty for a process that has ended."""
+    try:
+        return (Path("/proc") / str(pid) / name).read_text(errors="replace")
+    except OSError:
+        return ""

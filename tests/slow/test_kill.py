@@ -1,0 +1,158 @@
+"""Promise 2: kill anything, run the same command again, and the result is that of a quiet run."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs import SMALL, job, start
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
+
+BLOCK = 4
+STEPS = 24
+EVERY = 4
+SETTINGS = (
+    *SMALL,
+    f"stream.block_rows={BLOCK}",
+    "stream.progress_seconds=0",
+    f"stage1.steps={STEPS}",
+    f"stage1.checkpoint_every={EVERY}",
+    "stage2.steps=1",
+    "tracking.uri=none",
+)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed, curated and aligned."""
+    storage = tmp_path_factory.mktemp("quiet")
+    for name in ("curate", "align"):
+        code, output = job(name, *SETTINGS, f"storage={storage}", folder=storage / "logs")
+        assert code == 0, output
+    return storage / "run"
+
+
+@pytest.fixture
+def curated(quiet: Path, tmp_path: Path) -> Path:
+    """A run folder in which curation is done and alignment is still to do."""
+    run = tmp_path / "run"
+    for name in ("curate", "photos", "rejects", "pairs"):
+        shutil.copytree(quiet / name, run / name)
+    return run
+
+
+def parts(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every finished part."""
+    stats = {path.name: path.stat() for path in folder.glob("part-*")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    """All rows by id."""
+    files = [str(path) for path in folder.glob("part-*.parquet")]
+    table = pyarrow.dataset.dataset(files, format="parquet").to_table()
+    return table.sort_by("id").to_pylist()
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    name = "pytorch_lora_weights.safetensors"
+    one, other = load_file(ours / name), load_file(theirs / name)
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=1e-6)
+
+
+def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
+    """Every step once, with the numbers of the quiet run (times differ)."""
+    table = pq.read_table(stage / "metrics.parquet")
+    expected = pq.read_table(quiet_stage / "metrics.parquet")
+    assert table.schema.equals(expected.schema)
+    assert table["step"].to_pylist() == list(range(1, STEPS + 1))
+    for name in set(expected.column_names) - {"seconds"}:
+        assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-6), name
+
+
+def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
+    command = ("curate", *SETTINGS, f"storage={tmp_path}")
+    run = tmp_path / "run"
+    candidates = run / "curate" / "candidates"
+    with start(*command, folder=tmp_path) as killed:
+        killed.wait_for(lambda: len(parts(candidates)) >= 1)
+        killed.kill_driver()
+    done = {str(row["id"]) for row in rows(candidates)}
+    expected = {str(row["id"]) for row in rows(quiet / "curate" / "candidates")}
+    assert done < expected, "the kill came too late to test anything"
+    assert not (candidates / "manifest.json").exists()
+    assert not (run / "pairs").exists()
+    before = {name: parts(run / "curate" / name) for name in ("measured", "candidates")}
+
+    code, output = job(*command, folder=tmp_path)
+
+    assert code == 0, output
+    for name, finished in before.items():
+        after = parts(run / "curate" / name)
+        assert finished.items() <= after.items(), "a finished part was written again"
+    # What was finished was not computed again either.
+    assert f"candidates: {len(done)} of {len(expected)} rows were done before" in output
+    assert re.search(r"measured: (\d+)/\1 rows", output) is None
+    ids = [row["id"] for row in rows(candidates)]
+    assert len(ids) == len(set(ids)) == len(expected)
+    for name in ("pairs", "photos", "rejects"):
+        assert rows(run / name) == rows(quiet / name)
+    assert rows(candidates) == rows(quiet / "curate" / "candidates")
+
+
+def test_driver_killed_while_it_trains(quiet: Path, curated: Path, tmp_path: Path) -> None:
+    command = ("align", *SETTINGS, f"storage={tmp_path}")
+    saved = curated / "stage1" / "checkpoints"
+    with start(*command, folder=tmp_path) as killed:
+        killed.wait_for(lambda: any(saved.glob("step-*.safetensors")))
+        killed.kill_driver()
+    last = max(saved.glob("step-*.safetensors"))
+    tensors = load_file(last)
+    step = len(tensors["history.step"])
+    assert last.name == f"step-{step:08d}.safetensors"
+    assert step < STEPS, "the kill came too late to test anything"
+    assert not (curated / "stage1" / "pytorch_lora_weights.safetensors").exists()
+    cache = parts(curated / "cache")
+
+    code, output = job(*command, folder=tmp_path)
+
+    assert code == 0, output
+    assert "pairs" not in output  # not its step
+    assert "cache: skipped, complete" in output
+    assert parts(curated / "cache") == cache
+    # The first step only starts the clock; every one after it logs a line.
+    logged = [int(n) for n in re.findall(rf"stage1: (\d+)/{STEPS} steps", output)]
+    assert min(logged) == min(step + 2, STEPS), "steps before the checkpoint were done again"
+    assert_whole_history(curated / "stage1", quiet / "stage1")
+    seconds = pq.read_table(curated / "stage1" / "metrics.parquet")["seconds"].to_pylist()
+    assert seconds[:step] == tensors["history.seconds"].tolist()
+    for stage in ("stage1", "stage2"):
+        assert_same_weights(curated / stage, quiet / stage)
+        assert not (curated / stage / "ray").exists()
+
+
+def test_training_worker_killed(quiet: Path, curated: Path, tmp_path: Path) -> None:
+    saved = curated / "stage1" / "checkpoints"
+    with start("align", *SETTINGS, f"storage={tmp_path}", folder=tmp_path) as align:
+        align.wait_for(lambda: any(saved.glob("step-*.safetensors")))
+        (worker,) = align.workers("RayTrainWorker")
+        os.kill(worker, signal.SIGKILL)
+        code = align.wait()
+        output = align.output
+    assert code == 0, output
+    logged = [int(n) for n in re.findall(rf"stage1: (\d+)/{STEPS} steps", output)]
+    repeated = len(logged) - len(set(logged))
+    assert repeated < EVERY, f"{repeated} steps were done twice"
+    assert_whole_history(curated / "stage1", quiet / "stage1")
+    for stage in ("stage1", "stage2"):
+        assert_same_weights(curated / stage, quiet / stage)

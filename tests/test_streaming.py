@@ -1,0 +1,214 @@
+"""Stages on a real, small Ray: what comes out does not tell how the work was cut."""
+
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from raypref.config import Resources
+from raypref.ledger import Ledger
+from raypref.rows import REJECT, Row, reject
+from raypref.streaming import StreamConfig, start_ray, stream
+
+COUNT = 23
+NUMBERS = pa.table({"id": [f"{n:03d}" for n in range(COUNT)], "n": list(range(COUNT))})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    start_ray()
+    # The stages of this file travel whole: workers cannot import it.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.shutdown()
+
+
+class Square:
+    """Squares `n`; rejects what ends in 3; notes each call as a file."""
+
+    name = "square"
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([("square", pa.int64())])
+
+    def __init__(self, notes: Path, resources: Resources) -> None:
+        self.notes = notes
+        self.resources = resources
+
+    def setup(self) -> None:
+        note(self.notes, "setup")
+        self.power = 2
+
+    def __call__(self, rows: list[Row]) -> None:
+        note(self.notes, f"{self.name}-{len(rows)}")
+        for row in rows:
+            if row["n"] % 10 == 3:
+                reject(row, self.name, "three", f"{row['n']} ends in 3")
+            else:
+                row["square"] = row["n"] ** self.power
+
+
+class Next(Square):
+    """Adds one to the square; rejects what is above 400."""
+
+    name = "next"
+    reads: tuple[str, ...] = ("square",)
+    writes = pa.schema([("next", pa.int64())])
+
+    def __call__(self, rows: list[Row]) -> None:
+        note(self.notes, f"{self.name}-{len(rows)}")
+        for row in rows:
+            row["next"] = row["square"] + 1  # a rejected row has no square
+            if row["square"] > 400:
+                reject(row, self.name, "large", "above 400")
+
+
+class Fragile:
+    """Notes every row; fails at one row, once some block is in the ledger."""
+
+    name = "fragile"
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([("seen", pa.int64())])
+    resources = Resources(workers=1, batch=1, num_cpus=0.25)
+
+    def __init__(self, notes: Path, ledger: Ledger, *, fails_at: int | None) -> None:
+        self.notes = notes
+        self.ledger = ledger
+        self.fails_at = fails_at
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row["n"] == self.fails_at:
+                wait_for_a_part(self.ledger)
+                raise RuntimeError(f"a bug at {row['n']}")
+            note(self.notes, row["id"])
+            row["seen"] = row["n"]
+
+
+def note(folder: Path, what: str) -> None:
+    """Leave a mark that outlives the worker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{what}-{uuid.uuid4().hex}").touch()
+
+
+def noted(folder: Path) -> Counter[str]:
+    """The marks, counted."""
+    return Counter(path.name.rpartition("-")[0] for path in folder.iterdir())
+
+
+def wait_for_a_part(ledger: Ledger) -> None:
+    """Wait until a block has been written."""
+    deadline = time.monotonic() + 60
+    while not ledger.parts():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def run(
+    folder: Path, rows: pa.Table | Ledger = NUMBERS, *, block_rows: int, **resources: Any
+) -> tuple[Ledger, Counter[str]]:
+    """Send rows through `Square` and `Next`."""
+    need = Resources(num_cpus=0.25, **resources)
+    ledger = Ledger(str(folder / "ledger"), {"work": "squares"})
+    counts = stream(
+        rows,
+        stages=[Square(folder / "square", need), Next(folder / "next", need)],
+        ledger=ledger,
+        keep=["next", "n"],
+        config=StreamConfig(block_rows=block_rows),
+    )
+    return ledger, counts
+
+
+def expected_rows() -> list[Row]:
+    """What must come out, worked out by hand."""
+    rows = []
+    for n in range(COUNT):
+        row: Row = {"id": f"{n:03d}", "next": n * n + 1, "n": n, **dict.fromkeys(REJECT.names)}
+        if n in (3, 13):
+            row["next"] = None
+            reject(row, "square", "three", f"{n} ends in 3")
+        if n in (21, 22):
+            reject(row, "next", "large", "above 400")
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("block_rows", "workers", "batch"),
+    [(64, 1, 64), (4, 2, 3), (5, 0, 1)],
+    ids=["one block", "two actors", "tasks"],
+)
+def test_rows_come_out_the_same_however_the_work_is_cut(block_rows, workers, batch, tmp_path):
+    ledger, counts = run(tmp_path, block_rows=block_rows, workers=workers, batch=batch)
+    assert ledger.table().to_pylist() == expected_rows()
+    assert counts == {"ok": COUNT - 4, "three": 2, "large": 2}
+    assert ledger.manifest()["counts"] == counts
+    assert len(ledger.parts()) == -(-COUNT // block_rows)
+    for stage, live in (("square", COUNT), ("next", COUNT - 2)):
+        calls = noted(tmp_path / stage)
+        setups = calls.pop("setup")
+        assert workers == 0 or 1 <= setups <= workers
+        sizes = {int(name.rpartition("-")[2]): times for name, times in calls.items()}
+        assert sum(size * times for size, times in sizes.items()) == live
+        assert max(sizes) == min(batch, live)
+
+
+def test_a_bug_stops_the_job_and_the_next_run_does_only_what_was_not_finished(tmp_path):
+    ledger = Ledger(str(tmp_path / "ledger"), {})
+
+    def attempt(folder: Path, fails_at: int | None) -> Counter[str]:
+        stage = Fragile(folder, ledger, fails_at=fails_at)
+        config = StreamConfig(block_rows=4)
+        return stream(NUMBERS, stages=[stage], ledger=ledger, keep=["seen"], config=config)
+
+    with pytest.raises(Exception, match="RuntimeError: a bug at 18"):
+        attempt(tmp_path / "first", 18)
+    assert ledger.state() == "partial"
+    done = ledger.done_ids()
+    assert 0 < len(done) < COUNT
+    assert attempt(tmp_path / "second", None) == {"ok": COUNT}
+    assert noted(tmp_path / "second") == Counter(set(NUMBERS["id"].to_pylist()) - done)
+    assert ledger.table()["seen"].to_pylist() == list(range(COUNT))
+    assert ledger.state() == "complete"
+    assert attempt(tmp_path / "third", 0) == {"ok": COUNT}, "nothing was left to do"
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_rows_of_a_ledger_are_a_source(tmp_path):
+    source = Ledger(str(tmp_path / "source"), {})
+    source.begin()
+    for start in range(0, COUNT, 7):
+        part = NUMBERS.slice(start, 7)
+        nulls = [pa.nulls(part.num_rows, field.type) for field in REJECT]
+        for field, column in zip(REJECT, nulls, strict=True):
+            part = part.append_column(field, column)
+        source.write_part(part)
+    source.commit(expected=COUNT, counts={})
+    ledger, _ = run(tmp_path, source, block_rows=2, workers=1, batch=4)
+    assert ledger.table().to_pylist() == expected_rows()
+    assert len(ledger.parts()) == len(source.parts())
+
+
+def test_no_rows_make_a_complete_and_empty_ledger(tmp_path):
+    ledger, counts = run(tmp_path, NUMBERS.slice(0, 0), block_rows=4, workers=1, batch=1)
+    assert counts == {}
+    assert ledger.state() == "complete"
+    assert ledger.table(["next", *REJECT.names]).num_rows == 0
+    assert ledger.done_ids() == set()
+
+
+def test_a_stage_that_reads_what_nobody_writes_is_refused(tmp_path):
+    stage = Next(tmp_path, Resources())
+    ledger = Ledger(str(tmp_path / "ledger"), {})
+    with pytest.raises(AssertionError, match=r"stage next reads \{'square'\}"):
+        stream(NUMBERS, stages=[stage], ledger=ledger, keep=[], config=StreamConfig())
