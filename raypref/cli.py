@@ -14,6 +14,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 from raypref.config import InputError, describe, load, presets, to_toml
 from raypref.execute import execute, plan
+from raypref.ledger import join, read_bytes
 from raypref.pipeline import Run, RunConfig
 
 DEFAULT_PRESET = "tiny"
@@ -76,6 +77,9 @@ def main(
     except Exception:
         logging.exception("failed; the same command goes on from the last finished block or step")
         return FAILED
+    table = read_bytes(join(run.folder, "evaluation", "table.md"))
+    if result == "report" and table is not None:
+        print(table.decode())
     print(f"{result.capitalize()}: {run.folder}/{_PATHS[result]}")
     return DONE
 

@@ -33,21 +33,20 @@ def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
     """What each step would do, a line each, without doing it."""
     lines = []
     for step in run.steps:
-        stale = [ledger for ledger in step.ledgers if ledger.state() == "stale"]
-        if only and step.name not in only:
-            what = "not part of this job"
-        elif stale:
-            what = "was made with other settings (--redo replaces it): " + "; ".join(
-                stale[0].changes()
-            )
-        elif step.ledgers and step.done:
-            what = "skip, complete"
-        elif any(ledger.state() != "absent" for ledger in step.ledgers):
-            what = "resume"
-        else:
-            what = "run"
-        lines.append(f"{step.name:<13} {what}")
+        ours = not only or step.name in only
+        lines.append(f"{step.name:<13} {_outlook(step) if ours else 'not part of this job'}")
     return lines
+
+
+def _outlook(step: Step) -> str:
+    ledgers = step.ledgers()
+    stale = [ledger for ledger in ledgers if ledger.state() == "stale"]
+    if stale:
+        changes = "; ".join(stale[0].changes())
+        return f"was made with other settings (--redo replaces it): {changes}"
+    if step.done:
+        return "skip, complete"
+    return "resume" if any(ledger.state() != "absent" for ledger in ledgers) else "run"
 
 
 def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
@@ -67,12 +66,11 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     _require_steps_before(run, waiting)
     _check([need for step in waiting if not step.done for need in step.needs])
     run.tracker, record = _open_record(run)
-    start_ray()
+    if any(step.needs and not step.done for step in waiting):
+        start_ray()
     for step in waiting:
-        if step.ledgers and step.done:
+        if step.done:
             log.info("%s: skipped, complete", step.name)
-            record["steps"].setdefault(step.name, {"seconds": 0.0, "amount": 0, "unit": "rows"})
-            record["steps"][step.name]["state"] = "skipped"
             continue
         began = time.monotonic()
         try:
@@ -90,8 +88,10 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
 
 def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
     for step in run.steps:
-        for ledger in step.ledgers:
-            if ledger.state() != "stale" or (only and step.name not in only):
+        if only and step.name not in only:
+            continue
+        for ledger in step.ledgers():
+            if ledger.state() != "stale":
                 continue
             if not redo:
                 raise InputError(

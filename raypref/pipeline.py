@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
@@ -45,7 +45,7 @@ class RunConfig(CurateConfig):
     stage1: StageConfig = StageConfig(objective="dro", steps=1600, ema_decay=0.9999)
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     stage2_alone: bool = setting(True, "also train stage 2 from the base, for the table")
-    evaluate: GenerateConfig
+    evaluate: GenerateConfig = GenerateConfig()
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -60,17 +60,19 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One arrow of the run: complete when its last ledger is."""
+    """One arrow of the run: done when its ledgers are complete. Without any it always runs."""
 
     name: str
-    ledgers: tuple[Ledger, ...]
+    # Called late: a job that only curates must not need a prompt file to know its ledgers.
+    ledgers: Callable[[], tuple[Ledger, ...]]
     run: Callable[[], Work]
     needs: tuple[Callable[[], object], ...] = ()  # each raises InputError for a missing model
 
     @property
     def done(self) -> bool:
-        """Whether all its ledgers are complete."""
-        return all(ledger.state() == "complete" for ledger in self.ledgers)
+        """Whether there is nothing left to do."""
+        ledgers = self.ledgers()
+        return bool(ledgers) and all(ledger.state() == "complete" for ledger in ledgers)
 
 
 class Run:
@@ -158,21 +160,21 @@ class Run:
         base = c.base.folder
         reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
         trainings = [
-            Step(name, (ledger,), self._trainer(name), (base,))
-            for name, ledger in self.trained.items()
+            Step(name, partial(self._ledgers_of, name), partial(self._train, name), (base,))
+            for name in self.stages
         ]
         return [
             Step(
                 "pairs",
-                self.curation.ledgers,
+                lambda: self.curation.ledgers,
                 self._curate,
                 (c.saliency.file, c.perturb.folder, *reward),
             ),
-            Step("cache", (self.cache,), self._encode, (base,)),
+            Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
-            Step("evaluation", (ev.images, ev.scores), self._evaluate, (base, *reward)),
+            Step("evaluation", lambda: (ev.images, ev.scores), self._evaluate, (base, *reward)),
             # The page is made again every time: it takes a second and tells the latest.
-            Step("report", (), self._report),
+            Step("report", tuple, self._report),
         ]
 
     def _curate(self) -> Work:
@@ -187,15 +189,15 @@ class Run:
         stream(rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream)
         return Work(rows.num_rows, "rows")
 
-    def _trainer(self, name: str) -> Callable[[], Work]:
-        def run() -> Work:
-            job, ledger = self.stages[name], self.trained[name]
-            ledger.begin()
-            train_stage(job, on_step=self._follower(name, job.stage.steps))
-            ledger.commit(expected=0, counts={"steps": job.stage.steps})
-            return Work(job.stage.steps, "steps")
+    def _ledgers_of(self, stage: str) -> tuple[Ledger, ...]:
+        return (self.trained[stage],)
 
-        return run
+    def _train(self, name: str) -> Work:
+        job, ledger = self.stages[name], self.trained[name]
+        ledger.begin()
+        train_stage(job, on_step=self._follower(name, job.stage.steps))
+        ledger.commit(expected=0, counts={"steps": job.stage.steps})
+        return Work(job.stage.steps, "steps")
 
     def _follower(self, name: str, steps: int) -> Callable[[StepMetrics], None]:
         """Turns a training's metrics into progress lines and MLflow metrics."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import field_validator
 from safetensors.torch import load
 
-from raypref.config import Resources, Section, setting
+from raypref.config import InputError, Resources, Section, setting
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline, pick_device
 from raypref.diffusion.lora import FILE_NAME
 from raypref.evaluate.prompts import read_prompts
@@ -26,7 +26,7 @@ class GenerateConfig(Section):
     """The evaluation's images; defaults are the paper's for SD-1.5 (method: section 5)."""
 
     prompts: str = setting(
-        ..., "prompt file (.txt, .csv, .jsonl, .parquet), or tiny:prompts for the embedded ones"
+        "", "prompt file (.txt, .csv, .jsonl, .parquet), or tiny:prompts for the embedded ones"
     )
     limit: int = setting(0, "use only the first N prompts; 0 uses all", ge=0)
     seeds: tuple[int, ...] = setting(
@@ -50,6 +50,8 @@ class GenerateConfig(Section):
         Raises:
             InputError: the file is missing or holds none.
         """
+        if not self.prompts:
+            raise InputError("evaluate.prompts is required: add evaluate.prompts=FILE")
         limit = self.limit or None
         if self.prompts == "tiny:prompts":
             return world.held_out_prompts(limit or 64)

@@ -13,8 +13,9 @@ from raypref.align.cache import UNCONDITIONAL
 from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.config import InputError, Resources
+from raypref.config import InputError, Resources, load
 from raypref.ledger import Ledger
+from raypref.pipeline import Run, RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -108,6 +109,13 @@ def test_two_workers_do_what_one_does(
         torch.testing.assert_close(shared[key], lone[key], rtol=1e-3, atol=1e-6)
 
 
-def test_more_workers_than_samples_is_refused(cache: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"stage\.batch=1 .* stage\.resources\.workers=2"):
-        train(cache, "dpo", tmp_path, batch=1, workers=2)
+@pytest.mark.parametrize("workers", [0, 3])
+def test_workers_without_a_share_are_refused(workers: int) -> None:
+    config = load(
+        RunConfig, "tiny", ["stage2.batch=2", f"stage2.resources.workers={workers}"]
+    )
+    checks = {step.name: step.check for step in Run(config).steps}
+    checks["stage1"]()
+    for name in ("stage2", "stage2_alone"):
+        with pytest.raises(InputError, match=rf"^stage2\.resources\.workers={workers}: "):
+            checks[name]()

@@ -1,0 +1,145 @@
+"""The whole job on the embedded world: what it leaves, what it skips, and its parts in a row."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+from jobs import SMALL, job
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+FILES = (  # design, section 5
+    "config.toml",
+    "run.json",
+    "pairs/README.md",
+    "stage1/pytorch_lora_weights.safetensors",
+    "stage1/metrics.parquet",
+    "stage2/pytorch_lora_weights.safetensors",
+    "stage2/metrics.parquet",
+    "evaluation/scores.parquet",
+    "evaluation/table.md",
+    "evaluation/table.csv",
+    "report/index.html",
+)
+LEDGERS = (
+    *("curate/measured", "curate/candidates", "photos", "rejects", "pairs", "cache"),
+    *("stage1", "stage2", "evaluation/images", "evaluation/scores"),
+)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole run and what the job said."""
+    storage = tmp_path_factory.mktemp("full")
+    code, output = job(
+        "full_pipeline", *SMALL, f"storage={storage}", folder=storage / "logs", patience=600
+    )
+    assert code == 0, output
+    return storage / "run", output
+
+
+def column(folder: Path, name: str) -> list[object]:
+    return [
+        value
+        for part in sorted(folder.glob("part-*.parquet"))
+        for value in pq.read_table(part, columns=[name])[name].to_pylist()
+    ]
+
+
+def snapshot(run: Path) -> dict[str, int]:
+    """When each lasting file was written."""
+    return {
+        str(path.relative_to(run)): path.stat().st_mtime_ns
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and (path.suffix in (".parquet", ".safetensors") or "manifest" in path.name)
+        # The wide copy of the scores is written again with the page.
+        if path.name != "scores.parquet"
+    }
+
+
+def test_everything_promised_is_there(full) -> None:
+    run, output = full
+    assert output.splitlines()[-1] == f"Report: {run}/report/index.html"
+    for name in FILES:
+        assert (run / name).stat().st_size > 0, name
+    for name in LEDGERS:
+        manifest = json.loads((run / name / "manifest.json").read_text())
+        parts = {path.name for path in (run / name).glob("part-*")}
+        assert set(manifest["parts"]) == parts
+        assert len(column(run / name, "id")) == manifest["rows"]
+    left = [path for path in run.rglob(".*") if path.is_file()]
+    assert not left, "unfinished files were left"
+
+
+def test_counts_add_up(full) -> None:
+    run, _ = full
+    photos = column(run / "photos", "status")
+    assert len(photos) == 40
+    assert photos.count("pair") == len(column(run / "pairs", "id")) == 8
+    assert photos.count("rejected") == len(column(run / "rejects", "id"))
+    assert len(column(run / "cache", "id")) == 8 + 1  # and the empty caption
+    scores = pq.read_table(run / "evaluation" / "scores.parquet").to_pylist()
+    models = {row["model"] for row in scores}
+    assert models == {"base", "stage1", "both"}
+    seeds = {row["seed"] for row in scores}
+    metrics = {row["metric"] for row in scores}
+    assert len(scores) == len(models) * 2 * len(seeds) * len(metrics)
+
+
+def test_mlflow_has_one_finished_run(full) -> None:
+    run, _ = full
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raypref")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    record = json.loads((run / "run.json").read_text())
+    assert tracked.info.run_id == record["mlflow_run_id"]
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["stage1.steps"] == "4"
+    assert {"stage1/loss", "stage2/loss", "eval/base/pickscore"} <= tracked.data.metrics.keys()
+    steps = [m.step for m in client.get_metric_history(tracked.info.run_id, "stage1/loss")]
+    assert sorted(steps) == [1, 2, 3, 4]
+    artifacts = {file.path for file in client.list_artifacts(tracked.info.run_id)}
+    assert {"config.toml", "table.md", "index.html", "stage1", "stage2"} <= artifacts
+
+
+def test_the_same_command_again_does_nothing(full) -> None:
+    run, _ = full
+    before = snapshot(run)
+    began = time.monotonic()
+    code, output = job("full_pipeline", *SMALL, f"storage={run.parent}", folder=run.parent / "logs")
+    took = time.monotonic() - began
+    assert code == 0, output
+    for step in ("pairs", "cache", "stage1", "stage2", "evaluation"):
+        assert f"{step}: skipped, complete" in output
+    assert snapshot(run) == before
+    assert took < 60, f"{took:.0f} s for nothing"
+    record = json.loads((run / "run.json").read_text())
+    assert record["steps"]["stage1"]["state"] == "skipped"
+    assert record["steps"]["stage1"]["seconds"] > 0, "what it cost before was forgotten"
+
+
+def test_the_parts_in_a_row_are_the_whole(full, tmp_path: Path) -> None:
+    run, _ = full
+    command = (*SMALL, f"storage={tmp_path}")
+    code, output = job("align", *command, folder=tmp_path / "logs")
+    assert code == 2, output
+    assert "pairs of" in output and "run the job before this one" in output
+    assert not (tmp_path / "run").exists()
+
+    ends = {"curate": "Pairs: ", "align": "Lora: ", "evaluate": "Report: "}
+    for name, end in ends.items():
+        code, output = job(name, *command, folder=tmp_path / "logs")
+        assert code == 0, output
+        assert output.splitlines()[-1].startswith(end)
+
+    def table(folder: Path) -> list[list[str]]:
+        with (folder / "evaluation" / "table.csv").open(newline="") as file:
+            return list(csv.reader(file))
+
+    assert table(tmp_path / "run") == table(run)
+    ours, theirs = ((folder / "pairs") for folder in (tmp_path / "run", run))
+    assert column(ours, "rejected") == column(theirs, "rejected")
