@@ -6,6 +6,7 @@ into a sink that writes a ledger part per block from the worker; only counts rea
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
@@ -57,7 +58,7 @@ def start_ray() -> None:
         ray.init(
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": QUIET | _passed_on()},
+            runtime_env={"env_vars": _worker_variables()},
         )
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -65,8 +66,12 @@ def start_ray() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _passed_on() -> dict[str, str]:
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+def _worker_variables() -> dict[str, str]:
+    """Environment of the workers; Ray refuses to have one set by the submitted job set again."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    taken = submitted.get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
 
 
 def stream(
@@ -127,16 +132,14 @@ def _blocks_of_ledger(
     rows: Ledger, done: set[str], config: StreamConfig
 ) -> tuple[ray.data.Dataset, pa.Schema]:
     del config  # a part is a block
-    schema = rows.schema()
-    kept = [name for name in schema.names if name not in REJECT.names]
 
     def read(names: pa.Table) -> pa.Table:
-        part = rows.part(names["part"][0].as_py()).select(kept)
+        part = rows.part(names["part"][0].as_py())
         return part.filter(pa.array([id_ not in done for id_ in part["id"].to_pylist()]))
 
     blocks = [pa.table({"part": [part]}) for part in rows.parts()]
     dataset = ray.data.from_arrow(blocks).map_batches(read, batch_size=None, batch_format="pyarrow")
-    return dataset, pa.schema([schema.field(name) for name in kept])
+    return dataset, rows.schema()
 
 
 def _run(

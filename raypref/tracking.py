@@ -6,6 +6,7 @@ Without a reachable store the job goes on and says so.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Tracker:
     ) -> None:
         self.run_id: str | None = None
         self.client: mlflow.MlflowClient | None = None
+        self.last: dict[str, int] = {}  # the latest step of each metric
         if config.uri == "none":
             return
         uri = config.uri or _default_uri(storage)
@@ -87,7 +89,11 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record metrics of one step."""
         if self.client is not None:
-            batch = [Metric(key, value, 0, step) for key, value in values.items()]
+            now = int(time.time() * 1000)
+            # A restarted worker tells the steps since its checkpoint again.
+            fresh = {key: value for key, value in values.items() if step > self.last.get(key, -1)}
+            self.last.update(dict.fromkeys(fresh, step))
+            batch = [Metric(key, value, now, step) for key, value in fresh.items()]
             self._try(lambda client, run: client.log_batch(run, metrics=batch))
 
     def artifact(self, path: Path, folder: str = "") -> None:

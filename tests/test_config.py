@@ -120,10 +120,8 @@ def test_sd15_is_the_papers_setting(key, value):
 
 
 def test_sd15_asks_for_what_only_the_user_has():
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"add source\.path=VALUE"):
         load(RunConfig, "sd15")
-    assert "source.path=VALUE" in str(caught.value)
-    assert "evaluate.prompts=VALUE" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_a_file_extends_another_and_both_group_by_group(tmp_path):
 def test_a_file_extends_a_preset(tmp_path):
     (tmp_path / "own.toml").write_text('extends = "tiny"\n[stage2]\nbeta = 7\n')
     own, tiny = load(RunConfig, str(tmp_path / "own.toml")), load(RunConfig, "tiny")
-    assert changed_keys(flatten(tiny), flatten(own)) == ["stage2.beta: 2000.0 -> 7.0"]
+    assert changed_keys(flatten(tiny), flatten(own)) == [f"stage2.beta: {tiny.stage2.beta} -> 7.0"]
 
 
 def test_a_file_extends_the_one_beside_it_from_any_directory(tmp_path, monkeypatch):
@@ -278,11 +276,11 @@ def test_describe_of_a_run_says_what_flatten_says():
 
 
 def test_results_leave_out_how_the_work_is_done():
-    config = load(RunConfig, "tiny")
+    config = load(RunConfig, "tiny", ["stage1.lr=0.25", "stage2.batch=6"])
     parts = {"stage1": config.stage1, "stage2": config.stage2, "perturb": config.perturb, "seed": 3}
     found = results_of(parts)
-    assert found["stage1.lr"] == 5e-4
-    assert found["stage2.batch"] == 8  # of the objective, not of a worker
+    assert found["stage1.lr"] == 0.25
+    assert found["stage2.batch"] == 6  # of the objective, not of a worker
     assert found["seed"] == 3
     assert not [key for key in found if "resources" in key]
     assert "stage1.micro_batch" not in found
@@ -295,8 +293,8 @@ def test_results_leave_out_how_the_work_is_done():
         ("stage1.resources.workers=4", True),
         ("stage1.resources.batch=2", True),
         ("stage1.micro_batch=1", True),
-        ("stage1.lr=1e-5", False),
-        ("stage1.batch=16", False),
+        ("stage1.lr=0.125", False),
+        ("stage1.batch=77", False),
     ],
 )
 def test_the_fingerprint_of_a_stage_is_that_of_its_results(override, same):

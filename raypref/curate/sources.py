@@ -15,6 +15,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +256,11 @@ def _text(value: pa.Scalar) -> str | None:
 
 def _parquet_image(path: Path, member: int) -> bytes:
     """One row's image; only its row group is read, and only the image column."""
-    file = pq.ParquetFile(path)
-    column = _pick(file.schema_arrow, IMAGE_COLUMNS, path, "image")
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
         if member < rows:
-            table = file.read_row_group(group, columns=[column])
-            value = table[column][member].as_py()
+            value = _image_column(path, path.stat().st_mtime_ns, group)[member].as_py()
             # Hugging Face's image struct may hold a path instead of bytes: never followed, a
             # foreign file could then name any file of this machine.
             data = value.get("bytes") if isinstance(value, dict) else value
@@ -270,6 +269,15 @@ def _parquet_image(path: Path, member: int) -> bytes:
             return data
         member -= rows
     raise SourceError("no_image", f"{path.name} has no such row")
+
+
+@lru_cache(maxsize=1)
+def _image_column(path: Path, modified: int, group: int) -> pa.ChunkedArray:
+    """The images of one row group. Kept, because the rows of a block follow one another in it."""
+    del modified  # part of the key: a file written anew is read anew
+    file = pq.ParquetFile(path)
+    column = _pick(file.schema_arrow, IMAGE_COLUMNS, path, "image")
+    return file.read_row_group(group, columns=[column])[column]
 
 
 def _pick(schema: pa.Schema, names: tuple[str, ...], file: Path, what: str) -> str:

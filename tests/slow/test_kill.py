@@ -21,6 +21,7 @@ STEPS = 24
 EVERY = 4
 SETTINGS = (
     *SMALL,
+    "source.limit=32",
     f"stream.block_rows={BLOCK}",
     "stream.progress_seconds=0",
     f"stage1.steps={STEPS}",

@@ -1,0 +1,103 @@
+"""The jobs on a running cluster: `ray job submit` from a checkout."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs import REPOSITORY, SMALL, Job, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+BIN = Path(sys.executable).parent
+RAY = (str(BIN / "ray"),)
+# Ray asks for a token as soon as any `ray.init()` left one in ~/.ray, but `ray job submit` sends it
+# only in this mode.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Job]]:
+    """Address of the job server of a cluster of one node."""
+    options = ("port", "dashboard-port", "ray-client-server-port", "metrics-export-port")
+    options += ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    ports = dict(zip(options, free_ports(len(options)), strict=True))
+    flags = [f"--{name}={port}" for name, port in ports.items()]
+    with running(  # in the foreground, so that it ends with the test
+        *(*RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1"),
+        *flags,
+        folder=tmp_path_factory.mktemp("head"),
+        env={
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A submitted `python` is the one on the path of whoever started the cluster.
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            **TOKEN,
+        },
+    ) as job:
+        job.wait_for(lambda: "Ray runtime started" in job.output, 120)
+        yield f"http://127.0.0.1:{ports['dashboard-port']}", job
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as people have it: with results and an environment lying in it."""
+    copy = tmp_path_factory.mktemp("user") / "raypref"
+    copy.mkdir()
+    for name in ("raypref", "jobs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored)
+    for name in (".gitignore", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, copy)
+    for name in ("runs/old/pairs", ".venv/lib", ".git/objects"):
+        (copy / name).mkdir(parents=True)
+        (copy / name / "large.bin").write_bytes(bytes(range(256)) * 20_000)
+    return copy
+
+
+def submit(head: tuple[str, Job], checkout: Path, *words: str, folder: Path) -> tuple[int, str]:
+    """`ray job submit`, with a variable as users hand on; exit status and output."""
+    address, _ = head
+    own = json.dumps({"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}})
+    with running(
+        *(*RAY, "job", "submit", f"--address={address}", f"--working-dir={checkout}"),
+        *(f"--runtime-env-json={own}", "--", "python", *words),
+        folder=folder,
+        env=TOKEN,
+    ) as job:
+        return job.wait(800), job.output
+
+
+def test_the_whole_job_submitted(head, checkout: Path, tmp_path: Path) -> None:
+    code, output = submit(
+        head, checkout, "jobs/full_pipeline.py", *SMALL, f"storage={tmp_path}", folder=tmp_path
+    )
+    assert code == 0, output
+    assert "succeeded" in output
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    (size,) = re.findall(r"Pushing file package .* \(([\d.]+)MiB\)", output)
+    assert float(size) < 5, "results or an environment were uploaded"
+
+
+def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> None:
+    code, output = submit(
+        *(head, checkout, "jobs/full_pipeline.py", "tiny", "select.topk=3"),
+        folder=tmp_path,
+    )
+    assert code != 0
+    assert "error: unknown key 'select.topk'; the nearest known key is 'select.top_k'" in output
+    assert re.search(r"Job '\S+' failed", output)
