@@ -12,10 +12,10 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 PRESETS = Path(__file__).parent / "presets"
@@ -47,6 +47,16 @@ def setting(default: Any, doc: str, *, affects_result: bool = True, **limits: An
     return Field(
         default, description=doc, json_schema_extra={"affects_result": affects_result}, **limits
     )
+
+
+def _absolute_if_there(text: str) -> str:
+    there = bool(text) and Path(text).expanduser().exists()
+    return str(Path(text).expanduser().absolute()) if there else text
+
+
+# A local path, or something else such as a hub id. Made absolute where it exists, because workers
+# do not share the driver's working directory.
+Location = Annotated[str, AfterValidator(_absolute_if_there)]
 
 
 class Resources(Section):

@@ -36,6 +36,11 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
 
 
+def absolute(path: str) -> str:
+    """A local path made independent of the working directory; a URI as it is."""
+    return path if "://" in path else filesystem(path)[1]
+
+
 def join(base: str, *names: str) -> str:
     """A path below a local path or URI."""
     return "/".join([base.rstrip("/"), *names])

@@ -18,13 +18,13 @@ from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.config import results_of, setting, to_toml
+from raypref.config import InputError, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, TableConfig
 from raypref.evaluate.generate import GenerateConfig
-from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
 from raypref.progress import Progress
 from raypref.report.collect import collect
 from raypref.report.page import render
@@ -84,7 +84,7 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.folder = join(config.storage, config.run)
+        self.folder = absolute(join(config.storage, config.run))
         self.tracker: Tracker | None = None  # set when the run is executed
 
     @cached_property
@@ -160,8 +160,13 @@ class Run:
         base = c.base.folder
         reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
         trainings = [
-            Step(name, partial(self._ledgers_of, name), partial(self._train, name), (base,))
-            for name in self.stages
+            Step(
+                name,
+                partial(self._ledgers_of, name),
+                partial(self._train, name),
+                (base, partial(_check_workers, name, job.stage)),
+            )
+            for name, job in self.stages.items()
         ]
         return [
             Step(
@@ -245,6 +250,15 @@ class Run:
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return Ledger(join(self.folder, name), results_of(parts))
+
+
+def _check_workers(name: str, stage: StageConfig) -> None:
+    if not 1 <= stage.resources.workers <= stage.batch:
+        key = name.removesuffix("_alone")
+        raise InputError(
+            f"{key}.resources.workers={stage.resources.workers}: every worker takes a share of a "
+            f"step's samples, so it is 1 to {key}.batch={stage.batch}"
+        )
 
 
 def read_record(folder: str) -> dict[str, Any]:

@@ -38,10 +38,10 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
 
 
 class StreamConfig(Section):
-    """How rows are cut into blocks. A block is what a kill can cost."""
+    """How rows are cut into blocks. A kill costs the blocks that are between the stages."""
 
     block_rows: int = setting(
-        64, "rows a block; at most this many are repeated after a kill", affects_result=False, ge=1
+        64, "rows a block; a kill repeats the blocks in flight", affects_result=False, ge=1
     )
     progress_seconds: float = setting(
         5.0, "seconds between two progress lines", affects_result=False, ge=0

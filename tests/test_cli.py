@@ -58,7 +58,7 @@ def test_dry_run_tells_and_leaves_nothing(here, capsys, tmp_path_factory):
     out, err = capsys.readouterr()
     assert err == ""
     assert sorted(here.rglob("*")) == before
-    settings, steps = out.split("# Steps of runs/mine:\n")
+    settings, steps = out.split(f"# Steps of {Path.cwd()}/runs/mine:\n")
     again = tmp_path_factory.mktemp("toml") / "again.toml"
     again.write_text(settings)
     overrides = ["run=mine", "stage2.beta=7", "source.path=photos"]
@@ -83,7 +83,7 @@ def test_the_preset_may_be_left_out_and_flags_stand_anywhere(capsys):
 def test_a_file_of_settings(here, capsys):
     (here / "own.toml").write_text('extends = "tiny"\nrun = "from-file"\n')
     assert job("own.toml", "--dry-run") == 0
-    assert "# Steps of runs/from-file:" in capsys.readouterr().out
+    assert f"# Steps of {here}/runs/from-file:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_file_of_settings(here, capsys):
         (["lost.toml"], ["'lost.toml'"]),
         (["sd15"], ["source.path=VALUE"]),
         (["source.path=lost"], ["source.path", "'lost'"]),
-        (["source.path=empty"], ["source.path", "'empty'", "captions.csv"]),
-        (["source.path=plain"], ["source.path", "'plain'", "not one caption"]),
+        (["source.path=empty"], ["source.path", "empty'", "captions.csv"]),
+        (["source.path=plain"], ["source.path", "plain'", "not one caption"]),
         (["source.path=photos", "evaluate.prompts="], ["evaluate.prompts"]),
         (["source.path=photos", "evaluate.prompts=lost.txt"], ["lost.txt"]),
         (["source.path=photos", "perturb.model=tiny:lost"], ["tiny:lost"]),
@@ -146,7 +146,7 @@ def test_missing_models_are_told_all_at_once_with_the_way_to_get_them(monkeypatc
 @pytest.mark.parametrize(
     ("storage", "alone", "submitted"),
     [
-        ("mine", "mine/run", "{here}/home/mine/run"),
+        ("mine", "{here}/mine/run", "{here}/home/mine/run"),
         ("{here}/x", "{here}/x/run", "{here}/x/run"),
         ("file://{here}/x", "file://{here}/x/run", "file://{here}/x/run"),
     ],

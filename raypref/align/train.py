@@ -34,7 +34,7 @@ MAX_FAILURES = 3
 
 @dataclass(frozen=True)
 class StageJob:
-    """All a worker needs to know.
+    """All a worker needs to know; paths are absolute, workers have directories of their own.
 
     `draws` names the stream of random numbers; two stages with the same one see the same samples.
     """
@@ -71,7 +71,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         run_config=RunConfig(
             # Ray's own record of the attempt; checkpoints are ours, so nothing is resumed from it.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=_absolute(join(job.folder, "ray")),
+            storage_path=join(job.folder, "ray"),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
@@ -85,10 +85,6 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         queue.shutdown()
     fs, path = filesystem(join(job.folder, "ray"))
     fs.delete_dir(path)
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else filesystem(path)[1]
 
 
 def _listen(queue: Queue, on_step: Callable[[StepMetrics], None]) -> None:

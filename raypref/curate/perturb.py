@@ -6,7 +6,7 @@ import pyarrow as pa
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 
-from raypref.config import Resources, Section, setting
+from raypref.config import Location, Resources, Section, setting
 from raypref.diffusion.backbone import DTYPES, DType, pick_device
 from raypref.hub import model_folder
 from raypref.images import encode_png, open_png
@@ -16,7 +16,7 @@ from raypref.rows import Row, seed_of
 class PerturbConfig(Section):
     """Prompt-conditioned inpainting; the defaults are the pipeline's own, as in the paper."""
 
-    model: str = setting(
+    model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of the inpainter"
     )
     variant: str = setting("", "file variant on the hub, such as fp16")

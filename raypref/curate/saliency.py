@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from raypref import hub
-from raypref.config import Resources, Section, setting
+from raypref.config import Location, Resources, Section, setting
 from raypref.curate.u2net import U2Net, load_u2net
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, reject
@@ -27,7 +27,7 @@ _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 class SaliencyConfig(Section):
     """Which detector, and what it may use."""
 
-    weights: str = setting(
+    weights: Location = setting(
         "u2net.pth", "U2-Net checkpoint: a file, OWNER/REPO/FILE on the hub, or tiny:NAME"
     )
     resources: Resources = Resources()

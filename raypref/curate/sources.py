@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypref.config import InputError, Section, setting
+from raypref.config import InputError, Location, Section, setting
 from raypref.rows import INDEX, Row
 from raypref.tiny import world
 
@@ -37,7 +37,7 @@ SIDECAR_BYTES = 2**20  # a caption file larger than this is none
 class SourceConfig(Section):
     """Where the photographs are."""
 
-    path: str = setting(
+    path: Location = setting(
         ...,
         "folder with captions.csv (file,caption) or photo.txt/photo.json beside each photo; or "
         "Parquet file or folder with an image column; tiny:world for the embedded photographs",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from raypref.config import Section, setting
+from raypref.config import Location, Section, setting
 from raypref.diffusion import sd15
 from raypref.hub import model_folder
 
@@ -27,7 +27,7 @@ class BackboneConfig(Section):
     """The model that is aligned."""
 
     family: Literal["sd15"] = setting("sd15", "model family")
-    model: str = setting(
+    model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
     )
     variant: str = setting("", "file variant on the hub, such as fp16")

@@ -10,7 +10,7 @@ import torch
 from pydantic import field_validator
 from safetensors.torch import load
 
-from raypref.config import InputError, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline, pick_device
 from raypref.diffusion.lora import FILE_NAME
 from raypref.evaluate.prompts import read_prompts
@@ -25,7 +25,7 @@ BASE = "base"
 class GenerateConfig(Section):
     """The evaluation's images; defaults are the paper's for SD-1.5 (method: section 5)."""
 
-    prompts: str = setting(
+    prompts: Location = setting(
         "", "prompt file (.txt, .csv, .jsonl, .parquet), or tiny:prompts for the embedded ones"
     )
     limit: int = setting(0, "use only the first N prompts; 0 uses all", ge=0)

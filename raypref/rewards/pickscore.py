@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from raypref.config import Resources, Section, setting
+from raypref.config import Location, Resources, Section, setting
 from raypref.diffusion.backbone import DTYPES, DType, pick_device
 from raypref.hub import model_folder
 
@@ -17,8 +17,8 @@ from raypref.hub import model_folder
 class PickScoreConfig(Section):
     """Which PickScore weights, where and how."""
 
-    model: str = setting("yuvalkirstain/PickScore_v1", "hub id or folder of the CLIP model")
-    processor: str = setting(
+    model: Location = setting("yuvalkirstain/PickScore_v1", "hub id or folder of the CLIP model")
+    processor: Location = setting(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "hub id or folder of its processor"
     )
     dtype: DType = setting("float32", "precision of the model")

@@ -44,6 +44,7 @@ class Job:
     process: subprocess.Popen[bytes]
     log: Path
     mark: str
+    scratch: Path  # Ray's own files
 
     @property
     def output(self) -> str:
@@ -93,7 +94,8 @@ def running(*command: str, folder: Path, env: dict[str, str] | None = None) -> I
     mark = uuid.uuid4().hex
     log = folder / f"{mark[:8]}.log"
     # Ray's sockets need a short path.
-    own = {MARK: mark, "RAY_TMPDIR": tempfile.mkdtemp(prefix="rp", dir="/tmp")}
+    scratch = Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
+    own = {MARK: mark, "RAY_TMPDIR": str(scratch)}
     defaults = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with log.open("wb") as output:
@@ -106,11 +108,11 @@ def running(*command: str, folder: Path, env: dict[str, str] | None = None) -> I
             start_new_session=True,
         )
     try:
-        yield Job(process, log, mark)
+        yield Job(process, log, mark, scratch)
     finally:
         end(mark)
         process.wait()
-        shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def job(name: str, *arguments: str, folder: Path, patience: float = PATIENCE) -> tuple[int, str]:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from corpus import images, scene, write_folder
-from jobs import job
 from PIL import Image, ImageOps
+
+from jobs import job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

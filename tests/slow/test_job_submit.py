@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from jobs import REPOSITORY, SMALL, Job, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -89,8 +90,10 @@ def test_the_whole_job_submitted(head, checkout: Path, tmp_path: Path) -> None:
     assert code == 0, output
     assert "succeeded" in output
     assert (tmp_path / "run" / "report" / "index.html").is_file()
-    (size,) = re.findall(r"Pushing file package .* \(([\d.]+)MiB\)", output)
-    assert float(size) < 5, "results or an environment were uploaded"
+    unpacked = list(head[1].scratch.glob("ray/session_*/runtime_resources/**/_ray_pkg_*"))
+    uploaded = {path.name for package in unpacked for path in package.rglob("*")}
+    assert "full_pipeline.py" in uploaded
+    assert "large.bin" not in uploaded, "results or an environment were uploaded"
 
 
 def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> None:
