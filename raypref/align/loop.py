@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -196,10 +197,14 @@ def _sample(
     """Sample `index` of a step's global batch: pairs come in a new order every epoch."""
     position = step * stage.batch + index
     epoch, place = divmod(position, pairs)
-    shuffle = torch.Generator().manual_seed(seed_of(seed, name, "epoch", epoch))
-    pair = int(torch.randperm(pairs, generator=shuffle)[place])
+    pair = _shuffled(pairs, seed_of(seed, name, "epoch", epoch))[place]
     generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))
     return Sample(pair, generator)
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _shuffled(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group: Group) -> None:
