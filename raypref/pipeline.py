@@ -114,7 +114,7 @@ class Run:
                 stage=stage,
                 cache=self.cache,
                 folder=join(self.folder, name),
-                start=starts.get(stage.start, stage.start),
+                start=starts[stage.start] if stage.start in starts else absolute(stage.start),
                 # One name for both: the same samples in the same order, so that "stage 2 alone"
                 # differs from "stage 2" by its start only.
                 draws=name.removesuffix("_alone"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Resources, Section, setting
 
 
 class StageConfig(Section):
@@ -13,9 +13,7 @@ class StageConfig(Section):
     objective: Literal["dro", "dpo"] = setting(
         "dpo", "dro: photograph against policy; dpo: photograph against degraded twin"
     )
-    start: Location = setting(
-        "base", "what it starts from: base, stage1, or a folder with LoRA weights"
-    )
+    start: str = setting("base", "what it starts from: base, stage1, or a folder with LoRA weights")
     steps: int = setting(1000, "optimizer steps", ge=1)
     batch: int = setting(256, "samples an optimizer step, over all workers", ge=1)
     micro_batch: int = setting(

@@ -25,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from raypref.align.cache import read_pairs
 from raypref.align.loop import StepMetrics, train
 from raypref.align.stage import StageConfig
+from raypref.config import InputError
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
 from raypref.diffusion.lora import LoraConfig
 from raypref.ledger import Ledger, filesystem, join, write_table
@@ -56,6 +57,10 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     Args:
         job: what to train, from what, to where.
         on_step: called on the driver with the metrics of every step.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        InputError: the LoRA to start from does not fit.
     """
     need = job.stage.resources
     per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
@@ -75,7 +80,8 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    listener = threading.Thread(target=_listen, args=(queue, on_step), daemon=True)
+    refusals: list[Exception] = []
+    listener = threading.Thread(target=_listen, args=(queue, on_step, refusals), daemon=True)
     listener.start()
     try:
         trainer.fit()
@@ -85,17 +91,25 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         queue.shutdown()
     fs, path = filesystem(join(job.folder, "ray"))
     fs.delete_dir(path)
+    if refusals:
+        raise refusals[0]
 
 
-def _listen(queue: Queue, on_step: Callable[[StepMetrics], None]) -> None:
+def _listen(
+    queue: Queue, on_step: Callable[[StepMetrics], None], refusals: list[Exception]
+) -> None:
+    """Hand on what rank 0 tells: metrics of a step, or why training cannot go on; None ends it."""
     while True:
         try:
-            metrics = queue.get(timeout=60)
+            told = queue.get(timeout=60)
         except Empty:
             continue
-        if metrics is None:
+        if told is None:
             return
-        on_step(metrics)
+        if isinstance(told, Exception):
+            refusals.append(told)
+        else:
+            on_step(told)
 
 
 @dataclass(frozen=True)
@@ -120,18 +134,24 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(need.num_cpus)))
     device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
     denoiser = load_denoiser(job.base, device=device)
-    history = train(
-        denoiser,
-        read_pairs(job.cache),
-        job.stage,
-        job.lora,
-        name=job.draws,
-        seed=job.seed,
-        folder=job.folder,
-        start=job.start,
-        group=group,
-        on_step=queue.put,
-    )
+    try:
+        history = train(
+            denoiser,
+            read_pairs(job.cache),
+            job.stage,
+            job.lora,
+            name=job.draws,
+            seed=job.seed,
+            folder=job.folder,
+            start=job.start,
+            group=group,
+            on_step=queue.put,
+        )
+    except (FloatingPointError, InputError) as error:
+        # Not raised: Ray Train would start the group again, and the same would happen again.
+        if group.rank == 0:
+            queue.put(error)
+        return
     if group.rank == 0:
         write_table(join(job.folder, "metrics.parquet"), _table(history))
 
