@@ -36,6 +36,7 @@ METRICS = {
     "deqa": "DeQA",
     "aesthetic": "Aesthetic",
     "texture_detail": "Texture detail",
+    "colorfulness": "Colorfulness",
     "realism": "Realism",
 }
 DIGITS = {"texture_detail": 0, "realism": 3}  # decimals shown; 2 for all others, as the paper does
