@@ -60,7 +60,11 @@ Location = Annotated[str, AfterValidator(_absolute_if_there)]
 
 
 class Resources(Section):
-    """What one worker of a stage needs, and how many workers there are. Never affects results."""
+    """What a worker needs for a stage, and how many workers there are. Never affects results.
+
+    The stages of a step share its workers (`streaming.shared_worker`): GPU shares and memory add
+    up, the largest `num_cpus` and `workers` count.
+    """
 
     workers: int = setting(
         1, "actors in the pool; 0: stateless tasks on every free core", affects_result=False, ge=0

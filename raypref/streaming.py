@@ -1,7 +1,8 @@
 """Stages onto Ray Data: the only file that does so.
 
-Rows flow as Arrow blocks through one operator a stage (a fixed pool of actors, or stateless tasks)
-into a sink that writes a ledger part per block from the worker; only counts reach the driver.
+Rows flow as Arrow blocks into one fixed pool of actors (or stateless tasks). A worker takes a
+block through all stages and writes it as a ledger part: a kill costs at most the block in each
+worker's hands, no pixel crosses the object store, and only counts reach the driver.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-from raypref.config import Section, setting
+from raypref.config import Resources, Section, setting
 from raypref.ledger import Ledger
 from raypref.progress import Progress
 from raypref.rows import REJECT, Row, Stage, is_rejected
@@ -38,10 +39,10 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
 
 
 class StreamConfig(Section):
-    """How rows are cut into blocks. A kill costs the blocks that are between the stages."""
+    """How rows are cut into blocks."""
 
     block_rows: int = setting(
-        64, "rows a block; a kill repeats the blocks in flight", affects_result=False, ge=1
+        64, "rows a block: what a kill can cost each worker", affects_result=False, ge=1
     )
     progress_seconds: float = setting(
         5.0, "seconds between two progress lines", affects_result=False, ge=0
@@ -151,17 +152,41 @@ def _run(
     keep: Sequence[str],
     progress: Progress,
 ) -> None:
-    for stage, after in zip(stages, _schemas(schema, stages)[1:], strict=True):
-        dataset = _map(dataset, stage, after)
-    sink = _WritePart(ledger, _columns(keep))
+    need = shared_worker([stage.resources for stage in stages])
+    work = (stages, _schemas(schema, stages)[-1], need, ledger, _columns(keep))
+    worker: type[_Worker] | Callable[[pa.Table], pa.Table]
+    worker = _Worker if need.workers else _Worker(*work)
     dataset = dataset.map_batches(
-        sink, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        worker,
+        fn_constructor_args=work if need.workers else None,
+        compute=ActorPoolStrategy(size=need.workers) if need.workers else TaskPoolStrategy(),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=need.num_cpus,
+        num_gpus=need.num_gpus or None,
+        memory=int(need.memory_gib * 2**30) or None,
     )
     rejected = 0
     for part in dataset.iter_rows():
         rejected += int(part["rejected"])
         progress.add(int(part["rows"]), note=f"{rejected} rejected")
     progress.finish(note=f"{rejected} rejected")
+
+
+def shared_worker(needs: Sequence[Resources]) -> Resources:
+    """What a worker needs that runs several stages one after another.
+
+    Their models stay loaded side by side, so shares of its one GPU and memory add up; cores serve
+    one stage at a time, so the largest demand counts. The stage that asks for most workers
+    decides how many there are.
+    """
+    return Resources(
+        workers=max(need.workers for need in needs),
+        num_cpus=max(need.num_cpus for need in needs),
+        num_gpus=min(1, round(sum(need.num_gpus for need in needs), 4)),
+        memory_gib=sum(need.memory_gib for need in needs),
+    )
 
 
 def _columns(keep: Sequence[str]) -> list[str]:
@@ -183,53 +208,36 @@ def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
 
 
-def _map(dataset: ray.data.Dataset, stage: Stage, schema: pa.Schema) -> ray.data.Dataset:
-    need = stage.resources
-    pool = ActorPoolStrategy(size=need.workers) if need.workers else TaskPoolStrategy()
-    worker: type[_Worker] | Callable[[pa.Table], pa.Table]
-    worker = _Worker if need.workers else _Worker(stage, schema)
-    return dataset.map_batches(
-        worker,
-        fn_constructor_args=(stage, schema) if need.workers else None,
-        compute=pool,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=need.num_cpus,
-        num_gpus=need.num_gpus or None,
-        memory=int(need.memory_gib * 2**30) or None,
-    )
-
-
 class _Worker:
-    """Runs one stage on Arrow blocks: whole batches of live rows, rejected ones passed by."""
+    """Takes Arrow blocks through the stages, whole batches of live rows, and writes them."""
 
-    def __init__(self, stage: Stage, schema: pa.Schema) -> None:
-        self.stage = stage
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        schema: pa.Schema,
+        need: Resources,
+        ledger: Ledger,
+        columns: list[str],
+    ) -> None:
+        self.stages = stages
         self.schema = schema
+        self.need = need
+        self.ledger = ledger
+        self.columns = columns
         self.ready = False
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Returns only what the driver counts."""
         if not self.ready:
             # A worker that holds a fraction of a core must not start a thread per core.
-            torch.set_num_threads(max(1, int(self.stage.resources.num_cpus)))
-            self.stage.setup()
+            torch.set_num_threads(max(1, int(self.need.num_cpus)))
+            for stage in self.stages:
+                stage.setup()
             self.ready = True
         rows: list[Row] = block.to_pylist()
-        live = [row for row in rows if not is_rejected(row)]
-        for start in range(0, len(live), self.stage.resources.batch):
-            self.stage(live[start : start + self.stage.resources.batch])
-        return pa.Table.from_pylist(rows, schema=self.schema)
-
-
-class _WritePart:
-    """The sink: writes a block's finished rows as one part, returns only its counts."""
-
-    def __init__(self, ledger: Ledger, columns: list[str]) -> None:
-        self.ledger = ledger
-        self.columns = columns
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        self.ledger.write_part(block.select(self.columns))
-        rejected = block.num_rows - block["reject_reason"].null_count
-        return pa.table({"rows": [block.num_rows], "rejected": [rejected]})
+        for stage in self.stages:
+            live = [row for row in rows if not is_rejected(row)]
+            for start in range(0, len(live), stage.resources.batch):
+                stage(live[start : start + stage.resources.batch])
+        self.ledger.write_part(pa.Table.from_pylist(rows, schema=self.schema).select(self.columns))
+        return pa.table({"rows": [len(rows)], "rejected": [sum(map(is_rejected, rows))]})

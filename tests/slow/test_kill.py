@@ -4,15 +4,20 @@ import os
 import re
 import shutil
 import signal
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
+from noted_stream import BLOCK as NOTED_BLOCK
+from noted_stream import ROWS as NOTED_ROWS
+from noted_stream import WORKERS as NOTED_WORKERS
 from safetensors.torch import load_file
 
-from jobs import SMALL, job, start
+from jobs import REPOSITORY, SMALL, job, running, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -79,6 +84,30 @@ def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
     assert table["step"].to_pylist() == list(range(1, STEPS + 1))
     for name in set(expected.column_names) - {"seconds"}:
         assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-6), name
+
+
+@pytest.mark.parametrize("parts_before", [0, 1, 5])
+def test_a_killed_stream_repeats_at_most_one_block_a_worker(parts_before: int, tmp_path: Path):
+    command = (sys.executable, str(Path(__file__).with_name("noted_stream.py")), str(tmp_path))
+    path = {"PYTHONPATH": str(REPOSITORY)}
+    ledger, notes = tmp_path / "ledger", tmp_path / "notes"
+    with running(*command, folder=tmp_path / "logs", env=path) as killed:
+        killed.wait_for(lambda: any(notes.glob("quick-*")) and len(parts(ledger)) >= parts_before)
+        killed.kill_driver()
+    written = {str(row["id"]) for row in rows(ledger)} if parts(ledger) else set()
+    assert len(written) < NOTED_ROWS, "the kill came too late to test anything"
+
+    with running(*command, folder=tmp_path / "logs", env=path) as again:
+        assert again.wait() == 0, again.output
+
+    assert len(rows(ledger)) == NOTED_ROWS
+    for stage in ("quick", "slow"):
+        times = Counter(path.name.split("-")[1] for path in notes.glob(f"{stage}-*"))
+        assert len(times) == NOTED_ROWS
+        repeated = {id_ for id_, count in times.items() if count > 1}
+        assert not repeated & written, "a written row was done again"
+        assert max(times.values()) <= 2
+        assert len(repeated) <= NOTED_WORKERS * NOTED_BLOCK
 
 
 def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""A stream whose stages note every row they take: what the kill test runs and counts.
+
+python noted_stream.py FOLDER
+"""
+
+import logging
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+
+from raypref.config import Resources
+from raypref.ledger import Ledger
+from raypref.rows import Row
+from raypref.streaming import StreamConfig, start_ray, stream
+
+ROWS = 96
+BLOCK = 4
+WORKERS = 2
+
+
+class Note:
+    """Notes the rows it takes. The first one is quick; the second is slow, to start and to work:
+    what lets a first stage run far ahead."""
+
+    reads: tuple[str, ...] = ("n",)
+    resources = Resources(workers=WORKERS, batch=1, num_cpus=0.5)
+
+    def __init__(self, folder: Path, name: str, *, seconds: float) -> None:
+        self.folder = folder
+        self.name = name
+        self.seconds = seconds
+        self.writes = pa.schema([(name, pa.int64())])
+
+    def setup(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        time.sleep(20 * self.seconds)
+
+    def __call__(self, rows: list[Row]) -> None:
+        for row in rows:
+            (self.folder / f"{self.name}-{row['id']}-{uuid.uuid4().hex}").touch()
+            time.sleep(self.seconds)
+            row[self.name] = row["n"]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO)
+    start_ray()
+    notes = folder / "notes"
+    stream(
+        pa.table({"id": [f"{n:03d}" for n in range(ROWS)], "n": list(range(ROWS))}),
+        stages=[Note(notes, "quick", seconds=0), Note(notes, "slow", seconds=0.1)],
+        ledger=Ledger(str(folder / "ledger"), {}),
+        keep=["quick", "slow"],
+        config=StreamConfig(block_rows=BLOCK, progress_seconds=0),
+    )
+
+
+if __name__ == "__main__":
+    main()
