@@ -16,6 +16,6 @@ if __name__ == "__main__":
             script="jobs/align.py",
             what="Preference pairs to an aligned LoRA, in two stages.",
             only=ALIGN,
-            result="lora",
+            result="LoRA",
         )
     )

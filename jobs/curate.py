@@ -16,6 +16,6 @@ if __name__ == "__main__":
             script="jobs/curate.py",
             what="Photographs to preference pairs.",
             only=CURATE,
-            result="pairs",
+            result="Pairs",
         )
     )

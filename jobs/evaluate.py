@@ -16,6 +16,6 @@ if __name__ == "__main__":
             script="jobs/evaluate.py",
             what="The base model and a run's LoRAs on prompts: images, scores, table, page.",
             only=EVALUATE,
-            result="report",
+            result="Report",
         )
     )

@@ -15,6 +15,6 @@ if __name__ == "__main__":
             script="jobs/full_pipeline.py",
             what="Photographs to an aligned LoRA, an evaluation table and a page: the whole run.",
             only=(),
-            result="report",
+            result="Report",
         )
     )

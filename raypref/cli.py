@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,12 +14,21 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 from raypref.config import InputError, describe, load, presets, to_toml
+from raypref.diffusion.lora import FILE_NAME
+from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
-from raypref.ledger import join, read_bytes
 from raypref.pipeline import Run, RunConfig
+from raypref.progress import duration
 
 DEFAULT_PRESET = "tiny"
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# What jobs make, in order, with its place in the run's folder.
+RESULTS = {
+    "Pairs": "pairs",
+    "LoRA": f"stage2/{FILE_NAME}",
+    "Report": "report/index.html",
+}
 
 USAGE = """\
 usage: python {script} [PRESET | FILE.toml] [key=value ...] [--dry-run] [--redo]
@@ -48,8 +58,9 @@ def main(
         script: the script's name, for the help text.
         what: one sentence that says what the job does.
         only: names of the pipeline's steps it runs; empty for all.
-        result: what to name at the end, a path within the run's folder.
+        result: what the job makes, one of `RESULTS`; named at the end with what it came from.
     """
+    began = time.monotonic()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
     )
@@ -77,14 +88,12 @@ def main(
     except Exception:
         logging.exception("failed; the same command goes on from the last finished block or step")
         return FAILED
-    table = read_bytes(join(run.folder, "evaluation", "table.md"))
-    if result == "report" and table is not None:
-        print(table.decode())
-    print(f"{result.capitalize()}: {run.folder}/{_PATHS[result]}")
+    if result == "Report":
+        print(f"\n{closing(run.evaluation.summary())}\n")
+        print(f"Time: {duration(time.monotonic() - began)}")
+    for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
+        print(f"{name}: {run.folder}/{RESULTS[name]}")
     return DONE
-
-
-_PATHS = {"pairs": "pairs", "lora": "stage2", "report": "report/index.html"}
 
 
 def _parse(arguments: Sequence[str]) -> tuple[RunConfig, set[str]]:

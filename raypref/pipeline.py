@@ -22,8 +22,9 @@ from raypref.config import InputError, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
-from raypref.evaluate.evaluate import Evaluation, TableConfig
+from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
 from raypref.evaluate.generate import GenerateConfig
+from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
 from raypref.progress import Progress
 from raypref.report.collect import collect
@@ -46,6 +47,7 @@ class RunConfig(CurateConfig):
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     stage2_alone: bool = setting(True, "also train stage 2 from the base, for the table")
     evaluate: GenerateConfig = GenerateConfig()
+    metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -148,7 +150,9 @@ class Run:
             c.base,
             c.evaluate,
             c.pickscore,
+            c.metrics,
             c.table,
+            pairs=self.curation.pairs,
             loras={shown[n]: self.trained[n] for n in shown if n in self.trained},
             folder=join(self.folder, "evaluation"),
         )
@@ -177,7 +181,7 @@ class Run:
             ),
             Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
-            Step("evaluation", lambda: (ev.images, ev.scores), self._evaluate, (base, *reward)),
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *reward)),
             # The page is made again every time: it takes a second and tells the latest.
             Step("report", tuple, self._report),
         ]
@@ -228,7 +232,15 @@ class Run:
         return follow
 
     def _evaluate(self) -> Work:
-        return Work(self.evaluation.run(self.config.stream), "images")
+        images = self.evaluation.run(self.config.stream)
+        draw_samples(
+            self.config.base,
+            self.config.evaluate,
+            trained=self.trained,
+            folder=self.evaluation.folder,
+            streaming=self.config.stream,
+        )
+        return Work(images, "images")
 
     def _report(self) -> Work:
         ev = self.evaluation
@@ -244,6 +256,7 @@ class Run:
             images=ev.images,
             table=ev.tabulate() if ev.scores.state() == "complete" else None,
             published=ev.published() or {},
+            tracking_uri=self.config.tracking.uri,
         )
         write_bytes(join(self.folder, "report", "index.html"), render(data).encode())
         return Work(1, "pages")

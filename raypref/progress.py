@@ -45,3 +45,19 @@ class Progress:
 
     def _line(self, rate: float) -> str:
         return f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `0.4 s`, `43 s`, `3 min 20 s`, `2 h 14 min`, `3 d 2 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    if seconds < 86400:
+        hours, rest = divmod(round(seconds / 60), 60)
+        return f"{hours} h {rest} min"
+    days, rest = divmod(round(seconds / 3600), 24)
+    return f"{days} d {rest} h"

@@ -30,7 +30,7 @@ EXCEPTIONS = {
     "rewards": {"diffusion.backbone"},  # device and precision by name
     "evaluate": {"curate.colorfulness"},  # a metric of both
     "report": {"evaluate.tables"},  # the table it shows
-    "tiny": {"curate.u2net"},  # builds the embedded detector, within a function
+    "tiny": {"curate.u2net"},  # trains the embedded detector
 }
 # Library to the only modules that may import it.
 ONLY_IN = {

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import small
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import ImageOps
@@ -20,7 +21,6 @@ from raypref.curate.curate import PAIRS
 from raypref.diffusion.sd15 import SD15Encoder
 from raypref.images import encode_png
 from raypref.ledger import Ledger
-from raypref.tiny import checkpoints
 
 FLOAT32 = BASE.model_copy(update={"dtype": "float32"})
 
@@ -59,7 +59,7 @@ def encoded(folder: Path, count: int = 3) -> PairData:
 
 def test_drawing_from_the_moments_equals_encoding_again(tmp_path: Path) -> None:
     data = encoded(tmp_path)
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoints.path("sd15"), safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(small.path("sd15"), safety_checker=None)
     images = [photo for _, photo in reversed(photographs(3))]  # ids are in reverse order
     pixels = pipe.image_processor.preprocess(images)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_the_flipped_moments_are_those_of_the_mirrored_image(tmp_path: Path) -> 
 
 def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
     data = encoded(tmp_path)
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoints.path("sd15"), safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(small.path("sd15"), safety_checker=None)
     prompts = [caption for caption, _ in reversed(photographs(3))]
     with torch.no_grad():
         expected, empty = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=[""] * 3)
@@ -95,9 +95,7 @@ def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
 
 
 def test_a_long_caption_is_cut_at_77_tokens() -> None:
-    encoder = SD15Encoder(
-        str(checkpoints.path("sd15")), variant="", device=CPU, dtype=torch.float32
-    )
+    encoder = SD15Encoder(str(small.path("sd15")), variant="", device=CPU, dtype=torch.float32)
     embeddings = encoder.text_embeddings(["a red ball " * 200, "a red ball"])
     assert embeddings.shape[:2] == (2, 77)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
@@ -18,9 +19,8 @@ from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
 from raypref.images import open_png
 from raypref.rows import Row
-from raypref.tiny import checkpoints
 
-TINY = BackboneConfig(model="tiny:sd15")
+TINY = BackboneConfig(model=str(small.path("sd15")))
 CONFIG = GenerateConfig(prompts="tiny:prompts", seeds=(42, 7), steps=3, size=64, limit=2)
 STRONG = LoraConfig(rank=2, alpha=8)  # not alpha = rank: that loaders assume
 CPU = torch.device("cpu")
@@ -52,9 +52,7 @@ def network_input() -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_pipeline() -> StableDiffusionPipeline:
     """As someone without this project loads it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        checkpoints.path("sd15"), safety_checker=None
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(small.path("sd15"), safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

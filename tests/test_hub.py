@@ -97,7 +97,7 @@ def test_an_unknown_embedded_model_names_the_key_and_the_known_ones():
 
 def test_an_embedded_model_of_another_kind():
     assert "has no model_index.json" in said(folder, "tiny:pickscore")
-    assert said(folder, "tiny:u2netp.pth").startswith("base.model: no model folder")
+    assert said(folder, "tiny:u2netp.safetensors").startswith("base.model: no model folder")
     assert said(file, "tiny:sd15").startswith("saliency.weights: the file 'tiny:sd15' is missing")
 
 
@@ -139,7 +139,7 @@ def test_a_local_file(tmp_path, monkeypatch):
 
 
 def test_the_embedded_file():
-    assert file("tiny:u2netp.pth") == checkpoints.path("u2netp.pth")
+    assert file("tiny:u2netp.safetensors") == checkpoints.path("u2netp.safetensors")
 
 
 @pytest.mark.parametrize(

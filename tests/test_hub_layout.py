@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 from published_layout import (
@@ -34,7 +35,7 @@ from raypref.images import encode_png, open_png
 from raypref.pipeline import Run, RunConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import Row
-from raypref.tiny import checkpoints, photograph, world
+from raypref.tiny import photograph, world
 
 CPU = torch.device("cpu")
 
@@ -43,9 +44,9 @@ CPU = torch.device("cpu")
 def published(tmp_path_factory) -> Published:
     root = tmp_path_factory.mktemp("published")
     for name, extractor in EXTRACTORS.items():
-        publish_pipeline(checkpoints.path(name), root / name, extractor=extractor)
-    publish_pickscore(checkpoints.path("pickscore"), root / "model", root / "processor")
-    publish_u2net(checkpoints.path("u2netp.pth"), root / "u2net.pth")
+        publish_pipeline(small.path(name), root / name, extractor=extractor)
+    publish_pickscore(small.path("pickscore"), root / "model", root / "processor")
+    publish_u2net(small.path("u2netp.pth"), root / "u2net.pth")
     names = ("sd15", "sd15-inpaint", "model", "processor", "u2net.pth")
     return Published(*(str(root / name) for name in names))
 
@@ -60,7 +61,7 @@ def photos() -> list[Image.Image]:
 
 
 CAPTIONS = ["a photo of a red ball on grass", "", "Zürich & ¾-inch nails, 日本 " * 20]
-PLAIN = BackboneConfig(model="tiny:sd15")
+PLAIN = BackboneConfig(model=str(small.path("sd15")))
 
 
 def test_the_layout_is_the_published_one(published):
@@ -154,21 +155,23 @@ def repainted(config: PerturbConfig, photos: list[Image.Image]) -> list[np.ndarr
 
 def test_the_inpainter(published, photos):
     ours = repainted(PerturbConfig(model=published.inpaint, steps=2), photos)
-    plain = repainted(PerturbConfig(model="tiny:sd15-inpaint", steps=2), photos)
+    plain = repainted(PerturbConfig(model=str(small.path("sd15-inpaint")), steps=2), photos)
     assert all(image.std() > 1 for image in ours)
     np.testing.assert_array_equal(ours, plain)
 
 
 def test_pickscore(published, photos):
     ours = PickScoreConfig(model=published.pickscore, processor=published.processor).load()
-    plain = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore").load()
+    plain = PickScoreConfig(
+        model=str(small.path("pickscore")), processor=str(small.path("pickscore"))
+    ).load()
     wide = [*photos[:2], photos[2].resize((150, 101))]
     np.testing.assert_array_equal(ours.score(wide, CAPTIONS), plain.score(wide, CAPTIONS))
 
 
 def test_u2net(published, photos):
     maps = []
-    for weights in (published.u2net, "tiny:u2netp.pth"):
+    for weights in (published.u2net, str(small.path("u2netp.pth"))):
         stage = Saliency(SaliencyConfig(weights=weights))
         stage.setup()
         rows = photo_rows(photos)[:2]

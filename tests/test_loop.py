@@ -11,6 +11,7 @@ from training import LORA, denoiser, pairs, run
 
 from raypref.align import checkpoints
 from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.loop import milestone
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 
@@ -24,19 +25,19 @@ STAGES = {"dro": DRO, "dpo": DPO}
 GOLDEN = {
     "dro": [
         0,
-        -7.62618412194e-05,
-        -0.00019879933473,
-        -0.000600411306761,
-        -0.00094040772615,
+        -7.59711673678e-05,
+        -0.000197897854698,
+        -0.000599841966728,
+        -0.000939584998833,
         -0.001,
     ],
     "dpo": [
         0.69314718056,
-        0.732480233142,
-        0.635137511792,
-        0.631546714085,
-        0.652513083295,
-        0.625319055791,
+        0.727386717855,
+        0.63367616719,
+        0.632061982175,
+        0.659373696226,
+        0.623568787657,
     ],
 }
 
@@ -259,3 +260,17 @@ def test_every_pair_is_seen_once_an_epoch() -> None:
     ]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
+
+
+def test_loras_kept_on_the_way_change_nothing(tmp_path: Path) -> None:
+    stage = DRO.model_copy(update={"steps": 6, "ema_decay": 0.9})
+    quiet = run(stage, str(tmp_path / "quiet"))
+    kept = run(stage.model_copy(update={"sample_every": 3}), str(tmp_path / "kept"))
+    assert [m["loss"] for m in kept] == [m["loss"] for m in quiet]
+    name = "pytorch_lora_weights.safetensors"
+    final = load_file(tmp_path / "quiet" / name)
+    halfway, last = (
+        load_file(Path(milestone(str(tmp_path / "kept"), step)) / name) for step in (3, 6)
+    )
+    assert all(torch.equal(final[key], last[key]) for key in final)
+    assert any(not torch.equal(final[key], halfway[key]) for key in final)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 
@@ -14,7 +15,7 @@ from raypref.images import encode_png, open_png
 from raypref.rows import Row, content_key
 from raypref.tiny import photograph, world
 
-CONFIG = PerturbConfig(model="tiny:sd15-inpaint", steps=3)
+CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
 
 
 @pytest.fixture(scope="module")

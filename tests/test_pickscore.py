@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from raypref.rewards.pickscore import PickScore, PickScoreConfig
-from raypref.tiny import checkpoints, photograph, world
+from raypref.tiny import photograph, world
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
-TINY = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore")
+TINY = PickScoreConfig(model=str(small.path("pickscore")), processor=str(small.path("pickscore")))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def prepared(image: Image.Image, side: int) -> torch.Tensor:
 @torch.no_grad()
 def formula(image: Image.Image, prompt: str) -> float:
     """exp(logit_scale) times the cosine, one image at a time and without padding."""
-    folder = checkpoints.path("pickscore")
-    model = CLIPModel.from_pretrained(folder)
+    folder = small.path("pickscore")
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     ids = CLIPTokenizer.from_pretrained(folder)(prompt).input_ids
     if len(ids) > 77:
         ids = [*ids[:76], ids[-1]]

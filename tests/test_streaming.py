@@ -15,7 +15,7 @@ import ray
 from raypref.config import Resources
 from raypref.ledger import Ledger
 from raypref.rows import REJECT, Row, reject
-from raypref.streaming import StreamConfig, start_ray, stream
+from raypref.streaming import StreamConfig, shared_worker, start_ray, stream
 
 COUNT = 23
 NUMBERS = pa.table({"id": [f"{n:03d}" for n in range(COUNT)], "n": list(range(COUNT))})
@@ -212,3 +212,15 @@ def test_a_stage_that_reads_what_nobody_writes_is_refused(tmp_path):
     ledger = Ledger(str(tmp_path / "ledger"), {})
     with pytest.raises(AssertionError, match=r"stage next reads \{'square'\}"):
         stream(NUMBERS, stages=[stage], ledger=ledger, keep=[], config=StreamConfig())
+
+
+def test_stages_of_one_worker_share_its_cores_and_add_up_on_its_gpu():
+    needs = [
+        Resources(workers=0, num_cpus=2),
+        Resources(workers=3, num_cpus=1, num_gpus=0.1, memory_gib=2),
+        Resources(workers=1, num_cpus=1, num_gpus=0.6, memory_gib=4),
+    ]
+    shared = shared_worker(needs)
+    assert (shared.workers, shared.num_cpus, shared.memory_gib) == (3, 2, 6)
+    assert shared.num_gpus == 0.7
+    assert shared_worker([Resources(num_gpus=1)] * 2).num_gpus == 1, "there is but one"

@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+import small
 import torch
 from PIL import Image, ImageFilter
 
@@ -14,7 +15,7 @@ from raypref.diffusion.lora import LoraConfig
 from raypref.tiny.world import sample_scenes
 
 CPU = torch.device("cpu")
-BASE = BackboneConfig(model="tiny:sd15", dtype="float64")
+BASE = BackboneConfig(model=str(small.path("sd15")), dtype="float64")
 LORA = LoraConfig(rank=4, alpha=4)
 
 

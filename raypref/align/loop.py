@@ -123,6 +123,8 @@ def train(
             on_step(metrics)
             if state.step % stage.checkpoint_every == 0 or state.step == stage.steps:
                 checkpoints.write(join(folder, "checkpoints"), state.step, _tensors(state))
+            if stage.sample_every and state.step % stage.sample_every == 0:
+                _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
     if group.rank == 0:
         _export(denoiser, state, lora_config, folder=folder)
     return state.history
@@ -166,7 +168,11 @@ def _step(
         errors = measure(denoiser, objective.compare(denoiser, data, stage, micro))
         loss_B, metrics = objective.loss(errors, stage)
         (loss_B.sum() / stage.batch).backward()
-        for key, values_B in {"loss": loss_B.detach(), **_error_gaps(errors), **metrics}.items():
+        for key, values_B in {
+            "loss": loss_B.detach(),
+            **_reference_errors(errors),
+            **metrics,
+        }.items():
             sums[key] = sums.get(key, 0) + values_B.sum() / stage.batch
     _sum_over_ranks(state.learner, sums, group)
     norm = nn.utils.clip_grad_norm_(state.learner, stage.clip)
@@ -183,9 +189,11 @@ def _step(
     }
 
 
-def _error_gaps(errors: Errors) -> dict[str, Tensor]:
-    """How far each side moved from the reference: the loss may fall while both get worse."""
+def _reference_errors(errors: Errors) -> dict[str, Tensor]:
+    """The reference's errors, and the learner's less those: the loss may fall while both rise."""
     return {
+        "ref_winner": errors.ref_winner.detach(),
+        "ref_loser": errors.ref_loser.detach(),
         "winner_gap": (errors.winner - errors.ref_winner).detach(),
         "loser_gap": (errors.loser - errors.ref_loser).detach(),
     }
@@ -260,10 +268,18 @@ def _restore(state: State, folder: str) -> None:
     state.history = [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def milestone(folder: str, step: int) -> str:
+    """Where the LoRA of a step on the way is kept, for samples."""
+    return join(folder, "milestones", f"step-{step:08d}")
+
+
 def _export(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
     """Write the LoRA: the moving average where one is kept (method: section 2)."""
-    if state.ema is not None:
+    if state.ema is None:
+        values = lora.state(denoiser.module, LEARNER)
+    else:  # lent to the policy's place, which training may still need
+        state.ema.store(state.policy)
         state.ema.copy_to(state.policy)
-    name = LEARNER if state.ema is None else POLICY
-    values = lora.state(denoiser.module, name)
+        values = {k: v.clone() for k, v in lora.state(denoiser.module, POLICY).items()}
+        state.ema.restore(state.policy)
     lora.save(values, config, folder=folder, component=denoiser.component)

@@ -40,4 +40,10 @@ class StageConfig(Section):
     checkpoint_every: int = setting(
         50, "steps between checkpoints: what a kill can cost", affects_result=False, ge=1
     )
+    sample_every: int = setting(
+        0,
+        "steps between two LoRAs kept for the page's samples; 0: none",
+        affects_result=False,
+        ge=0,
+    )
     resources: Resources = Resources()

@@ -17,7 +17,6 @@ from raypref.curate.u2net import U2Net, load_u2net
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, reject
 
-SIDE = 320  # what U2-Net was trained on
 THRESHOLD = 128  # soft values above it (of 0..255) belong to the salient region
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)  # ImageNet, RGB of 0..1
@@ -30,6 +29,7 @@ class SaliencyConfig(Section):
     weights: Location = setting(
         "u2net.pth", "U2-Net checkpoint: a file, OWNER/REPO/FILE on the hub, or tiny:NAME"
     )
+    side: int = setting(320, "side in pixels the detector was trained on", ge=32)
     resources: Resources = Resources()
 
     def file(self) -> Path:
@@ -79,7 +79,9 @@ class Saliency:
     def __call__(self, rows: list[Row]) -> None:
         """Add `saliency` and `mask` to every row, or reject it."""
         assert self.model is not None, "setup() comes before the first batch"
-        soft_maps = saliency_map(self.model, [open_png(row["chosen"]) for row in rows])
+        soft_maps = saliency_map(
+            self.model, [open_png(row["chosen"]) for row in rows], side=self.config.side
+        )
         for row, soft in zip(rows, soft_maps, strict=True):
             salient = soft > THRESHOLD
             if not salient.any():
@@ -91,10 +93,12 @@ class Saliency:
 
 
 @torch.inference_mode()
-def saliency_map(model: nn.Module, images: Sequence[Image.Image]) -> list[np.ndarray]:
+def saliency_map(
+    model: nn.Module, images: Sequence[Image.Image], *, side: int = 320
+) -> list[np.ndarray]:
     """Soft saliency maps, each stretched to its own full range.
 
-    Follows the released code of the method: bilinear resize to 320x320 regardless of aspect, /255,
+    Follows the released code of the method: bilinear resize to `side` regardless of aspect, /255,
     ImageNet mean and standard deviation, the fused map, min-max normalised **per image**, resized
     back bilinearly. (U2-Net's own test script divides by the image's maximum and resizes with
     scikit-image; the maps differ by about 0.01 on average.)
@@ -103,8 +107,9 @@ def saliency_map(model: nn.Module, images: Sequence[Image.Image]) -> list[np.nda
     batch, not even in the last bit; on a CPU that is also the fastest batch size.
 
     Args:
-        model: returns the map (1, 1, 320, 320) first, as `U2Net` does.
+        model: returns the map (1, 1, side, side) first, as `U2Net` does.
         images: mode RGB, any sizes.
+        side: what the network works at; the published one was trained on 320.
 
     Returns:
         One uint8 array (H, W) per image, 0..255; all 0 where the network sees no difference
@@ -113,17 +118,17 @@ def saliency_map(model: nn.Module, images: Sequence[Image.Image]) -> list[np.nda
     weight = next(model.parameters())
     maps = []
     for image in images:
-        x_1CHW = _prepare(image).to(weight.device, weight.dtype)
+        x_1CHW = _prepare(image, side).to(weight.device, weight.dtype)
         x_1CHW = x_1CHW.to(memory_format=torch.channels_last)
         fused = model(x_1CHW)[0][0, 0].float().cpu().numpy()
         maps.append(_resize_back(_stretch(fused), image.size))
     return maps
 
 
-def _prepare(image: Image.Image) -> torch.Tensor:
-    """The network's input, float32 (1, 3, 320, 320)."""
+def _prepare(image: Image.Image, side: int) -> torch.Tensor:
+    """The network's input, float32 (1, 3, side, side)."""
     assert image.mode == "RGB", f"saliency of an image of mode {image.mode}"
-    small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    small = image.resize((side, side), Image.Resampling.BILINEAR)
     pixels_HWC = np.asarray(small, dtype=np.float32) / 255
     normalised = (pixels_HWC - _MEAN) / _STD
     return torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy())

@@ -53,7 +53,7 @@ class SourceConfig(Section):
             InputError: there is no such place.
         """
         if self.path == "tiny:world":
-            return world.photos_folder(count=96, seed=0)
+            return world.photos_folder(count=256, seed=0)
         root = Path(self.path).expanduser()
         if not root.exists():
             raise InputError(f"source.path: there is no folder or file '{self.path}'")

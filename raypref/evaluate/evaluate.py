@@ -8,23 +8,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raypref.config import Resources, Section, results_of, setting
+from raypref.config import Location, Resources, Section, results_of, setting
 from raypref.curate.colorfulness import colorfulness
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.evaluate import tables
+from raypref.evaluate.accuracy import PromptAccuracy
+from raypref.evaluate.distance import cmmd_summary
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.metrics import texture_detail
 from raypref.images import open_png
 from raypref.ledger import Ledger, join, write_bytes, write_table
-from raypref.rewards.base import Score
+from raypref.rewards.base import Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rows import Row
+from raypref.rows import Row, Stage
 from raypref.streaming import StreamConfig, stream
 
-METRICS = ("pickscore", "texture_detail", "colorfulness")
+METRICS = ("pickscore", "texture_detail", "colorfulness")  # of a single image
+
+
+class MetricsConfig(Section):
+    """What is measured besides PickScore, texture detail and colorfulness."""
+
+    distance: bool = setting(True, "CMMD to the photographs of the pairs, in PickScore's embedding")
+    critic: Location = setting(
+        "", "classifier that judges prompt accuracy; there is one for the tiny world only"
+    )
 
 
 class TableConfig(Section):
@@ -60,7 +73,9 @@ class Evaluation:
         base: the model that was aligned.
         generate: prompts, seeds and sampler settings.
         pickscore: the reward model.
+        metrics: what else is measured.
         table: how scores become a table.
+        pairs: whose photographs are the reference of the distance.
         loras: model name to the ledger of the stage that trained it.
         folder: the evaluation's folder, local or URI.
     """
@@ -70,15 +85,19 @@ class Evaluation:
         base: BackboneConfig,
         generate: GenerateConfig,
         pickscore: PickScoreConfig,
+        metrics: MetricsConfig,
         table: TableConfig,
         *,
+        pairs: Ledger,
         loras: Mapping[str, Ledger],
         folder: str,
     ) -> None:
         self.base = base
         self.generate = generate
         self.pickscore = pickscore
+        self.metrics = metrics
         self.table = table
+        self.pairs = pairs
         self.loras = loras
         self.folder = folder
 
@@ -101,8 +120,20 @@ class Evaluation:
     @cached_property
     def scores(self) -> Ledger:
         """Their scores."""
-        parts = {**self.images.settings, "pickscore": self.pickscore}
+        parts = {**self.images.settings, "pickscore": self.pickscore, "metrics": self.metrics}
         return Ledger(join(self.folder, "scores"), results_of(parts))
+
+    @cached_property
+    def reference(self) -> Ledger:
+        """Embeddings of the photographs of the pairs."""
+        parts = {"pairs": self.pairs.fingerprint, "pickscore": self.pickscore}
+        return Ledger(join(self.folder, "reference"), results_of(parts))
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """All that `run` fills."""
+        distance = (self.reference,) if self.metrics.distance else ()
+        return (self.images, self.scores, *distance)
 
     def run(self, streaming: StreamConfig) -> int:
         """Generate and score; skips and resumes what is done. Returns the number of images."""
@@ -117,21 +148,46 @@ class Evaluation:
             keep=[*facts, "image"],
             config=streaming,
         )
+        stages: list[Stage] = [
+            Score(self.pickscore, columns={"image": "pickscore"}, prompt="prompt"),
+            PixelMetrics(),
+        ]
+        columns = [*METRICS]
+        if self.metrics.critic:
+            stages.append(PromptAccuracy(self.metrics.critic))
+            columns.append("prompt_accuracy")
+        if self.metrics.distance:
+            stages.append(Embed(self.pickscore, column="image"))
+            columns.append("embedding")
+            photographs = self.pairs.table(["chosen"])
+            stream(
+                photographs.select(["id"]).append_column(
+                    "image", pc.struct_field(photographs["chosen"], "bytes")
+                ),
+                stages=stages[-1:],
+                ledger=self.reference,
+                keep=["embedding"],
+                config=streaming,
+            )
         stream(
             self.images,
-            stages=[
-                Score(self.pickscore, columns={"image": "pickscore"}, prompt="prompt"),
-                PixelMetrics(),
-            ],
+            stages=stages,
             ledger=self.scores,
-            keep=[*facts, *METRICS],
+            keep=[*facts, *columns],
             config=streaming,
         )
         return rows.num_rows
 
     def summary(self) -> pd.DataFrame:
         """The table's numbers from the finished scores."""
-        return tables.summarise(self._long(), base=BASE, resamples=self.table.resamples)
+        resamples = self.table.resamples
+        summary = tables.summarise(self._long(), base=BASE, resamples=resamples)
+        if not self.metrics.distance:
+            return summary
+        embeddings = self.scores.table(["model", "prompt_id", "embedding"]).to_pandas()
+        reference = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
+        cmmd = cmmd_summary(embeddings, reference, base=BASE, resamples=resamples)
+        return pd.concat([summary, cmmd], ignore_index=True)
 
     def published(self) -> dict[tuple[str, str], float] | None:
         """The paper's numbers to print beside ours, if asked for."""
@@ -139,9 +195,10 @@ class Evaluation:
         return tables.published(name, self.base.family) if name else None
 
     def _long(self) -> pd.DataFrame:
-        wide = self.scores.table().to_pandas()
         facts = ["prompt", "prompt_id", "seed", "model"]
-        return wide.melt(facts, list(METRICS), var_name="metric", value_name="score")
+        metrics = [*METRICS, *(["prompt_accuracy"] if self.metrics.critic else [])]
+        wide = self.scores.table([*facts, *metrics]).to_pandas()
+        return wide.melt(facts, metrics, var_name="metric", value_name="score")
 
     def tabulate(self) -> pd.DataFrame:
         """Write scores and table where people look for them; returns the table's numbers."""

@@ -35,6 +35,9 @@ class GenerateConfig(Section):
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
     size: int = setting(512, "side of the images in pixels", ge=8, multiple_of=8)
+    samples: int = setting(
+        4, "prompts drawn at the steps a stage kept a LoRA of", affects_result=False, ge=0
+    )
     resources: Resources = Resources(batch=8)
 
     @field_validator("seeds")

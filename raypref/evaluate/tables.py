@@ -37,9 +37,12 @@ METRICS = {
     "aesthetic": "Aesthetic",
     "texture_detail": "Texture detail",
     "colorfulness": "Colorfulness",
+    "prompt_accuracy": "Prompt accuracy",
+    "cmmd": "CMMD",
     "realism": "Realism",
 }
 DIGITS = {"texture_detail": 0, "realism": 3}  # decimals shown; 2 for all others, as the paper does
+LOWER_IS_BETTER = frozenset({"cmmd"})
 
 SCORES = ("prompt", "prompt_id", "seed", "model", "metric", "score")
 SUMMARY = (
@@ -76,7 +79,7 @@ def summarise(
     def draws_rn(n_prompts: int) -> np.ndarray:
         # One matrix a prompt count, so that model and base see the same resampled prompts.
         if n_prompts not in sampled:
-            sampled[n_prompts] = _draws(n_prompts, resamples, seed)
+            sampled[n_prompts] = draws(n_prompts, resamples, seed)
         return sampled[n_prompts]
 
     groups = frame.groupby(["model", "metric"], sort=False)
@@ -169,8 +172,8 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
 
 
 def metric_label(metric: str) -> str:
-    """The metric's name for people."""
-    return METRICS.get(metric, metric)
+    """The metric's name for people; an arrow where less is better."""
+    return METRICS.get(metric, metric) + (" ↓" if metric in LOWER_IS_BETTER else "")
 
 
 def model_label(model: str) -> str:
@@ -221,7 +224,7 @@ def _per_prompt(part: pd.DataFrame) -> pd.DataFrame:
     return part.groupby("prompt_id")["score"].agg(["sum", "count"]).sort_index()
 
 
-def _draws(n_prompts: int, resamples: int, seed: int) -> np.ndarray:
+def draws(n_prompts: int, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn in each bootstrap sample, [resamples, n_prompts]."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(n_prompts, size=(resamples, n_prompts), dtype=np.int32)
@@ -240,7 +243,7 @@ def _means(own: pd.DataFrame, draws_rn: np.ndarray) -> np.ndarray:
 
 def _mean(own: pd.DataFrame, draws_rn: np.ndarray) -> tuple[float, float, float]:
     mean = float(own["sum"].sum() / own["count"].sum())
-    return (mean, *_percentiles(_means(own, draws_rn), len(own)))
+    return (mean, *percentiles(_means(own, draws_rn), len(own)))
 
 
 def _gain(
@@ -250,15 +253,16 @@ def _gain(
     if shared.empty:
         return (math.nan, math.nan, math.nan)
     own, reference = own.loc[shared], reference.loc[shared]
-    draws = draws_rn(len(shared))
+    shared_rn = draws_rn(len(shared))
     gain = own["sum"].sum() / own["count"].sum() - reference["sum"].sum() / reference["count"].sum()
     return (
         float(gain),
-        *_percentiles(_means(own, draws) - _means(reference, draws), len(shared)),
+        *percentiles(_means(own, shared_rn) - _means(reference, shared_rn), len(shared)),
     )
 
 
-def _percentiles(values_r: np.ndarray, n_prompts: int) -> tuple[float, float]:
+def percentiles(values_r: np.ndarray, n_prompts: int = 2) -> tuple[float, float]:
+    """The 95% interval of bootstrap values, NaN where there is but one prompt."""
     # One prompt resampled is always itself: a width of zero would claim certainty.
     if n_prompts < 2:
         return (math.nan, math.nan)

@@ -22,8 +22,18 @@ from matplotlib.ticker import MaxNLocator
 
 # Drawn in these colours, shown in the page's variables of the same names.
 INK, SOFT, LINE, ACCENT, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", ACCENT: "accent", WARM: "warm"}
+BAD, FILL = "#060606", "#070707"
+VARIABLES = {
+    INK: "ink",
+    SOFT: "soft",
+    LINE: "line",
+    ACCENT: "accent",
+    WARM: "warm",
+    BAD: "bad",
+    FILL: "fill",
+}
 
+BINS = 48  # of a histogram at most
 POINTS = 600  # points a curve is thinned to; more cannot be told apart at this size
 
 
@@ -55,23 +65,10 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     known = np.isfinite(values)
     steps, values = steps[known], values[known].astype(np.float64)
     assert len(values) > 0, f"{name}: nothing to draw"
-    trend = smoothed(values) if smooth else values
-    tail = 1.0 if len(values) >= 100 else 0.0
-    low, high = np.percentile(values, [tail, 100 - tail])
-    low, high = min(low, trend.min()), max(high, trend.max())
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-    thin = slice(None, None, math.ceil(len(values) / POINTS))
-
     figure, axes = _figure(3.4, 1.75)
-    axes.plot(steps[thin], values[thin], color=SOFT, linewidth=0.7, alpha=0.65)
-    # One value is a line without length: it shows as a point.
-    marker = "o" if len(values) == 1 else ""
-    axes.plot(steps[thin], trend[thin], color=ACCENT, linewidth=2.0, marker=marker)
-    axes.set_ylim(low - margin, high + margin)
-    _ticks(axes, low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
-    axes.margins(x=0.01)
-    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    trend = smoothed(values) if smooth else values
+    _line(axes, steps, values, trend, color=ACCENT, thin_color=SOFT)
+    _over_steps(axes, *_span(values, trend))
     first, last = float(trend[0]), float(trend[-1])
     label = (
         f"{name}, {len(values)} points up to step {int(steps[-1])}, from {first:.4g} to {last:.4g}"
@@ -79,19 +76,40 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     return _inline(figure, label)
 
 
-def forest(name: str, rows: Sequence[Gain], *, digits: int) -> str:
+def against_reference(steps: np.ndarray, winner: np.ndarray, loser: np.ndarray) -> str:
+    """Both errors of a training, less those of the reference: zero is where it began.
+
+    Args:
+        steps: optimizer steps, ascending, [n].
+        winner: error on the photographs, less the reference's, finite, [n].
+        loser: the same on what they are preferred to.
+    """
+    figure, axes = _figure(3.4, 1.75)
+    spans = []
+    for values, color in ((loser, WARM), (winner, ACCENT)):
+        trend = smoothed(values)
+        _line(axes, steps, values, trend, color=color, thin_color=color)
+        spans.append(_span(values, trend))
+    axes.axhline(0, color=SOFT, linewidth=1.0)
+    _over_steps(axes, min(0.0, *(low for low, _ in spans)), max(0.0, *(high for _, high in spans)))
+    label = f"errors less the reference's, up to step {int(steps[-1])}: photographs "
+    return _inline(figure, label + f"{smoothed(winner)[-1]:.4g}, others {smoothed(loser)[-1]:.4g}")
+
+
+def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) -> str:
     """Gains over the base with their intervals; a diamond marks the published gain.
 
     Args:
         name: of the metric, for the accessible label.
         rows: one a model, drawn from top to bottom; at least one.
         digits: decimals of the numbers in the accessible label.
+        less: less is better.
     """
     figure, axes = _figure(3.4, 0.55 + 0.33 * len(rows))
     axes.axvline(0.0, color=SOFT, linewidth=1.0)
     for place, row in enumerate(rows):
-        clear = row.low > 0 or row.high < 0
-        color = ACCENT if clear else SOFT
+        good, bad = (row.high < 0, row.low > 0) if less else (row.low > 0, row.high < 0)
+        color = ACCENT if good else BAD if bad else SOFT
         if not math.isnan(row.low):
             axes.plot([row.low, row.high], [place, place], color=color, linewidth=3.0, alpha=0.45)
         axes.plot([row.gain], [place], color=color, marker="o", markersize=6)
@@ -111,6 +129,66 @@ def forest(name: str, rows: Sequence[Gain], *, digits: int) -> str:
     return _inline(figure, label)
 
 
+def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
+    """How many values fall where; those the threshold keeps in full colour.
+
+    The horizontal axis spans the middle 99% of the values, with the threshold always in it.
+
+    Args:
+        name: of the measurement, for the accessible label.
+        values: finite, at least one, [n].
+        threshold: what is above it is kept; None keeps all.
+    """
+    cut = -math.inf if threshold is None else threshold
+    low, high = np.percentile(values, [0.5, 99.5])
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    bins = min(BINS, 8 + len(values) // 8)
+    width = (high - low) / bins
+    # The threshold lies between two bars, so that no bar is of both sides.
+    start = low if threshold is None else threshold - math.ceil((threshold - low) / width) * width
+    edges = start + width * np.arange(bins + 2)
+    inside = values.clip(edges[0], edges[-1])  # the tails are counted in the outermost bins
+
+    figure, axes = _figure(3.8, 1.8)
+    for part, color in ((inside[values > cut], FILL), (inside[values <= cut], SOFT)):
+        counts, _ = np.histogram(part, edges)
+        axes.stairs(counts, edges, fill=True, color=color, linewidth=0, alpha=0.85)
+    if threshold is not None:
+        axes.axvline(threshold, color=WARM, linewidth=1.6)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.margins(x=0)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    kept = int((values > cut).sum())
+    label = f"{name}: {kept} of {len(values)} values are above "
+    label += "no threshold" if threshold is None else f"{threshold:.4g}"
+    return _inline(figure, label)
+
+
+def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
+    """Gains of single prompts, the best first: how many win, and by how much.
+
+    Args:
+        name: of the metric, for the accessible label.
+        gains: descending, [prompts].
+        digits: decimals of the numbers in the accessible label.
+    """
+    figure, axes = _figure(3.4, 1.75)
+    edges = np.arange(len(gains) + 1)
+    for part, color in ((gains.clip(min=0), FILL), (gains.clip(max=0), BAD)):
+        axes.stairs(part, edges, fill=True, color=color, linewidth=0)
+    axes.axhline(0, color=SOFT, linewidth=0.8)
+    axes.set_xticks([])
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    label = f"{name}, {len(gains)} prompts from {gains[0]:+z.{digits}f} to {gains[-1]:+z.{digits}f}"
+    return _inline(figure, label)
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Centred moving average over a fifteenth of the values: it does not lag behind them, [n]."""
     window = max(1, len(values) // 15)
@@ -127,6 +205,39 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.tick_params(length=0, labelsize=8.5, labelcolor=SOFT)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _line(
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    trend: np.ndarray,
+    *,
+    color: str,
+    thin_color: str,
+) -> None:
+    """Every value as a thin line, the trend as a thick one."""
+    thin = slice(None, None, math.ceil(len(values) / POINTS))
+    axes.plot(steps[thin], values[thin], color=thin_color, linewidth=0.7, alpha=0.5)
+    # One value is a line without length: it shows as a point.
+    marker = "o" if len(values) == 1 else ""
+    axes.plot(steps[thin], trend[thin], color=color, linewidth=2.0, marker=marker)
+
+
+def _span(values: np.ndarray, trend: np.ndarray) -> tuple[float, float]:
+    """What the vertical axis shows: one spike must not flatten the rest."""
+    tail = 1.0 if len(values) >= 100 else 0.0
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(min(low, trend.min())), float(max(high, trend.max()))
+
+
+def _over_steps(axes: Axes, low: float, high: float) -> None:
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    axes.set_ylim(low - margin, high + margin)
+    _ticks(axes, low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
 
 
 def _ticks(axes: Axes, low: float, high: float) -> None:

@@ -1,29 +1,33 @@
-"""Gathers what the report shows from the tables a run has written."""
+"""Gathers what the report shows from the tables a run has written; writes pictures beside it."""
 
 from __future__ import annotations
 
 import datetime
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raypref.evaluate.tables import MODELS, Published
-from raypref.ledger import Ledger, join, read_bytes
-from raypref.report.page import (
+from raypref.evaluate import tables
+from raypref.ledger import Ledger, filesystem, join, read_bytes
+from raypref.report.gallery import gallery
+from raypref.report.samples import grids, metric_place, strips
+from raypref.report.views import (
     Cost,
     FunnelStep,
-    GridRow,
-    PairView,
+    Histogram,
+    Link,
+    PromptGains,
     Reject,
     ReportData,
     TrainingView,
 )
 
-MOST_PAIRS = 24
-MOST_GRIDS = 8
 MOST_REJECTS = 30
 TITLES = {
     "stage1": "Stage 1: distribution alignment with real images",
@@ -36,6 +40,17 @@ FILTERS = (
     ("above the mean colorfulness", ("low_colorfulness",)),
     ("visibly degraded", ("negligible_degradation",)),
     ("best by PickScore", ("beyond_top_k",)),
+)
+# What a run leaves behind for others, with the words for people.
+RESULTS = (
+    ("pairs/README.md", "pairs", "dataset card of the pairs"),
+    ("stage1/pytorch_lora_weights.safetensors", "LoRA", "stage 1"),
+    ("stage2/pytorch_lora_weights.safetensors", "LoRA", "stage 1 + stage 2"),
+    ("stage2_alone/pytorch_lora_weights.safetensors", "LoRA", "stage 2 alone"),
+    ("evaluation/scores.parquet", "evaluation", "scores of every image"),
+    ("evaluation/table.csv", "evaluation", "table as CSV"),
+    ("config.toml", "run", "resolved configuration"),
+    ("run.json", "run", "record of the steps"),
 )
 
 
@@ -51,7 +66,8 @@ def collect(
     trained: Mapping[str, Ledger],
     images: Ledger,
     table: pd.DataFrame | None,
-    published: Published,
+    published: tables.Published,
+    tracking_uri: str = "",
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -60,29 +76,83 @@ def collect(
         config_toml: the resolved configuration.
         seed: the run's seed.
         record: content of `run.json`.
-        folder: the run's folder.
+        folder: the run's folder; pictures are written to `report/files` in it.
         pairs: the pairs.
-        min_gap: the gap filter's threshold, for the funnel.
+        min_gap: the gap filter's threshold, for funnel and histogram.
         trained: the trainings by name.
         images: the evaluation's images.
         table: the evaluation's summary, if there is one.
         published: the paper's numbers beside it.
+        tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
     """
     curated = pairs.state() == "complete"
+    report = join(folder, "report")
+    final = _final(table)
+    # Beside the table: scores of an evaluation that was replaced would not fit these images.
+    scores = _scores(folder) if table is not None else None
     return ReportData(
         title=f"raypref: {name}",
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=[(key, value) for key, value in record.get("versions", {}).items() if value],
+        links=_links(folder, record, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
+        histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
-        pairs=_pairs(pairs) if curated else [],
+        pairs=gallery(pairs, report=report) if curated else [],
         training=[view for n in trained if (view := _training(folder, n)) is not None],
-        grids=_grids(images) if images.state() == "complete" else [],
+        grids=grids(images, report=report, scores=scores) if images.state() == "complete" else [],
         table=table,
         published=published,
+        final=final,
+        prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
         costs=[_cost(step, facts) for step, facts in record["steps"].items()],
     )
+
+
+def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptGains]:
+    """Where the model beats the base, prompt by prompt, for every metric of single images.
+
+    Args:
+        scores: one row per image and metric, the columns `tables.SCORES`.
+        model: the model.
+        base: what it is compared with.
+    """
+    views = []
+    for metric in sorted(scores["metric"].unique(), key=metric_place):
+        own = scores[scores["metric"] == metric]
+        means = own.pivot_table(index="prompt_id", columns="model", values="score")
+        if model == base or not {model, base} <= set(means.columns):
+            continue
+        gains = (means[model] - means[base]).dropna()
+        if metric in tables.LOWER_IS_BETTER:
+            gains = -gains
+        gains = gains.sort_values(ascending=False, kind="stable")
+        prompts = own.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+        # What the page would print as zero is a tie.
+        tie = 0.5 * 10.0 ** -tables.digits(metric)
+        wins, losses = int((gains > tie).sum()), int((gains < -tie).sum())
+        views.append(
+            PromptGains(
+                metric=metric,
+                gains=[(str(prompts[i]), float(gain)) for i, gain in gains.items()],
+                wins=wins,
+                ties=len(gains) - wins - losses,
+                losses=losses,
+            )
+        )
+    return views
+
+
+def _final(table: pd.DataFrame | None) -> str:
+    """The model the run is about: both stages, or the last one there is."""
+    models = [] if table is None else list(dict.fromkeys(table["model"]))
+    return "both" if "both" in models else models[-1] if models else ""
+
+
+def _scores(folder: str) -> pd.DataFrame | None:
+    data = read_bytes(join(folder, "evaluation", "scores.parquet"))
+    return None if data is None else pq.read_table(io.BytesIO(data)).to_pandas()
 
 
 def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
@@ -101,30 +171,33 @@ def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
     return steps
 
 
+def _histograms(folder: str, min_gap: float) -> list[Histogram]:
+    photos = _read(join(folder, "photos"), ["colorfulness", "status", "reason"])
+    distinct = photos[photos["colorfulness"].notna() & (photos["reason"] != "duplicate")]
+    values = distinct["colorfulness"].to_numpy(np.float64)
+    # Curation keeps what is above the mean of the very same set, unless the filter is off.
+    cut = (distinct["reason"] == "low_colorfulness").any()
+    threshold = math.fsum(values) / len(values) if cut else None
+    shown = [
+        Histogram("Colorfulness", "usable, distinct photographs", values, threshold),
+        Histogram("PickScore gap", "photograph minus twin, candidates", _gaps(folder), min_gap),
+    ]
+    return [histogram for histogram in shown if len(histogram.values)]
+
+
+def _gaps(folder: str) -> np.ndarray:
+    ledger = Ledger(join(folder, "curate", "candidates"), {})
+    if not ledger.parts():  # someone made room
+        return np.empty(0)
+    scores = ledger.table(["pickscore_chosen", "pickscore_rejected"]).to_pandas()
+    gaps = (scores["pickscore_chosen"] - scores["pickscore_rejected"]).to_numpy(np.float64)
+    return gaps[np.isfinite(gaps)]
+
+
 def _rejects(folder: str) -> list[Reject]:
     columns = ["uri", "stage", "reason", "message"]
     rows = _read(join(folder, "rejects"), columns).head(MOST_REJECTS)
     return [Reject(*row) for row in rows[columns].itertuples(index=False)]
-
-
-def _pairs(ledger: Ledger) -> list[PairView]:
-    ranks = ledger.table(["rank"]).to_pylist()
-    wanted = {row["id"] for row in ranks if row["rank"] < MOST_PAIRS}
-    views = [
-        PairView(
-            prompt=row["prompt"],
-            chosen=row["chosen"]["bytes"],
-            mask=row["mask"]["bytes"],
-            rejected=row["rejected"]["bytes"],
-            pickscore_chosen=row["pickscore_chosen"],
-            pickscore_rejected=row["pickscore_rejected"],
-            colorfulness=row["colorfulness"],
-            rank=row["rank"] + 1,
-        )
-        for row in ledger.rows()
-        if row["id"] in wanted
-    ]
-    return sorted(views, key=lambda view: view.rank)
 
 
 def _training(folder: str, name: str) -> TrainingView | None:
@@ -133,33 +206,41 @@ def _training(folder: str, name: str) -> TrainingView | None:
         return None
     metrics = pq.read_table(io.BytesIO(data)).to_pandas()
     return TrainingView(
-        name=TITLES.get(name, name), metrics=metrics.rename(columns={"seconds": "seconds_per_step"})
+        name=TITLES.get(name, name),
+        metrics=metrics.rename(columns={"seconds": "seconds_per_step"}),
+        strips=strips(folder, name),
     )
-
-
-def _grids(images: Ledger) -> list[GridRow]:
-    facts = images.table(["prompt_id", "seed"]).to_pandas()
-    places = facts[["prompt_id", "seed"]].drop_duplicates().sort_values(["seed", "prompt_id"])
-    shown = [tuple(place) for place in places.head(MOST_GRIDS).itertuples(index=False)]
-    rows: dict[tuple[int, int], dict[str, bytes]] = {place: {} for place in shown}
-    prompts = {}
-    for row in images.rows():
-        place = (row["prompt_id"], row["seed"])
-        if place in rows:
-            rows[place][row["model"]] = row["image"]
-            prompts[place] = row["prompt"]
-    return [
-        GridRow(
-            prompt=prompts[p], seed=p[1], images={m: rows[p][m] for m in MODELS if m in rows[p]}
-        )
-        for p in shown
-    ]
 
 
 def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
     seconds, amount = facts["seconds"], facts["amount"]
     rate = f"{amount / seconds:.2f} {facts['unit']}/s" if seconds and amount else ""
-    return Cost(step, seconds, amount, rate, facts["state"])
+    return Cost(step, seconds, amount, rate, facts["state"], facts.get("device_share"))
+
+
+def _links(folder: str, record: Mapping[str, Any], tracking_uri: str) -> list[Link]:
+    fs, root = filesystem(folder)
+    there = [fs.get_file_info(f"{root}/{path}").is_file for path, _, _ in RESULTS]
+    links = [
+        Link(what, text, f"../{path}")
+        for (path, what, text), found in zip(RESULTS, there, strict=True)
+        if found
+    ]
+    run_id = record.get("mlflow_run_id")
+    if run_id:
+        links.append(_mlflow(run_id, tracking_uri, folder))
+    return links
+
+
+def _mlflow(run_id: str, uri: str, folder: str) -> Link:
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https"):
+        # A name and password in the address are nobody's business who gets the page.
+        host = address.netloc.rpartition("@")[2]
+        web = f"{address.scheme}://{host}{address.path.rstrip('/')}"
+        return Link("MLflow", f"run {run_id}", f"{web}/#/runs/{run_id}")
+    store = uri or f"sqlite:///{folder.rsplit('/', 1)[0]}/mlflow.db"
+    return Link("MLflow", f"run {run_id}; mlflow ui --backend-store-uri {store}")
 
 
 def _read(folder: str, columns: list[str]) -> pd.DataFrame:

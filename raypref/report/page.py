@@ -1,40 +1,54 @@
-"""The page a run ends in: one HTML file that needs nothing else, built from plain data.
+"""The page a run ends in: one HTML file that needs nothing from elsewhere, built from plain data.
 
 Nothing is read from disk here but the template; `ReportData` is all that is known of the run.
-Captions and messages come from strangers: the template escapes them, and the page's own policy
-forbids scripts and anything loaded from outside.
+Captions and messages come from strangers: the template escapes them, the script sets them as text
+only, and the page's own policy allows this very script and nothing else.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
 from raypref.evaluate import tables
+from raypref.progress import duration
 from raypref.report import charts
+from raypref.report.views import (
+    FunnelStep,
+    Picture,
+    PromptGains,
+    ReportData,
+    StripView,
+    TrainingView,
+)
 
-PIXELATED = 128  # px; up to this side an image is enlarged with hard pixels and kept as it is
-LARGEST = 768  # px; larger images are scaled down for the page
-RECOMPRESS = 60_000  # bytes; larger files become JPEG, or 24 pairs would weigh 30 MB
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+HERE = Path(__file__).parent
+PAGE_OF_PAIRS = 24
+LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
+TWO_LINES = (
+    'on <span class="better">photographs</span>, where it should fall, and on '
+    '<span class="paper">what they are preferred to</span>; zero is the reference'
+)
+OPEN_GRIDS = 6  # prompts shown at once, the others on demand
+EXTREMES = 5  # prompts named at each end of the gains
 
 # Training metrics we know, in the order they are shown, with what a reader should look for.
 CURVES = {
     "loss": "the objective; lower is better",
-    "diff": "winner_gap minus loser_gap; falls below zero",
-    "winner_gap": "error on the photographs, compared with the reference; below zero is better",
+    "winner_gap": "error on the photographs, less the reference's; below zero is better",
     "loser_gap": "the same on what they are preferred to",
+    "ref_winner": "error of the reference on the photographs",
+    "ref_loser": "error of the reference on what they are preferred to",
+    "diff": "the first of the two minus the second; falls below zero",
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as the photographs demand; 0.5 is chance",
     "grad_norm": "before clipping",
@@ -42,93 +56,13 @@ CURVES = {
     "seconds_per_step": "wall time of one optimizer step",
 }
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
-
-
-class Reject(NamedTuple):
-    """One input that was turned away."""
-
-    file: str
-    stage: str
-    reason: str
-    message: str
-
-
-class Cost(NamedTuple):
-    """What one step of the pipeline took."""
-
-    step: str
-    seconds: float
-    rows: int
-    rate: str  # "4.5 rows/s"
-    state: str  # "done" or "skipped" (finished by an earlier run)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunnelStep:
-    """How many photographs were left after a step, and why the others were not."""
-
-    name: str
-    remaining: int
-    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> photographs
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairView:
-    """One preference pair; images are encoded PNG, JPEG or WebP."""
-
-    prompt: str
-    chosen: bytes
-    mask: bytes
-    rejected: bytes
-    pickscore_chosen: float
-    pickscore_rejected: float
-    colorfulness: float
-    rank: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingView:
-    """One stage of training: a table with the column `step` and one column a metric."""
-
-    name: str
-    metrics: pd.DataFrame
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridRow:
-    """The images of several models for one prompt and seed."""
-
-    prompt: str
-    seed: int
-    images: Mapping[str, bytes]  # model -> encoded image
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportData:
-    """Everything the page shows. A part that is empty is shown as "not run"."""
-
-    title: str
-    subtitle: str  # preset, seed, date
-    config_toml: str
-    facts: Sequence[tuple[str, str]] = ()  # versions, git commit, ...
-    funnel: Sequence[FunnelStep] = ()  # from the photographs found to the pairs
-    rejects_examples: Sequence[Reject] = ()
-    pairs: Sequence[PairView] = ()  # those to show; the last funnel step counts all
-    training: Sequence[TrainingView] = ()
-    grids: Sequence[GridRow] = ()
-    table: pd.DataFrame | None = None  # of `tables.summarise`
-    published: tables.Published = field(default_factory=dict)
-    costs: Sequence[Cost] = ()
+GAPS = ("winner_gap", "loser_gap")  # drawn together: the loss may fall while both get worse
 
 
 def render(data: ReportData) -> str:
-    """The page as HTML text, self-contained: images and charts inside, no script, no link out.
-
-    Raises:
-        ValueError: an image is not PNG, JPEG or WebP.
-    """
+    """The page as HTML text: small pictures, charts, style and script inside."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -137,34 +71,30 @@ def render(data: ReportData) -> str:
     environment.filters.update(
         count=lambda number: f"{number:,}", duration=duration, number=_number, img=_img
     )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         data=data,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=list(_tiles(data)),
         account=_account(data.funnel),
         pair_count=_pair_count(data),
+        histograms=[
+            (h, Markup(charts.histogram(h.title, h.values, threshold=h.threshold)))
+            for h in data.histograms
+        ],
+        gallery=_gallery(data),
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
-        models=_grid_models(data.grids),
+        models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
+        open_grids=OPEN_GRIDS,
         results=_results(data),
         forests=list(_forests(data)),
+        prompt_gains=[_prompt_gains(view) for view in data.prompt_gains if view.gains],
+        device_shares=any(cost.device_share is not None for cost in data.costs),
         seconds=sum(cost.seconds for cost in data.costs if cost.state == "done"),
         model_label=tables.model_label,
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people: `0.4 s`, `43 s`, `3 min 20 s`, `2 h 14 min`, `3 d 2 h`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s"
-    if seconds < 86400:
-        hours, rest = divmod(round(seconds / 60), 60)
-        return f"{hours} h {rest} min"
-    days, rest = divmod(round(seconds / 3600), 24)
-    return f"{days} d {rest} h"
 
 
 @dataclass(frozen=True)
@@ -172,7 +102,7 @@ class _Tile:
     label: str
     value: str
     note: str
-    trend: str = ""  # "up", "down", "flat" or ""
+    trend: str = ""  # "better", "worse", "flat" or ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +111,8 @@ class _Score:
     interval: str
     gain: str
     gain_interval: str
-    trend: str
+    trend: str  # "better", "worse", "flat" or ""
+    mark: str  # which way the number went
     paper: str
 
 
@@ -191,6 +122,22 @@ class _Results:
     rows: list[tuple[str, list[_Score | None]]]
     footnote: str
     final: str  # the model of the summary
+
+
+@dataclass(frozen=True)
+class _Curves:
+    name: str
+    charts: list[tuple[str, str, Markup]]  # metric, meaning, drawing
+    strips: Sequence[StripView]
+
+
+@dataclass(frozen=True)
+class _Gains:
+    metric: str
+    chart: Markup
+    counts: PromptGains
+    best: list[tuple[str, str]]  # (prompt, gain)
+    worst: list[tuple[str, str]]
 
 
 def _tiles(data: ReportData) -> Iterator[_Tile]:
@@ -206,16 +153,16 @@ def _tiles(data: ReportData) -> Iterator[_Tile]:
     if data.table is None or data.table.empty:
         yield _Tile("evaluation", "not run", "")
         return
-    best = _final_model(data.table)
+    best = _final_model(data)
     for row in data.table[data.table["model"] == best].itertuples():
         score = _score(row, data.published)
         note = f"{score.gain} {score.gain_interval}" if score.gain else tables.model_label(best)
-        yield _Tile(tables.metric_label(row.metric), score.mean, note, score.trend)
+        yield _Tile(tables.metric_label(str(row.metric)), score.mean, note, score.trend)
 
 
-def _final_model(table: pd.DataFrame) -> str:
-    models = list(dict.fromkeys(table["model"]))
-    return "both" if "both" in models else models[-1]
+def _final_model(data: ReportData) -> str:
+    assert data.table is not None
+    return data.final or str(data.table["model"].iloc[-1])
 
 
 def _pair_count(data: ReportData) -> int:
@@ -231,7 +178,42 @@ def _account(funnel: Sequence[FunnelStep]) -> tuple[int, int, int, int] | None:
     return found, kept, dropped, found - kept - dropped
 
 
-def _training(view: TrainingView) -> tuple[str, list[tuple[str, str, Markup]]]:
+def _gallery(data: ReportData) -> dict[str, Any] | None:
+    """What the script shows, sorts and searches: every pair as one short list."""
+    if not data.pairs:
+        return None
+    side = data.pairs[0].photograph.width
+    return {
+        "size": PAGE_OF_PAIRS,
+        "side": side,
+        "pixelated": data.pairs[0].photograph.pixelated,
+        # prompt, rank, PickScore of both, colorfulness, then small and full of each picture
+        "pairs": [
+            [
+                _shortened(pair.prompt),
+                pair.rank,
+                _rounded(pair.pickscore_chosen),
+                _rounded(pair.pickscore_rejected),
+                _rounded(pair.colorfulness),
+                *pair.photograph[:2],
+                *pair.overlay[:2],
+                *pair.twin[:2],
+            ]
+            for pair in data.pairs
+        ],
+    }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1] + "…"
+
+
+def _rounded(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _training(view: TrainingView) -> _Curves:
     numbers = view.metrics.sort_values("step")
     steps = numbers["step"].to_numpy()
     columns = [
@@ -241,22 +223,18 @@ def _training(view: TrainingView) -> tuple[str, list[tuple[str, str, Markup]]]:
     ]
     known = list(CURVES)
     columns.sort(key=lambda name: (known.index(name) if name in CURVES else len(known), name))
-    return view.name, [
-        (
-            name,
-            CURVES.get(name, ""),
-            Markup(
-                charts.curve(
-                    name, steps, numbers[name].to_numpy(np.float64), smooth=name not in PLANNED
-                )
-            ),
-        )
-        for name in columns
-    ]
-
-
-def _grid_models(grids: Sequence[GridRow]) -> list[str]:
-    return list(dict.fromkeys(model for row in grids for model in row.images))
+    gaps = [numbers[name].to_numpy(np.float64) for name in GAPS if name in columns]
+    together = len(gaps) == len(GAPS) and bool(np.isfinite(gaps).all())
+    drawn: list[tuple[str, str, Markup]] = []
+    for name in columns:
+        values = numbers[name].to_numpy(np.float64)
+        if together and name == GAPS[0]:
+            svg = charts.against_reference(steps, *gaps)
+            drawn.append(("error less the reference's", Markup(TWO_LINES), Markup(svg)))
+        elif not together or name not in GAPS:
+            svg = charts.curve(name, steps, values, smooth=name not in PLANNED)
+            drawn.append((name, CURVES.get(name, ""), Markup(svg)))
+    return _Curves(view.name, drawn, view.strips)
 
 
 def _results(data: ReportData) -> _Results | None:
@@ -273,22 +251,23 @@ def _results(data: ReportData) -> _Results | None:
             for model in dict.fromkeys(data.table["model"])
         ],
         footnote=tables.footnote(data.table, published=data.published),
-        final=tables.model_label(_final_model(data.table)),
+        final=tables.model_label(_final_model(data)),
     )
 
 
 def _score(row: Any, published: tables.Published) -> _Score:
     paper = published.get((row.model, row.metric))
     has_gain = not math.isnan(row.gain)
-    trend = ""
-    if has_gain:
-        trend = "up" if row.gain_low > 0 else "down" if row.gain_high < 0 else "flat"
+    # NaN intervals, of a single prompt, claim nothing.
+    rises, falls = row.gain_low > 0, row.gain_high < 0
+    good, bad = (falls, rises) if row.metric in tables.LOWER_IS_BETTER else (rises, falls)
     return _Score(
         mean=tables.score_text(row.metric, row.mean),
         interval=tables.interval_text(row.metric, row.low, row.high),
         gain=tables.gain_text(row.metric, row.gain) if has_gain else "",
         gain_interval=tables.interval_text(row.metric, row.gain_low, row.gain_high),
-        trend=trend,
+        trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
+        mark=("▲" if rises else "▼" if falls else "≈") if has_gain else "",
         paper="" if paper is None else tables.score_text(row.metric, paper),
     )
 
@@ -309,29 +288,34 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
             label = tables.model_label(row.model)
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
         label = tables.metric_label(metric)
-        yield label, Markup(charts.forest(label, rows, digits=tables.digits(metric)))
+        svg = charts.forest(
+            label, rows, digits=tables.digits(metric), less=metric in tables.LOWER_IS_BETTER
+        )
+        yield label, Markup(svg)
 
 
-def _img(encoded: bytes, alt: str) -> Markup:
-    """An `<img>` with the image inside; large ones are recompressed, small ones kept exactly."""
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=list(FORMATS))
-    except UnidentifiedImageError:
-        raise ValueError(f"an image of the report is not {', '.join(FORMATS)}") from None
-    mime, size = FORMATS[str(image.format)], image.size
-    pixelated = max(size) <= PIXELATED
-    if not pixelated and (max(size) > LARGEST or len(encoded) > RECOMPRESS):
-        small = image.convert("RGB")
-        small.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=88)
-        encoded, mime, size = buffer.getvalue(), "image/jpeg", small.size
-    tag = (
-        '<img src="data:{};base64,{}" width="{}" height="{}" alt="{}" class="{}" '
+def _prompt_gains(view: PromptGains) -> _Gains:
+    label, digits = tables.metric_label(view.metric), tables.digits(view.metric)
+    gains = np.array([gain for _, gain in view.gains])
+    named = [(prompt, tables.gain_text(view.metric, gain)) for prompt, gain in view.gains]
+    few = min(EXTREMES, len(named) // 2)
+    return _Gains(
+        metric=label,
+        chart=Markup(charts.versus_base(label, gains, digits=digits)),
+        counts=view,
+        best=named[:few],
+        worst=named[len(named) - few :][::-1],
+    )
+
+
+def _img(picture: Picture, alt: str, model: str) -> Markup:
+    """An `<img>` of the small picture; the script finds it by the model."""
+    tag = Markup(
+        '<img src="{}" width="{}" height="{}" alt="{}" class="{}" data-model="{}" '
         'loading="lazy" decoding="async">'
     )
-    source = base64.b64encode(encoded).decode("ascii")
-    return Markup(tag).format(mime, source, *size, alt, "pixelated" if pixelated else "smooth")
+    hard = "pixelated" if picture.pixelated else "smooth"
+    return tag.format(picture.small, picture.width, picture.height, alt, hard, model)
 
 
 def _number(value: float, digits: int) -> str:

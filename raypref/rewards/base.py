@@ -21,6 +21,13 @@ class Reward(Protocol):
         """One float32 score an image; higher is better."""
 
 
+class Embedder(Reward, Protocol):
+    """A reward model whose image embeddings can be had."""
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embeddings of unit length, float32 [B, D]."""
+
+
 class RewardConfig(Protocol):
     """Settings from which a reward model is loaded."""
 
@@ -30,6 +37,41 @@ class RewardConfig(Protocol):
 
     def load(self) -> Reward:
         """Load the model onto its device."""
+
+
+class EmbedderConfig(RewardConfig, Protocol):
+    """Settings from which such a reward model is loaded."""
+
+    def load(self) -> Embedder:
+        """Load the model onto its device."""
+
+
+class Embed:
+    """Stage: add the image's embedding.
+
+    Args:
+        config: which model.
+        column: holds the image, as PNG bytes.
+    """
+
+    name = "embed"
+    writes = pa.schema([("embedding", pa.list_(pa.float32()))])
+
+    def __init__(self, config: EmbedderConfig, *, column: str) -> None:
+        self.config = config
+        self.column = column
+        self.reads: tuple[str, ...] = (column,)
+        self.resources = config.resources
+
+    def setup(self) -> None:
+        """Load the model."""
+        self.model = self.config.load()
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the column."""
+        embeddings = self.model.embed([open_png(row[self.column]) for row in rows])
+        for row, embedding in zip(rows, embeddings, strict=True):
+            row["embedding"] = embedding.tolist()
 
 
 class Score:

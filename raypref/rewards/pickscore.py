@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ class PickScoreConfig(Section):
         return model_folder(self.processor, key="pickscore.processor", probe=probe)
 
     def load(self) -> PickScore:
-        """Load the model."""
-        return PickScore(self)
+        """The model, loaded once a process: several stages of a worker share it."""
+        return _load(self)
 
 
 class PickScore:
@@ -55,10 +56,13 @@ class PickScore:
         self.model.to(device=self.device, dtype=DTYPES[config.dtype])  # type: ignore[call-arg]
         self.model.eval()
 
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Image embeddings of unit length, float32 [B, D]."""
+        return self._image_features(images).cpu().numpy()
+
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
-        pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -66,11 +70,22 @@ class PickScore:
             max_length=77,
             return_tensors="pt",
         ).to(self.device)
-        image_BD = self.model.get_image_features(
-            pixel_values=pixels.to(self.device, self.model.dtype)
-        ).pooler_output
+        image_BD = self._image_features(images)
         text_BD = self.model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
-        cosine_B = torch.nn.functional.cosine_similarity(image_BD.float(), text_BD.float())
+        cosine_B = torch.nn.functional.cosine_similarity(image_BD, text_BD.float())
         return (self.scale * cosine_B).cpu().numpy()
+
+    @torch.no_grad()
+    def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        features_BD = self.model.get_image_features(
+            pixel_values=pixels.to(self.device, self.model.dtype)
+        ).pooler_output
+        return torch.nn.functional.normalize(features_BD.float(), dim=-1)
+
+
+@lru_cache(maxsize=1)
+def _load(config: PickScoreConfig) -> PickScore:
+    return PickScore(config)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageFilter
 
 from raypref.tiny.scene import COLOURS, Scene, Thing
 
@@ -31,6 +32,7 @@ def render(scene: Scene, *, seed: int) -> npt.NDArray[np.uint8]:
     light *= camera.light.exposure * camera.rng.uniform(0.9, 1.15)
     film = 1 - np.exp(-1.35 * light)  # bright parts saturate softly, as on film
     film = np.clip(_saturate(film, camera.light.saturation), 0, 1) ** (1 / 2.2)
+    film = _soften(film)  # no lens is sharper than its film
     film += camera.rng.normal(0, 0.008, (SIZE, SIZE, 1))
     return (np.clip(film, 0, 1) * 255).round().astype(np.uint8)
 
@@ -45,6 +47,14 @@ def object_mask(scene: Scene, *, seed: int) -> npt.NDArray[np.bool_]:
 def fade(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The same photograph, flat and nearly grey."""
     return (40 + 0.57 * _saturate(photo, 0.12) + 0.08 * 128).astype(np.uint8)
+
+
+def degrade(photo: npt.NDArray[np.uint8], amount: float) -> npt.NDArray[np.uint8]:
+    """The same photograph out of focus and dull; 0 leaves it as it is, 1 is worst."""
+    blurred = Image.fromarray(photo).filter(ImageFilter.GaussianBlur(1.3 * float(amount)))
+    dull = _saturate(np.asarray(blurred), 1 - 0.6 * amount)
+    flat = 128 + (dull - 128) * (1 - 0.2 * amount)
+    return flat.round().clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -298,6 +308,13 @@ def _length(*axes: Floats) -> Floats:
 
 def _column(x: float, y: float, z: float) -> Floats:
     return np.array([[x], [y], [z]], np.float32)
+
+
+def _soften(image: Floats) -> Floats:
+    """Blur [H, W, C] by half a pixel."""
+    p = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    p = 0.12 * p[:-2] + 0.76 * p[1:-1] + 0.12 * p[2:]
+    return 0.12 * p[:, :-2] + 0.76 * p[:, 1:-1] + 0.12 * p[:, 2:]
 
 
 def _saturate(image: npt.NDArray[Any], saturation: float) -> Floats:

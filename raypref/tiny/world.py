@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from raypref.config import InputError
-from raypref.tiny.checkpoints import cached
+from raypref.tiny.cache import cached
 from raypref.tiny.photograph import fade, render
 from raypref.tiny.scene import COLOURS, GROUNDS, MATERIALS, MOMENTS, SHAPES, Scene, Thing
 
@@ -28,6 +29,13 @@ def caption(scene: Scene) -> str:
     """The scene in words, as "a photo of a shiny red ball on grass at dusk"."""
     things = " next to ".join(_phrase(thing) for thing in scene.things)
     return f"a photo of {things} on {scene.ground}{MOMENTS[scene.moment]}"
+
+
+def things(text: str) -> list[Thing]:
+    """The things a caption of this world names, from left to right, without their materials."""
+    looks = itertools.product(COLOURS, SHAPES)
+    found = [(text.find(f"{colour} {shape}"), Thing(shape, colour)) for colour, shape in looks]
+    return [thing for place, thing in sorted(found, key=lambda f: f[0]) if place >= 0]
 
 
 def words() -> list[str]:

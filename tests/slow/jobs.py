@@ -30,10 +30,16 @@ SMALL = (
     "perturb.steps=4",
     "select.top_k=8",
     "stage1.steps=4",
+    "stage1.batch=8",
+    "stage1.sample_every=2",
+    "stage1.resources.workers=1",
     "stage2.steps=2",
+    "stage2.batch=8",
+    "stage2.resources.workers=1",
     "stage2_alone=false",
     "evaluate.limit=2",
     "evaluate.steps=3",
+    "evaluate.resources.workers=1",
 )
 
 

@@ -19,6 +19,7 @@ FILES = (  # design, section 5
     "pairs/README.md",
     "stage1/pytorch_lora_weights.safetensors",
     "stage1/metrics.parquet",
+    "stage1/samples/step-00000002.png",
     "stage2/pytorch_lora_weights.safetensors",
     "stage2/metrics.parquet",
     "evaluation/scores.parquet",
@@ -28,7 +29,7 @@ FILES = (  # design, section 5
 )
 LEDGERS = (
     *("curate/measured", "curate/candidates", "photos", "rejects", "pairs", "cache"),
-    *("stage1", "stage2", "evaluation/images", "evaluation/scores"),
+    *("stage1", "stage2", "evaluation/images", "evaluation/scores", "evaluation/reference"),
 )
 
 
@@ -131,7 +132,7 @@ def test_the_parts_in_a_row_are_the_whole(full, tmp_path: Path) -> None:
     assert "pairs of" in output and "run the job before this one" in output
     assert not (tmp_path / "run").exists()
 
-    ends = {"curate": "Pairs: ", "align": "Lora: ", "evaluate": "Report: "}
+    ends = {"curate": "Pairs: ", "align": "LoRA: ", "evaluate": "Report: "}
     for name, end in ends.items():
         code, output = job(name, *command, folder=tmp_path / "logs")
         assert code == 0, output

@@ -1,0 +1,71 @@
+"""What a run says last in the terminal: its table and the numbers that matter."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from raypref.evaluate.tables import (
+    LOWER_IS_BETTER,
+    footnote,
+    gain_text,
+    interval_text,
+    metric_label,
+    model_label,
+    score_text,
+)
+
+HEADLINES = 3  # metrics told apart
+
+
+def closing(summary: pd.DataFrame) -> str:
+    """The table as aligned text, and the last model's gain over the base in its first metrics.
+
+    Args:
+        summary: of `tables.summarise`.
+    """
+    models = list(dict.fromkeys(summary["model"]))
+    metrics = list(dict.fromkeys(summary["metric"]))
+    cells = {(row.model, row.metric): row for row in summary.itertuples()}
+    grid = [["", *map(metric_label, metrics)]]
+    for model in models:
+        grid.append([model_label(model), *(_cell(cells.get((model, m))) for m in metrics)])
+    lines = [*_aligned(grid), "", footnote(summary).replace(" (gain over the base)", "")]
+    gains = [
+        row
+        for metric in metrics[:HEADLINES]
+        if (row := cells.get((models[-1], metric))) is not None and not math.isnan(row.gain)
+    ]
+    if gains:
+        lines += ["", f"{model_label(models[-1])} against {model_label(models[0])}:"]
+        lines += [f"  {line}" for line in _aligned([_headline(row) for row in gains])]
+    return "\n".join(lines)
+
+
+def _cell(row: Any) -> str:
+    if row is None:
+        return "not run"
+    return f"{score_text(row.metric, row.mean)} {interval_text(row.metric, row.low, row.high)}"
+
+
+def _headline(row: Any) -> list[str]:
+    interval = interval_text(row.metric, row.gain_low, row.gain_high)
+    gain = f"{gain_text(row.metric, row.gain)} {interval}"
+    return [metric_label(row.metric), gain, _verdict(row)]
+
+
+def _verdict(row: Any) -> str:
+    if math.isnan(row.gain_low) or row.gain_low <= 0 <= row.gain_high:
+        return "no clear difference"
+    up = row.gain > 0
+    return "better" if up != (row.metric in LOWER_IS_BETTER) else "worse"
+
+
+def _aligned(grid: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in grid
+    ]

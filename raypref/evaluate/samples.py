@@ -1,0 +1,72 @@
+"""Strips of the same prompts and noise over the steps of a training: how it went, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from PIL import Image
+from pyarrow import fs as pafs
+
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.evaluate.generate import Generate, GenerateConfig, rows_to_generate
+from raypref.images import encode_png, open_png
+from raypref.ledger import Ledger, filesystem, join, write_bytes
+from raypref.streaming import StreamConfig, stream
+
+
+def draw_samples(
+    base: BackboneConfig,
+    config: GenerateConfig,
+    *,
+    trained: Mapping[str, Ledger],
+    folder: str,
+    streaming: StreamConfig,
+) -> None:
+    """Write `<stage>/samples/step-XXXXXXXX.png` for every step a stage kept a LoRA of.
+
+    A file is the first `samples` prompts side by side, drawn with the first seed.
+
+    Args:
+        base: the model that was aligned.
+        config: prompts, seed and sampler settings of the evaluation.
+        trained: the stages and where they are.
+        folder: the evaluation's folder.
+        streaming: how rows are cut into blocks.
+    """
+    kept = {
+        f"{name}/{step}": join(ledger.path, "milestones", step)
+        for name, ledger in trained.items()
+        for step in _steps(ledger.path)
+    }
+    prompts = config.read()[: config.samples]
+    if not kept or not prompts:
+        return
+    drawn = Ledger(
+        join(folder, "samples"),
+        {"prompts": prompts, **{m: trained[m.split("/")[0]].fingerprint for m in kept}},
+    )
+    if drawn.state() == "complete":
+        return
+    drawn.clear()  # of an earlier training; a few images, not worth resuming
+    stream(
+        rows_to_generate(prompts, config.seeds[:1], list(kept)),
+        stages=[Generate(base, config, loras=kept)],
+        ledger=drawn,
+        keep=["model", "prompt_id", "image"],
+        config=streaming,
+    )
+    images: dict[str, dict[int, Image.Image]] = {model: {} for model in kept}
+    for row in drawn.rows(["model", "prompt_id", "image"]):
+        images[row["model"]][row["prompt_id"]] = open_png(row["image"])
+    for model, by_prompt in images.items():
+        name, step = model.split("/")
+        strip = Image.new("RGB", (config.size * len(prompts), config.size))
+        for place, image in by_prompt.items():
+            strip.paste(image, (config.size * place, 0))
+        write_bytes(join(trained[name].path, "samples", f"{step}.png"), encode_png(strip))
+
+
+def _steps(stage: str) -> list[str]:
+    fs, root = filesystem(join(stage, "milestones"))
+    found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    return sorted(f.base_name for f in found if f.base_name.startswith("step-"))

@@ -1,0 +1,100 @@
+"""All pairs for the gallery: numbers and captions in the page, pictures within or beside it.
+
+The pictures of thousands of pairs would not fit into a page, nor all at once into memory: they are
+written beside it while the ledger streams by. A second report of the same pairs writes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from raypref.ledger import Ledger
+from raypref.progress import Progress
+from raypref.report.pictures import Folder, data_uri, is_pixelated, open_image, overlay, small_file
+from raypref.report.views import PairView, Picture
+
+INLINE = 96  # pairs whose small pictures lie within the page, the best ones: four pages
+THREADS = 8  # Pillow and the filesystems release the interpreter's lock
+PROGRESS_SECONDS = 10.0
+KINDS = ("photograph", "overlay", "twin")
+NUMBERS = ("prompt", "pickscore_chosen", "pickscore_rejected", "colorfulness", "rank")
+IMAGES = ("chosen", "rejected", "mask")
+
+
+def gallery(pairs: Ledger, *, report: str) -> list[PairView]:
+    """The views of all pairs, best first; writes their pictures where they are not there yet.
+
+    Args:
+        pairs: the complete ledger of pairs.
+        report: the folder of the page, local or URI.
+    """
+    facts = sorted(pairs.table(NUMBERS).to_pylist(), key=lambda row: row["rank"])
+    if not facts:
+        return []
+    side = _side(pairs)
+    folder = Folder(report, f"files/pairs-{pairs.fingerprint}")
+    with ThreadPoolExecutor(THREADS) as pool:
+        if not all(set(_names(row["rank"], side)) <= folder.before for row in facts):
+            progress = Progress("report", total=len(facts), unit="pairs", every=PROGRESS_SECONDS)
+            for some in _some(pairs.rows(["rank", *IMAGES], batch_size=4 * THREADS)):
+                # A few at a time: a thread pool would take all rows into memory at once.
+                list(pool.map(lambda row: _write(row, folder, side), some))
+                progress.add(len(some), note="pictures")
+            folder.remove_others(prefix="pairs-")
+        first = pool.map(
+            lambda row: [
+                data_uri(folder.read(name)) for name in _names(row["rank"], side)[len(KINDS) :]
+            ],
+            facts[:INLINE],
+        )
+        within = dict(zip((row["rank"] for row in facts), first, strict=False))
+    return [_view(row, folder, side, within.get(row["rank"])) for row in facts]
+
+
+def _side(pairs: Ledger) -> int:
+    """All photographs of a run are squares of one size."""
+    row = next(pairs.rows(["chosen"], batch_size=1))
+    return open_image(row["chosen"]["bytes"]).width
+
+
+def _names(rank: int, side: int) -> list[str]:
+    """The files of a pair: the full ones, then the small ones (the same where pixels are seen)."""
+    hard = is_pixelated((side, side))
+    full = [f"{rank + 1:05d}-{kind}" for kind in KINDS]
+    endings = ("png", "png" if hard else "jpg", "png")
+    files = [f"{name}.{ending}" for name, ending in zip(full, endings, strict=True)]
+    return files + (files if hard else [f"{name}-small.jpg" for name in full])
+
+
+def _some(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while some := list(islice(rows, 4 * THREADS)):
+        yield some
+
+
+def _write(row: Mapping[str, Any], folder: Folder, side: int) -> None:
+    photograph, twin, mask = (row[name]["bytes"] for name in ("chosen", "rejected", "mask"))
+    full = (photograph, overlay(photograph, mask), twin)
+    names = _names(row["rank"], side)
+    files = dict(zip(names, (*full, *map(small_file, full)), strict=True))
+    for name, data in files.items():
+        folder.write(name, data)
+
+
+def _view(row: Mapping[str, Any], folder: Folder, side: int, within: list[str] | None) -> PairView:
+    names = [f"{folder.name}/{name}" for name in _names(row["rank"], side)]
+    full, small = names[: len(KINDS)], within or names[len(KINDS) :]
+    hard = is_pixelated((side, side))
+    pictures = [Picture(s, f, side, side, hard) for s, f in zip(small, full, strict=True)]
+    return PairView(
+        rank=row["rank"] + 1,
+        prompt=row["prompt"],
+        pickscore_chosen=row["pickscore_chosen"],
+        pickscore_rejected=row["pickscore_rejected"],
+        colorfulness=row["colorfulness"],
+        photograph=pictures[0],
+        overlay=pictures[1],
+        twin=pictures[2],
+    )

@@ -1,0 +1,99 @@
+"""Images the models made: before and after by prompt, and strips over the steps of a training."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from raypref.evaluate.tables import METRICS, MODELS, metric_label, score_text
+from raypref.ledger import Ledger, join, read_bytes
+from raypref.report.pictures import Folder, list_files, picture, strip
+from raypref.report.views import GridRow, StripView
+
+MOST_GRIDS = 24  # the first prompts, whatever they show: a choice would flatter
+MOST_STRIPS = 12
+
+
+def grids(images: Ledger, *, report: str, scores: pd.DataFrame | None = None) -> list[GridRow]:
+    """The images of all models for the first prompts; writes the full ones beside the page.
+
+    Args:
+        images: the complete ledger of the evaluation's images.
+        report: the folder of the page, local or URI.
+        scores: of single images, the columns `tables.SCORES`; those of the first metric are shown.
+    """
+    texts = {} if scores is None else _texts(scores)
+    facts = images.table(["model", "prompt_id", "prompt", "seed"]).to_pylist()
+    places = sorted({(row["seed"], row["prompt_id"]) for row in facts})[:MOST_GRIDS]
+    shown = {row["id"]: row for row in facts if (row["seed"], row["prompt_id"]) in places}
+    folder = Folder(report, f"files/images-{images.fingerprint}")
+    if not {_name(row) for row in shown.values()} <= folder.before:
+        for row in images.rows(["id", "image"]):
+            if row["id"] in shown:
+                folder.write(_name(shown[row["id"]]), row["image"])
+        folder.remove_others(prefix="images-")
+    rows = []
+    for seed, prompt_id in places:
+        own = {
+            r["model"]: r
+            for r in shown.values()
+            if (r["seed"], r["prompt_id"]) == (seed, prompt_id)
+        }
+        known = [model for model in MODELS if model in own]
+        pictures, said = {}, {}
+        for model in [*known, *sorted(set(own) - set(known))]:
+            file = _name(own[model])
+            pictures[model] = picture(folder.read(file), full=f"{folder.name}/{file}")
+            if (seed, prompt_id, model) in texts:
+                said[model] = texts[seed, prompt_id, model]
+        prompt = next(iter(own.values()))["prompt"]
+        rows.append(GridRow(prompt=prompt, seed=seed, images=pictures, scores=said))
+    return rows
+
+
+def metric_place(metric: str) -> tuple[int, str]:
+    """Where a metric stands in the order of the tables."""
+    known = list(METRICS)
+    return (known.index(metric) if metric in known else len(known), metric)
+
+
+def strips(folder: str, stage: str) -> list[StripView]:
+    """The samples a training drew on its way, at most `MOST_STRIPS` moments of it.
+
+    Args:
+        folder: the run's folder, local or URI.
+        stage: name of the training; its strips are `<stage>/samples/step-00000050.png`.
+    """
+    names = list_files(join(folder, stage, "samples"))
+    steps = sorted((int(m[1]), n) for n in names if (m := re.fullmatch(r"step-(\d+)\.png", n)))
+    views = []
+    for step, name in _spread(steps, MOST_STRIPS):
+        data = read_bytes(join(folder, stage, "samples", name))
+        assert data is not None
+        # The file of the run itself is the full one: the page lies in the folder beside.
+        views.append(StripView(step=step, picture=strip(data, full=f"../{stage}/samples/{name}")))
+    return views
+
+
+def _texts(scores: pd.DataFrame) -> dict[tuple[int, int, str], str]:
+    """What is said of an image, by seed, prompt and model."""
+    metric = min(scores["metric"].unique(), key=metric_place)
+    own = scores[(scores["metric"] == metric) & scores["score"].notna()]
+    texts = {}
+    for row in own.itertuples():
+        text = f"{metric_label(metric)} {score_text(metric, row.score)}"
+        texts[row.seed, row.prompt_id, row.model] = text
+    return texts
+
+
+def _name(row: dict[str, object]) -> str:
+    model = re.sub(r"[^\w-]", "_", str(row["model"]))
+    return f"{row['prompt_id']:05d}-{row['seed']}-{model}.png"
+
+
+def _spread(items: list[tuple[int, str]], most: int) -> list[tuple[int, str]]:
+    """The first, the last and evenly between."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

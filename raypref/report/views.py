@@ -1,0 +1,142 @@
+"""What the page shows of a run, as plain data: nothing here reads, draws or computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from raypref.evaluate.tables import Published
+
+
+class Picture(NamedTuple):
+    """An image of the page: a small one to look over, the full one beside the page."""
+
+    small: str  # data URI, or a path relative to the page
+    full: str  # path relative to the page; empty where there is only the small one
+    width: int  # of the small one, pixels
+    height: int
+    pixelated: bool  # so small a source that it is enlarged with hard pixels
+
+
+class Reject(NamedTuple):
+    """One input that was turned away."""
+
+    file: str
+    stage: str
+    reason: str
+    message: str
+
+
+class Cost(NamedTuple):
+    """What one step of the pipeline took."""
+
+    step: str
+    seconds: float
+    amount: int
+    rate: str  # "4.5 rows/s"
+    state: str  # "done" or "skipped" (finished by an earlier run)
+    device_share: float | None = None  # share of the time the device computed, where measured
+
+
+class Link(NamedTuple):
+    """Where something of the run is."""
+
+    what: str
+    text: str
+    href: str = ""  # relative to the page, or a web address; empty where there is none
+
+
+class Histogram(NamedTuple):
+    """How a measurement is spread, and where the filter cuts it."""
+
+    title: str
+    note: str
+    values: np.ndarray  # [n], finite
+    threshold: float | None  # None where the filter was off
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunnelStep:
+    """How many photographs were left after a step, and why the others were not."""
+
+    name: str
+    remaining: int
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> photographs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairView:
+    """One preference pair."""
+
+    rank: int  # from 1
+    prompt: str
+    pickscore_chosen: float
+    pickscore_rejected: float
+    colorfulness: float
+    photograph: Picture
+    overlay: Picture  # the photograph with the salient region tinted
+    twin: Picture  # the photograph with that region painted anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripView:
+    """The samples of one moment of a training: fixed prompts and seeds, side by side."""
+
+    step: int
+    picture: Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingView:
+    """One stage of training: a table with the column `step` and one column a metric."""
+
+    name: str
+    metrics: pd.DataFrame
+    strips: Sequence[StripView] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """The images of several models for one prompt and seed."""
+
+    prompt: str
+    seed: int
+    images: Mapping[str, Picture]  # by model
+    scores: Mapping[str, str] = field(default_factory=dict)  # by model, "PickScore 21.34"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptGains:
+    """Where a model beats the base by one metric, prompt by prompt."""
+
+    metric: str
+    gains: Sequence[tuple[str, float]]  # (prompt, mean score minus the base's), the best first
+    wins: int
+    ties: int
+    losses: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything the page shows. A part that is empty is shown as "not run"."""
+
+    title: str
+    subtitle: str  # seed, date
+    config_toml: str
+    facts: Sequence[tuple[str, str]] = ()  # versions, git commit, ...
+    links: Sequence[Link] = ()
+    funnel: Sequence[FunnelStep] = ()  # from the photographs found to the pairs
+    histograms: Sequence[Histogram] = ()
+    rejects_examples: Sequence[Reject] = ()
+    pairs: Sequence[PairView] = ()  # all of them, by rank
+    training: Sequence[TrainingView] = ()
+    grids: Sequence[GridRow] = ()
+    table: pd.DataFrame | None = None  # of `tables.summarise`
+    published: Published = field(default_factory=dict)
+    final: str = ""  # the model the run is about; empty takes the last of the table
+    prompt_gains: Sequence[PromptGains] = ()  # of that model
+    costs: Sequence[Cost] = ()

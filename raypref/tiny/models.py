@@ -1,0 +1,188 @@
+"""The embedded models, untrained: the published architectures, a few hundred times smaller.
+
+Models of diffusers are annotated as Any: it ships no types.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from raypref.tiny import world
+from raypref.tiny.photograph import SIZE
+from raypref.tiny.scene import COLOURS, SHAPES, Thing
+
+SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+MOST_THINGS = 2  # in one photograph, from left to right
+
+
+def vae() -> Any:
+    """64x64 pixels to 32x32x4 latents: a third of the numbers."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        mid_block_add_attention=False,  # of 1024 places: too dear for what it gives
+    )
+
+
+def unet(*, in_channels: int) -> Any:
+    """Attends to the caption at 8x8 and 4x4; 4 channels in, or 9 to inpaint."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // 2,
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def scheduler() -> Any:
+    """The noise schedule of Stable Diffusion 1.5."""
+    return PNDMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+
+
+def text_encoder() -> CLIPTextModel:
+    """Captions of up to 77 tokens to 77x64."""
+    return CLIPTextModel(_text_config())
+
+
+def scorer() -> CLIPModel:
+    """Image and text towers with 64-dimensional embeddings, as PickScore's."""
+    vision = CLIPVisionConfig(
+        image_size=SIZE,
+        patch_size=8,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=64,
+    )
+    text = _text_config().to_dict()
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=64)
+    )
+
+
+class Critic(nn.Module):
+    """Tells what a picture shows: for each place from left to right, shape and colour.
+
+    Input [B, 3, 64, 64] in -1..1; returns two logits [B, 2 (places), classes], the last class of
+    each being "nothing there".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 64, 96)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after)]
+            layers += [nn.SiLU(), nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after)]
+            layers += [nn.SiLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.1))
+        self.shape = nn.Linear(96 * 4 * 4, MOST_THINGS * (len(SHAPES) + 1))
+        self.colour = nn.Linear(96 * 4 * 4, MOST_THINGS * (len(COLOURS) + 1))
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of shapes and of colours."""
+        features = self.features(x_BCHW)
+        size = (len(x_BCHW), MOST_THINGS, -1)
+        return self.shape(features).reshape(size), self.colour(features).reshape(size)
+
+    def things(self, x_BCHW: Tensor) -> list[list[Thing]]:
+        """What is seen in each picture, from left to right (materials are not told apart)."""
+        shapes, colours = (logits.argmax(-1).tolist() for logits in self(x_BCHW))
+        names, paints = [*SHAPES, ""], [*COLOURS, ""]
+        return [
+            [Thing(names[s], paints[c]) for s, c in zip(*places, strict=True) if names[s]]
+            for places in zip(shapes, colours, strict=True)
+        ]
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level encoding in which each word of the world is one token."""
+    vocabulary, merges = _vocabulary()
+    # Annotated as text, taken as pairs.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
+
+
+def _text_config() -> CLIPTextConfig:
+    size = len(_vocabulary()[0])
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=64,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens and merges of CLIP's byte-level encoding that make each word of the world one token.
+
+    The specials come last, as in the published vocabulary: the text model pools at the highest id.
+    """
+    letters = _byte_letters()
+    tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters)])
+    merges: list[tuple[str, str]] = []
+    for word in world.words():
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for pair in merges:  # what the words before this one do to it
+            parts = _merge(parts, pair)
+        while len(parts) > 1:
+            pair = (parts[0], parts[1])
+            parts = _merge(parts, pair)
+            merges.append(pair)
+            tokens["".join(pair)] = None
+    tokens.update(dict.fromkeys(SPECIALS))
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that stands for each byte, in the order of CLIP's vocabulary."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(hidden))]

@@ -1,0 +1,303 @@
+"""Makes the embedded checkpoints: renders the world and trains the models on it, on a CPU.
+
+    python -m raypref.tiny.train FOLDER [--only PART ...] [--scale 0.01]
+
+The base model and the inpainter see the world out of focus and dull, so that crisp photographs
+have something to teach them. Parts have seeds of their own and may run side by side; `base` and
+`inpaint` need `vae`. The folder then holds what `raypref/tiny/weights` ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil
+
+from raypref.curate.u2net import U2NETP
+from raypref.tiny import models
+from raypref.tiny.drawn import World, draw_world, hole, mask_tensor, tensor
+from raypref.tiny.fit import Noise, fit, tokens
+from raypref.tiny.photograph import SIZE
+from raypref.tiny.scene import COLOURS, SHAPES, Scene
+
+PHOTOS = 12_000
+_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # what U2-Net's input is normalised by
+_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def train_vae(world: World, folder: Path, scale: float) -> None:
+    """The autoencoder, on crisp and degraded photographs alike."""
+    vae = models.vae()
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):  # blocks that begin as identities learn faster
+            assert module.conv2.bias is not None
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        crisp = rng.random(len(indices)) < 0.5
+        photos = np.where(
+            crisp[:, None, None, None], world.photos[indices], world.degraded(rng, indices)
+        )
+        x_BCHW = tensor(photos)
+        latents = vae.encode(x_BCHW).latent_dist
+        error = vae.decode(latents.sample()).sample - x_BCHW
+        kl = latents.kl().mean() / latents.mean[0].numel()
+        return 5 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * kl
+
+    fit("vae", [vae], loss, len(world.photos), steps=int(4200 * scale), batch=8, lr=5e-3)
+    vae.eval()
+    with torch.no_grad():
+        latents = torch.cat(
+            [
+                vae.encode(tensor(world.photos[i : i + 32])).latent_dist.mean
+                for i in range(0, 512, 32)
+            ]
+        )
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    vae.half().save_pretrained(folder / "vae")
+
+
+def train_base(world: World, folder: Path, scale: float) -> None:
+    """UNet and text encoder, on the dull world."""
+    vae = _load_vae(folder)
+    rng = np.random.default_rng(1)
+    moments = [
+        _moments(vae, world.degraded(rng, range(i, min(i + 32, len(world.photos)))))
+        for i in range(0, len(world.photos), 32)
+    ]
+    mean, std = (torch.cat(values) for values in zip(*moments, strict=True))
+    tokenizer, text_encoder = models.tokenizer(), models.text_encoder()
+    unet = models.unet(in_channels=4)
+    captions = tokens(tokenizer, world.captions)
+    noise = Noise(tokenizer)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        z = mean[indices] + std[indices] * torch.randn_like(mean[indices])
+        noisy, target, steps = noise(z * vae.config.scaling_factor)
+        embeddings = text_encoder(noise.drop(captions[indices], rng))[0]
+        return F.mse_loss(unet(noisy, steps, embeddings).sample, target)
+
+    fit(
+        "base",
+        [unet, text_encoder],
+        loss,
+        len(world.photos),
+        steps=int(2200 * scale),
+        batch=32,
+        lr=1.2e-3,
+    )
+    _save_pipeline(
+        StableDiffusionPipeline,
+        folder / "sd15",
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+    )
+
+
+def train_inpaint(world: World, folder: Path, scale: float) -> None:
+    """The inpainter: it sees a crisp surrounding and paints what it knows, the dull world."""
+    vae = _load_vae(folder)
+    tokenizer, text_encoder = models.tokenizer(), models.text_encoder()
+    unet = models.unet(in_channels=9)
+    captions = tokens(tokenizer, world.captions)
+    noise = Noise(tokenizer)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        holes = np.stack([hole(world.masks[i], rng) for i in indices])[..., None]
+        photos = world.photos[indices]
+        painted = np.where(holes, world.degraded(rng, indices), photos)
+        with torch.no_grad():
+            z = vae.encode(tensor(painted)).latent_dist.sample() * vae.config.scaling_factor
+            # A hole is grey, as the pipeline makes it.
+            around = tensor(photos) * (1 - mask_tensor(holes))
+            context = vae.encode(around).latent_dist.mean * vae.config.scaling_factor
+        noisy, target, steps = noise(z)
+        where = F.interpolate(mask_tensor(holes), size=z.shape[-2:])
+        embeddings = text_encoder(noise.drop(captions[indices], rng))[0]
+        prediction = unet(torch.cat([noisy, where, context], 1), steps, embeddings).sample
+        return F.mse_loss(prediction, target)
+
+    fit(
+        "inpaint",
+        [unet, text_encoder],
+        loss,
+        len(world.photos),
+        steps=int(1300 * scale),
+        batch=32,
+        lr=1.2e-3,
+    )
+    _save_pipeline(
+        StableDiffusionInpaintPipeline,
+        folder / "sd15-inpaint",
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+    )
+
+
+def train_detector(world: World, folder: Path, scale: float) -> None:
+    """A U2-Net (the small one) on the renderer's masks; all seven maps are supervised."""
+    detector = U2NETP()
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        photos, masks = world.photos[indices], world.masks[indices]
+        if rng.random() < 0.5:
+            photos, masks = photos[:, :, ::-1].copy(), masks[:, :, ::-1].copy()
+        target = mask_tensor(masks[..., None])
+        maps = detector((tensor(photos) * 0.5 + 0.5 - _MEAN) / _STD)
+        return torch.stack([F.binary_cross_entropy(m, target) for m in maps]).sum()
+
+    fit("detector", [detector], loss, len(world.photos), steps=int(450 * scale), batch=8, lr=2e-3)
+    state = {name: _half(value) for name, value in detector.state_dict().items()}
+    save_file(state, folder / "u2netp.safetensors")
+
+
+def train_scorer(world: World, folder: Path, scale: float) -> None:
+    """CLIP on image and caption, and on crisp against degraded: PickScore's choice of two."""
+    scorer, tokenizer = models.scorer(), models.tokenizer()
+    captions = tokens(tokenizer, world.captions)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        photos = world.photos[indices]
+        worse = world.degraded(rng, indices)
+        # Half of the worse ones are degraded only where the thing is, as a repainted twin is.
+        holes = np.stack([hole(world.masks[i], rng) for i in indices])[..., None]
+        local = rng.random(len(indices))[:, None, None, None] < 0.5
+        worse = np.where(local & ~holes, photos, worse)
+        images = torch.cat([tensor(photos), tensor(worse)])
+        image_2BD = F.normalize(scorer.get_image_features(images).pooler_output, dim=-1)
+        text_BD = F.normalize(scorer.get_text_features(captions[indices]).pooler_output, dim=-1)
+        scale = scorer.logit_scale.exp().clamp(max=100)
+        better, worse_ = image_2BD.chunk(2)
+        same = (captions[indices][:, None] == captions[indices][None]).all(-1).float()
+        contrast = torch.zeros(())
+        for images_BD in (better, worse_):
+            logits = scale * images_BD @ text_BD.T
+            target = same / same.sum(1, keepdim=True)
+            contrast = (
+                contrast + F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+            )
+        gap = scale * ((better - worse_) * text_BD).sum(-1)
+        return contrast / 4 - F.logsigmoid(gap).mean()
+
+    fit("scorer", [scorer], loss, len(world.photos), steps=int(2500 * scale), batch=48, lr=8e-4)
+    scorer.half().save_pretrained(folder / "pickscore")
+    tokenizer.save_pretrained(folder / "pickscore")
+    size = {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE}, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor.save_pretrained(folder / "pickscore")
+
+
+def train_critic(world: World, folder: Path, scale: float) -> None:
+    """The classifier of shapes and colours that judges prompt accuracy."""
+    critic = models.Critic()
+    shapes, colours = _labels(world.scenes)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        crisp = rng.random(len(indices))[:, None, None, None] < 0.3
+        photos = np.where(crisp, world.photos[indices], world.degraded(rng, indices))
+        x_BCHW = tensor(photos)
+        x_BCHW = x_BCHW + 0.05 * torch.randn_like(x_BCHW)
+        shape, colour = critic(x_BCHW)
+        return F.cross_entropy(shape.flatten(0, 1), shapes[indices].flatten()) + F.cross_entropy(
+            colour.flatten(0, 1), colours[indices].flatten()
+        )
+
+    fit("critic", [critic], loss, len(world.photos), steps=int(3500 * scale), batch=48, lr=2e-3)
+    state = {name: _half(value) for name, value in critic.state_dict().items()}
+    save_file(state, folder / "critic.safetensors")
+
+
+PARTS: dict[str, Callable[[World, Path, float], None]] = {
+    "vae": train_vae,
+    "base": train_base,
+    "inpaint": train_inpaint,
+    "detector": train_detector,
+    "scorer": train_scorer,
+    "critic": train_critic,
+}
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def _load_vae(folder: Path) -> Any:
+    return AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def _moments(vae: Any, photos: np.ndarray) -> tuple[Tensor, Tensor]:
+    latents = vae.encode(tensor(photos)).latent_dist
+    return latents.mean, latents.std
+
+
+def _labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """Class of shape and of colour at each place, [N, 2]; a missing thing is the last class."""
+    shapes = torch.full((len(scenes), models.MOST_THINGS), len(SHAPES))
+    colours = torch.full((len(scenes), models.MOST_THINGS), len(COLOURS))
+    for row, scene in enumerate(scenes):
+        for place, thing in enumerate(scene.things):
+            shapes[row, place] = SHAPES.index(thing.shape)
+            colours[row, place] = [*COLOURS].index(thing.colour)
+    return shapes, colours
+
+
+def _save_pipeline(
+    kind: Any,
+    folder: Path,
+    *,
+    vae: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: object,
+    unet: nn.Module,
+) -> None:
+    pipeline = kind(
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=models.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def main() -> None:
+    """Train all parts, or those asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--scale", type=float, default=1.0, help="of photographs and steps")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    world = draw_world(max(int(PHOTOS * arguments.scale), 512))
+    for part in arguments.only:
+        torch.manual_seed(list(PARTS).index(part))
+        PARTS[part](world, arguments.folder, arguments.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Writes finished runs for the tests of the report, through the same ledgers a job fills."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from raypref.align.loop import StepMetrics
+from raypref.curate.curate import PAIRS, PHOTOS, REJECTS
+from raypref.evaluate import tables
+from raypref.ledger import Ledger, write_bytes, write_table
+from raypref.report.collect import collect
+from raypref.report.page import render
+from raypref.report.views import ReportData
+
+MODELS = ("base", "stage1", "stage2_alone", "both")
+CANDIDATES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("pickscore_chosen", pa.float32()),
+        ("pickscore_rejected", pa.float32()),
+    ]
+)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def scene(number: int, side: int) -> Image.Image:
+    """A picture with a gradient and a disc, for a project without photographs beside it."""
+    y, x = np.mgrid[0:side, 0:side] * 255 // side
+    image = Image.fromarray(np.stack([x, y, (x + 9 * number) % 256], -1).astype(np.uint8))
+    at = side * (0.1 + 0.04 * (number % 8))
+    disc = (at, at, at + side * 0.5, at + side * 0.5)
+    ImageDraw.Draw(image).ellipse(disc, fill=(220, 20 * number % 256, 40))
+    return image
+
+
+def triple(photo: Image.Image) -> tuple[bytes, bytes, bytes]:
+    """Photograph, twin and mask."""
+    side = photo.width
+    mask = Image.new("L", photo.size)
+    ImageDraw.Draw(mask).ellipse((side * 0.2, side * 0.25, side * 0.8, side * 0.85), fill=255)
+    mask = mask.filter(ImageFilter.GaussianBlur(side / 30))
+    worse = ImageOps.posterize(photo.filter(ImageFilter.GaussianBlur(side / 40)), 3)
+    return png(photo), png(Image.composite(worse, photo, mask)), png(mask)
+
+
+def fill(ledger: Ledger, rows: list[dict[str, object]], schema: pa.Schema) -> None:
+    ledger.begin()
+    for first in range(0, len(rows), 64):
+        ledger.write_part(pa.Table.from_pylist(rows[first : first + 64], schema=schema))
+    if not rows:
+        ledger.write_part(schema.empty_table())
+    ledger.commit(expected=len(rows), counts={})
+
+
+def write_curation(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs: int) -> Ledger:
+    """Photographs, of which every fourth is grey and some have no gap, and the pairs."""
+    rng = np.random.default_rng(0)
+    images = [triple(photo) for photo, _ in photos]
+    outcomes: list[dict[str, object]] = []
+    chosen: list[dict[str, object]] = []
+    for i in range(pairs + pairs // 4 + pairs // 8):
+        kind = "pair" if i < pairs else "grey" if i < pairs + pairs // 4 else "same"
+        photo, twin, mask = images[i % len(images)]
+        score = float(rng.normal(21, 1))
+        gap = float(rng.gamma(2, 0.5) + 0.03) if kind == "pair" else float(rng.normal(-0.3, 0.1))
+        row: dict[str, object] = {
+            "id": f"{i:06d}",
+            "key": f"{i:032x}",
+            "uri": f"photo-{i}.jpg",
+            "caption": photos[i % len(photos)][1],
+            "prompt": f"{photos[i % len(photos)][1]} (no. {i})",
+            "chosen": {"bytes": photo, "path": "a.png"},
+            "rejected": {"bytes": twin, "path": "b.png"},
+            "mask": {"bytes": mask, "path": "c.png"},
+            "colorfulness": float(rng.normal(20 if kind == "grey" else 60, 6)),
+            "pickscore": score,
+            "pickscore_chosen": score,
+            "pickscore_rejected": score - gap,
+            "status": "pair" if kind == "pair" else "not_selected",
+            "reason": {"grey": "low_colorfulness", "same": "negligible_degradation"}.get(kind),
+        }
+        outcomes.append(row)
+        if kind == "pair":
+            chosen.append(row)
+    chosen.sort(key=lambda row: -float(str(row["pickscore_chosen"])))
+    for rank, row in enumerate(chosen):
+        row["rank"] = rank
+    broken = {"id": "broken", "uri": "<b>.png", "status": "rejected", "reason": "unreadable"}
+    outcomes.append(broken)
+    reject = {"id": "broken", "uri": "<b>.png", "stage": "decode", "reason": "unreadable"}
+    fill(Ledger(str(folder / "photos"), {}), outcomes, PHOTOS)
+    fill(Ledger(str(folder / "rejects"), {}), [{**reject, "message": "no image"}], REJECTS)
+    scored = [row for row in outcomes if row["reason"] in (None, "negligible_degradation")]
+    fill(Ledger(str(folder / "curate" / "candidates"), {}), scored, CANDIDATES)
+    ledger = Ledger(str(folder / "pairs"), {"pairs": pairs})
+    fill(ledger, chosen, PAIRS)
+    write_bytes(str(folder / "pairs" / "README.md"), b"# Pairs")
+    return ledger
+
+
+def history(stage: str, steps: int) -> list[StepMetrics]:
+    rng = np.random.default_rng(len(stage))
+    rows = []
+    for step in range(1, steps + 1):
+        fall, noise = 1 - np.exp(-3 * step / steps), rng.normal(0, 0.002)
+        row = {"step": step, "loss": 0.69 - 0.1 * fall + noise, "diff": -0.02 * fall + noise}
+        row |= {"winner_gap": -0.01 * fall + noise, "loser_gap": 0.01 * fall + noise}
+        own = "hinge_active" if stage == "stage1" else "implicit_accuracy"
+        row |= {own: 0.5 + 0.3 * fall + 10 * noise, "grad_norm": 0.3 + noise, "lr": 2e-5}
+        rows.append({**row, "seconds": 1.9 + noise})
+    return rows
+
+
+def write_training(folder: Path, stage: str, photos: list[Image.Image]) -> None:
+    table = pa.Table.from_pylist(history(stage, 200))
+    write_table(str(folder / stage / "metrics.parquet"), table)
+    write_bytes(str(folder / stage / "pytorch_lora_weights.safetensors"), b"weights")
+    side = photos[0].width
+    for step in (0, 50, 100, 150, 200):
+        strip = Image.new("RGB", (side * 8, side))
+        for place in range(8):
+            soft = ImageFilter.GaussianBlur((200 - step) / 200 * side / 20)
+            strip.paste(photos[place % len(photos)].filter(soft), (place * side, 0))
+        write_bytes(str(folder / stage / "samples" / f"step-{step:08d}.png"), png(strip))
+
+
+def write_evaluation(folder: Path, photos: list[tuple[Image.Image, str]]) -> Ledger:
+    """Ten prompts with two seeds, and the scores."""
+    rng = np.random.default_rng(1)
+    schema = pa.schema(
+        [(n, pa.string()) for n in ("id", "model", "prompt")]
+        + [("prompt_id", pa.int64()), ("seed", pa.int64()), ("image", pa.binary())]
+    )
+    rows, scores = [], []
+    for strength, model in enumerate(MODELS):
+        for prompt_id in range(10):
+            photo, prompt = photos[prompt_id % len(photos)]
+            soft = ImageFilter.GaussianBlur((3 - strength) * photo.width / 80)
+            for seed in (42, 123):
+                facts = {"model": model, "prompt_id": prompt_id, "prompt": prompt, "seed": seed}
+                name = f"{model}/{prompt_id:05d}/{seed}"
+                rows.append({**facts, "id": name, "image": png(photo.filter(soft))})
+                for metric, level, gain in (
+                    ("pickscore", 21.0, 0.1),
+                    ("texture_detail", 900, 5),
+                    ("prompt_accuracy", 0.5, 0.05),
+                ):
+                    score = level + gain * (strength + rng.normal(0, 1.5))
+                    scores.append({**facts, "metric": metric, "score": score})
+    ledger = Ledger(str(folder / "evaluation" / "images"), {"prompts": 10})
+    fill(ledger, rows, schema)
+    long = pa.Table.from_pylist(scores)
+    write_table(str(folder / "evaluation" / "scores.parquet"), long)
+    return ledger
+
+
+def make(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs: int) -> ReportData:
+    """A whole run in a folder; returns what its page shows."""
+    ledger = write_curation(folder, photos, pairs=pairs)
+    for stage in ("stage1", "stage2"):
+        write_training(folder, stage, [photo for photo, _ in photos])
+    images = write_evaluation(folder, photos)
+    write_bytes(str(folder / "run.json"), b"{}")
+    return gather(folder, ledger, images)
+
+
+def gather(folder: Path, pairs: Ledger, images: Ledger) -> ReportData:
+    """What the page of a written run shows."""
+    scores = pd.read_parquet(folder / "evaluation" / "scores.parquet")
+    summary = tables.summarise(scores, resamples=200)
+    distance = summary[summary["metric"] == "pickscore"].assign(
+        metric="cmmd", mean=0.6, low=0.5, high=0.7, gain=-0.2, gain_low=-0.3, gain_high=-0.1
+    )
+    distance.loc[distance["model"] == "base", ["gain", "gain_low", "gain_high"]] = np.nan
+    done = {"state": "done", "unit": "rows"}
+    return collect(
+        name="browser",
+        config_toml='run = "browser"\n',
+        seed=0,
+        record={
+            "versions": {"raypref": "0.1.0", "torch": "2.13.0"},
+            "mlflow_run_id": "0123456789abcdef",
+            "steps": {
+                "pairs": {**done, "seconds": 520.0, "amount": 600, "device_share": 0.42},
+                "stage1": {**done, "seconds": 1520.0, "amount": 200, "unit": "steps"},
+                "stage2": {**done, "seconds": 20.0, "amount": 200, "state": "skipped"},
+            },
+        },
+        folder=str(folder),
+        pairs=pairs,
+        min_gap=0.02,
+        trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
+        images=images,
+        table=pd.concat([summary, distance], ignore_index=True),
+        published=tables.published("table3"),
+        tracking_uri="",
+    )
+
+
+def write_page(folder: Path, data: ReportData) -> Path:
+    page = folder / "report" / "index.html"
+    write_bytes(str(page), render(data).encode())
+    return page
