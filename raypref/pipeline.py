@@ -182,7 +182,7 @@ class Run:
             Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
             Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *reward)),
-            # The page is made again every time: it takes a second and tells the latest.
+            # The page is made again every time and tells the latest; its pictures are written once.
             Step("report", tuple, self._report),
         ]
 

@@ -157,7 +157,7 @@ def test_driver_killed_while_it_trains(quiet: Path, curated: Path, tmp_path: Pat
     code, output = job(*command, folder=tmp_path)
 
     assert code == 0, output
-    assert "pairs" not in output  # not its step
+    assert "pairs: " not in output  # not its step
     assert "cache: skipped, complete" in output
     assert parts(curated / "cache") == cache
     # The first step only starts the clock; every one after it logs a line.
