@@ -89,7 +89,7 @@ def main(
         logging.exception("failed; the same command goes on from the last finished block or step")
         return FAILED
     if result == "Report":
-        print(f"\n{closing(run.evaluation.summary())}\n")
+        print(f"\n{closing(run.evaluation.summary)}\n")
         print(f"Time: {duration(time.monotonic() - began)}")
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
         print(f"{name}: {run.folder}/{RESULTS[name]}")

@@ -232,7 +232,7 @@ class Run:
         return follow
 
     def _evaluate(self) -> Work:
-        images = self.evaluation.run(self.config.stream)
+        # First the samples: the step counts as done when its ledgers, the evaluation's, are.
         draw_samples(
             self.config.base,
             self.config.evaluate,
@@ -240,7 +240,7 @@ class Run:
             folder=self.evaluation.folder,
             streaming=self.config.stream,
         )
-        return Work(images, "images")
+        return Work(self.evaluation.run(self.config.stream), "images")
 
     def _report(self) -> Work:
         ev = self.evaluation

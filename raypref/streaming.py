@@ -2,7 +2,7 @@
 
 Rows flow as Arrow blocks into one fixed pool of actors (or stateless tasks). A worker takes a
 block through all stages and writes it as a ledger part: a kill costs at most the block in each
-worker's hands, no pixel crosses the object store, and only counts reach the driver.
+worker's hands, what a stage makes never crosses the object store, and only counts come back.
 """
 
 from __future__ import annotations
@@ -105,12 +105,24 @@ def stream(
     if done:
         log.info("%s: %d of %d rows were done before", label, len(done), total)
     if len(done) < total:
-        read = _blocks_of_table if isinstance(rows, pa.Table) else _blocks_of_ledger
-        dataset, schema = read(rows, done, config)
+        read: Callable[[pa.Table], pa.Table]
+        if isinstance(rows, pa.Table):
+            blocks, read, schema = _blocks(rows, done, config), _as_it_is, rows.schema
+        else:  # a worker reads the part that a block names: no pixel passes through the driver
+            blocks = [pa.table({"part": [part]}) for part in rows.parts()]
+            read, schema = _ReadPart(rows, done), rows.schema()
         progress = Progress(
             label, total=total, done=len(done), unit="rows", every=config.progress_seconds
         )
-        _run(dataset, schema, stages=stages, ledger=ledger, keep=keep, progress=progress)
+        _run(
+            blocks,
+            read,
+            _schemas(schema, stages)[-1],
+            stages=stages,
+            ledger=ledger,
+            keep=keep,
+            progress=progress,
+        )
     elif total == 0 and isinstance(rows, pa.Table):  # an empty part tells readers the columns
         schema = _schemas(rows.schema, stages)[-1]
         ledger.write_part(schema.empty_table().select(_columns(keep)))
@@ -120,31 +132,31 @@ def stream(
     return counts
 
 
-def _blocks_of_table(
-    rows: pa.Table, done: set[str], config: StreamConfig
-) -> tuple[ray.data.Dataset, pa.Schema]:
+def _blocks(rows: pa.Table, done: set[str], config: StreamConfig) -> list[pa.Table]:
     todo = rows.filter(pa.array([id_ not in done for id_ in rows["id"].to_pylist()]))
     size = config.block_rows
-    blocks = [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
-    return ray.data.from_arrow(blocks), rows.schema
+    return [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
 
 
-def _blocks_of_ledger(
-    rows: Ledger, done: set[str], config: StreamConfig
-) -> tuple[ray.data.Dataset, pa.Schema]:
-    del config  # a part is a block
+def _as_it_is(block: pa.Table) -> pa.Table:
+    return block
 
-    def read(names: pa.Table) -> pa.Table:
-        part = rows.part(names["part"][0].as_py())
-        return part.filter(pa.array([id_ not in done for id_ in part["id"].to_pylist()]))
 
-    blocks = [pa.table({"part": [part]}) for part in rows.parts()]
-    dataset = ray.data.from_arrow(blocks).map_batches(read, batch_size=None, batch_format="pyarrow")
-    return dataset, rows.schema()
+class _ReadPart:
+    """The rows of the part that a block names, without those done before."""
+
+    def __init__(self, rows: Ledger, done: set[str]) -> None:
+        self.rows = rows
+        self.done = done
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        part = self.rows.part(block["part"][0].as_py())
+        return part.filter(pa.array([id_ not in self.done for id_ in part["id"].to_pylist()]))
 
 
 def _run(
-    dataset: ray.data.Dataset,
+    blocks: list[pa.Table],
+    read: Callable[[pa.Table], pa.Table],
     schema: pa.Schema,
     *,
     stages: Sequence[Stage],
@@ -153,10 +165,10 @@ def _run(
     progress: Progress,
 ) -> None:
     need = shared_worker([stage.resources for stage in stages])
-    work = (stages, _schemas(schema, stages)[-1], need, ledger, _columns(keep))
+    work = (read, stages, schema, need, ledger, _columns(keep))
     worker: type[_Worker] | Callable[[pa.Table], pa.Table]
     worker = _Worker if need.workers else _Worker(*work)
-    dataset = dataset.map_batches(
+    dataset = ray.data.from_arrow(blocks).map_batches(
         worker,
         fn_constructor_args=work if need.workers else None,
         compute=ActorPoolStrategy(size=need.workers) if need.workers else TaskPoolStrategy(),
@@ -213,12 +225,14 @@ class _Worker:
 
     def __init__(
         self,
+        read: Callable[[pa.Table], pa.Table],
         stages: Sequence[Stage],
         schema: pa.Schema,
         need: Resources,
         ledger: Ledger,
         columns: list[str],
     ) -> None:
+        self.read = read
         self.stages = stages
         self.schema = schema
         self.need = need
@@ -234,7 +248,7 @@ class _Worker:
             for stage in self.stages:
                 stage.setup()
             self.ready = True
-        rows: list[Row] = block.to_pylist()
+        rows: list[Row] = self.read(block).to_pylist()
         for stage in self.stages:
             live = [row for row in rows if not is_rejected(row)]
             for start in range(0, len(live), stage.resources.batch):

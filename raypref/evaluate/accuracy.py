@@ -15,6 +15,7 @@ from raypref.images import open_png
 from raypref.rows import Row
 from raypref.tiny import world
 from raypref.tiny.models import Critic
+from raypref.tiny.photograph import SIZE
 
 
 class PromptAccuracy:
@@ -41,7 +42,8 @@ class PromptAccuracy:
     @torch.no_grad()
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
-        pixels = np.stack([np.asarray(open_png(row["image"])) for row in rows])
+        size = (SIZE, SIZE)  # what the classifier was trained on
+        pixels = np.stack([np.asarray(open_png(row["image"]).resize(size)) for row in rows])
         x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         for row, seen in zip(rows, self.critic.things(x_BCHW), strict=True):
             named = world.things(row["prompt"])

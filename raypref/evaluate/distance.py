@@ -30,7 +30,8 @@ def cmmd_summary(
         seed: of the bootstrap.
 
     Returns:
-        Rows with the columns `tables.SUMMARY`, metric `cmmd`.
+        Rows with the columns `tables.SUMMARY`, metric `cmmd`. Values are NaN for one prompt or one
+        real image; the intervals also where a bootstrap sample can hold one prompt alone.
     """
     prompts = np.unique(embeddings["prompt_id"].to_numpy())
     draws_rn = np.vstack([np.ones(len(prompts)), tables.draws(len(prompts), resamples, seed)])
@@ -65,9 +66,10 @@ def _cmmd(
     real = _kernel(reference_MD, reference_MD)
     size = len(reference_MD)
     real_mean = (real.sum() - np.trace(real)) / (size * (size - 1))
-    own = np.einsum("rn,nm,rm->r", draws_rn, among_nn, draws_rn) / np.einsum(
-        "rn,nm,rm->r", draws_rn, pairs_nn, draws_rn
-    )
+    with np.errstate(invalid="ignore"):  # a draw of one prompt alone has no pairs: NaN
+        own = np.einsum("rn,nm,rm->r", draws_rn, among_nn, draws_rn) / np.einsum(
+            "rn,nm,rm->r", draws_rn, pairs_nn, draws_rn
+        )
     cross = (draws_rn @ across_n) / (draws_rn @ sizes_n)
     return SCALE * (own + real_mean - 2 * cross)
 

@@ -178,8 +178,9 @@ class Evaluation:
         )
         return rows.num_rows
 
+    @cached_property
     def summary(self) -> pd.DataFrame:
-        """The table's numbers from the finished scores."""
+        """The table's numbers. The scores must be complete."""
         resamples = self.table.resamples
         summary = tables.summarise(self._long(), base=BASE, resamples=resamples)
         if not self.metrics.distance:
@@ -202,7 +203,7 @@ class Evaluation:
 
     def tabulate(self) -> pd.DataFrame:
         """Write scores and table where people look for them; returns the table's numbers."""
-        summary, paper = self.summary(), self.published()
+        summary, paper = self.summary, self.published()
         scores = pa.Table.from_pandas(self._long(), preserve_index=False)
         write_table(join(self.folder, "scores.parquet"), scores)
         markdown = tables.markdown(summary, published=paper)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from PIL import Image
 from pyarrow import fs as pafs
 
+from raypref.config import results_of
 from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.lora import FILE_NAME
 from raypref.evaluate.generate import Generate, GenerateConfig, rows_to_generate
 from raypref.images import encode_png, open_png
 from raypref.ledger import Ledger, filesystem, join, write_bytes
@@ -22,9 +24,9 @@ def draw_samples(
     folder: str,
     streaming: StreamConfig,
 ) -> None:
-    """Write `<stage>/samples/step-XXXXXXXX.png` for every step a stage kept a LoRA of.
+    """Write `<stage>/samples/step-<number>.png` for every LoRA that a stage kept on its way.
 
-    A file is the first `samples` prompts side by side, drawn with the first seed.
+    A file shows the first `samples` prompts side by side, drawn with the first seed.
 
     Args:
         base: the model that was aligned.
@@ -41,13 +43,11 @@ def draw_samples(
     prompts = config.read()[: config.samples]
     if not kept or not prompts:
         return
-    drawn = Ledger(
-        join(folder, "samples"),
-        {"prompts": prompts, **{m: trained[m.split("/")[0]].fingerprint for m in kept}},
-    )
-    if drawn.state() == "complete":
-        return
-    drawn.clear()  # of an earlier training; a few images, not worth resuming
+    loras = {model: trained[model.split("/")[0]].fingerprint for model in kept}
+    parts = {"base": base, "evaluate": config, "prompts": prompts, **loras}
+    drawn = Ledger(join(folder, "samples"), results_of(parts))
+    if drawn.state() == "stale":  # of an earlier training, whose strips went with it
+        drawn.clear()
     stream(
         rows_to_generate(prompts, config.seeds[:1], list(kept)),
         stages=[Generate(base, config, loras=kept)],
@@ -69,4 +69,6 @@ def draw_samples(
 def _steps(stage: str) -> list[str]:
     fs, root = filesystem(join(stage, "milestones"))
     found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return sorted(f.base_name for f in found if f.base_name.startswith("step-"))
+    # A kill can leave a folder without its file.
+    whole = (f for f in found if fs.get_file_info(f"{f.path}/{FILE_NAME}").is_file)
+    return sorted(f.base_name for f in whole)
