@@ -79,7 +79,13 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
             run.tracker.finish("FAILED")
             raise
         seconds = time.monotonic() - began
-        record["steps"][step.name] = {"seconds": seconds, **work._asdict(), "state": "done"}
+        record["steps"][step.name] = {
+            "seconds": seconds,
+            "amount": work.amount,
+            "unit": work.unit,
+            "device_share": work.busy / seconds if work.busy else None,
+            "state": "done",
+        }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
     _store_results(run, run.tracker)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import StepMetrics
@@ -26,7 +26,7 @@ from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
 from raypref.evaluate.generate import GenerateConfig
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
-from raypref.progress import Progress
+from raypref.progress import Progress, Work
 from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.streaming import StreamConfig, stream
@@ -51,13 +51,6 @@ class RunConfig(CurateConfig):
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-
-class Work(NamedTuple):
-    """What a step did."""
-
-    amount: int
-    unit: str  # in the plural
 
 
 @dataclass(frozen=True)
@@ -187,16 +180,16 @@ class Run:
         ]
 
     def _curate(self) -> Work:
-        counts = self.curation.run(self.config.stream)
-        log.info("pairs: %d of %d inputs", counts["pair"], sum(counts.values()))
-        return Work(sum(counts.values()), "inputs")
+        return self.curation.run(self.config.stream)
 
     def _encode(self) -> Work:
         rows = rows_to_encode(self.curation.pairs)
         stages = [Encode(self.config.base, self.config.cache)]
         columns = Encode.writes.names
-        stream(rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream)
-        return Work(rows.num_rows, "rows")
+        streamed = stream(
+            rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
+        )
+        return Work(rows.num_rows, "rows", streamed.busy)
 
     def _ledgers_of(self, stage: str) -> tuple[Ledger, ...]:
         return (self.trained[stage],)
@@ -204,9 +197,17 @@ class Run:
     def _train(self, name: str) -> Work:
         job, ledger = self.stages[name], self.trained[name]
         ledger.begin()
-        train_stage(job, on_step=self._follower(name, job.stage.steps))
+        busy = 0.0
+
+        def on_step(metrics: StepMetrics) -> None:
+            nonlocal busy
+            busy += metrics["seconds"]
+            follow(metrics)
+
+        follow = self._follower(name, job.stage.steps)
+        train_stage(job, on_step=on_step)
         ledger.commit(expected=0, counts={"steps": job.stage.steps})
-        return Work(job.stage.steps, "steps")
+        return Work(job.stage.steps, "steps", busy)
 
     def _follower(self, name: str, steps: int) -> Callable[[StepMetrics], None]:
         """Turns a training's metrics into progress lines and MLflow metrics."""
@@ -233,14 +234,15 @@ class Run:
 
     def _evaluate(self) -> Work:
         # First the samples: the step counts as done when its ledgers, the evaluation's, are.
-        draw_samples(
+        busy = draw_samples(
             self.config.base,
             self.config.evaluate,
             trained=self.trained,
             folder=self.evaluation.folder,
             streaming=self.config.stream,
         )
-        return Work(self.evaluation.run(self.config.stream), "images")
+        work = self.evaluation.run(self.config.stream)
+        return work._replace(busy=work.busy + busy)
 
     def _report(self) -> Work:
         ev = self.evaluation

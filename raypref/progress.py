@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+    """What a step did."""
+
+    amount: int
+    unit: str  # in the plural
+    busy: float = 0.0  # seconds that its devices computed, mean over them
 
 
 class Progress:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 import ray
@@ -49,6 +51,13 @@ class StreamConfig(Section):
     )
 
 
+class Streamed(NamedTuple):
+    """What became of the rows, and what it took."""
+
+    counts: Counter[str]  # rows by reason; "ok" for those not rejected
+    busy: float  # seconds that a worker spent in its device stages, mean over workers
+
+
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -82,7 +91,7 @@ def stream(
     ledger: Ledger,
     keep: Sequence[str],
     config: StreamConfig,
-) -> Counter[str]:
+) -> Streamed:
     """Send rows through the stages into a ledger and commit it.
 
     Rows the ledger already holds are not done again, so a killed run continues.
@@ -96,9 +105,10 @@ def stream(
         config: block size and progress.
 
     Returns:
-        How many rows ended for each reason; "ok" for those not rejected.
+        How all rows ended, and how busy the workers were with those done now.
     """
     ledger.begin()
+    busy = 0.0
     done = ledger.done_ids()
     total = rows.num_rows if isinstance(rows, pa.Table) else len(rows.done_ids())
     label = ledger.path.rstrip("/").rsplit("/", 1)[-1]
@@ -114,7 +124,7 @@ def stream(
         progress = Progress(
             label, total=total, done=len(done), unit="rows", every=config.progress_seconds
         )
-        _run(
+        busy = _run(
             blocks,
             read,
             _schemas(schema, stages)[-1],
@@ -129,7 +139,7 @@ def stream(
     reasons = ledger.table(["reject_reason"])["reject_reason"].to_pylist()
     counts = Counter(reason or "ok" for reason in reasons)
     ledger.commit(expected=total, counts=counts)
-    return counts
+    return Streamed(counts, busy)
 
 
 def _blocks(rows: pa.Table, done: set[str], config: StreamConfig) -> list[pa.Table]:
@@ -163,7 +173,7 @@ def _run(
     ledger: Ledger,
     keep: Sequence[str],
     progress: Progress,
-) -> None:
+) -> float:
     need = shared_worker([stage.resources for stage in stages])
     work = (read, stages, schema, need, ledger, _columns(keep))
     worker: type[_Worker] | Callable[[pa.Table], pa.Table]
@@ -179,11 +189,13 @@ def _run(
         num_gpus=need.num_gpus or None,
         memory=int(need.memory_gib * 2**30) or None,
     )
-    rejected = 0
+    rejected, busy = 0, 0.0
     for part in dataset.iter_rows():
         rejected += int(part["rejected"])
+        busy += part["busy"] / max(need.workers, 1)
         progress.add(int(part["rows"]), note=f"{rejected} rejected")
     progress.finish(note=f"{rejected} rejected")
+    return busy if need.workers else 0.0  # nobody knows how many tasks ran at once
 
 
 def shared_worker(needs: Sequence[Resources]) -> Resources:
@@ -248,10 +260,15 @@ class _Worker:
             for stage in self.stages:
                 stage.setup()
             self.ready = True
+        devices = [s for s in self.stages if s.resources.num_gpus] or self.stages
+        busy = 0.0
         rows: list[Row] = self.read(block).to_pylist()
         for stage in self.stages:
             live = [row for row in rows if not is_rejected(row)]
+            began = time.monotonic()
             for start in range(0, len(live), stage.resources.batch):
                 stage(live[start : start + stage.resources.batch])
+            busy += (time.monotonic() - began) * (stage in devices)
         self.ledger.write_part(pa.Table.from_pylist(rows, schema=self.schema).select(self.columns))
-        return pa.table({"rows": [len(rows)], "rejected": [sum(map(is_rejected, rows))]})
+        rejected = sum(map(is_rejected, rows))
+        return pa.table({"rows": [len(rows)], "rejected": [rejected], "busy": [busy]})

@@ -119,14 +119,15 @@ def run(
     """Send rows through `Square` and `Next`."""
     need = Resources(num_cpus=0.25, **resources)
     ledger = Ledger(str(folder / "ledger"), {"work": "squares"})
-    counts = stream(
+    streamed = stream(
         rows,
         stages=[Square(folder / "square", need), Next(folder / "next", need)],
         ledger=ledger,
         keep=["next", "n"],
         config=StreamConfig(block_rows=block_rows),
     )
-    return ledger, counts
+    assert (streamed.busy > 0) == (need.workers > 0 and streamed.counts.total() > 0)
+    return ledger, streamed.counts
 
 
 def expected_rows() -> list[Row]:
@@ -169,7 +170,8 @@ def test_a_bug_stops_the_job_and_the_next_run_does_only_what_was_not_finished(tm
     def attempt(folder: Path, fails_at: int | None) -> Counter[str]:
         stage = Fragile(folder, ledger, fails_at=fails_at)
         config = StreamConfig(block_rows=4)
-        return stream(NUMBERS, stages=[stage], ledger=ledger, keep=["seen"], config=config)
+        streamed = stream(NUMBERS, stages=[stage], ledger=ledger, keep=["seen"], config=config)
+        return streamed.counts
 
     with pytest.raises(Exception, match="RuntimeError: a bug at 18"):
         attempt(tmp_path / "first", 18)

@@ -25,6 +25,7 @@ from raypref.curate.select import SelectConfig, drop_duplicates, mean_colorfulne
 from raypref.curate.sources import SourceConfig, digest, read_index
 from raypref.images import ImageConfig
 from raypref.ledger import Ledger, join, write_bytes
+from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import IMAGE, INDEX, REJECT, Row
@@ -142,14 +143,14 @@ class Curation:
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
         return Ledger(join(self.folder, name), results_of(parts))
 
-    def run(self, streaming: StreamConfig) -> dict[str, int]:
-        """Curate; skips and resumes what is done. Returns how many inputs ended for each reason.
+    def run(self, streaming: StreamConfig) -> Work:
+        """Curate; skips and resumes what is done.
 
         Raises:
             InputError: not one pair was left; says where the photographs were lost.
         """
         c = self.config
-        stream(
+        measured = stream(
             self.index,
             stages=[Measure(c.source, c.images)],
             ledger=self.measured,
@@ -168,7 +169,7 @@ class Curation:
             len(photos),
             threshold,
         )
-        stream(
+        scored = stream(
             pa.Table.from_pylist(retained, schema=RETAINED),
             stages=[
                 Crop(c.source, c.images),
@@ -188,7 +189,9 @@ class Curation:
             config=streaming,
         )
         outcomes = self._outcomes(facts, repeated, {row["id"] for row in retained})
-        return self._publish(outcomes)
+        counts = self._publish(outcomes)
+        log.info("pairs: %d of %d inputs", counts["pair"], len(outcomes))
+        return Work(len(outcomes), "inputs", measured.busy + scored.busy)
 
     def _outcomes(
         self, facts: list[Row], repeated: dict[str, str], retained: set[str]
@@ -219,7 +222,7 @@ class Curation:
             outcomes.append(row)
         return outcomes
 
-    def _publish(self, outcomes: list[Row]) -> dict[str, int]:
+    def _publish(self, outcomes: list[Row]) -> Counter[str]:
         """Write the tables people read: photos, rejects, pairs."""
         counts = Counter(row["reason"] or row["status"] for row in outcomes)
         rejects = [
@@ -243,7 +246,7 @@ class Curation:
         self.pairs.begin()
         write_bytes(join(self.pairs.path, "README.md"), _card(self.config, counts).encode())
         _fill(self.pairs, self._pair_tables(ranks), counts)
-        return dict(counts)
+        return counts
 
     def _pair_tables(self, ranks: dict[str, int]) -> Iterator[pa.Table]:
         schema = PAIRS.with_metadata({"huggingface": json.dumps(_features())})

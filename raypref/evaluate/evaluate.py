@@ -23,6 +23,7 @@ from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_ge
 from raypref.evaluate.metrics import texture_detail
 from raypref.images import open_png
 from raypref.ledger import Ledger, join, write_bytes, write_table
+from raypref.progress import Work
 from raypref.rewards.base import Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import Row, Stage
@@ -135,19 +136,20 @@ class Evaluation:
         distance = (self.reference,) if self.metrics.distance else ()
         return (self.images, self.scores, *distance)
 
-    def run(self, streaming: StreamConfig) -> int:
-        """Generate and score; skips and resumes what is done. Returns the number of images."""
+    def run(self, streaming: StreamConfig) -> Work:
+        """Generate and score; skips and resumes what is done."""
+        busy = 0.0
         models = [BASE, *self.loras]
         rows = rows_to_generate(self.prompts, self.generate.seeds, models)
         loras = {name: ledger.path for name, ledger in self.loras.items()}
         facts = ["model", "prompt_id", "prompt", "seed"]
-        stream(
+        busy += stream(
             rows,
             stages=[Generate(self.base, self.generate, loras=loras)],
             ledger=self.images,
             keep=[*facts, "image"],
             config=streaming,
-        )
+        ).busy
         stages: list[Stage] = [
             Score(self.pickscore, columns={"image": "pickscore"}, prompt="prompt"),
             PixelMetrics(),
@@ -160,7 +162,7 @@ class Evaluation:
             stages.append(Embed(self.pickscore, column="image"))
             columns.append("embedding")
             photographs = self.pairs.table(["chosen"])
-            stream(
+            busy += stream(
                 photographs.select(["id"]).append_column(
                     "image", pc.struct_field(photographs["chosen"], "bytes")
                 ),
@@ -168,15 +170,15 @@ class Evaluation:
                 ledger=self.reference,
                 keep=["embedding"],
                 config=streaming,
-            )
-        stream(
+            ).busy
+        busy += stream(
             self.images,
             stages=stages,
             ledger=self.scores,
             keep=[*facts, *columns],
             config=streaming,
-        )
-        return rows.num_rows
+        ).busy
+        return Work(rows.num_rows, "images", busy)
 
     @cached_property
     def summary(self) -> pd.DataFrame:

@@ -23,7 +23,7 @@ def draw_samples(
     trained: Mapping[str, Ledger],
     folder: str,
     streaming: StreamConfig,
-) -> None:
+) -> float:
     """Write `<stage>/samples/step-<number>.png` for every LoRA that a stage kept on its way.
 
     A file shows the first `samples` prompts side by side, drawn with the first seed.
@@ -34,6 +34,9 @@ def draw_samples(
         trained: the stages and where they are.
         folder: the evaluation's folder.
         streaming: how rows are cut into blocks.
+
+    Returns:
+        How long a worker was busy, in seconds.
     """
     kept = {
         f"{name}/{step}": join(ledger.path, "milestones", step)
@@ -42,13 +45,13 @@ def draw_samples(
     }
     prompts = config.read()[: config.samples]
     if not kept or not prompts:
-        return
+        return 0.0
     loras = {model: trained[model.split("/")[0]].fingerprint for model in kept}
     parts = {"base": base, "evaluate": config, "prompts": prompts, **loras}
     drawn = Ledger(join(folder, "samples"), results_of(parts))
     if drawn.state() == "stale":  # of an earlier training, whose strips went with it
         drawn.clear()
-    stream(
+    streamed = stream(
         rows_to_generate(prompts, config.seeds[:1], list(kept)),
         stages=[Generate(base, config, loras=kept)],
         ledger=drawn,
@@ -64,6 +67,7 @@ def draw_samples(
         for place, image in by_prompt.items():
             strip.paste(image, (config.size * place, 0))
         write_bytes(join(trained[name].path, "samples", f"{step}.png"), encode_png(strip))
+    return streamed.busy
 
 
 def _steps(stage: str) -> list[str]:

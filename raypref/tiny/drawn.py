@@ -34,10 +34,10 @@ class World:
         return np.stack([degrade(self.photos[i], np.sqrt(rng.random())) for i in indices])
 
 
-def draw_world(count: int, *, seed: int = SEED, held_out: bool = False) -> World:
-    """Photographs of one side of the split, rendered on first use and kept in the cache."""
-    scenes = sample_scenes(count, seed, held_out=held_out)
-    jobs = [(scene, seed * 1_000_003 + index) for index, scene in enumerate(scenes)]
+def draw_world(count: int) -> World:
+    """Photographs of the training side, rendered on first use and kept in the cache."""
+    scenes = sample_scenes(count, SEED)
+    jobs = [(scene, SEED * 1_000_003 + index) for index, scene in enumerate(scenes)]
 
     def build(path: Path) -> None:
         with multiprocessing.get_context("spawn").Pool() as pool:
@@ -45,8 +45,7 @@ def draw_world(count: int, *, seed: int = SEED, held_out: bool = False) -> World
         photos, masks = (np.stack(arrays) for arrays in zip(*shots, strict=True))
         np.savez(path, photos=photos, masks=masks)
 
-    side = "held-out" if held_out else "training"
-    shots = np.load(cached(f"world-{side}-{count}-{seed}.npz", build))
+    shots = np.load(cached(f"world-{count}-{SEED}.npz", build))
     return World(scenes, [caption(scene) for scene in scenes], shots["photos"], shots["masks"])
 
 
@@ -57,11 +56,11 @@ def _shoot(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def hole(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The region to repaint, bool [64, 64]: the things, grown by a few pixels, or a rectangle."""
     if rng.random() < 0.25:
-        hole = np.zeros_like(mask, bool)
+        rectangle = np.zeros_like(mask, bool)
         top, left = rng.integers(0, 40, 2)
         height, width = rng.integers(12, 48, 2)
-        hole[top : top + height, left : left + width] = True
-        return hole
+        rectangle[top : top + height, left : left + width] = True
+        return rectangle
     reach = 2 * int(rng.integers(0, 5)) + 1
     grown = F.max_pool2d(torch.from_numpy(mask[None].astype(np.float32)), reach, 1, reach // 2)
     return grown[0].numpy() > 0.5

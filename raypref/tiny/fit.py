@@ -91,9 +91,9 @@ def _epochs(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.nda
 class Noise:
     """Forward diffusion of latents, and captions dropped for classifier-free guidance."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self) -> None:
         self.schedule = DDPMScheduler.from_config(models.scheduler().config)
-        self.empty = tokens(tokenizer, [""])
+        self.empty = tokens(models.tokenizer(), [""])
 
     def __call__(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, the noise, and the timesteps."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from raypref.tiny.photograph import SIZE
 from raypref.tiny.scene import COLOURS, SHAPES, Scene
 
 PHOTOS = 12_000
+HOLES = 2  # of each photograph, for the inpainter
+GREY = np.uint8(127)  # as near to the pipeline's 0 as bytes come
 _MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # what U2-Net's input is normalised by
 _STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -55,9 +58,10 @@ def train_vae(world: World, folder: Path, scale: float) -> None:
         latents = vae.encode(x_BCHW).latent_dist
         error = vae.decode(latents.sample()).sample - x_BCHW
         kl = latents.kl().mean() / latents.mean[0].numel()
-        return 5 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * kl
+        # A KL term this strong keeps the latents smooth: errors of the UNet stay small in pixels.
+        return 5 * error.square().mean() + 0.3 * error.abs().mean() + 2e-3 * kl
 
-    fit("vae", [vae], loss, len(world.photos), steps=int(4200 * scale), batch=8, lr=5e-3)
+    fit("vae", [vae], loss, len(world.photos), steps=int(4000 * scale), batch=8, lr=5e-3)
     vae.eval()
     with torch.no_grad():
         latents = torch.cat(
@@ -72,17 +76,12 @@ def train_vae(world: World, folder: Path, scale: float) -> None:
 
 def train_base(world: World, folder: Path, scale: float) -> None:
     """UNet and text encoder, on the dull world."""
-    vae = _load_vae(folder)
-    rng = np.random.default_rng(1)
-    moments = [
-        _moments(vae, world.degraded(rng, range(i, min(i + 32, len(world.photos)))))
-        for i in range(0, len(world.photos), 32)
-    ]
+    vae, rng = _load_vae(folder), np.random.default_rng(1)
+    moments = [_moments(vae, world.degraded(rng, indices)) for indices in _batches(world, 1)]
     mean, std = (torch.cat(values) for values in zip(*moments, strict=True))
-    tokenizer, text_encoder = models.tokenizer(), models.text_encoder()
-    unet = models.unet(in_channels=4)
-    captions = tokens(tokenizer, world.captions)
-    noise = Noise(tokenizer)
+    text_encoder, unet = models.text_encoder(), models.unet(in_channels=4)
+    captions = tokens(models.tokenizer(), world.captions)
+    noise = Noise()
 
     def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
         z = mean[indices] + std[indices] * torch.randn_like(mean[indices])
@@ -90,65 +89,38 @@ def train_base(world: World, folder: Path, scale: float) -> None:
         embeddings = text_encoder(noise.drop(captions[indices], rng))[0]
         return F.mse_loss(unet(noisy, steps, embeddings).sample, target)
 
-    fit(
-        "base",
-        [unet, text_encoder],
-        loss,
-        len(world.photos),
-        steps=int(2200 * scale),
-        batch=32,
-        lr=1.2e-3,
-    )
-    _save_pipeline(
-        StableDiffusionPipeline,
-        folder / "sd15",
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-    )
+    trained, count, steps = [unet, text_encoder], len(world.photos), int(7000 * scale)
+    fit("base", trained, loss, count, steps=steps, batch=32, lr=1.2e-3)
+    _save(StableDiffusionPipeline, folder / "sd15", vae, text_encoder, unet)
 
 
 def train_inpaint(world: World, folder: Path, scale: float) -> None:
     """The inpainter: it sees a crisp surrounding and paints what it knows, the dull world."""
-    vae = _load_vae(folder)
-    tokenizer, text_encoder = models.tokenizer(), models.text_encoder()
-    unet = models.unet(in_channels=9)
-    captions = tokens(tokenizer, world.captions)
-    noise = Noise(tokenizer)
+    vae, rng = _load_vae(folder), np.random.default_rng(1)
+    painted, around, where, shown = [], [], [], _batches(world, HOLES)
+    for indices in shown:
+        photos = world.photos[indices]
+        holes = np.stack([hole(world.masks[i], rng) for i in indices])[..., None]
+        painted.append(_moments(vae, np.where(holes, world.degraded(rng, indices), photos)))
+        where.append(F.interpolate(mask_tensor(holes), scale_factor=1 / 4))
+        # A hole is grey, as the pipeline makes it.
+        around.append(_moments(vae, np.where(holes, GREY, photos))[0])
+    mean, std = (torch.cat(values) for values in zip(*painted, strict=True))
+    seen = torch.cat([torch.cat(where), torch.cat(around) * vae.config.scaling_factor], 1)
+    text_encoder, unet = models.text_encoder(), models.unet(in_channels=9)
+    captions = tokens(models.tokenizer(), world.captions)[np.concatenate(shown)]
+    noise = Noise()
 
     def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
-        holes = np.stack([hole(world.masks[i], rng) for i in indices])[..., None]
-        photos = world.photos[indices]
-        painted = np.where(holes, world.degraded(rng, indices), photos)
-        with torch.no_grad():
-            z = vae.encode(tensor(painted)).latent_dist.sample() * vae.config.scaling_factor
-            # A hole is grey, as the pipeline makes it.
-            around = tensor(photos) * (1 - mask_tensor(holes))
-            context = vae.encode(around).latent_dist.mean * vae.config.scaling_factor
-        noisy, target, steps = noise(z)
-        where = F.interpolate(mask_tensor(holes), size=z.shape[-2:])
+        z = mean[indices] + std[indices] * torch.randn_like(mean[indices])
+        noisy, target, steps = noise(z * vae.config.scaling_factor)
         embeddings = text_encoder(noise.drop(captions[indices], rng))[0]
-        prediction = unet(torch.cat([noisy, where, context], 1), steps, embeddings).sample
+        prediction = unet(torch.cat([noisy, seen[indices]], 1), steps, embeddings).sample
         return F.mse_loss(prediction, target)
 
-    fit(
-        "inpaint",
-        [unet, text_encoder],
-        loss,
-        len(world.photos),
-        steps=int(1300 * scale),
-        batch=32,
-        lr=1.2e-3,
-    )
-    _save_pipeline(
-        StableDiffusionInpaintPipeline,
-        folder / "sd15-inpaint",
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-    )
+    trained, steps = [unet, text_encoder], int(6000 * scale)
+    fit("inpaint", trained, loss, len(seen), steps=steps, batch=32, lr=1.2e-3)
+    _save(StableDiffusionInpaintPipeline, folder / "sd15-inpaint", vae, text_encoder, unet)
 
 
 def train_detector(world: World, folder: Path, scale: float) -> None:
@@ -250,6 +222,12 @@ def _moments(vae: Any, photos: np.ndarray) -> tuple[Tensor, Tensor]:
     return latents.mean, latents.std
 
 
+def _batches(world: World, times: int) -> list[np.ndarray]:
+    """Indices of all photographs, several times, 32 by 32."""
+    indices = np.tile(np.arange(len(world.photos)), times)
+    return np.array_split(indices, math.ceil(len(indices) / 32))
+
+
 def _labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
     """Class of shape and of colour at each place, [N, 2]; a missing thing is the last class."""
     shapes = torch.full((len(scenes), models.MOST_THINGS), len(SHAPES))
@@ -261,19 +239,14 @@ def _labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
     return shapes, colours
 
 
-def _save_pipeline(
-    kind: Any,
-    folder: Path,
-    *,
-    vae: nn.Module,
-    text_encoder: nn.Module,
-    tokenizer: object,
-    unet: nn.Module,
+def _save(
+    kind: Any, folder: Path, vae: nn.Module, text_encoder: nn.Module, unet: nn.Module
 ) -> None:
+    """Write a pipeline in hub layout."""
     pipeline = kind(
         vae=vae.half(),
         text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
+        tokenizer=models.tokenizer(),
         unet=unet.half(),
         scheduler=models.scheduler(),
         safety_checker=None,

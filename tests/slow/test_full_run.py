@@ -93,6 +93,16 @@ def test_counts_add_up(full) -> None:
     assert len(scores) == len(models) * 2 * len(seeds) * len(metrics)
 
 
+def test_the_record_tells_what_each_step_cost(full) -> None:
+    run, _ = full
+    steps = json.loads((run / "run.json").read_text())["steps"]
+    assert list(steps) == ["pairs", "cache", "stage1", "stage2", "evaluation", "report"]
+    for name in ("pairs", "cache", "stage1", "stage2", "evaluation"):
+        assert steps[name]["seconds"] > 0 and steps[name]["amount"] > 0
+        assert 0 < steps[name]["device_share"] < 1, name
+    assert steps["report"]["device_share"] is None
+
+
 def test_mlflow_has_one_finished_run(full) -> None:
     run, _ = full
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
