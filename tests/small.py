@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -69,7 +70,7 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
         text_encoder=_text_encoder(),
         tokenizer=models.tokenizer(),
         unet=_unet(in_channels=in_channels),
-        scheduler=models.scheduler(),
+        scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -111,6 +112,19 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "pickscore": _build_pickscore,
     "u2netp.pth": _build_u2netp,
 }
+
+
+def _scheduler() -> PNDMScheduler:
+    """The published noise schedule."""
+    return PNDMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
 
 
 def _vae() -> AutoencoderKL:
