@@ -24,7 +24,7 @@ from raypref.versions import versions
 log = logging.getLogger(__name__)
 
 # The steps of the jobs that do a part of the run.
-CURATE = ("pairs",)
+CURATE = ("pairs", "export")
 ALIGN = ("cache", "stage1", "stage2", "stage2_alone")
 EVALUATE = ("evaluation", "report")
 

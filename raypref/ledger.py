@@ -1,11 +1,11 @@
 """The ledger: a directory of Parquet parts that is resumed row by row and committed at once.
 
     <ledger>/started.json          the settings this work was begun with
-    <ledger>/part-<hash>.parquet   finished rows; a part appears whole or not at all
+    <ledger>/part-<name>.parquet   finished rows; a part appears whole or not at all
     <ledger>/manifest.json         written last: the ledger is complete
 
-Any pyarrow filesystem serves: a local path, `s3://`, `gs://`. A part is named by the ids in it, so
-writing it twice changes nothing.
+Any pyarrow filesystem serves: a local path, `s3://`, `gs://`. A part is named by the ids in it, or
+like the part of another ledger that it was made from, so writing it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
@@ -26,6 +28,7 @@ from pyarrow import fs as pafs
 from raypref import __version__
 from raypref.config import changed_keys, fingerprint
 
+Where: TypeAlias = "pc.Expression | None"  # a condition on rows
 State = Literal["absent", "partial", "complete", "stale"]
 
 
@@ -74,6 +77,11 @@ def write_table(path: str, table: pa.Table) -> None:
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
+def part_name(stem: str) -> str:
+    """File name of a part."""
+    return f"part-{stem}.parquet"
+
+
 @dataclass(frozen=True)
 class Ledger:
     """One step's output.
@@ -116,41 +124,78 @@ class Ledger:
     def clear(self) -> None:
         """Remove everything in the ledger."""
         fs, root = filesystem(self.path)
+        # In this order: a kill in between must leave neither a complete ledger nor a new one.
+        for name in ("manifest.json", *self.parts()):
+            if fs.get_file_info(f"{root}/{name}").is_file:
+                fs.delete_file(f"{root}/{name}")
         if fs.get_file_info(root).type == pafs.FileType.Directory:
             fs.delete_dir(root)
 
-    def write_part(self, table: pa.Table) -> str:
-        """Add finished rows (column `id` required); returns the part's name."""
-        digest = hashlib.sha256("\0".join(table["id"].to_pylist()).encode()).hexdigest()
-        name = f"part-{digest[:20]}.parquet"
+    def write_part(self, table: pa.Table, name: str | None = None) -> str:
+        """Add finished rows; returns the part's name.
+
+        Args:
+            table: column `id` is required.
+            name: one that belongs to these rows alone, as `part_name` makes; by default the ids
+                make one.
+        """
+        if name is None:
+            digest = hashlib.sha256("\0".join(table["id"].to_pylist()).encode()).hexdigest()
+            name = part_name(digest[:20])
         write_table(join(self.path, name), table)
         return name
 
     def parts(self) -> list[str]:
-        """Paths of the parts within the filesystem, sorted."""
+        """Names of the parts, sorted."""
         fs, root = filesystem(self.path)
         found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-        return sorted(f.path for f in found if f.base_name.startswith("part-"))
+        return sorted(f.base_name for f in found if f.base_name.startswith("part-"))
 
-    def part(self, path: str) -> pa.Table:
-        """One of `parts`, whole."""
-        fs, _ = filesystem(self.path)
-        return pq.read_table(path, filesystem=fs)
+    def part(
+        self, name: str, columns: Sequence[str] | None = None, *, where: Where = None
+    ) -> pa.Table:
+        """Rows of one part; `columns` and `where` limit what is read."""
+        fs, root = filesystem(self.path)
+        names = None if columns is None else list(columns)
+        return pq.read_table(f"{root}/{name}", filesystem=fs, columns=names, filters=where)
+
+    def count(self, where: Where = None) -> int:
+        """How many rows are finished, or how many of them fulfil a condition."""
+        return self._dataset().count_rows(filter=where) if self.parts() else 0
+
+    def reasons(self) -> Counter[str]:
+        """Finished rows by the reason of their reject; "ok" for the others."""
+        counts: Counter[str] = Counter()
+        for batch in self._dataset().to_batches(columns=["reject_reason"]):
+            for entry in pc.value_counts(batch["reject_reason"]).to_pylist():
+                counts[entry["values"] or "ok"] += entry["counts"]
+        return counts
 
     def schema(self) -> pa.Schema:
         """Columns of the rows. There must be a part."""
         return self._dataset().schema
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, sorted by `id`; `columns` limits what is read."""
+    def table(self, columns: Sequence[str] | None = None, *, where: Where = None) -> pa.Table:
+        """All rows, sorted by `id`; `columns` and `where` limit what is read."""
         wanted = None if columns is None else list(dict.fromkeys(["id", *columns]))
-        return self._dataset().to_table(columns=wanted).sort_by("id")
+        return self._dataset().to_table(columns=wanted, filter=where).sort_by("id")
+
+    def batches(self, columns: Sequence[str], *, where: Where = None) -> Iterator[pa.RecordBatch]:
+        """Rows in the order of the parts, many at a time."""
+        if self.parts():
+            yield from self._dataset().to_batches(columns=list(columns), filter=where)
 
     def rows(
-        self, columns: Sequence[str] | None = None, *, batch_size: int = 64
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        where: Where = None,
+        batch_size: int = 64,
     ) -> Iterator[dict[str, Any]]:
         """Rows in the order of the parts, a few in memory at a time."""
-        for batch in self._dataset().to_batches(columns=columns, batch_size=batch_size):
+        for batch in self._dataset().to_batches(
+            columns=columns, filter=where, batch_size=batch_size
+        ):
             yield from batch.to_pylist()
 
     def done_ids(self) -> set[str]:
@@ -163,15 +208,15 @@ class Ledger:
         """Declare the ledger complete.
 
         Args:
-            expected: how many distinct rows there must be.
+            expected: how many rows there must be.
             counts: what became of them, by reason; kept in the manifest.
         """
-        total = self._drop_repeated_rows()
+        total = self.count()
         assert total == expected, f"{self.path}: {total} rows finished, {expected} expected"
         manifest = {
             "rows": total,
             "counts": dict(counts),
-            "parts": [part.rsplit("/", 1)[-1] for part in self.parts()],
+            "parts": self.parts(),
             "versions": {"raypref": __version__, "pyarrow": pa.__version__},
             "settings": dict(self.settings),
         }
@@ -183,26 +228,26 @@ class Ledger:
         assert manifest is not None, f"{self.path} is not complete"
         return manifest
 
-    def _drop_repeated_rows(self) -> int:
-        """A row can be finished twice when a worker dies right after writing; keep one."""
+    def drop_repeated_rows(self) -> None:
+        """Keep one of rows that two parts have: a worker can outlive its driver and write on."""
         seen: set[str] = set()
         rewritten: set[str] = set()
-        fs, _ = filesystem(self.path)
+        fs, root = filesystem(self.path)
         for part in self.parts():
-            if part.rsplit("/", 1)[-1] in rewritten:
+            if part in rewritten:
                 continue  # what was left of an earlier part has the very rows of this one
-            ids = pq.read_table(part, filesystem=fs, columns=["id"])["id"].to_pylist()
+            ids = self.part(part, ["id"])["id"].to_pylist()
             fresh = [id_ not in seen and not seen.add(id_) for id_ in ids]  # type: ignore[func-returns-value]
             if not all(fresh):
-                table = pq.read_table(part, filesystem=fs).filter(pa.array(fresh))
+                table = self.part(part).filter(pa.array(fresh))
                 if table.num_rows:
                     rewritten.add(self.write_part(table))
-                fs.delete_file(part)
-        return len(seen)
+                fs.delete_file(f"{root}/{part}")
 
     def _dataset(self) -> pyarrow.dataset.Dataset:
-        fs, _ = filesystem(self.path)
-        return pyarrow.dataset.dataset(self.parts(), format="parquet", filesystem=fs)
+        fs, root = filesystem(self.path)
+        files = [f"{root}/{part}" for part in self.parts()]
+        return pyarrow.dataset.dataset(files, format="parquet", filesystem=fs)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         data = read_bytes(join(self.path, name))

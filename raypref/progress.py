@@ -40,7 +40,7 @@ class Progress:
         """Count finished units; log a line when the last one is old enough."""
         self.done += count
         now = time.monotonic()
-        if now - self.last >= self.every and self.done < self.total:
+        if now - self.last >= self.every and self.before < self.done < self.total:
             self.last = now
             rate = (self.done - self.before) / (now - self.start)
             left = (self.total - self.done) / rate

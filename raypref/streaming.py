@@ -2,7 +2,9 @@
 
 Rows flow as Arrow blocks into one fixed pool of actors (or stateless tasks). A worker takes a
 block through all stages and writes it as a ledger part: a kill costs at most the block in each
-worker's hands, what a stage makes never crosses the object store, and only counts come back.
+worker's hands, what a stage makes never crosses the object store, and only counts come back. A
+worker with a GPU takes two blocks at a time: one is read or written while the GPU works on the
+other.
 """
 
 from __future__ import annotations
@@ -10,19 +12,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from raypref.config import Resources, Section, setting
-from raypref.ledger import Ledger
+from raypref.ledger import Ledger, Where, filesystem, join, read_bytes, write_bytes
 from raypref.progress import Progress
 from raypref.rows import REJECT, Row, Stage, is_rejected
 
@@ -38,13 +43,24 @@ QUIET = {
 }
 # Settings of the driver that its workers must share, on whatever node they are.
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
+_DEVICE = threading.Lock()  # of this process: one block at a time
+STOP = ".stop"  # in a ledger: what is not begun is not wanted any more
 
 
 class StreamConfig(Section):
     """How rows are cut into blocks."""
 
     block_rows: int = setting(
-        64, "rows a block: what a kill can cost each worker", affects_result=False, ge=1
+        64,
+        "rows a block of models' work: what a kill can cost each worker",
+        affects_result=False,
+        ge=1,
+    )
+    part_rows: int = setting(
+        256,
+        "rows a part in passes over all inputs, before pairs are made",
+        affects_result=False,
+        ge=1,
     )
     progress_seconds: float = setting(
         5.0, "seconds between two progress lines", affects_result=False, ge=0
@@ -84,118 +100,164 @@ def _worker_variables() -> dict[str, str]:
     return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a complete ledger, read part by part in the workers."""
+
+    ledger: Ledger
+    where: Where = None  # only rows that fulfil this condition
+    without: frozenset[str] = frozenset()  # ids left out
+
+    @property
+    def condition(self) -> Where:
+        """Both as one, for a scan of the whole ledger."""
+        if not self.without:
+            return self.where
+        others = ~pc.field("id").isin(pa.array(sorted(self.without), pa.string()))
+        return others if self.where is None else self.where & others
+
+    def part(self, name: str) -> pa.Table:
+        """The selected rows of one part."""
+        table = self.ledger.part(name, where=self.where)
+        if not self.without:
+            return table
+        # An expression with all these ids would be prepared anew for every part.
+        return table.filter(pa.array(id_ not in self.without for id_ in table["id"].to_pylist()))
+
+
 def stream(
-    rows: pa.Table | Ledger,
+    rows: pa.Table | Selection,
     *,
     stages: Sequence[Stage],
     ledger: Ledger,
     keep: Sequence[str],
     config: StreamConfig,
+    enough: Callable[[str], bool] | None = None,
 ) -> Streamed:
     """Send rows through the stages into a ledger and commit it.
 
-    Rows the ledger already holds are not done again, so a killed run continues.
+    What the ledger already holds is not done again, so a killed run continues.
 
     Args:
-        rows: what to process, a table or the rows of a complete ledger, which are read part by
-            part in the workers; column `id` is required and unique.
+        rows: what to process; column `id` is required and unique. A table lies in the driver's
+            memory and is cut into blocks; of a selection every part is a block.
         stages: in order; each adds columns or rejects rows.
         ledger: where finished rows go. Its `begin` is called here.
         keep: columns of the finished rows, besides `id` and the reject columns.
         config: block size and progress.
+        enough: is asked with the name of each part that is finished now, in any order; once it
+            says True the rest is not begun, and the ledger is complete as it is.
 
     Returns:
         How all rows ended, and how busy the workers were with those done now.
     """
     ledger.begin()
-    busy = 0.0
-    done = ledger.done_ids()
-    total = rows.num_rows if isinstance(rows, pa.Table) else len(rows.done_ids())
+    _forget_stop(ledger)
+    read: _Reader
+    if isinstance(rows, pa.Table):
+        done = ledger.done_ids()
+        new = [id_ not in done for id_ in rows["id"].to_pylist()]
+        todo = rows.filter(pa.array(new, pa.bool_()))
+        size, schema, before, read = config.block_rows, rows.schema, len(done), _as_it_is
+        total = before + todo.num_rows
+        blocks = [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
+    else:  # a worker reads the part that a block names: no pixel passes through the driver
+        there = set(ledger.parts())
+        names = [name for name in rows.ledger.parts() if name not in there]
+        size, blocks = 1, [pa.table({"part": [name]}) for name in names]
+        schema, read = rows.ledger.schema(), _ReadPart(rows)
+        total, before = rows.ledger.count(rows.condition), ledger.count()
     label = ledger.path.rstrip("/").rsplit("/", 1)[-1]
-    if done:
-        log.info("%s: %d of %d rows were done before", label, len(done), total)
-    if len(done) < total:
-        read: Callable[[pa.Table], pa.Table]
-        if isinstance(rows, pa.Table):
-            blocks, read, schema = _blocks(rows, done, config), _as_it_is, rows.schema
-        else:  # a worker reads the part that a block names: no pixel passes through the driver
-            blocks = [pa.table({"part": [part]}) for part in rows.parts()]
-            read, schema = _ReadPart(rows, done), rows.schema()
-        progress = Progress(
-            label, total=total, done=len(done), unit="rows", every=config.progress_seconds
-        )
-        busy = _run(
-            blocks,
-            read,
-            _schemas(schema, stages)[-1],
-            stages=stages,
-            ledger=ledger,
-            keep=keep,
-            progress=progress,
-        )
-    elif total == 0 and isinstance(rows, pa.Table):  # an empty part tells readers the columns
-        schema = _schemas(rows.schema, stages)[-1]
-        ledger.write_part(schema.empty_table().select(_columns(keep)))
-    reasons = ledger.table(["reject_reason"])["reject_reason"].to_pylist()
-    counts = Counter(reason or "ok" for reason in reasons)
-    ledger.commit(expected=total, counts=counts)
+    if before:
+        log.info("%s: %d of %d rows were done before", label, before, total)
+    schemas = _schemas(schema, stages)
+    busy, stopped = 0.0, False
+    if blocks:
+        need = shared_worker([stage.resources for stage in stages])
+        work = (read, stages, schemas[-1], need, ledger, _columns(keep))
+        every = config.progress_seconds
+        progress = Progress(label, total=total, done=before, unit="rows", every=every)
+        busy, stopped = _run(blocks, size, work, need, progress, enough)
+        _forget_stop(ledger)
+    elif not ledger.parts():  # an empty part tells readers the columns
+        ledger.write_part(schemas[-1].empty_table().select(_columns(keep)))
+    if isinstance(rows, pa.Table):
+        ledger.drop_repeated_rows()
+    counts = ledger.reasons()
+    ledger.commit(expected=counts.total() if stopped else total, counts=counts)
     return Streamed(counts, busy)
 
 
-def _blocks(rows: pa.Table, done: set[str], config: StreamConfig) -> list[pa.Table]:
-    todo = rows.filter(pa.array([id_ not in done for id_ in rows["id"].to_pylist()]))
-    size = config.block_rows
-    return [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
+def _forget_stop(ledger: Ledger) -> None:
+    fs, path = filesystem(join(ledger.path, STOP))
+    if fs.get_file_info(path).is_file:
+        fs.delete_file(path)
 
 
-def _as_it_is(block: pa.Table) -> pa.Table:
-    return block
+# From a block to its rows and the name of the part that they will be; None: their ids name it.
+_Reader = Callable[[pa.Table], tuple[pa.Table, str | None]]
+
+
+def _as_it_is(block: pa.Table) -> tuple[pa.Table, None]:
+    return block, None
 
 
 class _ReadPart:
-    """The rows of the part that a block names, without those done before."""
+    """The selected rows of the part that a block names, whose name goes on."""
 
-    def __init__(self, rows: Ledger, done: set[str]) -> None:
+    def __init__(self, rows: Selection) -> None:
         self.rows = rows
-        self.done = done
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        part = self.rows.part(block["part"][0].as_py())
-        return part.filter(pa.array([id_ not in self.done for id_ in part["id"].to_pylist()]))
+    def __call__(self, block: pa.Table) -> tuple[pa.Table, str]:
+        name = block["part"][0].as_py()
+        return self.rows.part(name), name
 
 
 def _run(
     blocks: list[pa.Table],
-    read: Callable[[pa.Table], pa.Table],
-    schema: pa.Schema,
-    *,
-    stages: Sequence[Stage],
-    ledger: Ledger,
-    keep: Sequence[str],
+    size: int,
+    work: tuple[Any, ...],
+    need: Resources,
     progress: Progress,
-) -> float:
-    need = shared_worker([stage.resources for stage in stages])
-    work = (read, stages, schema, need, ledger, _columns(keep))
+    enough: Callable[[str], bool] | None,
+) -> tuple[float, bool]:
+    """Returns the seconds a worker was busy, mean over workers, and whether it was enough."""
     worker: type[_Worker] | Callable[[pa.Table], pa.Table]
     worker = _Worker if need.workers else _Worker(*work)
     dataset = ray.data.from_arrow(blocks).map_batches(
         worker,
         fn_constructor_args=work if need.workers else None,
-        compute=ActorPoolStrategy(size=need.workers) if need.workers else TaskPoolStrategy(),
-        batch_size=None,
+        compute=_pool(need) if need.workers else TaskPoolStrategy(),
+        batch_size=size,  # a block; that it is one must be said in figures when GPUs are asked for
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=need.num_cpus,
         num_gpus=need.num_gpus or None,
         memory=int(need.memory_gib * 2**30) or None,
     )
-    rejected, busy = 0, 0.0
+    rejected, busy, stopped, note = 0, 0.0, False, "0 rejected"
+    began = time.monotonic()
     for part in dataset.iter_rows():
         rejected += int(part["rejected"])
-        busy += part["busy"] / max(need.workers, 1)
-        progress.add(int(part["rows"]), note=f"{rejected} rejected")
-    progress.finish(note=f"{rejected} rejected")
-    return busy if need.workers else 0.0  # nobody knows how many tasks ran at once
+        note = f"{rejected} rejected"
+        if need.workers:  # of tasks nobody knows how many ran at once
+            busy += part["busy"] / need.workers
+            note += f", workers busy {busy / (time.monotonic() - began):.0%}"
+        progress.add(int(part["rows"]), note=note)
+        if part["part"] and enough is not None and enough(part["part"]) and not stopped:
+            # Not by leaving the loop: what is in the workers' hands would be written later on.
+            stopped = True
+            write_bytes(join(work[4].path, STOP), b"enough")
+    progress.finish(note=note)
+    return busy, stopped
+
+
+def _pool(need: Resources) -> ActorPoolStrategy:
+    return ActorPoolStrategy(
+        size=need.workers,
+        max_concurrent_calls_per_actor=2 if need.num_gpus else 1,
+        enable_true_multi_threading=True,  # our own lock guards the models
+    )
 
 
 def shared_worker(needs: Sequence[Resources]) -> Resources:
@@ -232,12 +294,16 @@ def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
 
 
+# What a worker answers for a block that is not wanted any more.
+_NOTHING = pa.table({"part": [""], "rows": [0], "rejected": [0], "busy": [0.0]})
+
+
 class _Worker:
     """Takes Arrow blocks through the stages, whole batches of live rows, and writes them."""
 
     def __init__(
         self,
-        read: Callable[[pa.Table], pa.Table],
+        read: _Reader,
         stages: Sequence[Stage],
         schema: pa.Schema,
         need: Resources,
@@ -254,21 +320,53 @@ class _Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Returns only what the driver counts."""
-        if not self.ready:
+        with nullcontext() if self.ready else _DEVICE:
+            self._set_up()
+        if self._stopped():
+            return _NOTHING
+        table, name = self.read(block)
+        rows: list[Row] = table.to_pylist()
+        before, device, after = _around_models(self.stages)
+        _apply(before, rows)
+        with _DEVICE:
+            if self._stopped():  # while it waited
+                return _NOTHING
+            began = time.monotonic()
+            _apply(device, rows)
+            busy = time.monotonic() - began
+        _apply(after, rows)
+        done = pa.Table.from_pylist(rows, schema=self.schema).select(self.columns)
+        name = self.ledger.write_part(done, name)
+        rejected = sum(map(is_rejected, rows))
+        return pa.table(
+            {"part": [name], "rows": [len(rows)], "rejected": [rejected], "busy": [busy]}
+        )
+
+    def _stopped(self) -> bool:
+        return read_bytes(join(self.ledger.path, STOP)) is not None
+
+    def _set_up(self) -> None:
+        if self.ready:
+            return
+        if self.need.workers:  # tasks hold no models, and are quicker to start without torch
+            import torch
+
             # A worker that holds a fraction of a core must not start a thread per core.
             torch.set_num_threads(max(1, int(self.need.num_cpus)))
-            for stage in self.stages:
-                stage.setup()
-            self.ready = True
-        devices = [s for s in self.stages if s.resources.num_gpus] or self.stages
-        busy = 0.0
-        rows: list[Row] = self.read(block).to_pylist()
         for stage in self.stages:
-            live = [row for row in rows if not is_rejected(row)]
-            began = time.monotonic()
-            for start in range(0, len(live), stage.resources.batch):
-                stage(live[start : start + stage.resources.batch])
-            busy += (time.monotonic() - began) * (stage in devices)
-        self.ledger.write_part(pa.Table.from_pylist(rows, schema=self.schema).select(self.columns))
-        rejected = sum(map(is_rejected, rows))
-        return pa.table({"rows": [len(rows)], "rejected": [rejected], "busy": [busy]})
+            stage.setup()
+        self.ready = True
+
+
+def _around_models(stages: Sequence[Stage]) -> tuple[Sequence[Stage], ...]:
+    """The stages before the first that holds a model, up to the last that does, and after it."""
+    models = [number for number, stage in enumerate(stages) if stage.resources.workers]
+    first, last = (models[0], models[-1] + 1) if models else (0, 0)
+    return stages[:first], stages[first:last], stages[last:]
+
+
+def _apply(stages: Sequence[Stage], rows: list[Row]) -> None:
+    for stage in stages:
+        live = [row for row in rows if not is_rejected(row)]
+        for start in range(0, len(live), stage.resources.batch):
+            stage(live[start : start + stage.resources.batch])

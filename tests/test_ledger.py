@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -87,10 +88,31 @@ def test_done_ids_grow_part_by_part_and_the_table_is_sorted_by_id(ledger):
 def test_parts_open_elsewhere(ledger):
     ledger.begin()
     name = ledger.write_part(rows("a", "b"))
-    (path,) = ledger.parts()
-    assert Path(path).name == name
-    assert pq.read_table(path).equals(rows("a", "b"))
-    assert ledger.part(path).equals(rows("a", "b"))
+    assert ledger.parts() == [name]
+    assert pq.read_table(Path(ledger.path) / name).equals(rows("a", "b"))
+    assert ledger.part(name).equals(rows("a", "b"))
+    where = pc.field("id") > "a"
+    assert ledger.part(name, ["value", "id"], where=where).to_pydict() == {
+        "value": [0],
+        "id": ["b"],
+    }
+    assert ledger.count() == 2 and ledger.count(where) == 1
+    assert [row["id"] for row in ledger.rows(["id"], where=where)] == ["b"]
+
+
+def test_a_part_has_the_name_it_is_given(ledger):
+    ledger.begin()
+    name = ledger.write_part(rows("a"), "part-000007.parquet")
+    assert ledger.write_part(rows("b"), name) == name, "the same rows, made again"
+    assert ledger.parts() == [name]
+    assert ledger.table()["id"].to_pylist() == ["b"]
+
+
+def test_rejects_are_counted_by_reason(ledger):
+    ledger.begin()
+    for ids, reasons in ((["a", "b"], [None, "empty"]), (["c", "d", "e"], ["empty", None, None])):
+        ledger.write_part(pa.table({"id": ids, "reject_reason": pa.array(reasons, pa.string())}))
+    assert ledger.reasons() == {"ok": 3, "empty": 2}
 
 
 def test_the_same_part_twice_changes_nothing(ledger):
@@ -117,15 +139,16 @@ def test_parts_of_different_ids_never_share_a_name(ledger):
         *([(f"x{i}", f"y{i}"), (f"x{i}",), (f"y{i}",)] for i in range(8)),
     ],
 )
-def test_repeated_rows_are_dropped_at_commit_and_none_is_lost(ledger, parts):
+def test_repeated_rows_are_dropped_and_none_is_lost(ledger, parts):
     ledger.begin()
     for ids in parts:
         ledger.write_part(rows(*ids))
     distinct = sorted({id_ for ids in parts for id_ in ids})
+    ledger.drop_repeated_rows()
     ledger.commit(expected=len(distinct), counts={})
     assert ledger.table()["id"].to_pylist() == distinct
     assert ledger.manifest()["rows"] == len(distinct)
-    assert [Path(part).name for part in ledger.parts()] == ledger.manifest()["parts"]
+    assert ledger.parts() == ledger.manifest()["parts"]
 
 
 @pytest.mark.parametrize("expected", [1, 3])
@@ -167,14 +190,14 @@ def test_a_writer_that_dies_in_the_middle_leaves_nothing_that_is_read(ledger):
     root = Path(__file__).parents[1]
     died = subprocess.run([sys.executable, "-c", code, argument], cwd=root, capture_output=True)
     assert died.returncode < 0, died.stderr.decode()
-    known = {"started.json", *(Path(part).name for part in ledger.parts())}
+    known = {"started.json", *ledger.parts()}
     (leftover,) = [p for p in Path(ledger.path).iterdir() if p.name not in known]
     assert 0 < leftover.stat().st_size <= 10_000
     assert ledger.done_ids() == {"b"}
     ledger.write_part(rows("a"))
     ledger.commit(expected=2, counts={})
     assert ledger.table()["id"].to_pylist() == ["a", "b"]
-    assert sorted(map(str, Path(ledger.path).glob("*.parquet"))) == ledger.parts()
+    assert sorted(path.name for path in Path(ledger.path).glob("*.parquet")) == ledger.parts()
 
 
 def test_a_file_is_replaced_whole_and_read_back(tmp_path):
@@ -214,6 +237,6 @@ def test_other_processes_write_into_the_same_ledger(ledger):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
         names = list(pool.map(_write_from_elsewhere, [ledger] * 3, ids))
-    assert sorted(Path(part).name for part in ledger.parts()) == sorted(names)
+    assert ledger.parts() == sorted(names)
     ledger.commit(expected=3, counts={})
     assert ledger.table()["id"].to_pylist() == ids

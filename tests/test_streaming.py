@@ -1,5 +1,6 @@
 """Stages on a real, small Ray: what comes out does not tell how the work was cut."""
 
+import itertools
 import sys
 import time
 import uuid
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 
 from raypref.config import Resources
 from raypref.ledger import Ledger
 from raypref.rows import REJECT, Row, reject
-from raypref.streaming import StreamConfig, shared_worker, start_ray, stream
+from raypref.streaming import Selection, StreamConfig, shared_worker, start_ray, stream
 
 COUNT = 23
 NUMBERS = pa.table({"id": [f"{n:03d}" for n in range(COUNT)], "n": list(range(COUNT))})
@@ -23,6 +25,7 @@ NUMBERS = pa.table({"id": [f"{n:03d}" for n in range(COUNT)], "n": list(range(CO
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)  # Ray takes our word for the GPU
     start_ray()
     # The stages of this file travel whole: workers cannot import it.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -94,6 +97,35 @@ class Fragile:
             row["seen"] = row["n"]
 
 
+class Patient(Fragile):
+    """Takes its time, so that the driver can say that it is enough."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        time.sleep(0.3)
+        super().__call__(rows)
+
+
+class Timed:
+    """Takes half a second a block, and notes when."""
+
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([])
+
+    def __init__(self, name: str, notes: Path, *, num_gpus: float) -> None:
+        self.name = name
+        self.notes = notes
+        workers = int(num_gpus > 0)
+        self.resources = Resources(workers=workers, batch=64, num_cpus=0.25, num_gpus=num_gpus)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        began = time.monotonic()
+        time.sleep(0.5)
+        note(self.notes, f"{self.name} {began} {time.monotonic()}")
+
+
 def note(folder: Path, what: str) -> None:
     """Leave a mark that outlives the worker."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +146,7 @@ def wait_for_a_part(ledger: Ledger) -> None:
 
 
 def run(
-    folder: Path, rows: pa.Table | Ledger = NUMBERS, *, block_rows: int, **resources: Any
+    folder: Path, rows: pa.Table | Selection = NUMBERS, *, block_rows: int, **resources: Any
 ) -> tuple[Ledger, Counter[str]]:
     """Send rows through `Square` and `Next`."""
     need = Resources(num_cpus=0.25, **resources)
@@ -145,12 +177,14 @@ def expected_rows() -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("block_rows", "workers", "batch"),
-    [(64, 1, 64), (4, 2, 3), (5, 0, 1)],
-    ids=["one block", "two actors", "tasks"],
+    ("block_rows", "workers", "batch", "gpus"),
+    [(64, 1, 64, 0), (4, 2, 3, 0), (5, 0, 1, 0), (4, 2, 3, 0.25)],
+    ids=["one block", "two actors", "tasks", "two actors on one GPU"],
 )
-def test_rows_come_out_the_same_however_the_work_is_cut(block_rows, workers, batch, tmp_path):
-    ledger, counts = run(tmp_path, block_rows=block_rows, workers=workers, batch=batch)
+def test_rows_come_out_the_same_however_the_work_is_cut(block_rows, workers, batch, gpus, tmp_path):
+    ledger, counts = run(
+        tmp_path, block_rows=block_rows, workers=workers, batch=batch, num_gpus=gpus
+    )
     assert ledger.table().to_pylist() == expected_rows()
     assert counts == {"ok": COUNT - 4, "three": 2, "large": 2}
     assert ledger.manifest()["counts"] == counts
@@ -196,9 +230,99 @@ def test_the_rows_of_a_ledger_are_a_source(tmp_path):
             part = part.append_column(field, column)
         source.write_part(part)
     source.commit(expected=COUNT, counts={})
-    ledger, _ = run(tmp_path, source, block_rows=2, workers=1, batch=4)
+    ledger, _ = run(tmp_path, Selection(source), block_rows=2, workers=1, batch=4)
     assert ledger.table().to_pylist() == expected_rows()
     assert len(ledger.parts()) == len(source.parts())
+
+
+def test_rows_are_left_out_by_id(tmp_path):
+    source = Ledger(str(tmp_path / "source"), {})
+    source.begin()
+    for start in (0, 10):
+        source.write_part(NUMBERS.slice(start, 10))
+    source.commit(expected=20, counts={})
+    rows = Selection(source, pc.field("n") > 2, without=frozenset(["004", "011", "001"]))
+    assert source.count(rows.condition) == 15
+    ledger, counts = run(tmp_path, rows, block_rows=1, workers=0)
+    left = {row["id"] for row in ledger.rows(["id"])}
+    assert left == {f"{n:03d}" for n in range(3, 20)} - {"004", "011"}
+    assert counts.total() == 15
+
+
+def test_only_selected_rows_of_a_ledger_are_read_and_a_half_done_one_is_finished(tmp_path):
+    source = Ledger(str(tmp_path / "source"), {})
+    source.begin()
+    for start in range(0, COUNT, 5):
+        source.write_part(NUMBERS.slice(start, 5), f"part-{start:03d}.parquet")
+    source.commit(expected=COUNT, counts={})
+    even = Selection(source, pc.bit_wise_and(pc.field("n"), 1) == 0)
+    ledger, _ = run(tmp_path, even, block_rows=64, workers=1, batch=4)
+    expected = [row for row in expected_rows() if row["n"] % 2 == 0]
+    assert ledger.table().to_pylist() == expected
+    assert ledger.parts() == source.parts(), "a part keeps the name of what it was made of"
+    lost = ledger.parts()[2]
+    (Path(ledger.path) / lost).unlink()
+    (Path(ledger.path) / "manifest.json").unlink()
+    calls = noted(tmp_path / "square").total()
+    run(tmp_path, even, block_rows=64, workers=1, batch=4)
+    assert ledger.table().to_pylist() == expected
+    # Setup, and the two or three even numbers of the lost part.
+    assert noted(tmp_path / "square").total() - calls == 1 + 1
+
+
+def test_what_is_not_begun_is_left_out_once_it_is_enough(tmp_path):
+    ledger = Ledger(str(tmp_path / "ledger"), {})
+    seen: list[str] = []
+
+    def enough(part: str) -> bool:
+        seen.append(part)
+        return len(seen) >= wanted
+
+    def attempt(folder: Path) -> int:
+        stage = Patient(folder, ledger, fails_at=None)
+        stream(
+            NUMBERS,
+            stages=[stage],
+            ledger=ledger,
+            keep=["seen"],
+            config=StreamConfig(block_rows=2),
+            enough=enough,
+        )
+        assert ledger.state() == "complete"
+        assert sorted(seen) == ledger.parts(), "all that was written was shown"
+        assert noted(folder).total() == ledger.count() - before
+        assert not list(Path(ledger.path).glob(".*")), "a mark or half a part was left"
+        return ledger.count()
+
+    before, wanted = 0, 2
+    first = attempt(tmp_path / "first")
+    assert 4 <= first < COUNT
+    before, wanted = first, 10**9
+    assert attempt(tmp_path / "second") == COUNT
+
+
+def test_a_block_is_read_while_the_gpu_works_on_another_alone(tmp_path):
+    streamed = stream(
+        NUMBERS,
+        stages=[
+            Timed(name, tmp_path / "notes", num_gpus=gpus)
+            for name, gpus in (("read", 0), ("paint", 0.25), ("score", 0.25))
+        ],
+        ledger=Ledger(str(tmp_path / "ledger"), {}),
+        keep=["n"],
+        config=StreamConfig(block_rows=6),
+    )
+    times: dict[str, list[tuple[float, float]]] = {}
+    for name in noted(tmp_path / "notes"):
+        stage, *moments = name.split()
+        times.setdefault(stage, []).append((float(moments[0]), float(moments[1])))
+    assert {stage: len(spans) for stage, spans in times.items()} == dict.fromkeys(times, 4)
+    device = sorted(times["paint"] + times["score"])
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(device))
+    assert any(
+        begin < end and start < stop for begin, stop in times["read"] for start, end in device
+    )
+    assert streamed.busy == pytest.approx(4.0, abs=0.5)
 
 
 def test_no_rows_make_a_complete_and_empty_ledger(tmp_path):
