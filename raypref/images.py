@@ -68,6 +68,9 @@ class ImageConfig(Section):
         50_000_000, "most pixels accepted, told from the header", ge=1, le=178_000_000
     )  # above 179 million Pillow refuses by itself
     max_bytes: int = setting(64 * 2**20, "most encoded bytes accepted", ge=1)
+    near_duplicates: bool = setting(
+        False, "drop photographs that look like another, told by a perceptual hash"
+    )
     animated: Literal["reject", "first_frame"] = setting(
         "reject", "what to do with animated GIF, PNG and WebP"
     )

@@ -9,13 +9,14 @@ stages. A row with `reject_reason` set passes the remaining stages untouched.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from raypref.config import Resources
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Stage(Protocol):
@@ -43,10 +44,12 @@ class Stage(Protocol):
 INDEX = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),  # file or Parquet file, relative to the root
-        pa.field("member", pa.int64()),  # row within a Parquet file; null for a plain file
+        pa.field("uri", pa.string(), nullable=False),  # file, shard or Parquet file in the source
+        pa.field("member", pa.int64()),  # row of a Parquet file, first byte in a shard, else null
+        pa.field("column", pa.string()),  # of a Parquet file, else null
         pa.field("caption", pa.string()),
-        pa.field("size", pa.int64()),  # bytes of the file; null where there is no file
+        pa.field("size", pa.int64()),  # bytes of the image, or of its Parquet file; null: unknown
+        pa.field("problem", pa.string()),  # `reason: message` of what is wrong with the entry
     ]
 )
 
@@ -61,6 +64,28 @@ REJECT = pa.schema(
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # Hugging Face's image struct
 
 
+def index_row(
+    id_: str,
+    uri: str,
+    caption: str | None,
+    *,
+    size: int | None = None,
+    member: int | None = None,
+    column: str | None = None,
+    problem: str | None = None,
+) -> Row:
+    """A row of `INDEX`."""
+    return {
+        "id": id_,
+        "uri": uri,
+        "member": member,
+        "column": column,
+        "caption": caption,
+        "size": size,
+        "problem": problem,
+    }
+
+
 def content_key(image: bytes, caption: str) -> str:
     """The sha256 (64 hex digits) of image bytes and caption."""
     digest = hashlib.sha256(image)
@@ -73,6 +98,15 @@ def seed_of(seed: int, *parts: str | int) -> int:
     """A 63-bit seed that depends on (seed, parts) alone: not on rank, order or batch."""
     text = "\0".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def padded(items: list[T], size: int) -> list[T]:
+    """The items and copies of the last, up to `size`.
+
+    Models see batches of one shape only: what a row gets then does not depend on how many others
+    came with it, to the bit, and compiled models are compiled once.
+    """
+    return items + items[-1:] * (size - len(items))
 
 
 def reject(row: Row, stage: str, reason: str, message: str) -> None:

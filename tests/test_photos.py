@@ -10,7 +10,7 @@ from corpus import encode, scene, write_folder
 from PIL import Image
 
 from raypref.curate.photos import Crop, Measure
-from raypref.curate.sources import SourceConfig, read_index
+from raypref.curate.sources import SourceConfig, entries
 from raypref.images import ImageConfig
 from raypref.rows import Row
 
@@ -28,7 +28,7 @@ def measured(root: Path, *, images: ImageConfig, **settings: Any) -> dict[str, R
     source = SourceConfig(path=str(root), **settings)
     stage = Measure(source, images)
     stage.setup()
-    rows = read_index(source).to_pylist()
+    rows = list(entries(source))
     stage(rows)
     return {row["id"]: row for row in rows}
 
@@ -58,6 +58,28 @@ def test_the_facts_of_a_photograph(tmp_path):
         assert (turned["width"], turned["height"]) == stored.size[::-1]
 
 
+def test_hashes_of_the_same_picture_in_other_files_are_alike(tmp_path):
+    real = Path(__file__).parents[2] / "shared" / "data" / "photos"
+    found = sorted(real.glob("*.jpg"))[:8] if real.is_dir() else []
+    if not found:
+        pytest.skip("no real photographs beside the project")
+    for number, path in enumerate(found):
+        with Image.open(path) as image:
+            image.save(tmp_path / f"{number}_a.png")
+            smaller = image.resize((image.width * 2 // 3, image.height * 2 // 3))
+            smaller.save(tmp_path / f"{number}_b.jpg", quality=70)
+        (tmp_path / f"{number}_a.txt").write_text("a")
+        (tmp_path / f"{number}_b.txt").write_text("b")
+    rows = measured(tmp_path, images=ImageConfig(near_duplicates=True))
+    hashes = {name: int(row["phash"], 16) for name, row in rows.items()}
+    for name, value in hashes.items():
+        for other, other_value in hashes.items():
+            same = name.split("_")[0] == other.split("_")[0]
+            assert ((value ^ other_value).bit_count() <= 3) == same, (name, other)
+    plain = measured(tmp_path, images=ImageConfig())
+    assert {row["phash"] for row in plain.values()} == {None}
+
+
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
@@ -80,14 +102,18 @@ def test_the_crop_is_the_middle_square_at_the_size_asked(photos):
     stripes = Image.new("RGB", (96, 64), (255, 0, 0))  # 16 + 64 + 16 columns
     stripes.paste((0, 0, 255), (16, 0, 80, 64))
     (photos / "a.jpg").write_bytes(encode(stripes, "PNG"))
-    (photos / "b.jpg").write_bytes(b"changed since it was measured")
-    source = SourceConfig(path=str(photos))
-    stage = Crop(source, ImageConfig(size=64))
+    (photos / "captions.csv").write_text("file,caption\na.jpg,a\nb.jpg,b\nc.jpg,c\n")
+    images = ImageConfig(size=64)
+    rows = list(measured(photos, images=images).values())
+    stage = Crop(SourceConfig(path=str(photos)), images)
     stage.setup()
-    rows = [{"id": name, "uri": name, "member": None} for name in ("a.jpg", "b.jpg")]
+    (photos / "b.jpg").write_bytes(b"damaged since it was measured")
+    (photos / "c.jpg").write_bytes(encode(scene(7), "JPEG"))
     stage(rows)
     (photos / "crop.png").write_bytes(rows[0]["chosen"])
     with Image.open(photos / "crop.png") as crop:
         assert (crop.format, crop.mode, crop.size) == ("PNG", "RGB", (64, 64))
         assert np.unique(np.asarray(crop).reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]
     assert (rows[1]["reject_stage"], rows[1]["reject_reason"]) == ("crop", "unreadable")
+    assert (rows[2]["reject_stage"], rows[2]["reject_reason"]) == ("crop", "changed")
+    assert rows[1].get("chosen") is None and rows[2].get("chosen") is None

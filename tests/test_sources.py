@@ -12,7 +12,9 @@ import pytest
 from corpus import encode, scene
 
 from raypref.config import InputError
-from raypref.curate.sources import SourceConfig, SourceError, digest, fetch, read_index
+from raypref.curate import parquet as parquet_reader
+from raypref.curate.place import SourceError, locate
+from raypref.curate.sources import SourceConfig, digest, entries, fetch
 from raypref.rows import INDEX, Row
 
 JPEG = encode(scene(), "JPEG")
@@ -21,9 +23,14 @@ MAX = 10**6
 
 def index(path: Path, **settings: Any) -> list[Row]:
     """What the source lists."""
-    table = read_index(SourceConfig(path=str(path), **settings))
-    assert table.schema == INDEX
-    return table.to_pylist()
+    rows = list(entries(SourceConfig(path=str(path), **settings)))
+    assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows
+    return rows
+
+
+def read(row: Row, root: Path) -> bytes:
+    """The bytes of an entry."""
+    return fetch(row, locate(str(root)), max_bytes=MAX)
 
 
 def captions(path: Path, **settings: Any) -> dict[str, str | None]:
@@ -40,7 +47,7 @@ def table(path: Path, text: str | bytes) -> None:
 def reason(row: Row, root: Path, *, max_bytes: int = MAX) -> str:
     """Why an entry cannot be read."""
     with pytest.raises(SourceError) as caught:
-        fetch(row, root, max_bytes=max_bytes)
+        fetch(row, locate(str(root)), max_bytes=max_bytes)
     return caught.value.reason
 
 
@@ -60,7 +67,7 @@ def test_captions_csv(photos):
     assert captions(photos) == {"a.jpg": 'a, "b"\nc', "b.PNG": "b", "sub/c.jpeg": "ü"}
     for row in index(photos):
         assert row == row | {"uri": row["id"], "member": None, "size": len(JPEG)}
-        assert fetch(row, photos, max_bytes=MAX) == JPEG
+        assert read(row, photos) == JPEG
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_nothing_outside_the_folder_is_read(photos, tmp_path):
             reasons[row["uri"]] = reason(row, photos)
     assert reasons == {os.path.normpath(name): "outside_root" for name in outside}
     inside = next(row for row in index(photos) if row["uri"] == "within.jpg")
-    assert fetch(inside, photos, max_bytes=MAX) == JPEG
+    assert read(inside, photos) == JPEG
 
 
 def test_names_that_no_file_can_have_are_missing_files(photos):
@@ -191,7 +198,7 @@ def test_a_file_of_a_terabyte_is_not_read(photos):
     row = next(row for row in index(photos) if row["id"] == "huge.jpg")
     assert reason(row, photos) == "too_many_bytes"
     small = next(row for row in index(photos) if row["id"] == "a.jpg")
-    assert fetch(small, photos, max_bytes=len(JPEG)) == JPEG
+    assert fetch(small, locate(str(photos)), max_bytes=len(JPEG)) == JPEG
     assert reason(small, photos, max_bytes=len(JPEG) - 1) == "too_many_bytes"
 
 
@@ -216,25 +223,59 @@ def test_a_broken_captions_csv_is_named_with_its_line(text, says, photos):
         assert part in str(caught.value)
 
 
+def test_a_uri_of_this_machine_follows_no_link_out_either(photos, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    (photos / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    source = SourceConfig(path=photos.as_uri())
+    rows = {row["id"]: row for row in entries(source)}
+    with pytest.raises(SourceError, match="outside"):
+        fetch(rows["link.jpg"], source.place(), max_bytes=MAX)
+    assert fetch(rows["a.jpg"], source.place(), max_bytes=MAX) == JPEG
+
+
+def test_a_shard_outside_the_folder_is_a_reject(photos, tmp_path):
+    (tmp_path / "x.tar").write_text("a secret")
+    (photos / "x.tar").symlink_to(tmp_path / "x.tar")
+    (row,) = entries(SourceConfig(path=str(photos)))
+    assert row["problem"].startswith("unreadable_archive: ") and row["caption"] is None
+    assert "x.tar points outside" in row["problem"]
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "x.parquet"])
+def test_a_container_outside_the_folder_is_not_read(name, photos, tmp_path):
+    (tmp_path / name).write_text("file,caption\na.jpg,a secret\n")
+    (photos / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=rf"photos.*{name} points outside"):
+        index(photos)
+
+
+def test_a_folder_of_two_kinds_is_asked_about(photos):
+    table(photos, "file,caption\na.jpg,x\n")
+    (photos / "backup.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"looks like folder and webdataset.*source\.layout"):
+        index(photos)
+    assert index(photos, layout="folder")[0]["caption"] == "x"
+
+
 def test_a_place_that_is_none_is_named(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     places = {
         "absent": "no folder or file",
         "empty": "no photographs in",
         "photos": "3 photographs in .* but not one caption",
-        "photos/a.jpg": "not a .parquet file",
+        "photos/a.jpg": "is a file, and none of .parquet, .tar, .jsonl",
     }
     for name, says in places.items():
         with pytest.raises(InputError, match=f"source.path: .*{says}") as caught:
-            index(tmp_path / name)
+            digest(SourceConfig(path=str(tmp_path / name)))
         assert str(tmp_path / name) in str(caught.value)
     with pytest.raises(InputError, match="tiny:wrld"):
-        read_index(SourceConfig(path="tiny:wrld"))
+        digest(SourceConfig(path="tiny:wrld"))
 
 
 def test_the_digest_changes_with_captions_and_files_and_not_with_the_place(photos, tmp_path):
     def seen() -> str:
-        return digest(read_index(SourceConfig(path=str(photos))))
+        return digest(SourceConfig(path=str(photos)))
 
     table(photos, "file,caption\na.jpg,x\nb.PNG,y\n")
     first = seen()
@@ -280,11 +321,21 @@ def test_parquet_images(kind, tmp_path):
         *(("1.parquet", i) for i in range(2)),
     ]
     assert len({row["id"] for row in rows}) == 5
-    assert [fetch(row, root, max_bytes=MAX) for row in rows] == images
+    assert [read(row, root) for row in rows] == images
     assert reason(rows[0] | {"member": 3}, root) == "no_image"
+    assert reason(rows[4], root, max_bytes=len(images[4]) - 1) == "too_many_bytes"
     one = index(root / "0.parquet")
     assert one == rows[:3]
-    assert fetch(one[1], root / "0.parquet", max_bytes=MAX) == images[1]
+    assert read(one[1], root / "0.parquet") == images[1]
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_not_read(tmp_path, monkeypatch):
+    zeros = bytes(2**20)
+    how = {"compression": "zstd", "use_dictionary": False}
+    parquet(tmp_path / "a.parquet", [zeros] * 8, ["x"] * 8, kind=pa.binary(), column="image", **how)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**16
+    monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**22)
+    assert {reason(row, tmp_path) for row in index(tmp_path)} == {"too_many_bytes"}
 
 
 def test_more_than_ten_rows_of_a_parquet_file_stay_in_order(tmp_path):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
+from imagehash import phash
 from PIL import Image
 
 from raypref.config import Resources
 from raypref.curate.colorfulness import colorfulness
-from raypref.curate.sources import SourceConfig, SourceError, fetch
-from raypref.images import BadImage, ImageConfig, center_square, decode, encode_png
+from raypref.curate.place import Place, SourceError
+from raypref.curate.sources import SourceConfig, fetch
+from raypref.images import BadImage, ImageConfig, center_square, decode, encode_png, open_png
 from raypref.rows import Row, content_key, reject
 
 
@@ -18,13 +18,14 @@ class Measure:
     """Stage: the facts of every photograph that need no model. Its pixels are not passed on."""
 
     name = "photos"
-    reads: tuple[str, ...] = ("uri", "member", "caption")
+    reads: tuple[str, ...] = ("uri", "member", "column", "size", "caption", "problem")
     writes = pa.schema(
         [
             ("key", pa.string()),
             ("width", pa.int32()),  # of the photograph as a person sees it, before the crop
             ("height", pa.int32()),
             ("colorfulness", pa.float64()),  # of the crop
+            ("phash", pa.string()),  # of the crop, 16 hex digits; null unless asked for
         ]
     )
     resources = Resources(workers=0, batch=1)
@@ -34,29 +35,57 @@ class Measure:
         self.images = images
 
     def setup(self) -> None:
-        """Find the source's folder."""
-        self.root = self.source.root()
+        """Find the source."""
+        self.place = self.source.place()
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns or reject."""
         for row in rows:
-            problem = _caption_problem(row["caption"], self.source.max_caption)
+            problem = _problem(row, self.source.max_caption)
             if problem is not None:
                 reject(row, self.name, *problem)
                 continue
-            photo = _read(row, self.root, self.images, stage=self.name)
+            photo = _read(row, self.place, self.images, stage=self.name)
             if photo is not None:
                 data, image = photo
                 row["key"] = content_key(data, row["caption"])
                 row["width"], row["height"] = image.size
-                row["colorfulness"] = colorfulness(center_square(image, self.images.size))
+                crop = center_square(image, self.images.size)
+                row["colorfulness"] = colorfulness(crop)
+                row["phash"] = str(phash(crop)) if self.images.near_duplicates else None
+
+
+class Colorfulness:
+    """Stage: how colorful another image is.
+
+    Args:
+        image: column of PNG bytes.
+        column: the new column.
+    """
+
+    name = "colorfulness"
+    resources = Resources(workers=0, batch=1)
+
+    def __init__(self, image: str, column: str) -> None:
+        self.image = image
+        self.column = column
+        self.reads: tuple[str, ...] = (image,)
+        self.writes = pa.schema([(column, pa.float64())])
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the column."""
+        for row in rows:
+            row[self.column] = colorfulness(open_png(row[self.image]))
 
 
 class Crop:
     """Stage: the square crop of a photograph as PNG."""
 
     name = "crop"
-    reads: tuple[str, ...] = ("uri", "member")
+    reads: tuple[str, ...] = ("uri", "member", "column", "size", "caption", "key")
     writes = pa.schema([("chosen", pa.binary())])
     resources = Resources(workers=0, batch=1)
 
@@ -65,29 +94,39 @@ class Crop:
         self.images = images
 
     def setup(self) -> None:
-        """Find the source's folder."""
-        self.root = self.source.root()
+        """Find the source."""
+        self.place = self.source.place()
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column; a file that changed since it was measured is rejected."""
         for row in rows:
-            photo = _read(row, self.root, self.images, stage=self.name)
-            if photo is not None:
-                row["chosen"] = encode_png(center_square(photo[1], self.images.size))
+            photo = _read(row, self.place, self.images, stage=self.name)
+            if photo is None:
+                continue
+            data, image = photo
+            if content_key(data, row["caption"]) != row["key"]:
+                reject(row, self.name, "changed", "the photograph is not the one that was measured")
+            else:
+                row["chosen"] = encode_png(center_square(image, self.images.size))
 
 
 def _read(
-    row: Row, root: Path, images: ImageConfig, *, stage: str
+    row: Row, place: Place, images: ImageConfig, *, stage: str
 ) -> tuple[bytes, Image.Image] | None:
     try:
-        data = fetch(row, root, max_bytes=images.max_bytes)
+        data = fetch(row, place, max_bytes=images.max_bytes)
         return data, decode(data, images)
     except (SourceError, BadImage) as problem:
         reject(row, stage, problem.reason, problem.message)
         return None
 
 
-def _caption_problem(caption: str | None, longest: int) -> tuple[str, str] | None:
+def _problem(row: Row, longest: int) -> tuple[str, str] | None:
+    """Reason and message of what is wrong with an entry before it is read."""
+    if row["problem"] is not None:
+        reason, _, message = row["problem"].partition(": ")
+        return reason, message
+    caption = row["caption"]
     if caption is None or not caption.strip():
         return "no_caption", "the photograph has no caption"
     if len(caption) > longest:

@@ -1,0 +1,123 @@
+"""Sources and ledgers in an object store: a real S3 protocol server, started here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from corpus import encode, scene
+from moto.server import ThreadedMotoServer
+from pyarrow import fs as pafs
+from test_shards import shard
+
+from raypref.config import InputError
+from raypref.curate.place import SourceError
+from raypref.curate.sources import SourceConfig, digest, entries, fetch
+from raypref.ledger import Ledger, join, read_bytes, write_bytes
+
+JPEG = encode(scene(), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of an empty bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        fs, name = pafs.FileSystem.from_uri("s3://photos?allow_bucket_creation=true")
+        fs.create_dir(name)
+        yield "s3://photos"
+    server.stop()
+
+
+def put(uri: str, name: str, data: bytes) -> None:
+    write_bytes(join(uri, name), data)
+
+
+def test_a_folder_of_photographs(bucket: str) -> None:
+    root = join(bucket, "set")
+    put(root, "a.jpg", JPEG)
+    put(root, "sub/b.jpg", JPEG)
+    put(root, "sub/b.txt", b"below")
+    put(root, "captions.csv", b"file,caption\na.jpg,one\n../c.jpg,outside\ngone.jpg,gone\n")
+    put(bucket, "c.jpg", JPEG)
+    source = SourceConfig(path=root)
+    rows = list(entries(source))
+    assert [(row["id"], row["caption"], row["size"]) for row in rows] == [
+        ("../c.jpg", "outside", None),
+        ("a.jpg", "one", len(JPEG)),
+        ("gone.jpg", "gone", None),
+        ("sub/b.jpg", "below", len(JPEG)),
+    ]
+    place = source.place()
+    assert fetch(rows[1], place, max_bytes=10**6) == JPEG
+    for row, reason in ((rows[0], "outside_root"), (rows[2], "missing_file")):
+        with pytest.raises(SourceError) as caught:
+            fetch(row, place, max_bytes=10**6)
+        assert caught.value.reason == reason
+    before = digest(source)
+    put(root, "a.jpg", JPEG + b"\0")
+    assert digest(source) != before
+
+
+def test_shards_are_read_where_they_lie(bucket: str, tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", [("x.jpg", JPEG), ("x.txt", b"one"), ("y.jpg", JPEG + b"\0")])
+    put(join(bucket, "shards"), "0.tar", (tmp_path / "0.tar").read_bytes())
+    for path in (join(bucket, "shards"), join(bucket, "shards", "0.tar")):
+        source = SourceConfig(path=path)
+        rows = list(entries(source))
+        assert [row["caption"] for row in rows] == ["one", None]
+        place = source.place()
+        assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+
+
+def test_a_jsonl_index(bucket: str) -> None:
+    root = join(bucket, "lines")
+    put(root, "all.jsonl", b'{"file": "a.jpg", "caption": "one"}\n{"file": "b.jpg"}\n')
+    put(root, "a.jpg", JPEG)
+    source = SourceConfig(path=root, layout="jsonl")
+    rows = list(entries(source))
+    assert [(row["uri"], row["caption"]) for row in rows] == [("a.jpg", "one"), ("b.jpg", None)]
+    assert fetch(rows[0], source.place(), max_bytes=10**6) == JPEG
+
+
+def test_parquet(bucket: str) -> None:
+    table = pa.table({"image": [JPEG, JPEG + b"\0"], "caption": ["one", "two"]})
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(table, sink)
+    put(join(bucket, "table"), "0.parquet", sink.getvalue().to_pybytes())
+    source = SourceConfig(path=join(bucket, "table"))
+    rows = list(entries(source))
+    place = source.place()
+    assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+
+
+def test_what_is_not_there_is_named(bucket: str) -> None:
+    with pytest.raises(InputError, match="there is no folder or file 's3://photos/none'"):
+        SourceConfig(path=join(bucket, "none")).place()
+    with pytest.raises(InputError, match="s3://no-such-bucket"):
+        SourceConfig(path="s3://no-such-bucket/x").place()
+
+
+def test_a_ledger(bucket: str) -> None:
+    ledger = Ledger(join(bucket, "runs", "x", "pairs"), {"a": 1})
+    assert ledger.state() == "absent" and ledger.parts() == []
+    ledger.begin()
+    name = ledger.write_part(pa.table({"id": ["a", "b"], "n": [1, 2]}))
+    assert ledger.state() == "partial"
+    ledger.commit(expected=2, counts={"ok": 2})
+    assert ledger.state() == "complete" and ledger.parts() == [name]
+    assert ledger.table(["n"]).to_pydict() == {"id": ["a", "b"], "n": [1, 2]}
+    other = Ledger(ledger.path, {"a": 2})
+    assert other.state() == "stale" and other.changes() == ["a: 1 -> 2"]
+    other.clear()
+    assert ledger.state() == "absent"
+    assert read_bytes(join(ledger.path, "manifest.json")) is None
