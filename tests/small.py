@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -25,8 +31,17 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
+    Qwen2Tokenizer,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from raypref.curate.u2net import U2NETP
 from raypref.tiny import models
@@ -38,7 +53,7 @@ _PICKSCORE_SEED = 32
 
 
 def path(name: str) -> Path:
-    """`sd15`, `sd15-inpaint`, `pickscore` or `u2netp.pth`, built on first use."""
+    """One of the `_BUILDERS`, built on first use."""
 
     def build(target: Path) -> None:
         with _isolated():
@@ -78,6 +93,121 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
     pipeline.save_pretrained(folder)
 
 
+def _build_sd3(folder: Path) -> None:
+    """The layout of SD-3.5-Medium: three text encoders, dual attention, flow matching."""
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=16,
+        pos_embed_max_size=96,
+        dual_attention_layers=(0, 1),
+        qk_norm="rms_norm",
+    )
+    clips = [CLIPTextModelWithProjection(_text_config(hidden_size=16)) for _ in range(2)]
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(
+            latent_channels=16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=clips[0],
+        tokenizer=models.tokenizer(),
+        text_encoder_2=clips[1],
+        tokenizer_2=models.tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(),
+    ).save_pretrained(folder)
+
+
+def _build_pixart(folder: Path) -> None:
+    """The layout of PixArt-alpha: T5, a transformer that also predicts a variance."""
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=32,
+        out_channels=8,
+        norm_type="ada_norm_single",
+        use_additional_conditions=False,
+    )
+    PixArtAlphaPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=_t5(),
+        vae=_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
+        ),
+    ).save_pretrained(folder)
+
+
+def _build_qwen3_vl(folder: Path) -> None:
+    """The layout of Qwen3-VL: image processor, tokenizer with chat template, merged patches."""
+    letters = bytes_to_unicode().values()
+    words = {"yes": ["y", "e", "s"], "no": ["n", "o"]}
+    merges = [("y", "e"), ("ye", "s"), ("n", "o")]
+    vocabulary = [*letters, "ye", *words]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"]
+    specials += ["<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    ids = {token: index for index, token in enumerate([*vocabulary, *specials])}
+    tokenizer = Qwen2Tokenizer(vocab=ids, merges=merges, additional_special_tokens=specials[1:])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
+        "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        patch_size=16, min_pixels=32 * 32, max_pixels=128 * 128
+    ).save_pretrained(folder)
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+
+
 def _build_pickscore(folder: Path) -> None:
     side = 64  # of the world's photographs: they are scored as they are, not resized
     vision = CLIPVisionConfig(
@@ -109,6 +239,9 @@ def _build_u2netp(file: Path) -> None:
 _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": _build_sd15,
     "sd15-inpaint": _build_sd15_inpaint,
+    "sd3": _build_sd3,
+    "pixart": _build_pixart,
+    "qwen3-vl": _build_qwen3_vl,
     "pickscore": _build_pickscore,
     "u2netp.pth": _build_u2netp,
 }
@@ -127,16 +260,39 @@ def _scheduler() -> PNDMScheduler:
     )
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-        scaling_factor=0.18215,
+def _vae(**changes: Any) -> AutoencoderKL:
+    settings: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (8, 16, 16, 16),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 64,
+        "scaling_factor": 0.18215,
+    }
+    return AutoencoderKL(**settings | changes)
+
+
+def _t5() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(_t5_tokenizer()),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+    )
+    return T5EncoderModel(config)
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz,.'0123456789"]
+    return T5Tokenizer(
+        vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=512
     )
 
 
@@ -159,11 +315,11 @@ def _text_encoder() -> CLIPTextModel:
     return CLIPTextModel(_text_config())
 
 
-def _text_config() -> CLIPTextConfig:
+def _text_config(*, hidden_size: int = 32) -> CLIPTextConfig:
     size = len(models.tokenizer())
     return CLIPTextConfig(
         vocab_size=size,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,

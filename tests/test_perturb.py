@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import small
 import torch
+from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
 from PIL import Image
 
+from raypref.config import Resources
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.images import encode_png, open_png
-from raypref.rows import Row, content_key
+from raypref.rows import Row, content_key, seed_of
 from raypref.tiny import photograph, world
 
 CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
+KINDS = {"sd15": "sd15-inpaint", "sd35m": "sd3", "pixart": "pixart", "text2image": "sd15"}
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +68,91 @@ def difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a - b).max())
 
 
-def test_a_twin_depends_on_seed_and_key_alone(stage):
+def of_kind(kind: str, *, seed: int = 0, **settings: object) -> Inpaint:
+    return loaded(seed=seed, kind=kind, model=str(small.path(KINDS[kind])), **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_twin_depends_on_seed_and_key_alone(kind):
     rows = make_rows()
+    stage = of_kind(kind)
     together = twins(stage, rows, batch=4)
     for others in (twins(stage, rows[::-1], batch=3), twins(stage, rows, batch=1)):
-        assert max(difference(together[key], others[key]) for key in together) <= 1
-    again = twins(loaded(seed=0), rows, batch=4)
+        assert all((together[key] == others[key]).all() for key in together)
+    again = twins(of_kind(kind), rows, batch=4)
     assert all((together[key] == again[key]).all() for key in together)
+    other_seed = twins(of_kind(kind, seed=1), rows[:1], batch=1)
+    assert all(np.abs(together[key] - twin).mean() > 1 for key, twin in other_seed.items())
+    wider = twins(of_kind(kind, resources=Resources(batch=5)), rows, batch=5)
+    assert max(difference(together[key], wider[key]) for key in together) <= 1, "only rounding"
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart"])
+def test_pasted_twins_are_the_photograph_outside_the_mask(kind):
+    rows = make_rows(2)
+    plain = twins(of_kind(kind), rows, batch=2)
+    for key, pasted in twins(of_kind(kind, paste=True), rows, batch=2).items():
+        [row] = [row for row in rows if row["key"] == key]
+        mask = pixels(row["saliency"]) > 127
+        assert (pasted[~mask] == pixels(row["chosen"])[~mask]).all()
+        assert (pasted[mask] == plain[key][mask]).all()
+        assert (plain[key][~mask] != pixels(row["chosen"])[~mask]).any()
+
+
+def test_pixart_keeps_what_is_around_the_mask():
+    """With nothing to repaint: the photograph through the autoencoder, in whatever many steps."""
+    stage = of_kind("pixart")
+    [row] = make_rows(1)
+    [twin] = twins(
+        stage, [{**row, "saliency": png(np.zeros((64, 64), np.uint8))}], batch=1
+    ).values()
+    x_BCHW = torch.from_numpy(pixels(row["chosen"])).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        y_BCHW = stage.pipeline.vae(x_BCHW).sample
+    back = ((y_BCHW[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
+    assert difference(twin, back) <= 1
+
+
+def test_pixart_repaints_everything_from_the_caption_alone():
+    """With everything to repaint: what diffusers' own pipeline draws from the same noise."""
+    stage = of_kind("pixart", resources=Resources(batch=1))
+    [row] = make_rows(1)
+    [twin] = twins(
+        stage, [{**row, "saliency": png(np.full((64, 64), 255, np.uint8))}], batch=1
+    ).values()
+    plain = PixArtAlphaPipeline.from_pretrained(small.path("pixart"), dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    image = plain(
+        row["caption"],
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(seed_of(0, "inpaint", row["key"])),
+        use_resolution_binning=False,
+        clean_caption=False,
+    ).images[0]
+    assert difference(twin, np.asarray(image).astype(int)) <= 1
+
+
+def test_sd35_inpainting_is_that_of_diffusers():
+    stage = of_kind("sd35m", resources=Resources(batch=1))
+    [row] = make_rows(1)
+    [twin] = twins(stage, [row], batch=1).values()
+    plain = StableDiffusion3InpaintPipeline.from_pretrained(small.path("sd3"), dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    image = plain(
+        row["caption"],
+        image=open_png(row["chosen"]),
+        mask_image=open_png(row["saliency"]),
+        height=64,
+        width=64,
+        strength=1.0,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(seed_of(0, "inpaint", row["key"])),
+    ).images[0]
+    assert difference(twin, np.asarray(image).astype(int)) <= 1
 
 
 def test_another_seed_or_key_makes_another_twin(stage):
@@ -143,9 +224,10 @@ def test_the_network_is_told_where_and_around_what(stage):
         stage(rows)
     finally:
         hook.remove()
-    assert seen[0].shape == (4, 9, 8, 8)  # two rows, without and with the caption
+    full = stage.resources.batch  # the rows, and copies of the last: the shape never changes
+    assert seen[0].shape == (2 * full, 9, 8, 8)  # without and with the caption
     mask_HW = pixels(rows[0]["saliency"])[::8, ::8] > 127
-    for half in (0, 2):
+    for half in (0, full):
         assert torch.equal(seen[0][half, 4], torch.from_numpy(mask_HW).float())
         assert not seen[0][half + 1, 4].any()  # below one half everywhere: nothing to repaint
     for latents in seen[1:]:

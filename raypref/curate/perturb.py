@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import (
+    StableDiffusion3InpaintPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.diffusion.pixart import PixArtAlphaInpaintPipeline
 from raypref.hub import model_folder
 from raypref.images import encode_png, open_png
-from raypref.rows import Row, seed_of
+from raypref.rows import Row, padded, seed_of
+
+# The perturbations of the paper's Table 4.
+PIPELINES: dict[str, Any] = {
+    "sd15": StableDiffusionInpaintPipeline,
+    "sd35m": StableDiffusion3InpaintPipeline,
+    "pixart": PixArtAlphaInpaintPipeline,
+    "text2image": StableDiffusionPipeline,
+}
 
 
 class PerturbConfig(Section):
     """Prompt-conditioned inpainting; the defaults are the pipeline's own, as in the paper."""
 
+    kind: Literal["sd15", "sd35m", "pixart", "text2image"] = setting(
+        "sd15",
+        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha; or a whole new picture by SD-1.5 from "
+        "the caption alone",
+    )
     model: Location = setting(
-        "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of the inpainter"
+        "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of its weights"
     )
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the inpainter")
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
-    strength: float = setting(1.0, "1 repaints from pure noise", gt=0, le=1)
+    strength: float = setting(1.0, "1 repaints from pure noise; pixart knows no other", gt=0, le=1)
+    paste: bool = setting(
+        False,
+        "put the photograph's own pixels back around the repainted region; the released code does "
+        "not, so that the autoencoder's small errors are all over the twin",
+    )
     resources: Resources = Resources(batch=4)
 
     def folder(self) -> str:
@@ -49,32 +76,44 @@ class Inpaint:
 
     def setup(self) -> None:
         """Load the pipeline, without the safety checker (it would blacken twins)."""
-        self.pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+        unchecked = {"safety_checker": None, "requires_safety_checker": False}
+        self.pipeline = PIPELINES[self.config.kind].from_pretrained(
             self.config.folder(),
             variant=self.config.variant or None,
             dtype=DTYPES[self.config.dtype],
-            safety_checker=None,
-            requires_safety_checker=False,
+            **(unchecked if self.config.kind in ("sd15", "text2image") else {}),
         )
         self.pipeline.to(pick_device(self.resources.num_gpus))
         self.pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
-        photos = [open_png(row["chosen"]) for row in rows]
-        generators = [
-            torch.Generator().manual_seed(seed_of(self.seed, "inpaint", row["key"])) for row in rows
-        ]
+        full = padded(rows, self.resources.batch)
+        photos = [open_png(row["chosen"]) for row in full]
+        masks = [open_png(row["saliency"]) for row in full]
+        inpainting = {
+            "image": photos,
+            "mask_image": masks,
+            "strength": self.config.strength,
+        }
         twins = self.pipeline(
-            prompt=[row["caption"] for row in rows],
-            image=photos,
-            mask_image=[open_png(row["saliency"]) for row in rows],
+            prompt=[row["caption"] for row in full],
             height=photos[0].height,
             width=photos[0].width,
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance,
-            strength=self.config.strength,
-            generator=generators,
+            generator=[self._generator(row["key"]) for row in full],
+            **({} if self.config.kind == "text2image" else inpainting),
         ).images
-        for row, twin in zip(rows, twins, strict=True):
-            row["rejected"] = encode_png(twin)
+        for row, twin, photo, mask in zip(rows, twins, photos, masks, strict=False):
+            whole = twin if not self.config.paste else _pasted(twin, photo, mask)
+            row["rejected"] = encode_png(whole)
+
+    def _generator(self, key: str) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", key))
+
+
+def _pasted(twin: Image.Image, photo: Image.Image, mask: Image.Image) -> Image.Image:
+    """The twin where the map is bright, the photograph elsewhere."""
+    repainted = np.asarray(mask)[..., None] >= 128  # 0.5, as the pipeline binarises
+    return Image.fromarray(np.where(repainted, np.asarray(twin), np.asarray(photo)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from raypref.config import Resources
 from raypref.images import open_png
-from raypref.rows import Row
+from raypref.rows import Row, padded, reject
 
 
 class Reward(Protocol):
@@ -99,9 +100,12 @@ class Score:
 
     def __call__(self, rows: list[Row]) -> None:
         """Score the rows' images."""
-        prompts = [row[self.prompt] for row in rows]
+        full = padded(rows, self.resources.batch)
+        prompts = [row[self.prompt] for row in full]
         for image_column, score_column in self.columns.items():
-            images = [open_png(row[image_column]) for row in rows]
+            images = [open_png(row[image_column]) for row in full]
             scores = self.reward.score(images, prompts)
-            for row, score in zip(rows, scores, strict=True):
+            for row, score in zip(rows, scores, strict=False):
                 row[score_column] = float(score)
+                if not math.isfinite(score):
+                    reject(row, self.name, "bad_score", f"{score_column} is {score}")
