@@ -20,6 +20,7 @@ from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
 from raypref.config import InputError, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
+from raypref.curate.export import export
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
@@ -156,6 +157,7 @@ class Run:
         c, ev = self.config, self.evaluation
         base = c.base.folder
         reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
+        artworks = (c.photographic.folder,) if c.photographic.enabled else ()
         trainings = [
             Step(
                 name,
@@ -170,8 +172,9 @@ class Run:
                 "pairs",
                 lambda: self.curation.ledgers,
                 self._curate,
-                (c.saliency.file, c.perturb.folder, *reward),
+                (c.saliency.file, c.perturb.folder, *reward, *artworks),
             ),
+            *([Step("export", self._exports, self._export)] if c.export.formats else []),
             Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
             Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *reward)),
@@ -181,6 +184,17 @@ class Run:
 
     def _curate(self) -> Work:
         return self.curation.run(self.config.stream)
+
+    def _exports(self) -> tuple[Ledger, ...]:
+        return tuple(
+            self._ledger(f"export/{form}", {"pairs": self.curation.pairs.fingerprint})
+            for form in self.config.export.formats
+        )
+
+    def _export(self) -> Work:
+        for form, target in zip(self.config.export.formats, self._exports(), strict=True):
+            export(self.curation.pairs, target, form)
+        return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
         rows = rows_to_encode(self.curation.pairs)

@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from raypref.align.loop import StepMetrics
-from raypref.curate.curate import PAIRS, PHOTOS, REJECTS
+from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
 from raypref.evaluate import tables
 from raypref.ledger import Ledger, write_bytes, write_table
 from raypref.report.collect import collect
@@ -17,10 +17,10 @@ from raypref.report.page import render
 from raypref.report.views import ReportData
 
 MODELS = ("base", "stage1", "stage2_alone", "both")
-CANDIDATES = pa.schema(
+TWINS = pa.schema(
     [
         ("id", pa.string()),
-        ("pickscore_chosen", pa.float32()),
+        ("pickscore", pa.float32()),
         ("pickscore_rejected", pa.float32()),
     ]
 )
@@ -100,7 +100,7 @@ def write_curation(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs
     fill(Ledger(str(folder / "photos"), {}), outcomes, PHOTOS)
     fill(Ledger(str(folder / "rejects"), {}), [{**reject, "message": "no image"}], REJECTS)
     scored = [row for row in outcomes if row["reason"] in (None, "negligible_degradation")]
-    fill(Ledger(str(folder / "curate" / "candidates"), {}), scored, CANDIDATES)
+    fill(Ledger(str(folder / "curate" / "twins"), {}), scored, TWINS)
     ledger = Ledger(str(folder / "pairs"), {"pairs": pairs})
     fill(ledger, chosen, PAIRS)
     write_bytes(str(folder / "pairs" / "README.md"), b"# Pairs")

@@ -17,7 +17,7 @@ from raypref.align.cache import (
     read_pairs,
     rows_to_encode,
 )
-from raypref.curate.curate import PAIRS
+from raypref.curate.publish import PAIRS
 from raypref.diffusion.sd15 import SD15Encoder
 from raypref.images import encode_png
 from raypref.ledger import Ledger

@@ -27,7 +27,7 @@ from raypref.progress import Work
 from raypref.rewards.base import Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import Row, Stage
-from raypref.streaming import StreamConfig, stream
+from raypref.streaming import Selection, StreamConfig, stream
 
 METRICS = ("pickscore", "texture_detail", "colorfulness")  # of a single image
 
@@ -172,7 +172,7 @@ class Evaluation:
                 config=streaming,
             ).busy
         busy += stream(
-            self.images,
+            Selection(self.images),
             stages=stages,
             ledger=self.scores,
             keep=[*facts, *columns],

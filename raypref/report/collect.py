@@ -36,9 +36,11 @@ TITLES = {
 }
 # The filters in their order, with the reasons they give.
 FILTERS = (
-    ("distinct", ("duplicate",)),
+    ("distinct", ("duplicate", "near_duplicate")),
     ("above the mean colorfulness", ("low_colorfulness",)),
+    ("tried, best by PickScore first", ("not_needed",)),
     ("visibly degraded", ("negligible_degradation",)),
+    ("more colorful than their twin", ("less_colorful_than_twin",)),
     ("best by PickScore", ("beyond_top_k",)),
 )
 # What a run leaves behind for others, with the words for people.
@@ -173,24 +175,30 @@ def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
 
 def _histograms(folder: str, min_gap: float) -> list[Histogram]:
     photos = _read(join(folder, "photos"), ["colorfulness", "status", "reason"])
-    distinct = photos[photos["colorfulness"].notna() & (photos["reason"] != "duplicate")]
+    distinct = photos[photos["colorfulness"].notna() & ~photos["reason"].isin(FILTERS[0][1])]
     values = distinct["colorfulness"].to_numpy(np.float64)
     # Curation keeps what is above the mean of the very same set, unless the filter is off.
     cut = (distinct["reason"] == "low_colorfulness").any()
     threshold = math.fsum(values) / len(values) if cut else None
     shown = [
         Histogram("Colorfulness", "usable, distinct photographs", values, threshold),
-        Histogram("PickScore gap", "photograph minus twin, candidates", _gaps(folder), min_gap),
+        Histogram(
+            "PickScore gap", "photograph minus twin, of all pairs tried", _gaps(folder), min_gap
+        ),
     ]
     return [histogram for histogram in shown if len(histogram.values)]
 
 
 def _gaps(folder: str) -> np.ndarray:
-    ledger = Ledger(join(folder, "curate", "candidates"), {})
+    ledger = Ledger(join(folder, "curate", "twins"), {})
     if not ledger.parts():  # someone made room
         return np.empty(0)
-    scores = ledger.table(["pickscore_chosen", "pickscore_rejected"]).to_pandas()
-    gaps = (scores["pickscore_chosen"] - scores["pickscore_rejected"]).to_numpy(np.float64)
+    # Workers may have made a few pairs more than were needed, a different few in every run.
+    photos = _read(join(folder, "photos"), ["reason"])
+    tried = photos.loc[photos["reason"] != "not_needed", "id"]
+    scores = ledger.table(["pickscore", "pickscore_rejected"]).to_pandas()
+    scores = scores[scores["id"].isin(tried)]
+    gaps = (scores["pickscore"] - scores["pickscore_rejected"]).to_numpy(np.float64)
     return gaps[np.isfinite(gaps)]
 
 

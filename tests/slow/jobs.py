@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+RAY = str(BIN / "ray")
 MARK = "RAYPREF_TEST_JOB"
 PATIENCE = 500.0  # seconds a job may take on a busy machine; most take one minute
+
+# Ray asks for a token as soon as any `ray.init()` left one in ~/.ray, but `ray job submit` sends it
+# only in this mode.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 # A run that goes through every step and whose only cost is the start of its processes.
 SMALL = (
@@ -132,6 +139,47 @@ def start(name: str, *arguments: str, folder: Path) -> Iterator[Job]:
     """Start `jobs/NAME.py`."""
     with running(sys.executable, f"jobs/{name}.py", *arguments, folder=folder) as running_job:
         yield running_job
+
+
+@contextmanager
+def node(
+    folder: Path, *arguments: str, cores: int, ip: str = "127.0.0.1"
+) -> Iterator[tuple[Job, dict[str, int]]]:
+    """`ray start`: a node of a cluster, whose processes end with the test, and its ports.
+
+    Args:
+        folder: where its output is kept.
+        *arguments: `--head`, or `--address` of one.
+        cores: how many it says it has.
+        ip: of this machine; a second node needs another than the first.
+    """
+    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
+    if "--head" in arguments:
+        names += ["port", "dashboard-port", "ray-client-server-port"]
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    with running(
+        *(RAY, "start", *arguments, "--block", f"--num-cpus={cores}", f"--node-ip-address={ip}"),
+        *(f"--{name}={port}" for name, port in ports.items()),
+        folder=folder,
+        env={
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A submitted `python` is the one on the path of whoever started the cluster.
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            **TOKEN,
+        },
+    ) as job:
+        job.wait_for(lambda: "Ray runtime started" in job.output, 120)
+        yield job, ports
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 def marked(mark: str) -> list[int]:

@@ -1,15 +1,17 @@
 """A stream whose stages note every row they take: what the kill test runs and counts.
 
-python noted_stream.py FOLDER
+python noted_stream.py FOLDER [CORES_A_WORKER [GPUS_A_WORKER]]
 """
 
 import logging
+import os
 import sys
 import time
 import uuid
 from pathlib import Path
 
 import pyarrow as pa
+import ray
 
 from raypref.config import Resources
 from raypref.ledger import Ledger
@@ -22,13 +24,13 @@ WORKERS = 2
 
 
 class Note:
-    """Notes the rows it takes. The first one is quick; the second is slow, to start and to work:
-    what lets a first stage run far ahead."""
+    """Notes the rows it takes. The first one is quick; the second is slow, to start and to work,
+    as a stage with a model is: what lets a first stage run far ahead."""
 
     reads: tuple[str, ...] = ("n",)
-    resources = Resources(workers=WORKERS, batch=1, num_cpus=0.5)
 
-    def __init__(self, folder: Path, name: str, *, seconds: float) -> None:
+    def __init__(self, folder: Path, name: str, *, seconds: float, resources: Resources) -> None:
+        self.resources = resources
         self.folder = folder
         self.name = name
         self.seconds = seconds
@@ -40,19 +42,28 @@ class Note:
 
     def __call__(self, rows: list[Row]) -> None:
         for row in rows:
-            (self.folder / f"{self.name}-{row['id']}-{uuid.uuid4().hex}").touch()
+            name = f"{self.name}-{row['id']}-{os.getpid()}-{uuid.uuid4().hex}"
+            (self.folder / name).touch()
             time.sleep(self.seconds)
             row[self.name] = row["n"]
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    cores = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
     logging.basicConfig(level=logging.INFO)
+    gpus = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    model = Resources(workers=WORKERS, batch=1, num_cpus=cores, num_gpus=gpus)
+    if gpus:  # Ray takes our word for it
+        ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)
     start_ray()
     notes = folder / "notes"
     stream(
         pa.table({"id": [f"{n:03d}" for n in range(ROWS)], "n": list(range(ROWS))}),
-        stages=[Note(notes, "quick", seconds=0), Note(notes, "slow", seconds=0.1)],
+        stages=[
+            Note(notes, "quick", seconds=0, resources=Resources(workers=0, batch=1)),
+            Note(notes, "slow", seconds=0.1, resources=model),
+        ],
         ledger=Ledger(str(folder / "ledger"), {}),
         keep=["quick", "slow"],
         config=StreamConfig(block_rows=BLOCK, progress_seconds=0),

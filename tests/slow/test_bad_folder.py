@@ -21,6 +21,7 @@ SETTINGS = (
     "tiny",
     f"images.size={SIZE}",
     "perturb.steps=3",
+    "source.license=cc-by-4.0",
     "color.enabled=false",  # all sound photographs go through the models
     "select.min_gap=-100.0",
     "select.top_k=500",
@@ -130,10 +131,23 @@ def test_pairs_open_elsewhere(curated) -> None:
             assert Image.open(io.BytesIO(value["bytes"])).size == (SIZE, SIZE)
 
 
+def test_the_dataset_card_says_what_became_of_the_inputs(folder, curated) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run, _ = curated
+    card = hub.DatasetCard.load(run / "pairs" / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.configs == [{"config_name": "default", "data_files": "*.parquet"}]
+    _, expected = folder
+    assert f"What became of the {len(expected)} inputs" in card.text
+    funnel = dict(re.findall(r"^\| (\w+) \| (\d+) \|$", card.text, re.MULTILINE))
+    assert int(funnel["pair"]) == len(table(run / "pairs"))
+    assert int(funnel["truncated"]) == list(expected.values()).count("truncated") > 0
+
+
 def test_other_settings_are_refused_then_redone(folder, curated) -> None:
     run, _ = curated
-    candidates = run / "curate" / "candidates"
-    before = {path.name: path.stat().st_mtime_ns for path in candidates.glob("part-*")}
+    twins = run / "curate" / "twins"
+    before = {path.name: path.stat().st_mtime_ns for path in twins.glob("part-*")}
     changed = [s for s in SETTINGS if not s.startswith("select.top_k")]
     command = [*changed, "select.top_k=3", f"source.path={folder[0]}", f"storage={run.parent}"]
 
@@ -145,11 +159,11 @@ def test_other_settings_are_refused_then_redone(folder, curated) -> None:
     code, output = job("curate", *command, "--redo", folder=run.parent)
     assert code == 0, output
     assert sorted(table(run / "pairs")["rank"]) == [0, 1, 2]
-    assert re.search(r"candidates: (\d+) of \1 rows were done before", output)
-    after = {path.name: path.stat().st_mtime_ns for path in candidates.glob("part-*")}
+    assert re.search(r"twins: (\d+) of \1 rows were done before", output)
+    after = {path.name: path.stat().st_mtime_ns for path in twins.glob("part-*")}
     assert after == before, "inpainted again"
     counts = table(run / "photos")["reason"].value_counts()
-    assert counts["beyond_top_k"] > 0
+    assert counts["not_needed"] > 0
 
 
 def test_corpus_has_what_is_tested_here() -> None:

@@ -28,7 +28,16 @@ FILES = (  # design, section 5
     "report/index.html",
 )
 LEDGERS = (
-    *("curate/measured", "curate/candidates", "photos", "rejects", "pairs", "cache"),
+    *(
+        "curate/index",
+        "curate/measured",
+        "curate/scored",
+        "curate/twins",
+        "photos",
+        "rejects",
+        "pairs",
+        "cache",
+    ),
     *("stage1", "stage2", "evaluation/images", "evaluation/scores", "evaluation/reference"),
 )
 

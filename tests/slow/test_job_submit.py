@@ -1,56 +1,22 @@
 """The jobs on a running cluster: `ray job submit` from a checkout."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobs import REPOSITORY, SMALL, Job, running
+from jobs import RAY, REPOSITORY, SMALL, TOKEN, Job, node, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-BIN = Path(sys.executable).parent
-RAY = (str(BIN / "ray"),)
-# Ray asks for a token as soon as any `ray.init()` left one in ~/.ray, but `ray job submit` sends it
-# only in this mode.
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Job]]:
     """Address of the job server of a cluster of one node."""
-    options = ("port", "dashboard-port", "ray-client-server-port", "metrics-export-port")
-    options += ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-    ports = dict(zip(options, free_ports(len(options)), strict=True))
-    flags = [f"--{name}={port}" for name, port in ports.items()]
-    with running(  # in the foreground, so that it ends with the test
-        *(*RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1"),
-        *flags,
-        folder=tmp_path_factory.mktemp("head"),
-        env={
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # A submitted `python` is the one on the path of whoever started the cluster.
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            **TOKEN,
-        },
-    ) as job:
-        job.wait_for(lambda: "Ray runtime started" in job.output, 120)
+    with node(tmp_path_factory.mktemp("head"), "--head", cores=4) as (job, ports):
         yield f"http://127.0.0.1:{ports['dashboard-port']}", job
 
 
@@ -75,7 +41,7 @@ def submit(head: tuple[str, Job], checkout: Path, *words: str, folder: Path) -> 
     address, _ = head
     own = json.dumps({"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}})
     with running(
-        *(*RAY, "job", "submit", f"--address={address}", f"--working-dir={checkout}"),
+        *(RAY, "job", "submit", f"--address={address}", f"--working-dir={checkout}"),
         *(f"--runtime-env-json={own}", "--", "python", *words),
         folder=folder,
         env=TOKEN,

@@ -1,0 +1,113 @@
+"""Drops what is no photograph: a vision-language model is asked, and its yes or no decides.
+
+The released code asks it of HPDv3 only and reads the generated text; here the first token of the
+answer decides, whichever of "yes" and "no" is likelier, so that there is always an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from raypref.config import Location, Resources, Section, setting
+from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.hub import model_folder
+from raypref.images import open_png
+from raypref.rows import Row, padded, reject
+
+ANSWERS = ("yes", "no")
+
+
+class PhotographicConfig(Section):
+    """The filter for artworks; off by default, as the paper does not have it."""
+
+    enabled: bool = setting(False, "ask a vision-language model whether an image is a photograph")
+    model: Location = setting(
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "hub id or folder of an image-text-to-text model of Qwen's kind",
+    )
+    dtype: DType = setting("bfloat16", "precision of the model")
+    question: str = setting(
+        "Is this image an artwork or in anime style? Answer with yes or no.",
+        "an image is kept when the answer is no",
+    )
+    resources: Resources = Resources(batch=4)
+
+    def folder(self) -> str:
+        """What to hand to `from_pretrained`."""
+        return model_folder(self.model, key="photographic.model", probe="config.json")
+
+
+class Photographic:
+    """Stage: rejects images that the model calls artworks."""
+
+    name = "photographic"
+    reads: tuple[str, ...] = ("chosen",)
+    writes = pa.schema([])
+
+    def __init__(self, config: PhotographicConfig) -> None:
+        self.config = config
+        self.resources = config.resources
+
+    def setup(self) -> None:
+        """Load the model."""
+        folder = self.config.folder()
+        # Not the processor as a whole: that of Qwen's models needs torchvision for videos.
+        self.images = AutoImageProcessor.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[self.config.dtype])
+        self.model: Any = model.eval()
+        self.model.to(pick_device(self.resources.num_gpus))
+        yes, no = (self._tokens_of(answer) for answer in ANSWERS)
+        self.answers = [sorted(yes - no), sorted(no - yes)]
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Reject the artworks."""
+        images = [open_png(row["chosen"]) for row in padded(rows, self.resources.batch)]
+        for row, (yes, no) in zip(rows, self.likelihoods(images).tolist(), strict=False):
+            if yes > no:
+                chance = torch.tensor([yes, no]).softmax(0)[0].item()
+                reject(
+                    row, self.name, "not_a_photograph", f"an artwork, the model says ({chance:.2f})"
+                )
+
+    @torch.no_grad()
+    def likelihoods(self, images: Sequence[Image.Image]) -> Tensor:
+        """Log-likelihood, up to a constant an image, of "yes" and "no": float32 [B, 2]."""
+        question = [{"type": "image"}, {"type": "text", "text": self.config.question}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        pad_id = self.model.config.image_token_id
+        place = self.tokenizer.convert_ids_to_tokens(pad_id)
+        pixels = self.images(images=list(images), return_tensors="pt")
+        # An image takes one token for every square of patches that the model merges.
+        counts = pixels["image_grid_thw"].prod(-1) // self.images.merge_size**2
+        tokens = self.tokenizer(
+            [text.replace(place, place * count) for count in counts.tolist()],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        inputs = {**tokens, **pixels, "mm_token_type_ids": (tokens["input_ids"] == pad_id).long()}
+        device = self.model.device
+        logits_BLV = self.model(**{name: value.to(device) for name, value in inputs.items()}).logits
+        last_BV = logits_BLV[:, -1].float().cpu()
+        return torch.stack([last_BV[:, ids].logsumexp(-1) for ids in self.answers], -1)
+
+    def _tokens_of(self, answer: str) -> set[int]:
+        """First tokens of the ways to write an answer."""
+        ways = (
+            answer,
+            answer.capitalize(),
+            answer.upper(),
+            f" {answer}",
+            f" {answer.capitalize()}",
+        )
+        return {self.tokenizer(way).input_ids[0] for way in ways}

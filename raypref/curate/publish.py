@@ -1,0 +1,229 @@
+"""What curation leaves for people: tables of photos, rejects and pairs, and the dataset card."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypref.config import InputError
+from raypref.curate.select import Ranking
+from raypref.ledger import Ledger, join, part_name, write_bytes
+from raypref.rows import IMAGE, REJECT, Row
+
+if TYPE_CHECKING:
+    from raypref.curate.curate import CurateConfig, Curation
+
+PHOTOS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("caption", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("colorfulness", pa.float64()),
+        ("pickscore", pa.float32()),
+        ("status", pa.string()),  # pair, not_selected or rejected
+        ("reason", pa.string()),  # null for a pair
+    ]
+)
+REJECTS = pa.schema([(name, pa.string()) for name in ("id", "uri", "stage", "reason", "message")])
+PAIRS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("key", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", IMAGE),  # the photograph
+        ("rejected", IMAGE),  # its degraded twin
+        ("mask", IMAGE),  # where it was repainted, for people
+        ("pickscore_chosen", pa.float32()),
+        ("pickscore_rejected", pa.float32()),
+        ("colorfulness", pa.float64()),
+        ("rank", pa.int32()),
+    ]
+)
+PAIRS_A_PART = 64
+ROWS_A_PART = 100_000  # without images
+
+
+def publish(curation: Curation, ranking: Ranking, repeated: Mapping[str, str]) -> Counter[str]:
+    """Write the tables and commit their ledgers.
+
+    Args:
+        curation: has the ledgers; all but `photos`, `rejects` and `pairs` are complete.
+        ranking: what became of the pairs that were made.
+        repeated: ids of repeated content and the reason it gives.
+
+    Returns:
+        How many inputs ended for each reason; "pair" for those selected.
+
+    Raises:
+        InputError: not one pair was left; says where the photographs were lost.
+    """
+    photos, rejects, pairs = curation.photos, curation.rejects, curation.pairs
+    photos.begin()
+    rejects.begin()
+    counts: Counter[str] = Counter()
+    all_parts, rejected_parts = _Parts(photos, PHOTOS), _Parts(rejects, REJECTS)
+    for part in curation.measured.parts():
+        outcomes = list(_outcomes(curation, part, ranking, repeated))
+        counts.update(row["reason"] or row["status"] for row in outcomes)
+        all_parts.add(outcomes)
+        rejected_parts.add([row for row in outcomes if row["status"] == "rejected"])
+    total, unusable = all_parts.close(), rejected_parts.close()
+    if not ranking.ranks:
+        raise InputError(
+            "no pair was left: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())
+        )
+    photos.commit(expected=total, counts=counts)
+    rejects.commit(expected=unusable, counts=counts)
+    pairs.begin()
+    write_bytes(join(pairs.path, "README.md"), _card(curation.config, counts).encode())
+    for number, table in enumerate(_pair_tables(curation.twins, ranking.ranks)):
+        pairs.write_part(table, part_name(f"{number:06d}"))
+    pairs.commit(expected=len(ranking.ranks), counts=counts)
+    return counts
+
+
+class _Parts:
+    """Rows of small parts on their way into larger ones, which people open."""
+
+    def __init__(self, ledger: Ledger, schema: pa.Schema) -> None:
+        self.ledger = ledger
+        self.waiting = schema.empty_table()
+        self.written = self.rows = 0
+
+    def add(self, rows: list[Row]) -> None:
+        """Write a part once there are enough."""
+        more = pa.Table.from_pylist(rows, schema=self.waiting.schema)
+        self.waiting = pa.concat_tables([self.waiting, more])
+        if self.waiting.num_rows >= ROWS_A_PART:
+            self._write()
+
+    def close(self) -> int:
+        """Write what is left and count all rows; an empty part tells readers the columns."""
+        if self.waiting.num_rows or not self.written:
+            self._write()
+        return self.rows
+
+    def _write(self) -> None:
+        self.ledger.write_part(self.waiting, part_name(f"{self.written:06d}"))
+        self.written += 1
+        self.rows += self.waiting.num_rows
+        self.waiting = self.waiting.schema.empty_table()
+
+
+def _outcomes(
+    curation: Curation, part: str, ranking: Ranking, repeated: Mapping[str, str]
+) -> Iterator[Row]:
+    """What became of each input of a part: its facts, `status` and `reason`."""
+    columns = ["id", "pickscore", *REJECT.names]
+    scored = {row["id"]: row for row in curation.scored.part(part, columns).to_pylist()}
+    for fact in curation.measured.part(part).to_pylist():
+        id_ = fact["id"]
+        score = scored.get(id_, {"pickscore": None})
+        row = {**fact, "pickscore": score["pickscore"]}
+        # A file can change between two passes: any of them may reject it.
+        failed = next(
+            (r for r in (fact, score, ranking.rejected.get(id_, {})) if r.get("reject_reason")),
+            None,
+        )
+        if failed is not None:
+            stage, reason, message = (failed[name] for name in REJECT.names)
+            row |= {"status": "rejected", "reason": reason, "stage": stage, "message": message}
+        elif id_ in ranking.ranks:
+            row |= {"status": "pair", "reason": None}
+        else:
+            row |= {"status": "not_selected", "reason": _reason(id_, ranking, scored, repeated)}
+        yield row
+
+
+def _reason(
+    id_: str, ranking: Ranking, scored: Mapping[str, Row], repeated: Mapping[str, str]
+) -> str:
+    if id_ in repeated:
+        return repeated[id_]
+    if id_ not in scored:
+        return "low_colorfulness"
+    if id_ in ranking.failed:
+        return ranking.failed[id_]
+    return "beyond_top_k" if ranking.exhaustive else "not_needed"
+
+
+def _pair_tables(twins: Ledger, ranks: Mapping[str, int]) -> Iterator[pa.Table]:
+    """The pairs in rank order, a part at a time."""
+    where = {
+        id_: part for part in twins.parts() for id_ in twins.part(part, ["id"])["id"].to_pylist()
+    }
+    schema = PAIRS.with_metadata({"huggingface": json.dumps(_features())})
+    best_first = sorted(ranks, key=ranks.__getitem__)
+    for start in range(0, len(best_first), PAIRS_A_PART):
+        ids = best_first[start : start + PAIRS_A_PART]
+        rows: dict[str, Row] = {}
+        # Rank order is nearly the order in which pairs were made: these lie in few parts.
+        for part in {where[id_] for id_ in ids}:
+            chosen = pc.field("id").isin(pa.array(ids, pa.string()))
+            rows |= {row["id"]: row for row in twins.part(part, where=chosen).to_pylist()}
+        yield pa.Table.from_pylist([_pair(rows[id_], ranks[id_]) for id_ in ids], schema=schema)
+
+
+def _pair(row: Row, rank: int) -> Row:
+    images = {
+        name: {"bytes": row[name], "path": f"{row['key'][:16]}_{name}.png"}
+        for name in ("chosen", "rejected", "mask")
+    }
+    scores = {"pickscore_chosen": row["pickscore"], "prompt": row["caption"], "rank": rank}
+    return {**row, **images, **scores}
+
+
+def _features() -> dict[str, object]:
+    """Tells `datasets` which columns are images."""
+    kinds = {pa.string(): "string", pa.float32(): "float32", pa.float64(): "float64"}
+    features: dict[str, object] = {}
+    for field in PAIRS:
+        if field.type == IMAGE:
+            features[field.name] = {"_type": "Image"}
+        else:
+            features[field.name] = {"dtype": kinds.get(field.type, "int32"), "_type": "Value"}
+    return {"info": {"features": features}}
+
+
+_INPAINTED = "the same photograph with its salient region (`mask`) repainted from its caption by"
+_TWINS = {
+    **dict.fromkeys(("sd15", "sd35m", "pixart"), _INPAINTED),
+    "text2image": "a picture drawn from its caption alone by",
+}
+
+
+def _card(config: CurateConfig, counts: Counter[str]) -> str:
+    """The dataset card beside the pairs."""
+    lines = [f"| {reason} | {number} |" for reason, number in sorted(counts.items())]
+    return "\n".join(
+        [
+            "---",
+            "configs:",
+            "- config_name: default",
+            '  data_files: "*.parquet"',
+            f"license: {config.source.license}",
+            "task_categories: [text-to-image]",
+            "---",
+            "",
+            "# Preference pairs from real photographs",
+            "",
+            f"`chosen` is a photograph, `rejected` {_TWINS[config.perturb.kind]}",
+            f"`{config.perturb.model}`. Scores are PickScore (`{config.pickscore.model}`).",
+            "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
+            "",
+            f"What became of the {sum(counts.values())} inputs:",
+            "",
+            "| outcome | inputs |",
+            "|---|---|",
+            *lines,
+            "",
+        ]
+    )
