@@ -23,6 +23,8 @@ lint: setup  ## style and types
 	$(BIN)/mypy
 
 bench: setup  ## ratios against plain loops
+	$(RUN) benchmarks/passes.py
+	$(RUN) benchmarks/simulation.py
 	$(RUN) benchmarks/curation.py
 	$(RUN) benchmarks/training.py
 

@@ -9,6 +9,7 @@ Start-up (processes, imports, weights) is given apart from the steady rate after
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
@@ -19,16 +20,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from raypref.config import load
-from raypref.curate.curate import RETAINED
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photos import Crop, Measure
 from raypref.curate.saliency import Saliency
-from raypref.curate.sources import read_index
+from raypref.curate.sources import entries
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
-from raypref.rows import Stage
-from raypref.streaming import StreamConfig, start_ray, stream
+from raypref.rows import INDEX, Stage
+from raypref.streaming import StreamConfig, shared_worker, start_ray, stream
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 
@@ -43,11 +43,11 @@ def stages(config: RunConfig) -> list[Stage]:
 
 
 def photographs(config: RunConfig, count: int) -> pa.Table:
-    rows = read_index(config.source).slice(0, count).to_pylist()
+    rows = list(itertools.islice(entries(config.source), count))
     measure = Measure(config.source, config.images)
     measure.setup()
     measure(rows)
-    return pa.Table.from_pylist(rows, schema=RETAINED)
+    return pa.Table.from_pylist(rows, schema=pa.schema([*INDEX, *measure.writes]))
 
 
 def plain(config: RunConfig, photos: pa.Table) -> float:
@@ -71,19 +71,24 @@ def streamed(config: RunConfig, photos: pa.Table) -> tuple[float, float]:
         keep = ["key", *SCORES.values()]
         streaming = StreamConfig(block_rows=block, progress_seconds=1e9)
         stream(photos, stages=stages(config), ledger=ledger, keep=keep, config=streaming)
-        written = sorted(Path(part).stat().st_mtime for part in ledger.parts())
-    return (photos.num_rows - block) / (written[-1] - written[0]), written[0] - began
+        written = sorted(Path(folder, part).stat().st_mtime for part in ledger.parts())
+    # When every worker has its first block done, all that is left is steady work.
+    ahead = shared_worker([stage.resources for stage in stages(config)]).workers
+    rate = (photos.num_rows - ahead * block) / (written[-1] - written[ahead - 1])
+    return rate, written[0] - began
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 48
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     config = load(RunConfig, "tiny")
+    # Batches are padded to their size: a loop over single images must ask for batches of one.
+    one_by_one = [f"{stage}.resources.batch=1" for stage in ("saliency", "perturb", "pickscore")]
     photos = photographs(config, count)
     start_ray()
     ours, theirs, starts = [], [], []
     for _ in range(rounds):
-        theirs.append(plain(config, photos))
+        theirs.append(plain(load(RunConfig, "tiny", one_by_one), photos))
         rate, start = streamed(config, photos)
         ours.append(rate)
         starts.append(start)

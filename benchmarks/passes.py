@@ -1,0 +1,156 @@
+"""Pass 1 (decode, colorfulness) of JPEGs: ours against a process pool, Ray Data and Daft.
+
+The pool does the same decode and formula on the same files and nothing else: the most these cores
+can do. Interleaved rounds, medians of images/s.
+
+    python benchmarks/passes.py [PHOTOGRAPHS] [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+from PIL import Image
+
+from raypref.curate.colorfulness import colorfulness
+from raypref.curate.photos import Measure
+from raypref.curate.sources import SourceConfig, write_index
+from raypref.images import ImageConfig, center_square, decode
+from raypref.ledger import Ledger
+from raypref.streaming import Selection, StreamConfig, start_ray, stream
+
+SIZE = 512
+WORKERS = 2
+IMAGES = ImageConfig(size=SIZE)
+
+
+def make(folder: Path, count: int) -> None:
+    """JPEGs with the detail of photographs: smooth shapes and noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        rough = rng.integers(0, 255, (16, 16, 3), np.uint8)
+        smooth = np.asarray(Image.fromarray(rough).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        pixels = smooth + rng.normal(0, 12, (SIZE, SIZE, 1))
+        name = f"{i:06d}.jpg"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name, quality=90)
+        rows.append((name, f"photograph {i}"))
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "caption"), *rows])
+
+
+def one(path: str) -> float:
+    """What every way does with a file."""
+    return colorfulness(center_square(decode(Path(path).read_bytes(), IMAGES), SIZE))
+
+
+def by_pool(paths: list[str]) -> float:
+    """Seconds of a pool of two that is already started."""
+    with get_context("spawn").Pool(WORKERS) as pool:
+        pool.map(one, paths[:64], chunksize=1)
+        began = time.perf_counter()
+        pool.map(one, paths, chunksize=16)
+        took = time.perf_counter() - began
+        pool.close()
+        pool.join()
+    return took
+
+
+def by_us(folder: Path, paths: list[str]) -> tuple[float, float]:
+    """Seconds of the pass as curation runs it: with workers already started, and in all.
+
+    The first is told from when the parts were written, the first one of each worker left out.
+    """
+    source, config = SourceConfig(path=str(folder)), StreamConfig(progress_seconds=3600)
+    with tempfile.TemporaryDirectory() as run:
+        index, measured = Ledger(f"{run}/index", {}), Ledger(f"{run}/measured", {})
+        write_index(source, index, part_rows=config.part_rows)
+        began = time.perf_counter()
+        stream(
+            Selection(index),
+            stages=[Measure(source, IMAGES)],
+            ledger=measured,
+            keep=Measure.writes.names,
+            config=config,
+        )
+        took = time.perf_counter() - began
+        assert measured.reasons() == {"ok": len(paths)}
+        parts = [Path(measured.path, name) for name in measured.parts()]
+        written = sorted(
+            (part.stat().st_mtime, measured.part(part.name).num_rows) for part in parts
+        )
+    rows = sum(count for _, count in written[WORKERS:])
+    return (written[-1][0] - written[WORKERS - 1][0]) * len(paths) / rows, took
+
+
+def by_read_images(paths: list[str]) -> float:
+    """Ray Data's own reader: decoded arrays through the object store."""
+
+    def measure(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"c": np.array([colorfulness(Image.fromarray(image)) for image in batch["image"]])}
+
+    began = time.perf_counter()
+    ray.data.read_images(paths, mode="RGB").map_batches(measure, batch_size=16).materialize()
+    return time.perf_counter() - began
+
+
+def by_daft(paths: list[str]) -> float:
+    """Daft with a batch function on paths."""
+    import daft
+
+    @daft.func.batch(return_dtype=daft.DataType.float64(), use_process=True, batch_size=64)
+    def measure(column: daft.Series) -> list[float]:
+        return [one(path) for path in column.to_pylist()]
+
+    frame = daft.from_arrow(pa.table({"path": paths})).into_partitions(8)
+    began = time.perf_counter()
+    frame.with_column("c", measure(frame["path"])).collect()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Interleave the ways and print the medians."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    logging.disable(logging.INFO)
+    start_ray()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, count)
+        paths = sorted(map(str, folder.glob("*.jpg")))
+        ways: dict[str, Callable[[], tuple[float, ...]]] = {
+            f"multiprocessing.Pool({WORKERS})": lambda: (by_pool(paths),),
+            "raypref": lambda: by_us(folder, paths),
+            "ray.data.read_images": lambda: (by_read_images(paths),),
+        }
+        try:
+            import daft  # noqa: F401
+        except ImportError:
+            print("Daft is not installed: pip install daft")
+        else:
+            ways["Daft"] = lambda: (by_daft(paths),)
+        took: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for way, run in ways.items():
+                for label, seconds in zip((way, f"{way}, with its start"), run(), strict=False):
+                    took.setdefault(label, []).append(seconds)
+    pool = took[f"multiprocessing.Pool({WORKERS})"]
+    for way, times in took.items():
+        rate = count / statistics.median(times)
+        ratio = statistics.median(p / s for p, s in zip(pool, times, strict=True))
+        print(f"{way:<28} {rate:8.1f} images/s   {ratio:.2f} of the pool")
+
+
+if __name__ == "__main__":
+    main()
