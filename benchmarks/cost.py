@@ -12,9 +12,9 @@ import sys
 from typing import NamedTuple
 
 PHOTOGRAPH = 100e3  # bytes of a JPEG of about 512x512
-LOOK = 1 / 110  # core seconds: decode, crop, colorfulness (passes.py)
-CROP = 1 / 60  # core seconds: decode, crop, encode as PNG
-ROWS = 700  # bytes a photograph in index, measured, scored and photos (scale.py)
+LOOK = 1 / 120  # core seconds: decode, crop, colorfulness (passes.py)
+CROP = 1 / 50  # core seconds: decode, crop, PNG and back
+ROWS = 500  # bytes a photograph in index, measured, scored and photos: 200 (scale.py) and captions
 PAIR = 1.0e6  # bytes of a pair: photograph and twin as PNG of 512x512, mask
 RETAINED = 0.5  # share above the mean colorfulness
 PASSING = 4041 / 10475  # share of pairs whose gap is visible (paper section 3.2)

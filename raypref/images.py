@@ -147,10 +147,15 @@ def center_square(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """Lossless PNG bytes of an RGB or L image; light compression, as time counts more here."""
+def encode_png(image: Image.Image, *, level: int = 1) -> bytes:
+    """Lossless PNG bytes of an RGB or L image.
+
+    Args:
+        image: what to encode.
+        level: 0 does not compress, for bytes that are not kept; 1 does a little; 9 takes longest.
+    """
     buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
 
 

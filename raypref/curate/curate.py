@@ -192,7 +192,7 @@ class Curation:
         busy += stream(
             retained,
             stages=[
-                Crop(c.source, c.images),
+                Crop(c.source, c.images, kept=False),
                 *([Photographic(c.photographic)] if c.photographic.enabled else []),
                 Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
             ],
@@ -245,7 +245,7 @@ class Curation:
         """From a ranked photograph to a scored pair."""
         c = self.config
         return [
-            Crop(c.source, c.images),
+            Crop(c.source, c.images, kept=True),
             Saliency(c.saliency),
             Inpaint(c.perturb, seed=c.seed),
             Score(c.pickscore, columns={"rejected": "pickscore_rejected"}, prompt="caption"),

@@ -82,16 +82,23 @@ class Colorfulness:
 
 
 class Crop:
-    """Stage: the square crop of a photograph as PNG."""
+    """Stage: the square crop of a photograph as PNG.
+
+    Args:
+        source: where the photographs are.
+        images: size and limits.
+        kept: whether the bytes end in a ledger; if not, they are not compressed.
+    """
 
     name = "crop"
     reads: tuple[str, ...] = ("uri", "member", "column", "size", "caption", "key")
     writes = pa.schema([("chosen", pa.binary())])
     resources = Resources(workers=0, batch=1)
 
-    def __init__(self, source: SourceConfig, images: ImageConfig) -> None:
+    def __init__(self, source: SourceConfig, images: ImageConfig, *, kept: bool) -> None:
         self.source = source
         self.images = images
+        self.level = 1 if kept else 0
 
     def setup(self) -> None:
         """Find the source."""
@@ -107,7 +114,8 @@ class Crop:
             if content_key(data, row["caption"]) != row["key"]:
                 reject(row, self.name, "changed", "the photograph is not the one that was measured")
             else:
-                row["chosen"] = encode_png(center_square(image, self.images.size))
+                crop = center_square(image, self.images.size)
+                row["chosen"] = encode_png(crop, level=self.level)
 
 
 def _read(
