@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 PHOTOGRAPH = 100e3  # bytes of a JPEG of about 512x512
 LOOK = 1 / 120  # core seconds: decode, crop, colorfulness (passes.py)
-CROP = 1 / 50  # core seconds: decode, crop, PNG and back
+CROP = 1 / 60  # core seconds: decode, crop, PNG and back (passes.py)
 ROWS = 500  # bytes a photograph in index, measured, scored and photos: 200 (scale.py) and captions
 PAIR = 1.0e6  # bytes of a pair: photograph and twin as PNG of 512x512, mask
 RETAINED = 0.5  # share above the mean colorfulness
