@@ -77,7 +77,7 @@ def test_vqascore_is_the_probability_of_yes(kind, request):
     assert scores.std() > 0.1 * scores.mean(), "it looks at nothing"
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 @pytest.mark.parametrize("kind", ["qwen2_5", "qwen3"])
 def test_vqascore_does_not_depend_on_the_batch(kind, dtype, tolerance, request):
     folder = request.getfixturevalue(kind)
@@ -139,7 +139,7 @@ def test_unifiedreward_reads_the_score(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         scores = reward.score(IMAGES[:3], PROMPTS[:3])
     assert (scores.dtype, scores.tolist()) == (np.float32, [4.5, 4.5, 4.5])
-    assert not caplog.messages
+    assert not [entry for entry in caplog.records if entry.name.startswith("raypref")]
 
 
 def test_an_answer_without_a_score_is_counted_and_told(tmp_path, caplog):

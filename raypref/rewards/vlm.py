@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -49,7 +50,7 @@ def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **opt
         model, report = loader.from_pretrained(
             folder, dtype=DTYPES[dtype], output_loading_info=True, **options
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{key}: the weights cannot be loaded: {_line(error)}") from None
     for what in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, report[f"{what}_keys"])):
@@ -93,9 +94,7 @@ class Reader:
         conversations = [
             self._conversation(text).replace(place, place * count, 1) for text, count in asked
         ]
-        tokens = self.tokenizer(
-            conversations, padding=True, padding_side=side, return_tensors="pt"
-        )
+        tokens = self.tokenizer(conversations, padding=True, padding_side=side, return_tensors="pt")
         is_image = tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)
         # Qwen2.5-VL does without the last one silently, and places the image wrongly.
         return {**tokens, **pixels, "mm_token_type_ids": is_image.long()}
@@ -141,9 +140,7 @@ class VisionLanguage:
         decoded = self.read.tokenizer.batch_decode(ids_BL[:, asked:], skip_special_tokens=True)
         return [answer.strip() for answer in decoded]
 
-    def _inputs(
-        self, images: Sequence[Image.Image], questions: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
         inputs = self.read(images, questions, side="left")  # the answers begin at one place
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
