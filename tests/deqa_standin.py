@@ -92,6 +92,10 @@ def save_deqa(folder: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
+    # Transformers 4 does not know the name that 5 gives its class.
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    names["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder
 
 

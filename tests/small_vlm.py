@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,5 +195,5 @@ def teach(model: Qwen2_5_VLForConditionalGeneration, chain: Sequence[int]) -> No
         layer.mlp.down_proj.weight.zero_()
     embeddings = model.model.language_model.embed_tokens.weight
     model.lm_head.weight.zero_()
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         model.lm_head.weight[after] = 10 * embeddings[before]

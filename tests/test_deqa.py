@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,14 @@ from corpus import scene
 from deqa_standin import MODEL, WORDS, save_deqa
 from PIL import Image
 from safetensors.torch import load_file
+from test_architecture import MODULES, own_imports
 
 from raypref.config import InputError
 from raypref.rewards.deqa import PINS, DeQA, DeQAConfig
 
 IMAGES = [scene(i, size=size) for i, size in enumerate([(60, 60), (90, 40), (40, 91), (28, 28)])]
 PROMPTS = [""] * 4
+PROMPT_END = "ASSISTANT : The quality of the image is"
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,8 @@ def formula(folder: Path, image: Image.Image) -> float:
     seen = torch.nn.functional.conv2d(
         pixels.permute(2, 0, 1)[None], state["eye.weight"], state["eye.bias"], stride=7
     )
-    before = "<s> USER : How would you rate the quality of this image ?".split()
-    after = "ASSISTANT : The quality of the image is".split()
-    words = [state["words.weight"][[WORDS.index(w) for w in part]] for part in (before, after)]
+    texts = "<s> USER : How would you rate the quality of this image ?", PROMPT_END
+    words = [state["words.weight"][[WORDS.index(w) for w in text.split()]] for text in texts]
     mixer = torch.nn.GRU(16, 16, batch_first=True)
     mixer.load_state_dict({k.removeprefix("mixer."): v for k, v in state.items() if "mixer" in k})
     read = mixer(torch.cat([words[0], seen[0].flatten(1).T, words[1]])[None])[0][0, -1]
@@ -106,9 +105,8 @@ def test_its_workers_get_their_own_environment(folder):
 
 def test_the_module_needs_little_of_the_project():
     """It must come up where transformers is too old for the other models."""
-    code = (
-        "import sys, raypref.rewards.deqa; print([m for m in sys.modules if "
-        "m.startswith(('diffusers', 'raypref.diffusion', 'peft'))])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    needed, new = set(), {"rewards.deqa"}
+    while new:
+        needed |= new
+        new = {name for module in new for name in own_imports(MODULES[module])} - needed
+    assert needed <= {"rewards.deqa", "config", "hub", "tiny", "tiny.checkpoints"}

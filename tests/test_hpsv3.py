@@ -128,7 +128,8 @@ def test_the_instruction_is_the_official_one():
     assert text.startswith("\nYou are tasked with evaluating a generated image")
     assert "with 0 being the worst and 10 being the best. \n\n**Visual Quality:**  \n" in text
     assert text.endswith(
-        "Textual prompt - \n\n\n\nPlease provide the overall ratings of this image: <|Reward|>\n\nEND\n"
+        "Textual prompt - \n\n\n\n"
+        "Please provide the overall ratings of this image: <|Reward|>\n\nEND\n"
     )
 
 

@@ -101,7 +101,8 @@ class DeQA:
             ) from None
         gpu = config.resources.num_gpus and torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
-        self.model.to(self.device).eval()
+        self.model.eval()
+        self.model.to(device=self.device)
         before, after = (self.tokenizer(text).input_ids for text in PROMPT)
         if after[0] == self.tokenizer.bos_token_id:
             after = after[1:]

@@ -30,7 +30,8 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
     Raises:
         InputError: it cannot be had, or is not of these kinds.
     """
-    folder = [model_folder(ref, key=key, probe=probe) for probe in _PROBES][0]
+    for probe in _PROBES:
+        folder = model_folder(ref, key=key, probe=probe)
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
     except (OSError, ValueError) as error:
@@ -73,7 +74,9 @@ class Reader:
     """
 
     def __init__(self, folder: str, *, key: str, pixels: int | None = None) -> None:
-        limits = {} if pixels is None else {"min_pixels": pixels, "max_pixels": pixels}
+        limits: dict[str, Any] = (
+            {} if pixels is None else {"min_pixels": pixels, "max_pixels": pixels}
+        )
         self.images = Qwen2VLImageProcessorPil.from_pretrained(folder, **limits)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
