@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,7 +21,6 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")
 SPECIALS += ("<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -91,6 +91,7 @@ def save_qwen2_5_vl(folder: Path, *, says: Sequence[str] = ()) -> Path:
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     )
     model.save_pretrained(folder)
+    flatten_config(folder)
     return folder
 
 
@@ -138,6 +139,7 @@ def save_hpsv3(folder: Path, *, old_names: bool = True) -> tuple[Path, Path]:
         **image_tokens(tokenizer),
     )
     config.save_pretrained(base)
+    flatten_config(base)
     config.text_config.vocab_size = len(tokenizer) + 1
     with isolated():
         model = Qwen2VLForConditionalGeneration(config)
@@ -172,11 +174,32 @@ def save_processor(folder: Path, *, patch_size: int, answers: Sequence[str] = ()
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    merged = 2 * patch_size
-    Qwen2VLImageProcessorPil(
-        patch_size=patch_size, min_pixels=4 * merged**2, max_pixels=16 * merged**2
-    ).save_pretrained(folder)
+    published = {
+        "min_pixels": 4 * (2 * patch_size) ** 2,
+        "max_pixels": 16 * (2 * patch_size) ** 2,
+        "patch_size": patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(published))
     return tokenizer
+
+
+def flatten_config(folder: Path) -> None:
+    """Rewrite a configuration as Qwen2-VL and Qwen2.5-VL publish it: the text's at the top."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text.pop("layer_types", None)
+    text |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
+    (folder / "config.json").write_text(json.dumps(text | config))
 
 
 def image_tokens(tokenizer: Any) -> dict[str, int]:

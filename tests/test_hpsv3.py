@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from corpus import scene
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_vlm import TEXT, prompt_text, save_hpsv3
+from small_vlm import prompt_text, save_hpsv3
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers import Qwen2VLModel as Backbone
 
@@ -124,13 +125,9 @@ def test_newer_names_are_read_as_well(reward, tmp_path):
 
 
 def test_the_instruction_is_the_official_one():
-    text = INSTRUCTION.replace("{prompt}", "")
-    assert text.startswith("\nYou are tasked with evaluating a generated image")
-    assert "with 0 being the worst and 10 being the best. \n\n**Visual Quality:**  \n" in text
-    assert text.endswith(
-        "Textual prompt - \n\n\n\n"
-        "Please provide the overall ratings of this image: <|Reward|>\n\nEND\n"
-    )
+    """The digest of INSTRUCTION + prompt_with_special_token of hpsv3/dataset (MizzenAI/HPSv3)."""
+    digest = hashlib.sha256(INSTRUCTION.encode()).hexdigest()
+    assert digest == "e61d58f3c7d3be656ccd024f5c0cd8c001cf9a2122305d52b59e60d94147e0f2"
 
 
 # Qwen2-VL-7B's configuration, and the names and shapes that its class had in the versions of
@@ -186,15 +183,14 @@ OFFICIAL = {
     "rm_head.5.bias": (2,),
 }
 PUBLISHED = Qwen2VLConfig(
-    text_config={
-        "vocab_size": ROWS,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [16, 24, 24]},
-    },
+    vocab_size=ROWS,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    rope_theta=1_000_000.0,
+    rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
     vision_config={
         "depth": 32,
         "embed_dim": 1280,
@@ -202,6 +198,8 @@ PUBLISHED = Qwen2VLConfig(
         "num_heads": 16,
         "mlp_ratio": 4,
         "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -123,6 +124,12 @@ def test_unifiedreward_answers_as_the_model_does_by_itself(qwen2_5):
             said.append(int(logits.argmax()))
         assert answer == by_hand.tokenizer.decode(said, skip_special_tokens=True).strip()
     assert len(set(answers)) > 1, "it looks at nothing"
+
+
+def test_the_question_is_the_official_one():
+    """The digest of the text in inference_qwen/image_generation (CodeGoat24/UnifiedReward)."""
+    digest = hashlib.sha256(QUESTION.encode()).hexdigest()
+    assert digest == "f56f919ce3bc6aab3c173a5f836defe195e17e9614753e8b4c3dc2405bd4975b"
 
 
 def test_an_answer_does_not_depend_on_the_batch(qwen2_5):

@@ -85,7 +85,7 @@ class DeQA:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, use_fast=False, **source)
             self.images = AutoImageProcessor.from_pretrained(folder, **source)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 torch_dtype=torch.__dict__[config.dtype],  # the old name of `dtype`
                 attn_implementation="eager",
@@ -101,8 +101,7 @@ class DeQA:
             ) from None
         gpu = config.resources.num_gpus and torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
-        self.model.eval()
-        self.model.to(device=self.device)
+        self.model = model.to(self.device).eval()
         before, after = (self.tokenizer(text).input_ids for text in PROMPT)
         if after[0] == self.tokenizer.bos_token_id:
             after = after[1:]
