@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -172,22 +172,30 @@ class AskQuestions:
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns."""
+        asked: list[tuple[Row, Sequence[Question]]] = []
         for row in rows:
-            questions = self.table.get(prompt_key(row[self.prompt]))
-            if questions is None:
+            if questions := self.table.get(prompt_key(row[self.prompt])):
+                asked.append((row, questions))
+            else:
                 reject(row, self.name, "no_questions", "the prompt is not in the question table")
-                continue
-            answers = self._ask(open_png(row[self.column]), [each.text for each in questions])
-            row["dpg"] = image_score(questions, answers)
-            row["dpg_answers"] = answers
+        answers = self._ask(asked)
+        for row, questions in asked:
+            row["dpg_answers"] = [next(answers) for _ in questions]
+            row["dpg"] = image_score(questions, row["dpg_answers"])
 
-    def _ask(self, image: Image.Image, questions: list[str]) -> list[bool]:
-        answers: list[bool] = []
+    def _ask(self, asked: Sequence[tuple[Row, Sequence[Question]]]) -> Iterator[bool]:
+        """The answers to all questions, in order, in batches of one size."""
+        pairs = [
+            (image, question.text)
+            for row, questions in asked
+            for image in [open_png(row[self.column])]
+            for question in questions
+        ]
         size = self.resources.batch
-        for start in range(0, len(questions), size):
-            some = padded(questions[start : start + size], size)
-            answers += self.model.says_yes([image] * size, some)
-        return answers[: len(questions)]
+        for start in range(0, len(pairs), size):
+            some = pairs[start : start + size]
+            images, texts = zip(*padded(some, size), strict=True)
+            yield from self.model.says_yes(images, texts)[: len(some)]
 
 
 def _mean(values: Sequence[float]) -> float:
