@@ -1,4 +1,4 @@
-"""The files people apply: fields and types, what fits where, privileges, the Slurm script."""
+"""The files of `clusters/`: fields and types, what fits where, users and privileges."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from kuberay_fields import manifest_faults
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raypref.config import Resources, load, results_of
@@ -32,141 +31,6 @@ RAY_UP = sorted((CLUSTERS / "ray-up").glob("*.yaml"))
 SLURM = CLUSTERS / "slurm" / "raypref.sbatch"
 TEXTS = [p for p in (*CLUSTERS.rglob("*"), ROOT / ".dockerignore") if p.is_file()]
 
-# What a file may say, level by level: facts of KubeRay's CRDs (ray-operator/config/crd/bases) and
-# of Kubernetes' core/v1 and networking/v1, as far as our files use them; what is not named is
-# refused. A name with "!" must be there, "*" stands for any name, a set lists the values.
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|Ki|Mi|Gi|Ti)?")
-STRINGS = {"*": str}
-AMOUNTS = {"requests": {"*": QUANTITY}, "limits": {"*": QUANTITY}}
-SECRET_KEY = {"secretKeyRef": {"name!": str, "key!": str}}
-META = {"name": str, "namespace": str, "labels": STRINGS, "annotations": STRINGS}
-LOCKED = {
-    "allowPrivilegeEscalation": bool,
-    "readOnlyRootFilesystem": bool,
-    "capabilities": {"drop": [str]},
-}
-MOUNT = {"name!": str, "mountPath!": str, "subPath": str, "readOnly": bool}
-CONTAINER = {
-    "name!": str,
-    "image!": str,
-    "command": [str],
-    "args": [str],
-    "securityContext": LOCKED,
-    "ports": [{"name": str, "containerPort!": int}],
-    "env": [{"name!": str, "value": str, "valueFrom": SECRET_KEY}],
-    "envFrom": [{"secretRef": {"name!": str}}],
-    "volumeMounts": [MOUNT],
-    "resources": AMOUNTS,
-}
-POD = {
-    "automountServiceAccountToken": bool,
-    "serviceAccountName": str,
-    "restartPolicy": {"Always", "OnFailure", "Never"},
-    "securityContext": {
-        "runAsNonRoot": bool,
-        "runAsUser": int,
-        "runAsGroup": int,
-        "fsGroup": int,
-        "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
-        "seccompProfile": {"type!": {"RuntimeDefault", "Unconfined", "Localhost"}},
-    },
-    "nodeSelector": STRINGS,
-    "tolerations": [{"key": str, "operator": {"Exists", "Equal"}, "value": str, "effect": str}],
-    "initContainers": [CONTAINER],
-    "containers!": [CONTAINER],
-    "volumes": [
-        {
-            "name!": str,
-            "emptyDir": {"sizeLimit": QUANTITY, "medium": str},
-            "persistentVolumeClaim": {"claimName!": str},
-        }
-    ],
-}
-TEMPLATE = {"metadata": META, "spec!": POD}
-CLUSTER = {
-    "rayVersion": str,
-    "authOptions": {"mode": {"disabled", "token"}, "secretName": str},
-    "enableInTreeAutoscaling": bool,
-    "autoscalerOptions": {
-        "idleTimeoutSeconds": int,
-        "upscalingMode": {"Default", "Aggressive", "Conservative"},
-        "securityContext": LOCKED,
-        "volumeMounts": [MOUNT],
-        "resources": AMOUNTS,
-    },
-    "gcsFaultToleranceOptions": {
-        "redisAddress": str,
-        "redisPassword": {"value": str, "valueFrom": SECRET_KEY},
-        "externalStorageNamespace": str,
-    },
-    "headGroupSpec!": {
-        "serviceType": {"ClusterIP", "NodePort", "LoadBalancer"},
-        "enableIngress": bool,
-        "rayStartParams": STRINGS,
-        "template!": TEMPLATE,
-    },
-    "workerGroupSpecs": [
-        {
-            "groupName!": str,
-            "replicas": int,
-            "minReplicas!": int,
-            "maxReplicas!": int,
-            "rayStartParams": STRINGS,
-            "template!": TEMPLATE,
-        }
-    ],
-}
-JOB = {
-    "entrypoint": str,
-    "backoffLimit": int,
-    "activeDeadlineSeconds": int,
-    "shutdownAfterJobFinishes": bool,
-    "ttlSecondsAfterFinished": int,
-    "submissionMode": {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"},
-    "submitterConfig": {"backoffLimit": int},
-    "submitterPodTemplate": TEMPLATE,
-    "rayClusterSpec": CLUSTER,
-}
-CLAIM = {
-    "accessModes": [{"ReadWriteMany"}],
-    "storageClassName": str,
-    "resources": {"requests": {"storage!": QUANTITY}},
-}
-LABELS = {"matchLabels": STRINGS}
-POLICY = {
-    "podSelector!": LABELS,
-    "policyTypes": [{"Ingress", "Egress"}],
-    "ingress": [
-        {
-            "from": [{"podSelector": LABELS, "namespaceSelector": LABELS}],
-            "ports": [{"protocol": {"TCP", "UDP"}, "port": int}],
-        }
-    ],
-}
-KINDS = {
-    "RayCluster": ("ray.io/v1", CLUSTER),
-    "RayJob": ("ray.io/v1", JOB),
-    "PersistentVolumeClaim": ("v1", CLAIM),
-    "NetworkPolicy": ("networking.k8s.io/v1", POLICY),
-}
-
-
-def faults(value: Any, shape: Any, at: str = "") -> list[str]:
-    """What a shape does not allow in a value, and where."""
-    if isinstance(shape, list) and isinstance(value, list):
-        return [fault for i, v in enumerate(value) for fault in faults(v, shape[0], f"{at}[{i}]")]
-    if isinstance(shape, dict) and isinstance(value, dict):
-        names = {name.rstrip("!"): inner for name, inner in shape.items()}
-        absent = [f"{at}: no {n[:-1]}" for n in shape if n.endswith("!") and n[:-1] not in value]
-        unknown = [f"{at}: {n}?" for n in value if n not in names and "*" not in names]
-        inside = ((n, v, names.get(n, names.get("*"))) for n, v in value.items())
-        return absent + unknown + [f for n, v, s in inside if s for f in faults(v, s, f"{at}.{n}")]
-    if isinstance(shape, re.Pattern):
-        right = isinstance(value, str) and shape.fullmatch(value) is not None
-    else:
-        right = value in shape if isinstance(shape, set) else type(value) is shape
-    return [] if right else [f"{at}: {value!r} is not {shape}"]
-
 
 def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
@@ -180,14 +44,6 @@ def whole(path: Path) -> dict[str, Any]:
         patched["spec"] |= manifest["spec"]
         return patched
     return manifest
-
-
-def manifest_faults(manifest: dict[str, Any]) -> list[str]:
-    version, shape = KINDS[manifest["kind"]]
-    return faults(
-        manifest,
-        {"apiVersion!": {version}, "kind!": str, "metadata!": {**META}, "spec!": shape},
-    )
 
 
 def clusters() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -390,6 +246,15 @@ def test_the_command_of_a_rayjob_fits_its_cluster(name: str, spec: Any, cluster:
     assert does_not_fit(asked(words), nodes) == {}
 
 
+def test_the_command_of_the_slurm_script_fits_its_allocation() -> None:
+    text = SLURM.read_text()
+    command = re.search(r"^RUN=\((.*?)\)$", text, re.S | re.M)
+    asks = dict(re.findall(r"^#SBATCH --([\w-]+)=(\d+)$", text, re.M))
+    node = (float(asks["cpus-per-task"]), int(asks["gpus-per-node"]))
+    assert command is not None
+    assert does_not_fit(asked(shlex.split(command[1])), [node] * int(asks["nodes"])) == {}
+
+
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
 def test_a_launcher_file_is_valid_for_ray_and_fits(path: Path) -> None:
     config = read(path)
@@ -452,95 +317,3 @@ def test_a_linter_is_content(linter: str, path: Path) -> None:
         pytest.skip(f"no {linter} here")
     done = subprocess.run([found, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# The Slurm script, with stand-ins for Slurm and Ray
-
-STAND_INS = {
-    # Drops its own options and is then the command.
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "scontrol": '[[ $1 == show ]] && printf "n1\\nn2\\n" || echo "$@" > "$NOTES/requeued"',
-    "ray": """
-        [[ $1 == start ]] || exit 0
-        echo "$BASHPID $RAY_AUTH_TOKEN $*" >> "$NOTES/nodes"
-        exec sleep 600""",
-    "python": """
-        until [[ $(wc -l < "$NOTES/nodes") == 2 ]]; do sleep 0.02; done
-        echo "$RAY_ADDRESS $*" > "$NOTES/driver"
-        [[ $STATUS ]] && exit "$STATUS"
-        exec sleep 600""",
-}
-
-
-class Allocation:
-    """The script in a made-up allocation of two nodes."""
-
-    def __init__(self, folder: Path, *, status: str, restarts: int = 0) -> None:
-        self.notes = folder / "notes"
-        self.notes.mkdir()
-        bin_folder = folder / ".venv" / "bin"
-        bin_folder.mkdir(parents=True)
-        for name, body in STAND_INS.items():
-            (bin_folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-            (bin_folder / name).chmod(0o755)
-        own = {
-            "PROJECT": str(folder),
-            "NOTES": str(self.notes),
-            "STATUS": status,
-            "SLURM_JOB_ID": str(10**9 + os.getpid()),
-            "SLURM_JOB_NODELIST": "n[1-2]",
-            "SLURM_CPUS_PER_TASK": "8",
-            "SLURM_GPUS_PER_NODE": "1",
-            "SLURM_RESTART_COUNT": str(restarts),
-        }
-        self.process = subprocess.Popen(
-            ["bash", SLURM], env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    def note(self, name: str) -> str:
-        """What a stand-in wrote, once it has."""
-        limit = time.monotonic() + 20
-        while not (path := self.notes / name).exists() or not path.read_text():
-            assert time.monotonic() < limit, f"no {name}"
-            time.sleep(0.02)
-        return path.read_text()
-
-    def end(self) -> int:
-        """The exit status; by then nothing that was started may be left."""
-        output, _ = self.process.communicate(timeout=20)
-        for line in self.note("nodes").splitlines():
-            assert not Path(f"/proc/{line.split()[0]}").exists(), f"left behind: {line}"
-        assert self.token() not in output.decode()
-        return self.process.returncode
-
-    def token(self) -> str:
-        return self.note("nodes").split()[1]
-
-
-def test_slurm_starts_a_head_and_workers_and_hands_on_the_exit_status(tmp_path: Path) -> None:
-    job = Allocation(tmp_path, status="2")
-    assert job.end() == 2
-    head, worker = sorted(job.note("nodes").splitlines(), key=lambda line: "--address" in line)
-    address, _, *words = job.note("driver").split()
-    assert "--head" in head and f"--address={address}" in worker
-    assert re.fullmatch(r"[0-9a-f]{64}", job.token())
-    assert job.token() == worker.split()[1] and job.token() not in " ".join(head.split()[2:])
-    assert does_not_fit(asked(words), [(8, 1)] * 4) == {}
-
-
-@pytest.mark.parametrize(
-    ("sign", "restarts", "status", "requeued"),
-    [
-        (signal.SIGUSR1, 0, 0, True),  # time is nearly up
-        (signal.SIGUSR1, 20, 1, False),  # too often
-        (signal.SIGTERM, 0, 143, False),  # scancel, or preemption: Slurm queues it again itself
-    ],
-)
-def test_slurm_ends_its_run_on_a_signal(
-    tmp_path: Path, sign: signal.Signals, restarts: int, status: int, requeued: bool
-) -> None:
-    job = Allocation(tmp_path, status="", restarts=restarts)
-    job.note("driver")
-    job.process.send_signal(sign)
-    assert job.end() == status
-    assert (job.notes / "requeued").exists() is requeued
