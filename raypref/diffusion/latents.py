@@ -24,8 +24,10 @@ def moments(vae: Any, images: Sequence[Image.Image]) -> Tensor:
         [B, 2, C, H/8, W/8]: mean and log-variance of `(latent - shift) * scale`.
     """
     pixels = np.stack([np.asarray(image) for image in images])
-    x_BCHW = torch.from_numpy(pixels).to(vae.device).permute(0, 3, 1, 2)
-    posterior = vae.encode(x_BCHW.to(vae.dtype) / 127.5 - 1).latent_dist
+    # Rounded to half precision at the end, as the pipelines' own preprocessing does.
+    precise = torch.promote_types(vae.dtype, torch.float32)
+    x_BCHW = torch.from_numpy(pixels).to(vae.device, precise).permute(0, 3, 1, 2) / 255 * 2 - 1
+    posterior = vae.encode(x_BCHW.to(vae.dtype)).latent_dist
     shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
     log_variance = posterior.logvar + 2 * math.log(scale)
     return torch.stack([(posterior.mean - shift) * scale, log_variance], dim=1)
