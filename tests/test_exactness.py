@@ -28,8 +28,8 @@ CASES = {
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
     # The forms that are not a family's own.
-    "sd15-dro-final": ("sd15", FINAL.model_copy(update={"steps": 6})),
-    "sd35m-dro-trajectory": ("sd35m", DRO.model_copy(update={"steps": 6})),
+    "sd15-dro-final": ("sd15", FINAL.model_copy(update={"steps": 5})),
+    "sd35m-dro-trajectory": ("sd35m", DRO.model_copy(update={"steps": 5})),
 }
 
 

@@ -97,8 +97,8 @@ class SD15Denoiser:
 
     def sampling_timesteps(self, steps: int) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
-        ratio = len(self.timesteps_T) // steps
-        return torch.arange(steps, 0, -1) * ratio - 1
+        count = len(self.timesteps_T)
+        return count - 1 - torch.arange(steps) * (count // steps)
 
     def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:
         """DPM-Solver++ of second order, as the released code samples."""
