@@ -1,4 +1,4 @@
-"""What training tests share: a few encoded pairs and a tiny denoiser, in float64."""
+"""What training tests share: a few encoded pairs and a small denoiser of a family, in float64."""
 
 from functools import cache
 
@@ -15,8 +15,25 @@ from raypref.diffusion.lora import LoraConfig
 from raypref.tiny.world import sample_scenes
 
 CPU = torch.device("cpu")
-BASE = BackboneConfig(model=str(small.path("sd15")), dtype="float64")
-LORA = LoraConfig(rank=4, alpha=4)
+BASES = {
+    "sd15": BackboneConfig(model=str(small.path("sd15")), dtype="float64"),
+    "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
+}
+LORAS = {
+    "sd15": LoraConfig(rank=4, alpha=4),
+    "sd35m": LoraConfig(
+        rank=4,
+        alpha=8,
+        targets=tuple(
+            f"attn.{name}"
+            for name in (
+                *("to_q", "to_k", "to_v", "to_out.0"),
+                *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            )
+        ),
+    ),
+}
+BASE, LORA = BASES["sd15"], LORAS["sd15"]
 
 
 @cache
@@ -31,16 +48,20 @@ def photographs(count: int) -> list[tuple[str, Image.Image]]:
     ]
 
 
+def twin(photo: Image.Image) -> Image.Image:
+    """A photograph blurred and half faded."""
+    blurred = photo.filter(ImageFilter.GaussianBlur(2))
+    return Image.blend(blurred, blurred.convert("L").convert("RGB"), 0.5)
+
+
 @cache
-def pairs(count: int = 10) -> PairData:
-    """Photographs against their blurred, half faded twins, encoded in float64."""
-    encoder = load_encoder(BASE, device=CPU)
+def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
+    """Photographs against their twins, encoded in float64."""
+    encoder = load_encoder(BASES[family], device=CPU)
     moments = []
     for _, photo in photographs(count):
-        blurred = photo.filter(ImageFilter.GaussianBlur(2))
-        twin = Image.blend(blurred, blurred.convert("L").convert("RGB"), 0.5)
-        sides = [photo, twin]
-        images = [image for side in sides for image in (side, _mirrored(side))]
+        sides = [photo, twin(photo)]
+        images = [image for side in sides for image in (side, mirrored(side))]
         values = encoder.image_moments(images)
         moments.append(values.reshape(2, FLIPS, *values.shape[1:]))
     return PairData(
@@ -50,13 +71,14 @@ def pairs(count: int = 10) -> PairData:
     )
 
 
-def _mirrored(image: Image.Image) -> Image.Image:
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
     return Image.fromarray(np.asarray(image)[:, ::-1].copy())
 
 
-def denoiser() -> Denoiser:
-    """A fresh tiny UNet in float64, without adapters."""
-    return load_denoiser(BASE, device=CPU)
+def denoiser(family: str = "sd15") -> Denoiser:
+    """A fresh small network in float64, without adapters."""
+    return load_denoiser(BASES[family], device=CPU)
 
 
 def run(
@@ -68,13 +90,14 @@ def run(
     group: Group | None = None,
     network: Denoiser | None = None,
     on_step: object = None,
+    family: str = "sd15",
 ) -> list[StepMetrics]:
     """Train a stage on `pairs()`."""
     return train(
-        network or denoiser(),
-        pairs(),
+        network or denoiser(family),
+        pairs(family=family),
         stage,
-        LORA,
+        LORAS[family],
         name=f"test-{stage.objective}",
         seed=seed,
         folder=folder,

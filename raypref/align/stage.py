@@ -27,6 +27,11 @@ class StageConfig(Section):
     caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
     flip: float = setting(0.5, "share of samples mirrored, drawn once a pair", ge=0, le=1)
     margin: float = setting(-0.001, "dro: m, where the hinge closes", le=0)
+    policy_state: Literal["trajectory", "final"] = setting(
+        "trajectory",
+        "dro: what the photograph is compared with: a state on the policy's way, as released for "
+        "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
+    )
     rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1)
     policy_lag: int = setting(
         16,

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
 from raypref.config import InputError, Resources, load
+from raypref.diffusion.prompts import Prompts
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 
@@ -35,6 +37,15 @@ def local_ray():
     ray.shutdown()
 
 
+def columns(prompt: Prompts) -> dict[str, Any]:
+    """A caption as the cache keeps it."""
+    return {
+        "embedding": prompt.sequence_BLD.float().numpy().tobytes(),
+        "embedding_shape": list(prompt.sequence_BLD.shape),
+        "pooled": prompt.pooled_BP.float().numpy().tobytes(),
+    }
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """A few encoded pairs where a worker finds them."""
@@ -44,21 +55,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
             "id": f"{number:03d}",
             "moments": moments.float().numpy().tobytes(),
             "moments_shape": list(moments.shape),
-            "embedding": embedding.float().numpy().tobytes(),
-            "embedding_shape": list(embedding.shape),
+            **columns(data.embeddings[number]),
         }
-        for number, (moments, embedding) in enumerate(
-            zip(data.moments, data.embeddings, strict=True)
-        )
+        for number, moments in enumerate(data.moments)
     ]
-    empty = data.unconditional.float()
-    rows.append(
-        {
-            "id": UNCONDITIONAL,
-            "embedding": empty.numpy().tobytes(),
-            "embedding_shape": list(empty.shape),
-        }
-    )
+    rows.append({"id": UNCONDITIONAL, **columns(data.unconditional)})
     ledger = Ledger(str(tmp_path_factory.mktemp("cache")), {"made": "by a test"})
     ledger.begin()
     ledger.write_part(pa.Table.from_pylist(rows))
