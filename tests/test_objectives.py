@@ -180,7 +180,9 @@ def test_a_samples_loss_does_not_depend_on_what_is_beside_it(name: str) -> None:
 
 
 def test_ipo_pulls_the_logit_to_a_half_and_no_further() -> None:
-    assert ipo_loss(one(0.10, 0.30, 0.11, 0.30), beta=100.0)[0].item() == pytest.approx(0, abs=1e-12)
+    assert ipo_loss(one(0.10, 0.30, 0.11, 0.30), beta=100.0)[0].item() == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_kto_treats_winner_and_loser_apart() -> None:
