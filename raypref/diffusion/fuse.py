@@ -10,7 +10,13 @@ from pyarrow import fs as pafs
 from safetensors.torch import load
 
 from raypref.config import InputError, Section, setting
-from raypref.diffusion.backbone import DTYPES, FAMILIES, BackboneConfig, DType, load_pipeline
+from raypref.diffusion.backbone import (
+    DTYPES,
+    BackboneConfig,
+    DType,
+    load_denoiser,
+    load_pipeline,
+)
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import filesystem, join, read_bytes
 
@@ -32,8 +38,8 @@ class ModelConfig(Section):
 def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
     """Write `base` with a LoRA merged, in hub layout: `from_pretrained(folder)` loads it.
 
-    The merge is done in float32 or better, then cast; in half precision small updates would be
-    lost. There is no safety checker in it, as there is none in the evaluation's pipeline.
+    The merge is done in float32 or better, then cast: weights that are in half precision already
+    would swallow small updates. Like the evaluation's pipeline it is without a safety checker.
 
     Args:
         base: the model the LoRA was trained on.
@@ -47,14 +53,13 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
     data = read_bytes(join(lora, FILE_NAME))
     if data is None:
         raise InputError(f"no LoRA weights in {lora}")
-    component = FAMILIES[base.family].denoiser.component
-    written = base.model_copy(update={"dtype": dtype})
-    pipeline = load_pipeline(written, device=torch.device("cpu"))
-    network = pipeline.components[component]
-    if dtype != "float64":
-        network.float()
+    cpu = torch.device("cpu")
+    precise = "float64" if dtype == "float64" else "float32"
+    denoiser = load_denoiser(base.model_copy(update={"dtype": precise}), device=cpu)
+    pipeline = load_pipeline(base.model_copy(update={"dtype": dtype}), device=cpu)
+    pipeline.register_modules(**{denoiser.component: denoiser.module})
     pipeline.load_lora_weights(load(data))
-    pipeline.fuse_lora(components=[component])
+    pipeline.fuse_lora(components=[denoiser.component])
     pipeline.unload_lora_weights()
     pipeline.to(dtype=DTYPES[dtype])
     with tempfile.TemporaryDirectory() as scratch:
