@@ -12,6 +12,7 @@ from raypref.align.check import check_pairs
 from raypref.align.stage import StageConfig
 from raypref.config import InputError, load
 from raypref.evaluate.tables import model_label
+from raypref.execute import ALIGN, execute
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 
@@ -181,3 +182,13 @@ def test_pairs_that_cannot_be_trained_on_are_refused(tmp_path, sizes, message):
     with pytest.raises(InputError) as caught:
         check_pairs(pairs(tmp_path, sizes), side=64)
     assert message in str(caught.value)
+
+
+def test_pairs_made_at_another_resolution_are_refused_by_name(tmp_path):
+    for ledger in run(tmp_path).curation.ledgers:
+        ledger.begin()
+        ledger.commit(expected=0, counts={})
+    with pytest.raises(InputError) as caught:
+        execute(load(RunConfig, "tiny", [f"storage={tmp_path}", "images.size=32"]), only=ALIGN)
+    assert "images.size: 64 -> 32" in str(caught.value)
+    assert "\n" not in str(caught.value)

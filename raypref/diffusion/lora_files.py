@@ -33,7 +33,7 @@ PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "
 class Found(NamedTuple):
     """LoRA weights that someone trained."""
 
-    values: dict[str, Tensor]  # by peft's key, float32 or better; alpha/rank is folded into B
+    values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B
     rank: int
     alpha: float  # as it was trained with
     path: str

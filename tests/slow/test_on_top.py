@@ -1,4 +1,4 @@
-"""A whole run on top of an aligned model: another UNet, a LoRA to start from, SFT, merged weights."""
+"""A whole run on top of an aligned model: another UNet, a LoRA to start from, SFT, all merged."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from jobs import SMALL, job
 from raypref.tiny import checkpoints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
