@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from raypref.align.trainings import BY_WEIGHT
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import join, write_bytes
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 # The steps of the jobs that do a part of the run.
 CURATE = ("pairs", "export")
-ALIGN = ("cache", "stage1", "stage2", "stage2_alone")
-EVALUATE = ("evaluation", "report")
+ALIGN = ("cache", "start", *BY_WEIGHT)
+EVALUATE = ("evaluation", "fused", "card", "report")
 
 
 def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
@@ -61,9 +62,9 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
-    _refuse_or_clear_stale(run, only=only, redo=redo)
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
+    _refuse_or_clear_stale(run, only=only, redo=redo)
     _check([need for step in waiting if not step.done for need in step.needs])
     run.tracker, record = _open_record(run)
     if any(step.needs and not step.done for step in waiting):
@@ -114,9 +115,11 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
     first = run.steps.index(waiting[0])
     for step in run.steps[:first]:
         if not step.done:
+            stale = [ledger for ledger in step.ledgers() if ledger.state() == "stale"]
+            changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(
-                f"{step.name} of {run.folder} is not complete for these settings; run the job "
-                "before this one, or jobs/full_pipeline.py, with the same settings"
+                f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
+                "job before this one, or jobs/full_pipeline.py, with the same settings"
             )
 
 

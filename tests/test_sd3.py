@@ -29,6 +29,7 @@ from raypref.curate.publish import PAIRS
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.parts import check_base
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.images import encode_png, open_png
 from raypref.ledger import Ledger
@@ -125,8 +126,10 @@ def test_a_model_without_a_part_of_the_family_is_refused(
     index = json.loads((small.path(source) / "model_index.json").read_text())
     index |= {part: [None, None] for part in absent}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for part in {*index} - {*absent}:
+        (tmp_path / part).mkdir()
     with pytest.raises(InputError, match=f"^base.model: .*{says}"):
-        BackboneConfig(family=family, model=str(tmp_path)).folder()  # type: ignore[arg-type]
+        check_base(BackboneConfig(family=family, model=str(tmp_path)))  # type: ignore[arg-type]
 
 
 def test_noise_levels_that_depend_on_image_size_are_refused(tmp_path: Path) -> None:

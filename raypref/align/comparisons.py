@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from raypref.align.cache import PairData
-from raypref.align.objectives import Errors, Metrics, denoising_error, dpo_loss, dro_loss
+from raypref.align.objectives import (
+    Errors,
+    Metrics,
+    denoising_error,
+    dpo_loss,
+    dpo_sft_loss,
+    dro_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    sft_loss,
+)
 from raypref.align.rollout import policy_images, policy_states
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
@@ -32,7 +43,10 @@ class Sample(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """B pairs of noisy states at the same timestep with the same caption."""
+    """B pairs of noisy states at the same timestep with the same caption.
+
+    Where nothing is dispreferred the loser and its target are empty, [0, C, H, W].
+    """
 
     winner_BCHW: Tensor
     loser_BCHW: Tensor
@@ -150,6 +164,15 @@ def compare_pair(
     )
 
 
+def compare_photograph(
+    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
+) -> Comparison:
+    """Supervised fine-tuning: the photograph as in `compare_pair`, and no loser."""
+    pair = compare_pair(denoiser, data, stage, samples)
+    none_BCHW = pair.loser_BCHW[:0]
+    return pair._replace(loser_BCHW=none_BCHW, loser_target_BCHW=none_BCHW)
+
+
 def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
     """The four errors; gradients flow through the learner's two.
 
@@ -159,7 +182,9 @@ def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
     backward.
     """
     winner, loser, winner_target, loser_target, timesteps_B, prompts = comparison
-    x, timesteps, both = torch.cat([winner, loser]), timesteps_B.repeat(2), twice(prompts)
+    x = torch.cat([winner, loser])
+    sides = len(winner), len(loser)  # there are as many losers, or none
+    timesteps, both = timesteps_B.repeat(2)[: len(x)], twice(prompts)[: len(x)]
     lora.activate(denoiser.module, REFERENCE)
     with torch.no_grad():
         reference = denoiser.predict(x, timesteps, both)
@@ -172,7 +197,7 @@ def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
         learner = denoiser.predict(x, timesteps, both)
     target = torch.cat([winner_target, loser_target])
     of_learner, of_reference = denoising_error(learner, target), denoising_error(reference, target)
-    return Errors(*of_learner.chunk(2), *of_reference.chunk(2))
+    return Errors(*of_learner.split(sides), *of_reference.split(sides))
 
 
 class Objective(NamedTuple):
@@ -185,6 +210,13 @@ class Objective(NamedTuple):
 OBJECTIVES = {
     "dro": Objective(compare_to_policy, lambda errors, s: dro_loss(errors, margin=s.margin)),
     "dpo": Objective(compare_pair, lambda errors, s: dpo_loss(errors, beta=s.beta)),
+    "ipo": Objective(compare_pair, lambda errors, s: ipo_loss(errors, beta=s.beta)),
+    "hinge": Objective(compare_pair, lambda errors, s: hinge_loss(errors, beta=s.beta)),
+    "kto": Objective(compare_pair, lambda errors, s: kto_loss(errors, beta=s.beta)),
+    "dpo_sft": Objective(
+        compare_pair, lambda errors, s: dpo_sft_loss(errors, beta=s.beta, weight=s.sft_weight)
+    ),
+    "sft": Objective(compare_photograph, lambda errors, s: sft_loss(errors)),
 }
 
 

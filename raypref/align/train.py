@@ -70,7 +70,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         train_loop_config={"job": job, "queue": queue},
         scaling_config=ScalingConfig(
             # With hosts lost it goes on with the workers that are left: any number gives one run.
-            num_workers=(1, need.workers) if need.workers > 1 else 1,
+            num_workers=(1, need.workers) if need.workers > 1 else 1,  # type: ignore[arg-type]
             use_gpu=need.num_gpus > 0,
             resources_per_worker={key: value for key, value in per_worker.items() if value},
         ),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from raypref.config import InputError, Location, Section, setting
-from raypref.diffusion import sd3, sd15
+from raypref.config import Location, Section, setting
+from raypref.diffusion import network, sd3, sd15
 from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import Solver
 from raypref.hub import model_folder
@@ -35,25 +34,17 @@ class BackboneConfig(Section):
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
     )
+    network: Location = setting(
+        "",
+        "other weights for its UNet or transformer: hub id or folder that holds unet/ or "
+        "transformer/, such as mhdang/dpo-sd1.5-text2image-v1",
+    )
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the frozen weights")
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`.
-
-        Raises:
-            InputError: the model is missing, or lacks a part that the family has.
-        """
-        folder = model_folder(self.model, key="base.model", probe="model_index.json")
-        parts = FAMILIES[self.family].parts
-        index = DiffusionPipeline.load_config(folder)
-        missing = [part for part in parts if index.get(part, (None,))[0] is None]
-        if missing:
-            raise InputError(
-                f"base.model: '{self.model}' has no {', '.join(missing)}; a model of "
-                f"base.family={self.family} has {', '.join(parts)}"
-            )
-        return folder
+        """What to hand to `from_pretrained`."""
+        return model_folder(self.model, key="base.model", probe="model_index.json")
 
 
 class Encoder(Protocol):
@@ -142,9 +133,12 @@ def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
 
 def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
     """Load the network that is trained."""
-    return FAMILIES[config.family].denoiser(
+    denoiser: Denoiser = FAMILIES[config.family].denoiser(
         config.folder(), variant=config.variant, device=device, dtype=DTYPES[config.dtype]
     )
+    if config.network:
+        network.replace(denoiser.module, config.network, component=denoiser.component)
+    return denoiser
 
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
@@ -156,6 +150,9 @@ def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
         dtype=DTYPES[config.dtype],
         **family.options,
     )
+    if config.network:
+        component = family.denoiser.component
+        network.replace(pipeline.components[component], config.network, component=component)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
