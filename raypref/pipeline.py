@@ -15,9 +15,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
-from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
+from raypref.align.watch import StepMetrics
 from raypref.config import InputError, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
