@@ -1,4 +1,4 @@
-"""Metrics read one step late change nothing; a training that has failed stops before it is saved."""
+"""Metrics read a step late change nothing; a training that has failed stops unsaved."""
 
 import math
 import statistics

@@ -39,7 +39,7 @@ class StageConfig(Section):
     )
     compile: bool = setting(
         False,
-        "torch.compile the network: a minute or more at the start, faster steps on a GPU; moves results by "
+        "torch.compile the network: minutes at the start for quicker steps; moves results by "
         "rounding only, as micro_batch does",
         affects_result=False,
     )

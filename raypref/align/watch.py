@@ -1,4 +1,4 @@
-"""Watching a training: its metrics, without making the device wait for them, and when to stop it."""
+"""Watching a training: metrics for which the device does not wait, and when to stop."""
 
 from __future__ import annotations
 
