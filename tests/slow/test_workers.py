@@ -25,7 +25,7 @@ from raypref.diffusion.backbone import load_denoiser
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TIMES = {"seconds", "images_per_second"}
 STEPS, EVERY = 24, 4
