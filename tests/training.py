@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from raypref.align.cache import FLIPS, PairData
-from raypref.align.loop import Alone, Group, StepMetrics, train
+from raypref.align.loop import Alone, Group, train
 from raypref.align.stage import StageConfig
+from raypref.align.watch import StepMetrics
 from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
 from raypref.diffusion.lora import LoraConfig
 from raypref.tiny.world import caption, sample_scenes

@@ -57,6 +57,25 @@ class StageConfig(Section):
     gradient_checkpointing: bool = setting(
         False, "recompute activations in backward to save memory", affects_result=False
     )
+    compile: bool = setting(
+        False,
+        "torch.compile the network: minutes at the start for quicker steps; moves results by "
+        "rounding only, as micro_batch does",
+        affects_result=False,
+    )
+    max_error_ratio: float = setting(
+        2.0,
+        "stop when the error on the photographs is so many times the reference's, over the last "
+        "256 samples",
+        affects_result=False,
+        gt=1,
+    )
+    max_grad_ratio: float = setting(
+        1000.0,
+        "stop when the gradient's norm is so many times its median over the last 50 steps",
+        affects_result=False,
+        gt=1,
+    )
     checkpoint_every: int = setting(
         50, "steps between checkpoints: what a kill can cost", affects_result=False, ge=1
     )
