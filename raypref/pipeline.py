@@ -24,12 +24,13 @@ from raypref.curate.export import export
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
-from raypref.evaluate.generate import GenerateConfig
+from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
 from raypref.progress import Progress, Work
 from raypref.report.collect import collect
 from raypref.report.page import render
+from raypref.rewards.rewards import RewardsConfig
 from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
@@ -48,6 +49,7 @@ class RunConfig(CurateConfig):
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     stage2_alone: bool = setting(True, "also train stage 2 from the base, for the table")
     evaluate: GenerateConfig = GenerateConfig()
+    rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
@@ -139,17 +141,24 @@ class Run:
     def evaluation(self) -> Evaluation:
         """Images, scores, table."""
         c = self.config
-        shown = {"stage1": "stage1", "stage2_alone": "stage2_alone", "stage2": "both"}
         return Evaluation(
             c.base,
             c.evaluate,
             c.pickscore,
+            c.rewards,
             c.metrics,
             c.table,
             pairs=self.curation.pairs,
-            loras={shown[n]: self.trained[n] for n in shown if n in self.trained},
+            loras=self._adapters,
             folder=join(self.folder, "evaluation"),
         )
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """The LoRAs that are evaluated: those trained here under their names in tables, others."""
+        shown = {"stage1": "stage1", "stage2_alone": "stage2_alone", "stage2": "both"}
+        ours = {name: self.trained[n] for n, name in shown.items() if n in self.trained}
+        trained = {name: Adapter(own.path, own.fingerprint) for name, own in ours.items()}
+        return trained | other_loras(self.config.evaluate.loras)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -177,7 +186,7 @@ class Run:
             *([Step("export", self._exports, self._export)] if c.export.formats else []),
             Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *reward)),
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, tuple(ev.checks())),
             # The page is made again every time and tells the latest; its pictures are written once.
             Step("report", tuple, self._report),
         ]
@@ -269,8 +278,9 @@ class Run:
             pairs=self.curation.pairs,
             min_gap=self.config.select.min_gap,
             trained=self.trained,
-            images=ev.images,
-            table=ev.tabulate() if ev.scores.state() == "complete" else None,
+            images=ev.images.ledgers,
+            table=ev.tabulate() if ev.complete else None,
+            categories=ev.categories if ev.complete else None,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )
