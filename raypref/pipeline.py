@@ -25,6 +25,7 @@ from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
 from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
+from raypref.evaluate.labelled import JudgeConfig
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
 from raypref.progress import Progress, Work
@@ -52,6 +53,7 @@ class RunConfig(CurateConfig):
     rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
+    judge: JudgeConfig = JudgeConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 

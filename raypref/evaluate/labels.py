@@ -37,7 +37,7 @@ SPELT_OUT = {
     "aesthetic": "LAION aesthetic classifier",
 }
 # Decimals shown; 2 for all others, as the paper does.
-DIGITS = {"texture_detail": 0, "realism": 3, "hpsv2": 3, "vqascore": 3}
+DIGITS = {"texture_detail": 0, "realism": 3, "hpsv2": 3, "vqascore": 3, "fid": 1}
 LOWER_IS_BETTER = frozenset({"cmmd", "fid"})
 
 
