@@ -8,8 +8,14 @@ from collections.abc import Iterable
 # Known names with the words for people, in the order of the tables; others follow by name.
 MODELS = {
     "base": "base",
+    "start": "start",  # the LoRA that training went on from
+    "start_2": "second start",
+    "start_3": "third start",
+    "sft": "SFT",
     "stage1": "stage 1",
     "stage2_alone": "stage 2 alone",
+    "stage2": "stage 2",
+    "sft_stage2": "SFT + stage 2",
     "both": "stage 1 + stage 2",
 }
 # The paper's six first, under its own short names.
