@@ -1,6 +1,6 @@
 """How good the rewards are themselves: their accuracy, agreement and biases on labelled pairs.
 
-python jobs/judge.py sd15 source.path=. judge.pairs=pickapic/test.parquet run=judge
+python jobs/judge.py sd15 judge.pairs=pickapic/test.parquet run=judge
 """
 
 import logging
@@ -22,7 +22,8 @@ DONE, WRONG_INPUT = 0, 2
 def main(source: str = "tiny", *overrides: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config = load(RunConfig, source, overrides)
+        # A run's photographs are none of this job's business, whatever its preset asks for.
+        config = load(RunConfig, source, ["source.path=tiny:world", *overrides])
         rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
         for settings in rewards.values():
             settings.check()
