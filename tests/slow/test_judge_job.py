@@ -1,4 +1,4 @@
-"""The job that judges a reward: labelled pairs in, tables and page out; a second run scores none."""
+"""The job that judges a reward: labelled pairs in, tables and a page out; again, and it rests."""
 
 import io
 from pathlib import Path
