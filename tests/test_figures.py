@@ -64,6 +64,13 @@ def test_a_radar_where_spokes_can_be_told_apart(count: int, drawn: int) -> None:
     assert titles.count("PickScore by category") == drawn
 
 
+def test_a_distance_that_could_not_be_had_is_not_drawn() -> None:
+    nothing = {("base", "cmmd"): math.nan, ("both", "cmmd"): math.nan}
+    assert list(compared(summary(nothing), None, {})) == []
+    means = {("base", "deqa"): 3.0, ("both", "deqa"): 4.0}
+    assert [f.title for f in compared(summary(means | nothing), None, {})] == ["DeQA"]
+
+
 def test_one_model_compares_with_nothing() -> None:
     assert list(compared(summary({("base", "pickscore"): 20.0}), None, {})) == []
 
