@@ -16,6 +16,7 @@ MODELS = {
     "stage2_alone": "stage 2 alone",
     "stage2": "stage 2",
     "sft_stage2": "SFT + stage 2",
+    "diffusion_dpo": "Diffusion-DPO",
     "both": "stage 1 + stage 2",
 }
 # The paper's six first, under its own short names.
