@@ -30,14 +30,17 @@ from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.fuse import ModelConfig, fuse
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate import tables
-from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
-from raypref.evaluate.generate import GenerateConfig
+from raypref.evaluate.evaluate import Evaluation, TableConfig
+from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
+from raypref.evaluate.labelled import JudgeConfig
+from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
 from raypref.progress import Progress, Work
 from raypref.report.card import model_card
 from raypref.report.collect import collect
 from raypref.report.page import render
+from raypref.rewards.rewards import RewardsConfig
 from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
@@ -62,9 +65,11 @@ class RunConfig(CurateConfig):
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     sft: StageConfig = StageConfig(objective="sft", steps=1600, ema_decay=0.9999)
     evaluate: GenerateConfig = GenerateConfig()
+    rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     model: ModelConfig = ModelConfig()
+    judge: JudgeConfig = JudgeConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -135,12 +140,19 @@ class Run:
             c.base,
             c.evaluate,
             c.pickscore,
+            c.rewards,
             c.metrics,
             c.table,
             pairs=self.curation.pairs,
-            loras=self.alignment.shown,
+            loras=self._adapters,
             folder=join(self.folder, "evaluation"),
         )
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """The LoRAs that are evaluated: those trained here under their names in tables, others."""
+        ours = self.alignment.shown
+        trained = {name: Adapter(own.path, own.fingerprint) for name, own in ours.items()}
+        return trained | other_loras(self.config.evaluate.loras)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -174,7 +186,7 @@ class Run:
             Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
             *([Step("start", self._starts, self._bring_in, starts)] if align.imports else []),
             *train,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, sides[1], *reward)),
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
             *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
             Step("card", tuple, self._card),
             # The page is made again every time and tells the latest; its pictures are written once.
@@ -298,7 +310,7 @@ class Run:
             starts_from=first if trainings.is_weights(first) else "",
             stages={name: _results_of(stages[name]) for name in chain},
             lora=_results_of(c.lora),
-            table=tables.markdown(ev.summary) if ev.scores.state() == "complete" else "",
+            table=tables.markdown(ev.summary) if ev.complete else "",
             fused=c.model.fused,
         )
         write_bytes(join(final.path, "README.md"), card.encode())
@@ -315,8 +327,9 @@ class Run:
             pairs=self.curation.pairs,
             min_gap=self.config.select.min_gap,
             trained=self.trained,
-            images=ev.images,
-            table=ev.tabulate() if ev.scores.state() == "complete" else None,
+            images=ev.images.ledgers,
+            table=ev.tabulate() if ev.complete else None,
+            categories=ev.categories if ev.complete else None,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )

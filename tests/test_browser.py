@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 from report_runs import gather, make, scene, write_page
 
-from raypref.evaluate import tables
+from raypref.evaluate import statistics
 from raypref.ledger import Ledger
 from raypref.report.collect import _mlflow, prompt_gains
 
@@ -179,17 +179,17 @@ def test_a_second_report_writes_no_picture_again(run: Path) -> None:
     old = run / "report" / "files" / "pairs-0000"
     old.mkdir()
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
-    data = gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    data = gather(run, pairs)
     assert times() == before and len(before) == 3 * 130 + 4 * 20
     assert len(data.pairs) == 130
     next((run / "report" / "files").glob("pairs-*/*-twin.png")).unlink()
-    gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    gather(run, pairs)
     assert times().keys() == before.keys() and not old.exists()
 
 
 def test_what_the_run_holds_is_gathered(run: Path) -> None:
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
-    data = gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    data = gather(run, pairs)
     colors, gaps = data.histograms
     assert len(colors.values) == 178 and len(gaps.values) == 146 and gaps.threshold == 0.02
     assert colors.threshold is not None and 40 < colors.threshold < 60
@@ -210,7 +210,7 @@ def test_prompt_gains_count_wins_ties_and_losses() -> None:
         for model, value in (("base", 21.0), ("both", value + (seed - 1.5) * 1e-3))
     ]
     better, lower = prompt_gains(
-        pd.DataFrame(rows, columns=list(tables.SCORES)), model="both", base="base"
+        pd.DataFrame(rows, columns=list(statistics.SCORES)), model="both", base="base"
     )
     assert (better.wins, better.ties, better.losses) == (1, 1, 1)
     assert [prompt for prompt, _ in better.gains] == ["p0", "p1", "p2"]
