@@ -9,8 +9,8 @@ reads the cache and stops each rollout where it is asked. Both do the same optim
 the same network, adapter, batch and precision. Not charged to the plain loop: decoding files (its
 pictures lie decoded in memory), and the copy of its network that samples (it samples with the
 network it trains). Not charged to ours: filling the cache, once a run; the last column says how
-many steps of the plain loop that takes for 512 pairs. Of DRO's forwards four a sample are not rollouts,
-which take 20 in the plain loop and 10.5 of ours in the mean.
+many steps of the plain loop that takes for 512 pairs. Of DRO's forwards four a sample are not
+rollouts, which take 20 in the plain loop and 10.5 of ours in the mean.
 
     python benchmarks/training.py [ROUNDS] [MODEL ...]        # tiny, proportions
 """
