@@ -25,7 +25,7 @@ SETTINGS = (
     "perturb.steps=2",
     "tracking.uri=none",
 )
-# One, two and four workers, and other cuts of the work. Two make all the pairs, in no order of rank.
+# One, two and four workers, and other cuts of the work.
 WAYS = {
     "all": ("curate.exhaustive=true", "stream.block_rows=16", "saliency.resources.workers=2"),
     "one": ("stream.block_rows=7", "stream.part_rows=50", "saliency.resources.workers=1"),
