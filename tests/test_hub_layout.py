@@ -236,6 +236,6 @@ def test_the_sd15_preset_loads_and_runs_in_its_own_precision(overrides, photos):
         assert tensor.isfinite().all()
     generate = Generate(config.base, config.evaluate, loras={})
     generate.setup()
-    [row] = rows = [{"model": BASE, "prompt": CAPTIONS[0], "seed": 42}]
+    [row] = rows = [{"model": BASE, "prompt": CAPTIONS[0], "noise": 42}]
     generate(rows)
     assert np.asarray(open_png(row["image"])).std() > 1

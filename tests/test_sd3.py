@@ -281,7 +281,7 @@ def test_from_pairs_to_a_lora_that_plain_diffusers_draws_with(
     config = GenerateConfig(prompts="tiny:prompts", seeds=(42,), steps=3, guidance=4.5, size=64)
     drawing = Generate(FLOAT32, config, loras={"both": str(tmp_path / "two")})
     drawing.setup()
-    rows = [{"model": model, "prompt": CAPTIONS[0], "seed": 42} for model in ("base", "both")]
+    rows = [{"model": model, "prompt": CAPTIONS[0], "noise": 42} for model in ("base", "both")]
     drawing(rows)
     base_image, ours = (np.asarray(open_png(row["image"])).astype(int) for row in rows)
 
