@@ -57,17 +57,17 @@ class Case:
     title: str
     base: BackboneConfig
     side: int  # of its pictures
-    batch: int
+    batch: int  # samples an optimizer step, in two halves that are accumulated
     steps: dict[str, int]  # timed in a round, by objective
 
 
 def case(name: str) -> Case:
     if name == "tiny":
         base = BackboneConfig(model="tiny:sd15")
-        return Case("embedded SD-1.5", base, SIZE, 8, {"dro": 5, "dpo": 10})
+        return Case("embedded SD-1.5", base, SIZE, 16, {"dro": 3, "dpo": 5})
     base = BackboneConfig(model=proportions.sd15_in_proportion())
     title = f"SD-1.5, all layers, widths / {proportions.NARROWER}"
-    return Case(title, base, proportions.SIZE, 4, {"dro": 2, "dpo": 2})
+    return Case(title, base, proportions.SIZE, 8, {"dro": 1, "dpo": 1})
 
 
 def photographs(side: int) -> list[Pair]:
@@ -140,6 +140,14 @@ class Plain:
         return x, eps, t.expand(len(prompts))
 
     def step(self, objective: str, pairs: list[Pair]) -> None:
+        half = len(pairs) // 2
+        for some in (pairs[:half], pairs[half:]):
+            (self.loss(objective, some) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, objective: str, pairs: list[Pair]) -> Tensor:
         prompts = self.prompts([text for text, _, _ in pairs])
         if objective == "dro":
             photo = self.encode([photo for _, photo, _ in pairs])
@@ -157,10 +165,7 @@ class Plain:
         learner = denoising_error(self.predict(x, tt, both), target)
         errors = Errors(*learner.chunk(2), *reference.chunk(2))
         loss = dro_loss(errors, margin=-0.001) if objective == "dro" else dpo_loss(errors, beta=10)
-        loss[0].mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        return loss[0].mean()
 
 
 def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
@@ -179,7 +184,7 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
         objective=objective,  # type: ignore[arg-type]
         steps=steps + 1,
         batch=what.batch,
-        micro_batch=what.batch,
+        micro_batch=what.batch // 2,
         rollout_steps=ROLLOUT,
         checkpoint_every=10**6,
     )

@@ -55,6 +55,14 @@ class Comparison(NamedTuple):
     timesteps_B: Tensor
     prompts: Prompts
 
+    def split(self, size: int) -> list[Comparison]:
+        """The same in parts of at most so many."""
+        starts = range(0, len(self.timesteps_B), size)
+        return [self._part(slice(start, start + size)) for start in starts]
+
+    def _part(self, some: slice) -> Comparison:
+        return Comparison._make(None if field is None else field[some] for field in self)
+
 
 def compare_to_policy(
     denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]

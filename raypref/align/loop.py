@@ -8,7 +8,7 @@ it was split. That sum is one collective an optimizer step, over the flattened L
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from raypref.align import checkpoints
 from raypref.align.cache import PairData
-from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.comparisons import (
+    LEARNER,
+    OBJECTIVES,
+    POLICY,
+    REFERENCE,
+    Comparison,
+    Sample,
+    measure,
+)
 from raypref.align.objectives import Errors
 from raypref.align.stage import StageConfig
 from raypref.align.watch import StepMetrics, Watch
@@ -169,9 +177,8 @@ def _step(
     mine = range(group.rank, stage.batch, group.world)
     samples = [_sample(i, state.step, stage, len(data), name=name, seed=seed) for i in mine]
     sums: dict[str, Tensor] = {}
-    for first in range(0, len(samples), stage.micro_batch):
-        micro = samples[first : first + stage.micro_batch]
-        errors = measure(denoiser, objective.compare(denoiser, data, stage, micro))
+    for comparison in _compared(denoiser, data, stage, samples):
+        errors = measure(denoiser, comparison)
         loss_B, metrics = objective.loss(errors, stage)
         (loss_B.sum() / stage.batch).backward()
         for key, values_B in {
@@ -193,6 +200,17 @@ def _step(
         "grad_norm": norm,
         "lr": rate,
     }
+
+
+def _compared(
+    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
+) -> Iterator[Comparison]:
+    """The samples' comparisons, `micro_batch` at a time; rollouts are done for many of these."""
+    compare = OBJECTIVES[stage.objective].compare
+    size = stage.micro_batch * max(1, stage.rollout_batch // stage.micro_batch)
+    for first in range(0, len(samples), size):
+        comparison = compare(denoiser, data, stage, samples[first : first + size])
+        yield from comparison.split(stage.micro_batch)
 
 
 def _update_norm(learner: list[nn.Parameter], *, scale: float) -> Tensor:

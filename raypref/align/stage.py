@@ -45,6 +45,12 @@ class StageConfig(Section):
         "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
     )
     rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1)
+    rollout_batch: int = setting(
+        32,
+        "dro: samples a worker rolls out at once; no gradients are kept, so more than micro_batch",
+        affects_result=False,
+        ge=1,
+    )
     policy_lag: int = setting(
         16,
         "dro: optimizer steps between refreshes of the sampling policy; at 1 it only gates",
