@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -26,7 +26,16 @@ from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
 from raypref.evaluate.generate import GenerateConfig
 from raypref.evaluate.samples import draw_samples
-from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
+from raypref.ledger import (
+    Ledger,
+    Place,
+    absolute,
+    in_folder,
+    join,
+    placed,
+    read_bytes,
+    write_bytes,
+)
 from raypref.progress import Progress, Work
 from raypref.report.collect import collect
 from raypref.report.page import render
@@ -34,6 +43,9 @@ from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
+
+# A model of the evaluation to the training that made it.
+MODELS = {"stage1": "stage1", "stage2_alone": "stage2_alone", "both": "stage2"}
 
 
 class RunConfig(CurateConfig):
@@ -76,17 +88,27 @@ class Run:
 
     Args:
         config: all settings.
+        place: where its ledgers lie; by default in its folder.
+        models: the models to evaluate besides the base; by default all that are trained.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        place: Place | None = None,
+        models: Collection[str] | None = None,
+    ) -> None:
         self.config = config
         self.folder = absolute(join(config.storage, config.run))
+        self.place = place or in_folder(self.folder)
+        self.models = models
         self.tracker: Tracker | None = None  # set when the run is executed
 
     @cached_property
     def curation(self) -> Curation:
         """Photographs to pairs."""
-        return Curation(self.config, folder=self.folder)
+        return Curation(self.config, place=self.place)
 
     @cached_property
     def cache(self) -> Ledger:
@@ -95,13 +117,19 @@ class Run:
         return self._ledger("cache", parts)
 
     @cached_property
-    def stages(self) -> dict[str, StageJob]:
-        """The trainings, by name, in order."""
+    def trainings(self) -> dict[str, StageConfig]:
+        """Settings of the trainings, by name, in order."""
         c = self.config
         stages = {"stage1": c.stage1, "stage2": c.stage2}
         if c.stage2_alone:
             stages["stage2_alone"] = c.stage2.model_copy(update={"start": "base"})
-        starts = {"base": None, "stage1": join(self.folder, "stage1")}
+        return stages
+
+    @cached_property
+    def stages(self) -> dict[str, StageJob]:
+        """The trainings, by name, in order."""
+        c = self.config
+        starts = {"base": None, "stage1": self.trained["stage1"].path}
         return {
             name: StageJob(
                 name=name,
@@ -109,28 +137,28 @@ class Run:
                 lora=c.lora,
                 stage=stage,
                 cache=self.cache,
-                folder=join(self.folder, name),
+                folder=self.trained[name].path,
                 start=starts[stage.start] if stage.start in starts else absolute(stage.start),
                 # One name for both: the same samples in the same order, so that "stage 2 alone"
                 # differs from "stage 2" by its start only.
                 draws=name.removesuffix("_alone"),
                 seed=c.seed,
             )
-            for name, stage in stages.items()
+            for name, stage in self.trainings.items()
         }
 
     @cached_property
     def trained(self) -> dict[str, Ledger]:
         """The ledgers of the trainings."""
         ledgers: dict[str, Ledger] = {}
-        for name, job in self.stages.items():
+        for name, stage in self.trainings.items():
             parts = {
                 "cache": self.cache.fingerprint,
-                name: job.stage,
+                name: stage,
                 "lora": self.config.lora,
                 "seed": self.config.seed,
             }
-            if job.stage.start == "stage1":
+            if stage.start == "stage1":
                 parts["stage1"] = ledgers["stage1"].fingerprint
             ledgers[name] = self._ledger(name, parts)
         return ledgers
@@ -139,7 +167,6 @@ class Run:
     def evaluation(self) -> Evaluation:
         """Images, scores, table."""
         c = self.config
-        shown = {"stage1": "stage1", "stage2_alone": "stage2_alone", "stage2": "both"}
         return Evaluation(
             c.base,
             c.evaluate,
@@ -147,8 +174,13 @@ class Run:
             c.metrics,
             c.table,
             pairs=self.curation.pairs,
-            loras={shown[n]: self.trained[n] for n in shown if n in self.trained},
+            loras={
+                model: self.trained[stage]
+                for model, stage in MODELS.items()
+                if stage in self.trained and (self.models is None or model in self.models)
+            },
             folder=join(self.folder, "evaluation"),
+            place=self.place,
         )
 
     @cached_property
@@ -278,7 +310,7 @@ class Run:
         return Work(1, "pages")
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
-        return Ledger(join(self.folder, name), results_of(parts))
+        return placed(self.place, name, results_of(parts))
 
 
 def _check_workers(name: str, stage: StageConfig) -> None:

@@ -22,7 +22,7 @@ from raypref.evaluate.distance import cmmd_summary
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.metrics import texture_detail
 from raypref.images import open_png
-from raypref.ledger import Ledger, join, write_bytes, write_table
+from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
 from raypref.rewards.base import Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
@@ -78,7 +78,8 @@ class Evaluation:
         table: how scores become a table.
         pairs: whose photographs are the reference of the distance.
         loras: model name to the ledger of the stage that trained it.
-        folder: the evaluation's folder, local or URI.
+        folder: where people look for its tables, local or URI.
+        place: where its ledgers lie.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Evaluation:
         pairs: Ledger,
         loras: Mapping[str, Ledger],
         folder: str,
+        place: Place,
     ) -> None:
         self.base = base
         self.generate = generate
@@ -101,6 +103,7 @@ class Evaluation:
         self.pairs = pairs
         self.loras = loras
         self.folder = folder
+        self.place = place
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -116,19 +119,19 @@ class Evaluation:
             "prompts": self.prompts,
             **{f"{name}.lora": ledger.fingerprint for name, ledger in self.loras.items()},
         }
-        return Ledger(join(self.folder, "images"), results_of(parts))
+        return placed(self.place, "evaluation/images", results_of(parts))
 
     @cached_property
     def scores(self) -> Ledger:
         """Their scores."""
         parts = {**self.images.settings, "pickscore": self.pickscore, "metrics": self.metrics}
-        return Ledger(join(self.folder, "scores"), results_of(parts))
+        return placed(self.place, "evaluation/scores", results_of(parts))
 
     @cached_property
     def reference(self) -> Ledger:
         """Embeddings of the photographs of the pairs."""
         parts = {"pairs": self.pairs.fingerprint, "pickscore": self.pickscore}
-        return Ledger(join(self.folder, "reference"), results_of(parts))
+        return placed(self.place, "evaluation/reference", results_of(parts))
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:

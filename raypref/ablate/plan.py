@@ -1,0 +1,325 @@
+"""From tables to runs: which steps there are, which of them are done, what the rest costs.
+
+Every row is a run of its own settings. Its ledgers lie in `<storage>/steps/`, named by what they
+hold: rows of any table, sweep or machine that need the same pairs, training or images share them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from raypref.ablate.table import Row, Table, labelled
+from raypref.config import InputError, Section, flatten, load, replaced, setting
+from raypref.evaluate.generate import BASE
+from raypref.ledger import absolute, by_content, filesystem, join, read_bytes
+from raypref.pipeline import MODELS, Run, RunConfig, Step
+
+STEPS = "steps"  # folder of the shared ledgers, below the storage
+
+
+class SweepConfig(Section):
+    """How tables are run, and what only the user can give."""
+
+    seeds: int = setting(1, "training seeds a row is repeated with", ge=1)
+    at_once: int = setting(
+        0, "rows at once; 0: as many as the cluster has room for", affects_result=False, ge=0
+    )
+    retries: int = setting(1, "more attempts at a row that broke", affects_result=False, ge=0)
+    aligned: str = setting(
+        "",
+        "an aligned model to compare with and to align further, such as "
+        "mhdang/dpo-sd1.5-text2image-v1 (Diffusion-DPO)",
+    )
+    spo: str = setting("", "another aligned model to compare with, SPO's in the paper")
+    pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
+    civitai: str = setting("", "source.path of Civitai's images, for table2")
+    pixart: str = setting("", "PixArt-alpha/PixArt-XL-2-1024-MS or its folder, for table4")
+    sd35m: str = setting(
+        "", "stabilityai/stable-diffusion-3.5-medium or its folder, for table4's inpainting"
+    )
+
+
+class AblateConfig(RunConfig):
+    """All settings of a run, and these."""
+
+    ablate: SweepConfig = SweepConfig()
+
+
+def load_config(source: str, words: Iterable[str]) -> AblateConfig:
+    """Read the base settings; without a `run` of their own they are of `ablations`."""
+    config = load(AblateConfig, source, words)
+    named = config.run != RunConfig.model_fields["run"].default
+    return config if named else config.model_copy(update={"run": "ablations"})
+
+
+@dataclass
+class PlannedRow:
+    """A row with one training seed.
+
+    Attributes:
+        table: name of the table.
+        row: what the table says.
+        label: for people.
+        config: its settings; None where there is a problem.
+        seed: the training seed.
+        problem: why it cannot run; empty where it can.
+        given: False where it waits for something that the user must give.
+    """
+
+    table: str
+    row: Row
+    label: str
+    config: AblateConfig | None
+    seed: int
+    problem: str = ""
+    given: bool = True
+
+    @property
+    def name(self) -> str:
+        """Unique in its table."""
+        return f"{self.row.name}, seed {self.seed}"
+
+    @cached_property
+    def run(self) -> Run:
+        """The run; the row must have settings."""
+        assert self.config is not None
+        return open_run(self.config, self.row.model)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """What the run must go through for the row's model."""
+        names = step_names(self.run, self.row.model)
+        return [step for step in self.run.steps if step.name in names]
+
+
+def open_run(config: RunConfig, model: str) -> Run:
+    """The run of a row, its ledgers among those of all rows."""
+    place = by_content(absolute(join(config.storage, STEPS)))
+    return Run(config, place=place, models=() if model == BASE else (model,))
+
+
+def step_names(run: Run, model: str) -> list[str]:
+    """Names of the steps that a model and its evaluation need.
+
+    Raises:
+        InputError: the run has no such model.
+    """
+    trainings: list[str] = []
+    if model != BASE:
+        last = MODELS.get(model, "")
+        if last not in run.trainings:
+            known = [BASE, *(m for m, stage in MODELS.items() if stage in run.trainings)]
+            raise InputError(f"model={model}: the run has {', '.join(known)}")
+        trainings = [last]
+        while (start := run.trainings[trainings[0]].start) in run.trainings:
+            trainings.insert(0, start)
+    # The distance to the photographs of the pairs needs the pairs.
+    pairs = ["pairs"] if trainings or run.config.metrics.distance else []
+    return [*pairs, *(["cache", *trainings] if trainings else []), "evaluation"]
+
+
+def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
+    """The rows of a table, for every training seed; the untrained model has none.
+
+    A row whose settings are wrong is planned all the same, with its problem.
+    """
+    return [
+        plan_row(name, row, config, seed=config.seed + number)
+        for row in table.all_rows()
+        for number in range(1 if row.model == BASE else config.ablate.seeds)
+    ]
+
+
+def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRow:
+    """Work out a row's settings from those of the base."""
+    settings = flatten(base)
+    changes: dict[str, Any] = {"seed": seed, "run": join(base.run, name, _slug(row.name, seed))}
+    for training in ("stage1", "stage2"):  # samples over the steps are for the page of one run
+        changes[f"{training}.sample_every"] = 0
+    try:
+        for key, source in row.copy_.items():
+            if source not in settings:
+                raise InputError(f"copy: there is no setting '{source}'")
+            if not settings[source]:
+                told = f"not given: add {source}=..."
+                return PlannedRow(name, row, labelled(row, base), None, seed, told, given=False)
+            changes[key] = settings[source]
+        for key, factor in row.times.items():
+            if not isinstance(settings.get(key), int | float):
+                raise InputError(f"times: '{key}' is not a number among the settings")
+            whole = isinstance(settings[key], int)
+            changes[key] = round(settings[key] * factor) if whole else settings[key] * factor
+        changes |= row.set_
+        config = replaced(base, changes)
+        planned = PlannedRow(name, row, labelled(row, config), config, seed)
+        assert planned.steps
+        return planned
+    except InputError as error:
+        return PlannedRow(name, row, labelled(row, base), None, seed, str(error))
+
+
+def _slug(name: str, seed: int) -> str:
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-") + f"-seed{seed}"
+
+
+@dataclass
+class PlannedStep:
+    """A step of one or more rows."""
+
+    step: Step
+    run: Run
+    rows: list[PlannedRow] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training."""
+        return self.step.name in self.run.trainings
+
+
+def distinct_steps(rows: Iterable[PlannedRow]) -> list[PlannedStep]:
+    """Each step once, in an order in which they can be done."""
+    found: dict[tuple[str, ...], PlannedStep] = {}
+    for row in rows:
+        for step in row.steps if row.config else ():
+            identity = tuple(ledger.path for ledger in step.ledgers())
+            found.setdefault(identity, PlannedStep(step, row.run)).rows.append(row)
+    return list(found.values())
+
+
+def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
+    """The plan for people: rows, distinct steps, what is done, what the rest costs."""
+    steps = distinct_steps(rows)
+    lines = []
+    for table in dict.fromkeys(row.table for row in rows):
+        lines.append(f"{table}:")
+        own = [row for row in rows if row.table == table]
+        width = max(len(row.label) for row in own)
+        for row in own:
+            needs = row.problem or " > ".join(step.name for step in row.steps)
+            lines.append(f"  {row.label:<{width}}  seed {row.seed}  {needs}")
+    lines += ["", f"{'step':<13} {'distinct':>8} {'done':>5} {'hours':>13} {'GPU-hours':>13}  disk"]
+    open_steps = [s for s in steps if not s.step.done]
+    for name in dict.fromkeys(step.step.name for step in steps):
+        same = [step for step in steps if step.step.name == name]
+        todo = [step for step in same if not step.step.done]
+        costs = [rates.cost(step) for step in todo]
+        lines.append(f"{name:<13} {len(same):>8} {len(same) - len(todo):>5} {_costs(costs)}")
+    lines.append(f"{'all':<13} {len(steps):>8} {len(steps) - len(open_steps):>5}")
+    trained = [step for step in steps if step.trains]
+    todo = [step for step in trained if not step.step.done]
+    lines += ["", f"distinct models to train: {len(trained)}, of which done: "
+              f"{len(trained) - len(todo)}"]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes."""
+
+    seconds: float
+    gpus: float
+    bytes: float
+
+
+def _costs(costs: list[Cost | None]) -> str:
+    if not costs:
+        return f"{'0':>13} {'0':>13}  0"
+    if None in costs:
+        return f"{'not measured':>13} {'not measured':>13}  not measured"
+    known = [cost for cost in costs if cost is not None]
+    hours = sum(cost.seconds for cost in known) / 3600
+    gpu = sum(cost.seconds * cost.gpus for cost in known) / 3600
+    return f"{hours:>13.2f} {gpu:>13.2f}  {sum(cost.bytes for cost in known) / 2**20:.0f} MiB"
+
+
+class Rates:
+    """What steps of earlier runs in the storage took, by their `run.json`.
+
+    A rate serves steps of the same name, base model and number of GPUs. It is the median over runs,
+    by unit of the step: an input, a row, a sample of training, an image.
+    """
+
+    def __init__(self, storage: str) -> None:
+        self.measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+        for config, record in _records(storage):
+            for name, step in record.get("steps", {}).items():
+                if not step.get("amount"):
+                    continue
+                units = step["amount"] * _batch(config, name)
+                taken = (step["seconds"] / units, step.get("bytes", 0) / units)
+                self.measured.setdefault(_kind(config, name), []).append(taken)
+
+    def cost(self, planned: PlannedStep) -> Cost | None:
+        """What a step would take; None where nothing like it was measured."""
+        config = planned.run.config.model_dump()
+        name = planned.step.name
+        taken = self.measured.get(_kind(config, name))
+        amount = _amount(planned)
+        if not taken or amount is None:
+            return None
+        units = amount * _batch(config, name)
+        seconds, size = (statistics.median(values) for values in zip(*taken, strict=True))
+        return Cost(seconds * units, _gpus(config, name), size * units)
+
+
+def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Settings and `run.json` of the runs and rows in a storage."""
+    fs, root = filesystem(absolute(storage))
+    folders = [root]
+    for _ in range(3):  # <storage>/<run>/<table>/<row>
+        folders = [
+            found.path
+            for folder in folders
+            for found in fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            if found.type == pafs.FileType.Directory and found.base_name != STEPS
+        ]
+        for folder in folders:
+            place = folder if "://" not in storage else join(storage, folder.removeprefix(root))
+            record, config = read_bytes(join(place, "run.json")), None
+            if record is not None:
+                config = read_bytes(join(place, "config.toml"))
+            if record is not None and config is not None:
+                yield tomllib.loads(config.decode()), json.loads(record)
+
+
+def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
+    """The settings of a step that say how many workers it has."""
+    names = {"evaluation": "evaluate", "pairs": "perturb", "stage2_alone": "stage2"}
+    section: Mapping[str, Any] = config.get(names.get(step, step), {})
+    return section
+
+
+def _batch(config: Mapping[str, Any], step: str) -> int:
+    return int(_section(config, step).get("batch", 1)) if step.startswith("stage") else 1
+
+
+def _gpus(config: Mapping[str, Any], step: str) -> float:
+    resources = _section(config, step).get("resources", {})
+    each = float(resources.get("num_gpus", 0))
+    return int(resources.get("workers", 1)) * (1.0 if step == "pairs" and each else each)
+
+
+def _kind(config: Mapping[str, Any], step: str) -> tuple[Any, ...]:
+    return step, config.get("base", {}).get("model"), _gpus(config, step)
+
+
+def _amount(planned: PlannedStep) -> float | None:
+    """How many units of work a step is."""
+    run, name = planned.run, planned.step.name
+    if name == "pairs":
+        index = run.curation.index
+        return index.count() if index.state() == "complete" else run.config.source.limit or None
+    if name == "cache":
+        return run.config.select.top_k or None
+    if name in run.trainings:
+        return run.trainings[name].steps
+    return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)
