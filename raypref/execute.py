@@ -190,7 +190,7 @@ def _write_record(run: Run, record: dict[str, Any]) -> None:
 
 def _store_results(run: Run, tracker: Tracker) -> None:
     """Log table and files to MLflow and close its run."""
-    if run.evaluation.scores.state() == "complete":
+    if run.evaluation.complete:
         for row in run.evaluation.summary.to_dict("records"):
             tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
     if "://" not in run.folder:

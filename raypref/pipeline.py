@@ -24,7 +24,7 @@ from raypref.curate.export import export
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
-from raypref.evaluate.generate import GenerateConfig
+from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import (
     Ledger,
@@ -39,6 +39,7 @@ from raypref.ledger import (
 from raypref.progress import Progress, Work
 from raypref.report.collect import collect
 from raypref.report.page import render
+from raypref.rewards.rewards import RewardsConfig
 from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
@@ -60,6 +61,7 @@ class RunConfig(CurateConfig):
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     stage2_alone: bool = setting(True, "also train stage 2 from the base, for the table")
     evaluate: GenerateConfig = GenerateConfig()
+    rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
@@ -171,17 +173,24 @@ class Run:
             c.base,
             c.evaluate,
             c.pickscore,
+            c.rewards,
             c.metrics,
             c.table,
             pairs=self.curation.pairs,
-            loras={
-                model: self.trained[stage]
-                for model, stage in MODELS.items()
-                if stage in self.trained and (self.models is None or model in self.models)
-            },
+            loras=self._adapters,
             folder=join(self.folder, "evaluation"),
             place=self.place,
         )
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """The LoRAs that are evaluated: those trained here under their names in tables, others."""
+        ours = {
+            model: self.trained[stage]
+            for model, stage in MODELS.items()
+            if stage in self.trained and (self.models is None or model in self.models)
+        }
+        trained = {name: Adapter(own.path, own.fingerprint) for name, own in ours.items()}
+        return trained | other_loras(self.config.evaluate.loras)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -209,7 +218,7 @@ class Run:
             *([Step("export", self._exports, self._export)] if c.export.formats else []),
             Step("cache", lambda: (self.cache,), self._encode, (base,)),
             *trainings,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *reward)),
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, tuple(ev.checks())),
             # The page is made again every time and tells the latest; its pictures are written once.
             Step("report", tuple, self._report),
         ]
@@ -301,8 +310,9 @@ class Run:
             pairs=self.curation.pairs,
             min_gap=self.config.select.min_gap,
             trained=self.trained,
-            images=ev.images,
-            table=ev.tabulate() if ev.scores.state() == "complete" else None,
+            images=ev.images.ledgers,
+            table=ev.tabulate() if ev.complete else None,
+            categories=ev.categories if ev.complete else None,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )

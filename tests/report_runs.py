@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from raypref.align.loop import StepMetrics
 from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
-from raypref.evaluate import tables
+from raypref.evaluate import statistics, tables
 from raypref.ledger import Ledger, write_bytes, write_table
 from raypref.report.collect import collect
 from raypref.report.page import render
@@ -133,15 +133,21 @@ def write_training(folder: Path, stage: str, photos: list[Image.Image]) -> None:
         write_bytes(str(folder / stage / "samples" / f"step-{step:08d}.png"), png(strip))
 
 
-def write_evaluation(folder: Path, photos: list[tuple[Image.Image, str]]) -> Ledger:
+def image_ledgers(folder: Path) -> dict[str, Ledger]:
+    images = folder / "evaluation" / "images"
+    return {model: Ledger(str(images / model), {"prompts": 10, "of": model}) for model in MODELS}
+
+
+def write_evaluation(folder: Path, photos: list[tuple[Image.Image, str]]) -> None:
     """Ten prompts with two seeds, and the scores."""
     rng = np.random.default_rng(1)
     schema = pa.schema(
         [(n, pa.string()) for n in ("id", "model", "prompt")]
         + [("prompt_id", pa.int64()), ("seed", pa.int64()), ("image", pa.binary())]
     )
-    rows, scores = [], []
-    for strength, model in enumerate(MODELS):
+    scores = []
+    for strength, (model, ledger) in enumerate(image_ledgers(folder).items()):
+        rows: list[dict[str, object]] = []
         for prompt_id in range(10):
             photo, prompt = photos[prompt_id % len(photos)]
             soft = ImageFilter.GaussianBlur((3 - strength) * photo.width / 80)
@@ -156,11 +162,9 @@ def write_evaluation(folder: Path, photos: list[tuple[Image.Image, str]]) -> Led
                 ):
                     score = level + gain * (strength + rng.normal(0, 1.5))
                     scores.append({**facts, "metric": metric, "score": score})
-    ledger = Ledger(str(folder / "evaluation" / "images"), {"prompts": 10})
-    fill(ledger, rows, schema)
+        fill(ledger, rows, schema)
     long = pa.Table.from_pylist(scores)
     write_table(str(folder / "evaluation" / "scores.parquet"), long)
-    return ledger
 
 
 def make(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs: int) -> ReportData:
@@ -168,15 +172,16 @@ def make(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs: int) -> 
     ledger = write_curation(folder, photos, pairs=pairs)
     for stage in ("stage1", "stage2"):
         write_training(folder, stage, [photo for photo, _ in photos])
-    images = write_evaluation(folder, photos)
+    write_evaluation(folder, photos)
     write_bytes(str(folder / "run.json"), b"{}")
-    return gather(folder, ledger, images)
+    return gather(folder, ledger)
 
 
-def gather(folder: Path, pairs: Ledger, images: Ledger) -> ReportData:
+def gather(folder: Path, pairs: Ledger) -> ReportData:
     """What the page of a written run shows."""
     scores = pd.read_parquet(folder / "evaluation" / "scores.parquet")
-    summary = tables.summarise(scores, resamples=200)
+    summary = statistics.summarise(scores, resamples=200)
+    groups = {i: {"category": ("animals", "food", "people")[i % 3]} for i in range(10)}
     distance = summary[summary["metric"] == "pickscore"].assign(
         metric="cmmd", mean=0.6, low=0.5, high=0.7, gain=-0.2, gain_low=-0.3, gain_high=-0.1
     )
@@ -199,8 +204,9 @@ def gather(folder: Path, pairs: Ledger, images: Ledger) -> ReportData:
         pairs=pairs,
         min_gap=0.02,
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
-        images=images,
+        images=image_ledgers(folder),
         table=pd.concat([summary, distance], ignore_index=True),
+        categories=statistics.by_category(scores, groups, resamples=200),
         published=tables.published("table3"),
         tracking_uri="",
     )

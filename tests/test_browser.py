@@ -179,17 +179,17 @@ def test_a_second_report_writes_no_picture_again(run: Path) -> None:
     old = run / "report" / "files" / "pairs-0000"
     old.mkdir()
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
-    data = gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    data = gather(run, pairs)
     assert times() == before and len(before) == 3 * 130 + 4 * 20
     assert len(data.pairs) == 130
     next((run / "report" / "files").glob("pairs-*/*-twin.png")).unlink()
-    gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    gather(run, pairs)
     assert times().keys() == before.keys() and not old.exists()
 
 
 def test_what_the_run_holds_is_gathered(run: Path) -> None:
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
-    data = gather(run, pairs, Ledger(str(run / "evaluation" / "images"), {"prompts": 10}))
+    data = gather(run, pairs)
     colors, gaps = data.histograms
     assert len(colors.values) == 178 and len(gaps.values) == 146 and gaps.threshold == 0.02
     assert colors.threshold is not None and 40 < colors.threshold < 60

@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 
 from raypref.evaluate.closing import closing
-from raypref.evaluate.tables import SUMMARY
+from raypref.evaluate.statistics import SUMMARY
 
 NAN = (np.nan,) * 3
 
 
 def test_a_table_and_what_became_better():
     rows = [
-        ("base", "pickscore", 20.0, 19.5, 20.5, *NAN, 24, 48),
-        ("base", "colorfulness", 40.0, 38.0, 42.0, *NAN, 24, 48),
-        ("base", "cmmd", 9.0, 8.0, 10.0, *NAN, 24, 48),
-        ("both", "pickscore", 21.0, 20.5, 21.5, 1.0, 0.8, 1.2, 24, 48),
-        ("both", "colorfulness", 40.1, 38.0, 42.0, 0.1, -0.5, 0.7, 24, 48),
-        ("both", "cmmd", 7.0, 6.0, 8.0, -2.0, -2.5, -1.5, 24, 48),
+        ("base", "pickscore", 20.0, 19.5, 20.5, *NAN, 24, 48, 0),
+        ("base", "colorfulness", 40.0, 38.0, 42.0, *NAN, 24, 48, 0),
+        ("base", "cmmd", 9.0, 8.0, 10.0, *NAN, 24, 48, 0),
+        ("both", "pickscore", 21.0, 20.5, 21.5, 1.0, 0.8, 1.2, 24, 48, 0),
+        ("both", "colorfulness", 40.1, 38.0, 42.0, 0.1, -0.5, 0.7, 24, 48, 0),
+        ("both", "cmmd", 7.0, 6.0, 8.0, -2.0, -2.5, -1.5, 24, 48, 0),
     ]
     lines = closing(pd.DataFrame(rows, columns=list(SUMMARY))).splitlines()
     assert lines[0].split("  ")[-1].strip() == "CMMD ↓"
@@ -31,9 +31,9 @@ def test_a_table_and_what_became_better():
 
 def test_a_model_that_was_not_scored_is_said_so():
     rows = [
-        ("base", "pickscore", 20.0, 19.5, 20.5, *NAN, 24, 48),
-        ("base", "cmmd", 9.0, 8.0, 10.0, *NAN, 24, 48),
-        ("both", "pickscore", 19.0, 18.5, 19.5, -1.0, -1.2, -0.8, 24, 48),
+        ("base", "pickscore", 20.0, 19.5, 20.5, *NAN, 24, 48, 0),
+        ("base", "cmmd", 9.0, 8.0, 10.0, *NAN, 24, 48, 0),
+        ("both", "pickscore", 19.0, 18.5, 19.5, -1.0, -1.2, -0.8, 24, 48, 0),
     ]
     text = closing(pd.DataFrame(rows, columns=list(SUMMARY)))
     assert "not run" in text

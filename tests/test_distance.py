@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from raypref.evaluate.distance import cmmd_summary
-from raypref.evaluate.tables import SUMMARY
+from raypref.evaluate.statistics import SUMMARY
 
 PROMPTS, SEEDS, WIDTH = 12, 2, 8
 

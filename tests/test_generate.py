@@ -81,7 +81,7 @@ def stage(trained) -> Generate:
 
 
 def make_rows(models: Sequence[str]) -> list[Row]:
-    return rows_to_generate(CONFIG.read(), CONFIG.seeds, models).to_pylist()
+    return rows_to_generate([p.text for p in CONFIG.read()], CONFIG, models).to_pylist()
 
 
 def images(stage: Generate, rows: Sequence[Row], *, batch: int) -> dict[str, np.ndarray]:
@@ -100,7 +100,8 @@ def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
 
 
 def test_every_row_is_one_image_with_an_id_of_its_own():
-    table = rows_to_generate(["a", "b", "a b"], [1, 12, 2], [BASE, "stage1", "both"])
+    config = CONFIG.model_copy(update={"seeds": (1, 12, 2)})
+    table = rows_to_generate(["a", "b", "a b"], config, [BASE, "stage1", "both"])
     rows = table.to_pylist()
     assert len({row["id"] for row in rows}) == len(rows) == 27
     facts = {(row["model"], row["prompt_id"], row["seed"]) for row in rows}

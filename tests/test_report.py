@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from raypref.evaluate import tables
+from raypref.evaluate import statistics, tables
 from raypref.progress import duration
 from raypref.report import charts
 from raypref.report.collect import prompt_gains
@@ -99,7 +99,7 @@ def scores(rng: np.random.Generator) -> pd.DataFrame:
                 for p in range(60)
                 for s in range(3)
             ]
-    return pd.DataFrame(rows, columns=list(tables.SCORES))
+    return pd.DataFrame(rows, columns=list(statistics.SCORES))
 
 
 def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportData:
@@ -158,7 +158,7 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
             TrainingView(name="Stage 2 (Diffusion-DPO)", metrics=curves(30, rng)),
         ],
         grids=grids,
-        table=tables.summarise(judged, resamples=200),
+        table=statistics.summarise(judged, resamples=200),
         final="both",
         prompt_gains=prompt_gains(judged, model="both", base="base"),
         published=tables.published("table3"),

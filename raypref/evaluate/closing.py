@@ -7,15 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from raypref.evaluate.tables import (
+from raypref.evaluate.labels import (
     LOWER_IS_BETTER,
-    footnote,
     gain_text,
     interval_text,
     metric_label,
     model_label,
     score_text,
 )
+from raypref.evaluate.tables import footnote
 
 HEADLINES = 3  # metrics told apart
 
@@ -24,7 +24,7 @@ def closing(summary: pd.DataFrame) -> str:
     """The table as aligned text, and the last model's gain over the base in its first metrics.
 
     Args:
-        summary: of `tables.summarise`.
+        summary: of `statistics.summarise`.
     """
     models = list(dict.fromkeys(summary["model"]))
     metrics = list(dict.fromkeys(summary["metric"]))

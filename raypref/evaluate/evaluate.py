@@ -1,44 +1,87 @@
-"""The evaluation graph on one screen: models and prompts in, images, scores and a table out.
+"""The evaluation graph on one screen: models and prompts in, images, scores and tables out.
 
-Images are stored once, so another reward can score them later without generating again.
+    images/<model>/                one ledger a model: what it made
+    scores/<model>/<measure>/      one ledger a model and measure: what is said of its images
+    reference/<embedder>/          embeddings of the photographs, for the distances
+
+So a model that is added is generated alone, and a reward that is added reads stored images only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import field_validator
 
 from raypref.config import Location, Resources, Section, results_of, setting
 from raypref.curate.colorfulness import colorfulness
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.evaluate import tables
+from raypref.evaluate import statistics, tables
 from raypref.evaluate.accuracy import PromptAccuracy
-from raypref.evaluate.distance import cmmd_summary
-from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.distance import cmmd_summary, fid_summary
+from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.metrics import texture_detail
+from raypref.evaluate.prompts import Prompt
+from raypref.evaluate.shelf import Shelf
 from raypref.images import open_png
 from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
-from raypref.rewards.base import Embed, Score
+from raypref.rewards.base import Embed, EmbedderConfig, Score
 from raypref.rewards.pickscore import PickScoreConfig
+from raypref.rewards.rewards import (
+    RewardsConfig,
+    embedder,
+    embedder_names,
+    reward,
+    reward_names,
+)
 from raypref.rows import Row, Stage
 from raypref.streaming import Selection, StreamConfig, stream
 
-METRICS = ("pickscore", "texture_detail", "colorfulness")  # of a single image
+FACTS = ("model", "prompt_id", "prompt", "seed")
 
 
 class MetricsConfig(Section):
-    """What is measured besides PickScore, texture detail and colorfulness."""
+    """What is measured, besides texture detail and colorfulness, which need no model."""
 
-    distance: bool = setting(True, "CMMD to the photographs of the pairs, in PickScore's embedding")
+    rewards: tuple[str, ...] = setting(
+        ("pickscore",),
+        f"rewards that score the images: {', '.join(reward_names())}",
+        affects_result=False,
+    )
+    distance: bool = setting(
+        True, "CMMD and FID to the photographs of the pairs", affects_result=False
+    )
+    embedder: str = setting(
+        "pickscore",
+        f"whose image embeddings the distances compare: {', '.join(embedder_names())}",
+        affects_result=False,
+    )
     critic: Location = setting(
         "", "classifier that judges prompt accuracy; there is one for the tiny world only"
     )
+
+    @field_validator("rewards")
+    @classmethod
+    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(chosen) & set(reward_names())) < len(chosen):
+            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
+        return chosen
+
+    @field_validator("embedder")
+    @classmethod
+    def _embeds(cls, name: str) -> str:
+        if name not in embedder_names():
+            raise ValueError(f"one of: {', '.join(embedder_names())}")
+        return name
 
 
 class TableConfig(Section):
@@ -46,6 +89,7 @@ class TableConfig(Section):
 
     resamples: int = setting(2000, "bootstrap samples of an interval", ge=100)
     published: str = setting("", "table of the paper to print beside ours, such as table3")
+    baseline: str = setting(BASE, "the model that win rates are against")
 
 
 class PixelMetrics:
@@ -67,17 +111,32 @@ class PixelMetrics:
             row["colorfulness"] = colorfulness(image)
 
 
+class Measure(NamedTuple):
+    """One pass over stored images."""
+
+    stage: Stage
+    settings: Mapping[str, object]  # what decides its values
+    is_metric: bool = True  # False: what it writes is no score
+
+    @property
+    def columns(self) -> list[str]:
+        """What it writes."""
+        return list(self.stage.writes.names)
+
+
 class Evaluation:
     """One run's evaluation: its ledgers and how they are filled.
 
     Args:
         base: the model that was aligned.
         generate: prompts, seeds and sampler settings.
-        pickscore: the reward model.
-        metrics: what else is measured.
+        pickscore: the reward that curation uses too.
+        others: the other rewards.
+        metrics: what is measured.
         table: how scores become a table.
-        pairs: whose photographs are the reference of the distance.
-        loras: model name to the ledger of the stage that trained it.
+        pairs: whose photographs are the reference of the distances.
+        loras: the models besides the base, in the order of the tables. Called late, since it may
+            read files.
         folder: where people look for its tables, local or URI.
         place: where its ledgers lie.
     """
@@ -87,131 +146,219 @@ class Evaluation:
         base: BackboneConfig,
         generate: GenerateConfig,
         pickscore: PickScoreConfig,
+        others: RewardsConfig,
         metrics: MetricsConfig,
         table: TableConfig,
         *,
         pairs: Ledger,
-        loras: Mapping[str, Ledger],
+        loras: Callable[[], Mapping[str, Adapter]],
         folder: str,
         place: Place,
     ) -> None:
         self.base = base
         self.generate = generate
         self.pickscore = pickscore
+        self.others = others
         self.metrics = metrics
         self.table = table
         self.pairs = pairs
-        self.loras = loras
+        self.load_loras = loras
         self.folder = folder
         self.place = place
 
     @cached_property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[Prompt]:
         """The prompts."""
         return self.generate.read()
 
     @cached_property
-    def images(self) -> Ledger:
-        """The generated images."""
-        parts = {
-            "base": self.base,
-            "evaluate": self.generate,
-            "prompts": self.prompts,
-            **{f"{name}.lora": ledger.fingerprint for name, ledger in self.loras.items()},
-        }
-        return placed(self.place, "evaluation/images", results_of(parts))
+    def loras(self) -> Mapping[str, Adapter]:
+        """The models besides the base."""
+        return self.load_loras()
 
     @cached_property
-    def scores(self) -> Ledger:
-        """Their scores."""
-        parts = {**self.images.settings, "pickscore": self.pickscore, "metrics": self.metrics}
-        return placed(self.place, "evaluation/scores", results_of(parts))
+    def images(self) -> Shelf:
+        """The generated images."""
+        texts = json.dumps([prompt.text for prompt in self.prompts]).encode()
+        common = {
+            "base": self.base,
+            "evaluate": self.generate,
+            "prompts": f"{len(self.prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}",
+        }
+        of_model = {name: {"lora": lora.fingerprint} for name, lora in self.loras.items()}
+        return Shelf(
+            join(self.folder, "images"),
+            ledgers={
+                model: self._ledger(f"images/{model}", {**common, **own})
+                for model, own in {BASE: {}, **of_model}.items()
+            },
+        )
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """What is measured, by the name of its ledgers."""
+        found = {}
+        for name in self.metrics.rewards:
+            config = reward(name, self.pickscore, self.others)
+            stage = Score(config, columns={"image": name}, prompt="prompt")
+            found[name] = Measure(stage, {name: config})
+        found["pixels"] = Measure(PixelMetrics(), {})
+        if self.metrics.critic:
+            stage_ = PromptAccuracy(self.metrics.critic)
+            found["prompt_accuracy"] = Measure(stage_, {"critic": self.metrics.critic})
+        if self.metrics.distance:
+            config_ = self._embedder()
+            embed = Measure(Embed(config_, column="image"), {"embedder": config_}, is_metric=False)
+            found[f"embedding_{self.metrics.embedder}"] = embed
+        return found
+
+    def scores(self, name: str) -> Shelf:
+        """What a measure says of the images."""
+        settings = self.measures[name].settings
+        return Shelf(
+            join(self.folder, name),
+            ledgers={
+                model: self._ledger(
+                    f"scores/{model}/{name}", {"images": images.fingerprint, **settings}
+                )
+                for model, images in self.images.ledgers.items()
+            },
+        )
 
     @cached_property
     def reference(self) -> Ledger:
         """Embeddings of the photographs of the pairs."""
-        parts = {"pairs": self.pairs.fingerprint, "pickscore": self.pickscore}
-        return placed(self.place, "evaluation/reference", results_of(parts))
+        parts = {"pairs": self.pairs.fingerprint, "embedder": self._embedder()}
+        return self._ledger(f"reference/{self.metrics.embedder}", parts)
+
+    def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
+        return placed(self.place, f"evaluation/{name}", results_of(parts))
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
         """All that `run` fills."""
+        shelves = [self.images, *map(self.scores, self.measures)]
         distance = (self.reference,) if self.metrics.distance else ()
-        return (self.images, self.scores, *distance)
+        return (*(own for shelf in shelves for own in shelf.ledgers.values()), *distance)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there that the tables need."""
+        return all(ledger.state() == "complete" for ledger in self.ledgers)
+
+    def checks(self) -> list[Callable[[], object]]:
+        """Each raises InputError for what is missing."""
+        chosen = [reward(n, self.pickscore, self.others) for n in self.metrics.rewards]
+        distance = [self._embedder().check] if self.metrics.distance else []
+        return [self.base.folder, *(config.check for config in chosen), *distance]
 
     def run(self, streaming: StreamConfig) -> Work:
-        """Generate and score; skips and resumes what is done."""
-        busy = 0.0
-        models = [BASE, *self.loras]
-        rows = rows_to_generate(self.prompts, self.generate.seeds, models)
-        loras = {name: ledger.path for name, ledger in self.loras.items()}
-        facts = ["model", "prompt_id", "prompt", "seed"]
-        busy += stream(
-            rows,
-            stages=[Generate(self.base, self.generate, loras=loras)],
-            ledger=self.images,
-            keep=[*facts, "image"],
-            config=streaming,
-        ).busy
-        stages: list[Stage] = [
-            Score(self.pickscore, columns={"image": "pickscore"}, prompt="prompt"),
-            PixelMetrics(),
-        ]
-        columns = [*METRICS]
-        if self.metrics.critic:
-            stages.append(PromptAccuracy(self.metrics.critic))
-            columns.append("prompt_accuracy")
-        if self.metrics.distance:
-            stages.append(Embed(self.pickscore, column="image"))
-            columns.append("embedding")
-            photographs = self.pairs.table(["chosen"])
-            busy += stream(
-                photographs.select(["id"]).append_column(
-                    "image", pc.struct_field(photographs["chosen"], "bytes")
-                ),
-                stages=stages[-1:],
-                ledger=self.reference,
-                keep=["embedding"],
-                config=streaming,
-            ).busy
-        busy += stream(
-            Selection(self.images),
-            stages=stages,
-            ledger=self.scores,
-            keep=[*facts, *columns],
-            config=streaming,
-        ).busy
-        return Work(rows.num_rows, "images", busy)
+        """Generate and score what is missing; resumes what is half done.
+
+        Measures run one after another, each on all models: one reward is in memory at a time.
+        """
+        models = _unfinished(self.images)
+        count, busy = 0, 0.0
+        if models:
+            texts = [prompt.text for prompt in self.prompts]
+            rows = rows_to_generate(texts, self.generate, list(models.ledgers))
+            folders = {n: lora.folder for n, lora in self.loras.items() if n in models.ledgers}
+            stages: list[Stage] = [Generate(self.base, self.generate, loras=folders)]
+            keep = [*FACTS, "image"]
+            busy += stream(rows, stages=stages, ledger=models, keep=keep, config=streaming).busy
+            count = rows.num_rows
+        for name, measure in self.measures.items():
+            scores = _unfinished(self.scores(name))
+            if scores:
+                images = Shelf(
+                    self.images.path, ledgers={m: self.images.ledgers[m] for m in scores.ledgers}
+                )
+                busy += stream(
+                    Selection(images),
+                    stages=[measure.stage],
+                    ledger=scores,
+                    keep=[*FACTS, *measure.columns],
+                    config=streaming,
+                ).busy
+        if self.metrics.distance and self.reference.state() != "complete":
+            busy += self._embed_photographs(streaming)
+        return Work(count, "images", busy)
+
+    def _embed_photographs(self, streaming: StreamConfig) -> float:
+        photographs = self.pairs.table(["chosen"])
+        rows = photographs.select(["id"]).append_column(
+            "image", pc.struct_field(photographs["chosen"], "bytes")
+        )
+        embed = [Embed(self._embedder(), column="image")]
+        keep = ["embedding"]
+        return stream(rows, stages=embed, ledger=self.reference, keep=keep, config=streaming).busy
+
+    def _embedder(self) -> EmbedderConfig:
+        return embedder(self.metrics.embedder, self.pickscore, self.others)
+
+    @cached_property
+    def long(self) -> pd.DataFrame:
+        """One row an image and metric: `statistics.SCORES` and `category`. All must be complete."""
+        parts = []
+        for name, measure in self.measures.items():
+            if measure.is_metric:
+                wide = self.scores(name).table([*FACTS, *measure.columns]).to_pandas()
+                parts.append(
+                    wide.melt(list(FACTS), measure.columns, var_name="metric", value_name="score")
+                )
+        long = pd.concat(parts, ignore_index=True)
+        categories = [prompt.category for prompt in self.prompts]
+        long.insert(2, "category", long["prompt_id"].map(dict(enumerate(categories))))
+        return long
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """The table's numbers. The scores must be complete."""
+        """The table's numbers. All must be complete."""
         resamples = self.table.resamples
-        summary = tables.summarise(self._long(), base=BASE, resamples=resamples)
-        if not self.metrics.distance:
-            return summary
-        embeddings = self.scores.table(["model", "prompt_id", "embedding"]).to_pandas()
-        reference = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
-        cmmd = cmmd_summary(embeddings, reference, base=BASE, resamples=resamples)
-        return pd.concat([summary, cmmd], ignore_index=True)
+        summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
+        parts = [summary, statistics.human_preference(summary, base=BASE)]
+        if self.metrics.distance:
+            shelf = self.scores(f"embedding_{self.metrics.embedder}")
+            embeddings = shelf.table(["model", "prompt_id", "embedding"]).to_pandas()
+            real = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
+            parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))
+            parts.append(fid_summary(embeddings, real, base=BASE))
+        return statistics.arranged(pd.concat([p for p in parts if not p.empty]))
+
+    @cached_property
+    def categories(self) -> pd.DataFrame:
+        """The same for the prompts of each category. All must be complete."""
+        groups = {number: prompt.groups for number, prompt in enumerate(self.prompts)}
+        resamples = self.table.resamples
+        return statistics.by_category(self.long, groups, base=BASE, resamples=resamples)
 
     def published(self) -> dict[tuple[str, str], float] | None:
         """The paper's numbers to print beside ours, if asked for."""
         name = self.table.published
         return tables.published(name, self.base.family) if name else None
 
-    def _long(self) -> pd.DataFrame:
-        facts = ["prompt", "prompt_id", "seed", "model"]
-        metrics = [*METRICS, *(["prompt_accuracy"] if self.metrics.critic else [])]
-        wide = self.scores.table([*facts, *metrics]).to_pandas()
-        return wide.melt(facts, metrics, var_name="metric", value_name="score")
-
     def tabulate(self) -> pd.DataFrame:
-        """Write scores and table where people look for them; returns the table's numbers."""
+        """Write scores and tables where people look for them; returns the table's numbers."""
         summary, paper = self.summary, self.published()
-        scores = pa.Table.from_pandas(self._long(), preserve_index=False)
+        wins = statistics.win_rates(
+            self.long, baseline=self.table.baseline, resamples=self.table.resamples
+        )
+        scores = pa.Table.from_pandas(self.long, preserve_index=False)
         write_table(join(self.folder, "scores.parquet"), scores)
-        markdown = tables.markdown(summary, published=paper)
-        write_bytes(join(self.folder, "table.md"), markdown.encode())
-        write_bytes(join(self.folder, "table.csv"), tables.csv(summary, published=paper).encode())
+        texts = {
+            "table.md": tables.markdown(summary, published=paper),
+            "table.csv": tables.csv(summary, published=paper),
+            "table.tex": tables.latex(summary, published=paper),
+            "categories.md": tables.categories_markdown(self.categories),
+            "categories.csv": tables.plain_csv(self.categories),
+            "wins.csv": tables.plain_csv(wins),
+        }
+        for name, text in texts.items():
+            write_bytes(join(self.folder, name), text.encode())
         return summary
+
+
+def _unfinished(shelf: Shelf) -> Shelf | None:
+    """The ledgers of a shelf that are not complete."""
+    left = {m: own for m, own in shelf.ledgers.items() if own.state() != "complete"}
+    return Shelf(shelf.path, ledgers=left) if left else None

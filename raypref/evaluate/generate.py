@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,10 +16,11 @@ from safetensors.torch import load
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline, pick_device
 from raypref.diffusion.lora import FILE_NAME
-from raypref.evaluate.prompts import read_prompts
+from raypref.evaluate.labels import MODELS
+from raypref.evaluate.prompts import Prompt, read_prompts
 from raypref.images import encode_png
 from raypref.ledger import join, read_bytes
-from raypref.rows import Row
+from raypref.rows import Row, seed_of
 from raypref.tiny import world
 
 BASE = "base"
@@ -25,12 +29,24 @@ BASE = "base"
 class GenerateConfig(Section):
     """The evaluation's images; defaults are the paper's for SD-1.5 (method: section 5)."""
 
+    # What the prompts are decides the images, not where they came from.
     prompts: Location = setting(
-        "", "prompt file (.txt, .csv, .jsonl, .parquet), or tiny:prompts for the embedded ones"
+        "",
+        "prompt file (.txt, .csv, .tsv, .json, .jsonl, .parquet) or a folder of them, or "
+        "tiny:prompts for the embedded ones",
+        affects_result=False,
     )
-    limit: int = setting(0, "use only the first N prompts; 0 uses all", ge=0)
+    limit: int = setting(0, "use only the first N prompts; 0 uses all", affects_result=False, ge=0)
+    loras: dict[str, Location] = setting(
+        {}, "more LoRAs to compare: {name = 'folder'}, as of another run", affects_result=False
+    )
     seeds: tuple[int, ...] = setting(
         (42, 123, 456, 789, 1000), "one image a prompt for each; the released code's", min_length=1
+    )
+    seed_mode: Literal["released", "per_prompt"] = setting(
+        "released",
+        "released: one noise a seed for all prompts, as the released code; per_prompt: one for "
+        "each prompt and seed",
     )
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
@@ -47,7 +63,18 @@ class GenerateConfig(Section):
             raise ValueError("every seed may stand once: it makes one image a prompt")
         return seeds
 
-    def read(self) -> list[str]:
+    @field_validator("loras")
+    @classmethod
+    def _names(cls, loras: dict[str, str]) -> dict[str, str]:
+        for name in loras:
+            if not re.fullmatch(r"[\w.+-]+", name) or name in MODELS:
+                raise ValueError(
+                    f"a LoRA cannot be called '{name}': take letters, digits and . + - _, and "
+                    f"none of {', '.join(MODELS)}"
+                )
+        return loras
+
+    def read(self) -> list[Prompt]:
         """The prompts.
 
         Raises:
@@ -57,14 +84,46 @@ class GenerateConfig(Section):
             raise InputError("evaluate.prompts is required: add evaluate.prompts=FILE")
         limit = self.limit or None
         if self.prompts == "tiny:prompts":
-            return world.held_out_prompts(limit or 64)
+            return [_tiny(text) for text in world.held_out_prompts(limit or 64)]
         return read_prompts(self.prompts, limit=limit)
 
 
+def _tiny(text: str) -> Prompt:
+    count = len(world.things(text))
+    return Prompt(text, {"category": "one thing" if count == 1 else f"{count} things"})
+
+
+class Adapter(NamedTuple):
+    """A LoRA and what tells it from others."""
+
+    folder: str
+    fingerprint: str
+
+
+def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
+    """The LoRAs of `evaluate.loras`, identified by their bytes.
+
+    Raises:
+        InputError: a folder holds none.
+    """
+    found = {}
+    for name, folder in loras.items():
+        data = read_bytes(join(folder, FILE_NAME))
+        if data is None:
+            raise InputError(f"evaluate.loras.{name}: no {FILE_NAME} in '{folder}'")
+        found[name] = Adapter(folder, hashlib.sha256(data).hexdigest()[:16])
+    return found
+
+
 def rows_to_generate(
-    prompts: Sequence[str], seeds: Sequence[int], models: Sequence[str]
+    prompts: Sequence[str], config: GenerateConfig, models: Sequence[str]
 ) -> pa.Table:
-    """One row an image: id, model, prompt_id, prompt, seed. Models come one after another."""
+    """One row an image: id, model, prompt_id, prompt, seed, noise. Models come one after another.
+
+    `noise` seeds the image's generator. It is the seed itself, or drawn for the prompt; the same
+    for all models either way, so that they can be compared image by image.
+    """
+    released = config.seed_mode == "released"
     return pa.Table.from_pylist(
         [
             {
@@ -73,10 +132,11 @@ def rows_to_generate(
                 "prompt_id": number,
                 "prompt": prompt,
                 "seed": seed,
+                "noise": seed if released else seed_of(seed, prompt),
             }
             for model in models
             for number, prompt in enumerate(prompts)
-            for seed in seeds
+            for seed in config.seeds
         ]
     )
 
@@ -84,8 +144,8 @@ def rows_to_generate(
 class Generate:
     """Stage: model, prompt and seed to an image.
 
-    The generator is seeded anew for every image with the row's seed, as the released code does:
-    one seed gives all models, and all prompts, the same starting noise.
+    The generator is seeded anew for every image with the row's `noise`, as the released code does:
+    one seed gives all models (and, unless `seed_mode` is per_prompt, all prompts) the same start.
 
     Args:
         base: the model family and weights.
@@ -94,7 +154,7 @@ class Generate:
     """
 
     name = "generate"
-    reads: tuple[str, ...] = ("model", "prompt", "seed")
+    reads: tuple[str, ...] = ("model", "prompt", "noise")
     writes = pa.schema([("image", pa.binary())])
 
     def __init__(
@@ -125,7 +185,7 @@ class Generate:
                 width=self.config.size,
                 num_inference_steps=self.config.steps,
                 guidance_scale=self.config.guidance,
-                generator=[torch.Generator().manual_seed(row["seed"]) for row in batch],
+                generator=[torch.Generator().manual_seed(row["noise"]) for row in batch],
             ).images
             for row, image in zip(batch, images, strict=True):
                 row["image"] = encode_png(image)

@@ -43,7 +43,7 @@ def draw_samples(
         for name, ledger in trained.items()
         for step in _steps(ledger.path)
     }
-    prompts = config.read()[: config.samples]
+    prompts = [prompt.text for prompt in config.read()[: config.samples]]
     if not kept or not prompts:
         return 0.0
     loras = {model: trained[model.split("/")[0]].fingerprint for model in kept}
@@ -51,8 +51,9 @@ def draw_samples(
     drawn = Ledger(join(folder, "samples"), results_of(parts))
     if drawn.state() == "stale":  # of an earlier training, whose strips went with it
         drawn.clear()
+    first_seed = {"seeds": config.seeds[:1]}
     streamed = stream(
-        rows_to_generate(prompts, config.seeds[:1], list(kept)),
+        rows_to_generate(prompts, config.model_copy(update=first_seed), list(kept)),
         stages=[Generate(base, config, loras=kept)],
         ledger=drawn,
         keep=["model", "prompt_id", "image"],

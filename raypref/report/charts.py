@@ -1,6 +1,6 @@
 """Charts of the report as inline SVG that takes its colours and font from the page.
 
-matplotlib draws in marker colours; `_inline` turns those into CSS variables, so one drawing works
+matplotlib draws in marker colours; `inline` turns those into CSS variables, so one drawing works
 in the light and in the dark theme, and drops all that a page must not carry twice (ids, fonts).
 """
 
@@ -65,7 +65,7 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     known = np.isfinite(values)
     steps, values = steps[known], values[known].astype(np.float64)
     assert len(values) > 0, f"{name}: nothing to draw"
-    figure, axes = _figure(3.4, 1.75)
+    drawn, axes = figure(3.4, 1.75)
     trend = smoothed(values) if smooth else values
     _line(axes, steps, values, trend, color=ACCENT, thin_color=SOFT)
     _over_steps(axes, *_span(values, trend))
@@ -73,7 +73,7 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     label = (
         f"{name}, {len(values)} points up to step {int(steps[-1])}, from {first:.4g} to {last:.4g}"
     )
-    return _inline(figure, label)
+    return inline(drawn, label)
 
 
 def against_reference(steps: np.ndarray, winner: np.ndarray, loser: np.ndarray) -> str:
@@ -84,7 +84,7 @@ def against_reference(steps: np.ndarray, winner: np.ndarray, loser: np.ndarray) 
         winner: error on the photographs, less the reference's, finite, [n].
         loser: the same on what they are preferred to.
     """
-    figure, axes = _figure(3.4, 1.75)
+    drawn, axes = figure(3.4, 1.75)
     spans = []
     for values, color in ((loser, WARM), (winner, ACCENT)):
         trend = smoothed(values)
@@ -93,7 +93,7 @@ def against_reference(steps: np.ndarray, winner: np.ndarray, loser: np.ndarray) 
     axes.axhline(0, color=SOFT, linewidth=1.0)
     _over_steps(axes, min(0.0, *(low for low, _ in spans)), max(0.0, *(high for _, high in spans)))
     label = f"errors less the reference's, up to step {int(steps[-1])}: photographs "
-    return _inline(figure, label + f"{smoothed(winner)[-1]:.4g}, others {smoothed(loser)[-1]:.4g}")
+    return inline(drawn, label + f"{smoothed(winner)[-1]:.4g}, others {smoothed(loser)[-1]:.4g}")
 
 
 def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) -> str:
@@ -105,7 +105,7 @@ def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) 
         digits: decimals of the numbers in the accessible label.
         less: less is better.
     """
-    figure, axes = _figure(3.4, 0.55 + 0.33 * len(rows))
+    drawn, axes = figure(3.4, 0.55 + 0.33 * len(rows))
     axes.axvline(0.0, color=SOFT, linewidth=1.0)
     for place, row in enumerate(rows):
         good, bad = (row.high < 0, row.low > 0) if less else (row.low > 0, row.high < 0)
@@ -126,7 +126,7 @@ def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) 
     label = f"{name}, gain over the base: " + "; ".join(
         f"{row.label} {row.gain:+z.{digits}f}" for row in rows
     )
-    return _inline(figure, label)
+    return inline(drawn, label)
 
 
 def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
@@ -152,7 +152,7 @@ def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
     edges = start + width * np.arange(bins + 2)
     inside = values.clip(edges[0], edges[-1])  # the tails are counted in the outermost bins
 
-    figure, axes = _figure(3.8, 1.8)
+    drawn, axes = figure(3.8, 1.8)
     for part, color in ((inside[values > cut], FILL), (inside[values <= cut], SOFT)):
         counts, _ = np.histogram(part, edges)
         axes.stairs(counts, edges, fill=True, color=color, linewidth=0, alpha=0.85)
@@ -165,7 +165,7 @@ def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
     kept = int((values > cut).sum())
     label = f"{name}: {kept} of {len(values)} values are above "
     label += "no threshold" if threshold is None else f"{threshold:.4g}"
-    return _inline(figure, label)
+    return inline(drawn, label)
 
 
 def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
@@ -176,7 +176,7 @@ def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
         gains: descending, [prompts].
         digits: decimals of the numbers in the accessible label.
     """
-    figure, axes = _figure(3.4, 1.75)
+    drawn, axes = figure(3.4, 1.75)
     edges = np.arange(len(gains) + 1)
     for part, color in ((gains.clip(min=0), FILL), (gains.clip(max=0), BAD)):
         axes.stairs(part, edges, fill=True, color=color, linewidth=0)
@@ -186,7 +186,7 @@ def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
     axes.margins(x=0.01)
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     label = f"{name}, {len(gains)} prompts from {gains[0]:+z.{digits}f} to {gains[-1]:+z.{digits}f}"
-    return _inline(figure, label)
+    return inline(drawn, label)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -196,15 +196,16 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return series.rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of a size in inches, in the style of the page."""
     # The object interface: pyplot would keep every figure alive and choose a window system.
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    axes = drawn.add_subplot()
     axes.spines[:].set_visible(False)
     # The font matplotlib measures with is wider than most system fonts: labels never overlap.
     axes.tick_params(length=0, labelsize=8.5, labelcolor=SOFT)
     axes.set_axisbelow(True)
-    return figure, axes
+    return drawn, axes
 
 
 def _line(
@@ -257,11 +258,12 @@ def _number(value: float, decimals: int, *, small: bool) -> str:
     return f"{value:.3g}".replace("e-0", "e-") if small else f"{value:z,.{decimals}f}"
 
 
-def _inline(figure: Figure, label: str) -> str:
+def inline(drawn: Figure, label: str) -> str:
+    """The drawing as an `<svg>` element in the page's colours, with its accessible label."""
     buffer = io.StringIO()
     # The salt makes clip-path ids the same in every run and different from chart to chart.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # The style sheet in it would apply to the whole page, the fonts would replace the page's.

@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raypref.evaluate import tables
+from raypref.evaluate.labels import LOWER_IS_BETTER, digits
+from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
 from raypref.report.gallery import gallery
 from raypref.report.samples import grids, metric_place, strips
+from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
+from raypref.report.side_by_side import write_side_by_side
 from raypref.report.views import (
     Cost,
     FunnelStep,
@@ -51,6 +54,9 @@ RESULTS = (
     ("stage2_alone/pytorch_lora_weights.safetensors", "LoRA", "stage 2 alone"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
+    ("evaluation/table.tex", "evaluation", "as LaTeX"),
+    ("evaluation/categories.md", "evaluation", "by category"),
+    ("evaluation/wins.csv", "evaluation", "win rates"),
     ("config.toml", "run", "resolved configuration"),
     ("run.json", "run", "record of the steps"),
 )
@@ -66,9 +72,10 @@ def collect(
     pairs: Ledger,
     min_gap: float,
     trained: Mapping[str, Ledger],
-    images: Ledger,
+    images: Mapping[str, Ledger],
     table: pd.DataFrame | None,
-    published: tables.Published,
+    categories: pd.DataFrame | None,
+    published: Published,
     tracking_uri: str = "",
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
@@ -82,8 +89,9 @@ def collect(
         pairs: the pairs.
         min_gap: the gap filter's threshold, for funnel and histogram.
         trained: the trainings by name.
-        images: the evaluation's images.
+        images: the evaluation's images, by model.
         table: the evaluation's summary, if there is one.
+        categories: the same by category, if there is one.
         published: the paper's numbers beside it.
         tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
     """
@@ -92,6 +100,8 @@ def collect(
     final = _final(table)
     # Beside the table: scores of an evaluation that was replaced would not fit these images.
     scores = _scores(folder) if table is not None else None
+    made = all(ledger.state() == "complete" for ledger in images.values())
+    beside = made and scores is not None and write_side_by_side(images, scores, report=report)
     return ReportData(
         title=f"raypref: {name}",
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -103,8 +113,10 @@ def collect(
         rejects_examples=_rejects(folder) if curated else [],
         pairs=gallery(pairs, report=report) if curated else [],
         training=[view for n in trained if (view := _training(folder, n)) is not None],
-        grids=grids(images, report=report, scores=scores) if images.state() == "complete" else [],
+        grids=grids(images, report=report, scores=scores) if made else [],
+        side_by_side=SIDE_BY_SIDE if beside else "",
         table=table,
+        categories=categories,
         published=published,
         final=final,
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
@@ -116,7 +128,7 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
     """Where the model beats the base, prompt by prompt, for every metric of single images.
 
     Args:
-        scores: one row per image and metric, the columns `tables.SCORES`.
+        scores: one row per image and metric, the columns `statistics.SCORES`.
         model: the model.
         base: what it is compared with.
     """
@@ -127,12 +139,12 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
         if model == base or not {model, base} <= set(means.columns):
             continue
         gains = (means[model] - means[base]).dropna()
-        if metric in tables.LOWER_IS_BETTER:
+        if metric in LOWER_IS_BETTER:
             gains = -gains
         gains = gains.sort_values(ascending=False, kind="stable")
         prompts = own.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
         # What the page would print as zero is a tie.
-        tie = 0.5 * 10.0 ** -tables.digits(metric)
+        tie = 0.5 * 10.0 ** -digits(metric)
         wins, losses = int((gains > tie).sum()), int((gains < -tie).sum())
         views.append(
             PromptGains(

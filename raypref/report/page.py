@@ -19,9 +19,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from raypref.evaluate import tables
+from raypref.evaluate import labels, tables
 from raypref.progress import duration
 from raypref.report import charts
+from raypref.report.compared import compared
 from raypref.report.views import (
     FunnelStep,
     Picture,
@@ -90,10 +91,13 @@ def render(data: ReportData) -> str:
         open_grids=OPEN_GRIDS,
         results=_results(data),
         forests=list(_forests(data)),
+        compared=[]
+        if data.table is None or data.table.empty
+        else list(compared(data.table, data.categories, data.published)),
         prompt_gains=[_prompt_gains(view) for view in data.prompt_gains if view.gains],
         device_shares=any(cost.device_share is not None for cost in data.costs),
         seconds=sum(cost.seconds for cost in data.costs if cost.state == "done"),
-        model_label=tables.model_label,
+        model_label=labels.model_label,
     )
 
 
@@ -156,8 +160,8 @@ def _tiles(data: ReportData) -> Iterator[_Tile]:
     best = _final_model(data)
     for row in data.table[data.table["model"] == best].itertuples():
         score = _score(row, data.published)
-        note = f"{score.gain} {score.gain_interval}" if score.gain else tables.model_label(best)
-        yield _Tile(tables.metric_label(str(row.metric)), score.mean, note, score.trend)
+        note = f"{score.gain} {score.gain_interval}" if score.gain else labels.model_label(best)
+        yield _Tile(labels.metric_label(str(row.metric)), score.mean, note, score.trend)
 
 
 def _final_model(data: ReportData) -> str:
@@ -245,13 +249,13 @@ def _results(data: ReportData) -> _Results | None:
     }
     metrics = list(dict.fromkeys(data.table["metric"]))
     return _Results(
-        metrics=[tables.metric_label(metric) for metric in metrics],
+        metrics=[labels.metric_label(metric) for metric in metrics],
         rows=[
-            (tables.model_label(model), [cells.get((model, metric)) for metric in metrics])
+            (labels.model_label(model), [cells.get((model, metric)) for metric in metrics])
             for model in dict.fromkeys(data.table["model"])
         ],
         footnote=tables.footnote(data.table, published=data.published),
-        final=tables.model_label(_final_model(data)),
+        final=labels.model_label(_final_model(data)),
     )
 
 
@@ -260,15 +264,15 @@ def _score(row: Any, published: tables.Published) -> _Score:
     has_gain = not math.isnan(row.gain)
     # NaN intervals, of a single prompt, claim nothing.
     rises, falls = row.gain_low > 0, row.gain_high < 0
-    good, bad = (falls, rises) if row.metric in tables.LOWER_IS_BETTER else (rises, falls)
+    good, bad = (falls, rises) if row.metric in labels.LOWER_IS_BETTER else (rises, falls)
     return _Score(
-        mean=tables.score_text(row.metric, row.mean),
-        interval=tables.interval_text(row.metric, row.low, row.high),
-        gain=tables.gain_text(row.metric, row.gain) if has_gain else "",
-        gain_interval=tables.interval_text(row.metric, row.gain_low, row.gain_high),
+        mean=labels.score_text(row.metric, row.mean),
+        interval=labels.interval_text(row.metric, row.low, row.high),
+        gain=labels.gain_text(row.metric, row.gain) if has_gain else "",
+        gain_interval=labels.interval_text(row.metric, row.gain_low, row.gain_high),
         trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
         mark=("▲" if rises else "▼" if falls else "≈") if has_gain else "",
-        paper="" if paper is None else tables.score_text(row.metric, paper),
+        paper="" if paper is None else labels.score_text(row.metric, paper),
     )
 
 
@@ -285,19 +289,19 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
         for row in gains[gains["metric"] == metric].itertuples():
             paper = data.published.get((row.model, metric))
             gap = None if paper is None or at_base is None else paper - at_base
-            label = tables.model_label(row.model)
+            label = labels.model_label(row.model)
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
-        label = tables.metric_label(metric)
+        label = labels.metric_label(metric)
         svg = charts.forest(
-            label, rows, digits=tables.digits(metric), less=metric in tables.LOWER_IS_BETTER
+            label, rows, digits=labels.digits(metric), less=metric in labels.LOWER_IS_BETTER
         )
         yield label, Markup(svg)
 
 
 def _prompt_gains(view: PromptGains) -> _Gains:
-    label, digits = tables.metric_label(view.metric), tables.digits(view.metric)
+    label, digits = labels.metric_label(view.metric), labels.digits(view.metric)
     gains = np.array([gain for _, gain in view.gains])
-    named = [(prompt, tables.gain_text(view.metric, gain)) for prompt, gain in view.gains]
+    named = [(prompt, labels.gain_text(view.metric, gain)) for prompt, gain in view.gains]
     few = min(EXTREMES, len(named) // 2)
     return _Gains(
         metric=label,

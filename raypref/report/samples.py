@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 
-from raypref.evaluate.tables import METRICS, MODELS, metric_label, score_text
+from raypref.config import fingerprint
+from raypref.evaluate.labels import METRICS, MODELS, metric_label, ordered, score_text
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import GridRow, StripView
@@ -15,23 +17,28 @@ MOST_GRIDS = 24  # the first prompts, whatever they show: a choice would flatter
 MOST_STRIPS = 12
 
 
-def grids(images: Ledger, *, report: str, scores: pd.DataFrame | None = None) -> list[GridRow]:
+def grids(
+    images: Mapping[str, Ledger], *, report: str, scores: pd.DataFrame | None = None
+) -> list[GridRow]:
     """The images of all models for the first prompts; writes the full ones beside the page.
 
     Args:
-        images: the complete ledger of the evaluation's images.
+        images: the complete ledgers of the evaluation's images, by model.
         report: the folder of the page, local or URI.
         scores: of single images, the columns `tables.SCORES`; those of the first metric are shown.
     """
     texts = {} if scores is None else _texts(scores)
-    facts = images.table(["model", "prompt_id", "prompt", "seed"]).to_pylist()
+    columns = ["model", "prompt_id", "prompt", "seed"]
+    facts = [row for own in images.values() for row in own.table(columns).to_pylist()]
     places = sorted({(row["seed"], row["prompt_id"]) for row in facts})[:MOST_GRIDS]
     shown = {row["id"]: row for row in facts if (row["seed"], row["prompt_id"]) in places}
-    folder = Folder(report, f"files/images-{images.fingerprint}")
+    made = fingerprint({model: ledger.fingerprint for model, ledger in images.items()})
+    folder = Folder(report, f"files/images-{made}")
     if not {_name(row) for row in shown.values()} <= folder.before:
-        for row in images.rows(["id", "image"]):
-            if row["id"] in shown:
-                folder.write(_name(shown[row["id"]]), row["image"])
+        for ledger in images.values():
+            for row in ledger.rows(["id", "image"]):
+                if row["id"] in shown:
+                    folder.write(_name(shown[row["id"]]), row["image"])
         folder.remove_others(prefix="images-")
     rows = []
     for seed, prompt_id in places:
@@ -40,9 +47,8 @@ def grids(images: Ledger, *, report: str, scores: pd.DataFrame | None = None) ->
             for r in shown.values()
             if (r["seed"], r["prompt_id"]) == (seed, prompt_id)
         }
-        known = [model for model in MODELS if model in own]
         pictures, said = {}, {}
-        for model in [*known, *sorted(set(own) - set(known))]:
+        for model in ordered(own, MODELS):
             file = _name(own[model])
             pictures[model] = picture(folder.read(file), full=f"{folder.name}/{file}")
             if (seed, prompt_id, model) in texts:

@@ -135,7 +135,9 @@ class ReportData:
     pairs: Sequence[PairView] = ()  # all of them, by rank
     training: Sequence[TrainingView] = ()
     grids: Sequence[GridRow] = ()
-    table: pd.DataFrame | None = None  # of `tables.summarise`
+    side_by_side: str = ""  # page of all images beside this one; empty where there is none
+    table: pd.DataFrame | None = None  # of `statistics.summarise`
+    categories: pd.DataFrame | None = None  # of `statistics.by_category`
     published: Published = field(default_factory=dict)
     final: str = ""  # the model the run is about; empty takes the last of the table
     prompt_gains: Sequence[PromptGains] = ()  # of that model

@@ -19,11 +19,11 @@ class Reward(Protocol):
     """Judges how well images show their prompts."""
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """One float32 score an image; higher is better."""
+        """One float32 score an image; higher is better. NaN: the model gave none."""
 
 
-class Embedder(Reward, Protocol):
-    """A reward model whose image embeddings can be had."""
+class Embedder(Protocol):
+    """A model whose image embeddings can be had."""
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of unit length, float32 [B, D]."""
@@ -36,12 +36,26 @@ class RewardConfig(Protocol):
     def resources(self) -> Resources:
         """What a worker that holds the model needs."""
 
+    def check(self) -> None:
+        """Look for the weights before any work is done.
+
+        Raises:
+            InputError: they are not on disk and cannot be fetched; names the key.
+        """
+
     def load(self) -> Reward:
         """Load the model onto its device."""
 
 
-class EmbedderConfig(RewardConfig, Protocol):
-    """Settings from which such a reward model is loaded."""
+class EmbedderConfig(Protocol):
+    """Settings from which such a model is loaded."""
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker that holds the model needs."""
+
+    def check(self) -> None:
+        """Look for the weights before any work is done; raises InputError."""
 
     def load(self) -> Embedder:
         """Load the model onto its device."""

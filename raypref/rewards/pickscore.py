@@ -34,6 +34,11 @@ class PickScoreConfig(Section):
         probe = "preprocessor_config.json"
         return model_folder(self.processor, key="pickscore.processor", probe=probe)
 
+    def check(self) -> None:
+        """Look for the weights before any work is done."""
+        self.model_folder()
+        self.processor_folder()
+
     def load(self) -> PickScore:
         """The model, loaded once a process: several stages of a worker share it."""
         return _load(self)
