@@ -216,8 +216,10 @@ def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
     lines.append(f"{'all':<13} {len(steps):>8} {len(steps) - len(open_steps):>5}")
     trained = [step for step in steps if step.trains]
     todo = [step for step in trained if not step.step.done]
-    lines += ["", f"distinct models to train: {len(trained)}, of which done: "
-              f"{len(trained) - len(todo)}"]
+    lines += [
+        "",
+        f"distinct models to train: {len(trained)}, of which done: {len(trained) - len(todo)}",
+    ]
     return "\n".join(lines)
 
 
@@ -322,4 +324,5 @@ def _amount(planned: PlannedStep) -> float | None:
         return run.config.select.top_k or None
     if name in run.trainings:
         return run.trainings[name].steps
-    return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)
+    images = len(run.evaluation.prompts) * len(run.config.evaluate.seeds)
+    return images * len(run.evaluation.images.ledgers)
