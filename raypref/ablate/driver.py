@@ -65,11 +65,7 @@ def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
 
 
 def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
-    """Run the rows of all tables that are not done, then write every table.
-
-    Raises:
-        InputError: not one row of a table could be run.
-    """
+    """Run the rows of all tables that are not done, then write every table."""
     planned = {name: rows_of(name, table, config) for name, table in tables.items()}
     everything = [row for rows in planned.values() for row in rows]
     if everything:
@@ -171,7 +167,7 @@ def _write(
     ]
     text = "\n".join(part for part in parts if part)
     files = {"table.md": text, "table.csv": results.csv(found)}
-    if table.plot:
+    if table.plot and not found.summary.empty:
         places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
         files["figure.svg"] = figures.draw(found, places=places)
     for file, content in files.items():

@@ -34,12 +34,16 @@ class SweepConfig(Section):
         0, "rows at once; 0: as many as the cluster has room for", affects_result=False, ge=0
     )
     retries: int = setting(1, "more attempts at a row that broke", affects_result=False, ge=0)
-    aligned: str = setting(
+    diffusion_dpo: str = setting(
         "",
-        "an aligned model to compare with and to align further, such as "
-        "mhdang/dpo-sd1.5-text2image-v1 (Diffusion-DPO)",
+        "network aligned by Diffusion-DPO, to compare with and to go on from: "
+        "mhdang/dpo-sd1.5-text2image-v1 or its folder",
     )
-    spo: str = setting("", "another aligned model to compare with, SPO's in the paper")
+    spo: str = setting("", "network aligned by SPO, to compare with: repository or folder")
+    flowgrpo: str = setting(
+        "", "LoRA aligned by Flow-GRPO, to compare with and to go on from: repository or folder"
+    )
+    partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
     pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
     civitai: str = setting("", "source.path of Civitai's images, for table2")
     pixart: str = setting("", "PixArt-alpha/PixArt-XL-2-1024-MS or its folder, for table4")
@@ -324,5 +328,5 @@ def _amount(planned: PlannedStep) -> float | None:
         return run.config.select.top_k or None
     if name in run.trainings:
         return run.trainings[name].steps
-    images = len(run.evaluation.prompts) * len(run.config.evaluate.seeds)
-    return images * len(run.evaluation.images.ledgers)
+    # Those of the row's own model: the base's are made once for all rows.
+    return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)

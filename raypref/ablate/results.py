@@ -12,9 +12,8 @@ import pandas as pd
 
 from raypref.ablate.plan import PlannedRow
 from raypref.ablate.table import Table
-from raypref.config import InputError
 from raypref.evaluate import statistics, tables
-from raypref.evaluate.distance import cmmd_summary
+from raypref.evaluate.distance import cmmd_summary, fid_summary
 from raypref.evaluate.labels import (
     METRICS,
     metric_label,
@@ -62,7 +61,9 @@ def gather(
     labels: dict[str, str] = {}
     problems: dict[str, str] = {}
     for row in rows:
-        labels.setdefault(row.row.name, row.label)
+        taken = {label for name, label in labels.items() if name != row.row.name}
+        own_label = f"{row.label} ({row.row.name})" if row.label in taken else row.label
+        labels.setdefault(row.row.name, own_label)
         reason = row.problem or failed.get(row.name, "")
         if not reason and not row.steps[-1].done:
             reason = "not run"
@@ -78,30 +79,28 @@ def gather(
             own = shelf.ledgers[row.row.model].table(["model", "prompt_id", "embedding"])
             embeddings.append(_named(own.to_pandas(), row))
         notes += _shortfall(row)
+    resamples, family = reference.config.table.resamples, reference.config.base.family
+    published = tables.published(table.published, family) if table.published else {}
     if not frames:
-        raise InputError(
-            "no row could be run:\n" + "\n".join(f"{n}: {p}" for n, p in problems.items())
-        )
+        nothing = pd.DataFrame(columns=[*statistics.SCORES, "training_seed"])
+        empty = pd.DataFrame(columns=list(statistics.SUMMARY))
+        return Results(table, nothing, empty, published, labels, problems, notes)
     scores = pd.concat(frames, ignore_index=True)
-    summary = statistics.summarise(
-        scores, base=table.base, resamples=reference.config.table.resamples
-    )
+    summary = statistics.summarise(scores, base=table.base, resamples=resamples)
     parts = [summary, statistics.human_preference(summary, base=table.base)]
     photographs = reference.evaluation.reference
     if embeddings and table.base in set(scores["model"]):
         if photographs.state() == "complete":
             real = np.stack(photographs.table(["embedding"])["embedding"].to_numpy())
             every = pd.concat(embeddings, ignore_index=True)
-            resamples = reference.config.table.resamples
             parts.append(cmmd_summary(every, real, base=table.base, resamples=resamples))
-            notes.append("CMMD is to the photographs of the base settings' pairs, for all rows.")
+            parts.append(fid_summary(every, real, base=table.base))
+            notes.append("Distances are to the photographs of the base settings' pairs.")
         else:
-            notes.append("No CMMD: no row has the pairs of the base settings.")
+            notes.append("No CMMD and FID: no row has the pairs of the base settings.")
     summary = pd.concat([part for part in parts if not part.empty], ignore_index=True)
     order = {name: place for place, name in enumerate(labels)}
     summary = summary.sort_values("model", key=lambda names: names.map(order), kind="stable")
-    family = reference.config.base.family
-    published = tables.published(table.published, family) if table.published else {}
     measured = set(scores["metric"])
     missing = [metric for metric in table.columns if metric not in measured]
     if missing:
@@ -129,7 +128,9 @@ def markdown(results: Results) -> str:
     labels = results.labels
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
-    grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
+    grid, under = "| model |\n| --- |", ""
+    if not summary.empty:
+        grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
     head, rule, *lines = grid.splitlines()
     there = iter(lines)
     columns = head.count(" | ")
