@@ -116,7 +116,8 @@ def carry_out(
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
-    _store_results(run, run.tracker)
+    evaluated = any(step.name == "evaluation" and step.done for step in waiting)
+    _store_results(run, run.tracker, evaluated=evaluated)
 
 
 def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
@@ -188,14 +189,17 @@ def _write_record(run: Run, record: dict[str, Any]) -> None:
     write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
 
 
-def _store_results(run: Run, tracker: Tracker) -> None:
+def _store_results(run: Run, tracker: Tracker, *, evaluated: bool) -> None:
     """Log table and files to MLflow and close its run."""
-    if run.evaluation.complete:
+    # A job that only curates has no prompts to know an evaluation by.
+    if evaluated and run.evaluation.complete:
         for row in run.evaluation.summary.to_dict("records"):
             tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
     if "://" not in run.folder:
         folder = Path(run.folder)
-        for name in ("config.toml", "run.json", "evaluation/table.md", "report/index.html"):
+        tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
+        pages = ["report/index.html", "report/side_by_side.html"]
+        for name in ("config.toml", "run.json", *tables, *pages):
             tracker.artifact(folder / name)
         for name, ledger in run.trained.items():
             tracker.artifact(Path(ledger.path) / FILE_NAME, name)

@@ -23,8 +23,10 @@ from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
-from raypref.evaluate.evaluate import Evaluation, MetricsConfig, TableConfig
+from raypref.evaluate.evaluate import Evaluation, TableConfig
 from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
+from raypref.evaluate.labelled import JudgeConfig
+from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import (
     Ledger,
@@ -64,6 +66,7 @@ class RunConfig(CurateConfig):
     rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
+    judge: JudgeConfig = JudgeConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 

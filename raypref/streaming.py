@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -133,6 +133,7 @@ def stream(
     keep: Sequence[str],
     config: StreamConfig,
     enough: Callable[[str], bool] | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Streamed:
     """Send rows through the stages into a ledger and commit it.
 
@@ -147,6 +148,8 @@ def stream(
         config: block size and progress.
         enough: is asked with the name of each part that is finished now, in any order; once it
             says True the rest is not begun, and the ledger is complete as it is.
+        runtime_env: Ray's description of an environment of the workers' own, such as `{"pip": ...}`
+            for a model that needs other versions of libraries.
 
     Returns:
         How all rows ended, and how busy the workers were with those done now.
@@ -177,7 +180,7 @@ def stream(
         work = (read, stages, schemas[-1], need, ledger, _columns(keep))
         every = config.progress_seconds
         progress = Progress(label, total=total, done=before, unit="rows", every=every)
-        busy, stopped = _run(blocks, size, work, need, progress, enough)
+        busy, stopped = _run(blocks, size, work, need, progress, enough, runtime_env)
         _forget_stop(ledger)
     elif not ledger.parts():  # an empty part tells readers the columns
         ledger.write_part(schemas[-1].empty_table().select(_columns(keep)))
@@ -220,6 +223,7 @@ def _run(
     need: Resources,
     progress: Progress,
     enough: Callable[[str], bool] | None,
+    runtime_env: Mapping[str, Any] | None,
 ) -> tuple[float, bool]:
     """Returns the seconds a worker was busy, mean over workers, and whether it was enough."""
     worker: type[_Worker] | Callable[[pa.Table], pa.Table]
@@ -234,6 +238,7 @@ def _run(
         num_cpus=need.num_cpus,
         num_gpus=need.num_gpus or None,
         memory=int(need.memory_gib * 2**30) or None,
+        **({"runtime_env": dict(runtime_env)} if runtime_env else {}),
     )
     rejected, busy, stopped, note = 0, 0.0, False, "0 rejected"
     began = time.monotonic()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raypref.evaluate.distance import cmmd_summary
+from raypref.evaluate.distance import cmmd_summary, fid_summary, frechet
 from raypref.evaluate.statistics import SUMMARY
 
 PROMPTS, SEEDS, WIDTH = 12, 2, 8
@@ -77,3 +77,58 @@ def test_the_order_of_the_rows_does_not_matter(embeddings, reference):
 
     shuffled = embeddings.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(frame(embeddings), frame(shuffled), atol=1e-9)
+
+
+# ------------------------------------------------------------------ FID
+
+
+def test_frechet_is_the_textbooks_formula() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(25, 6)) + 0.3
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet(a, b) == pytest.approx(expected)
+
+
+def test_frechet_of_fewer_images_than_dimensions() -> None:
+    """Singular covariances: against the root of the symmetric product, eigenvalue by eigenvalue."""
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(5, 12)), rng.normal(size=(7, 12))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    eigenvalues = np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0)
+    traces = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum()
+    assert frechet(a, b) == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum() + traces, rel=1e-6)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert np.isnan(frechet(a[:1], b))
+
+
+def test_fid_of_every_model(embeddings, reference):
+    summary = fid_summary(embeddings, reference, base="base")
+    assert list(summary.columns) == list(SUMMARY)
+    rows = summary.set_index("model")
+    images = np.stack(embeddings.loc[embeddings["model"] == "both", "embedding"].to_list())
+    assert rows.loc["both", "mean"] == pytest.approx(1000 * frechet(images, reference))
+    assert rows.loc["both", "gain"] == rows.loc["both", "mean"] - rows.loc["base", "mean"] < 0
+    assert rows[["low", "high", "gain_low", "gain_high"]].isna().all(axis=None)
+
+
+def test_fid_is_biased_and_cmmd_is_not() -> None:
+    """Two sets of one distribution: FID falls with their size, CMMD is zero on average."""
+    rng = np.random.default_rng(5)
+
+    def mean(size: int) -> tuple[float, float]:
+        found = []
+        for _ in range(40):
+            images, real = unit(rng.normal(size=(2, size, WIDTH)))
+            frame = pd.DataFrame(
+                {"model": "base", "prompt_id": range(size), "embedding": list(images)}
+            )
+            cmmd = cmmd_summary(frame, real, base="base", resamples=2)["mean"][0]
+            found.append((fid_summary(frame, real, base="base")["mean"][0], cmmd))
+        return tuple(np.mean(found, axis=0))
+
+    (fid_few, cmmd_few), (fid_many, _) = mean(20), mean(200)
+    assert fid_few > 3 * fid_many > 0
+    assert abs(cmmd_few) < 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,13 @@ from raypref.config import InputError, build
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.diffusion.lora import LoraConfig
-from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.generate import (
+    BASE,
+    Generate,
+    GenerateConfig,
+    other_loras,
+    rows_to_generate,
+)
 from raypref.images import open_png
 from raypref.rows import Row
 
@@ -116,6 +123,35 @@ def test_a_seed_that_stands_twice_is_refused():
         build(GenerateConfig, {"prompts": "tiny:prompts", "seeds": [42, 7, 42]})
 
 
+def test_a_noise_is_of_a_seed_or_of_a_prompt_and_seed():
+    released = rows_to_generate(["a", "b"], CONFIG, [BASE, "both"]).to_pylist()
+    assert all(row["noise"] == row["seed"] for row in released)
+    own = CONFIG.model_copy(update={"seed_mode": "per_prompt"})
+    rows = rows_to_generate(["a", "b"], own, [BASE, "both"]).to_pylist()
+    noises = {(row["prompt"], row["seed"]): row["noise"] for row in rows}
+    assert len(set(noises.values())) == 4, "each prompt and seed has its own"
+    assert all(row["noise"] == noises[row["prompt"], row["seed"]] for row in rows), "for all models"
+    assert [row["seed"] for row in rows] == [row["seed"] for row in released]
+    # It hangs on the prompt's words, not on its place or on the others.
+    alone = rows_to_generate(["b"], own, [BASE]).to_pylist()
+    assert [row["noise"] for row in alone] == [noises["b", seed] for seed in own.seeds]
+
+
+@pytest.mark.parametrize("name", ["base", "both", "a/b", "", "a b"])
+def test_a_lora_needs_a_name_of_its_own(name):
+    with pytest.raises(InputError, match="cannot be called"):
+        build(GenerateConfig, {"loras": {name: "folder"}})
+
+
+def test_other_loras_are_known_by_their_bytes(trained, tmp_path):
+    folder = str(trained[0])
+    shutil.copytree(folder, tmp_path / "copy")
+    found = other_loras({"a": folder, "b": str(tmp_path / "copy")})
+    assert found["a"].fingerprint == found["b"].fingerprint and found["b"].folder != folder
+    with pytest.raises(InputError, match=r"evaluate\.loras\.c: no pytorch_lora_weights"):
+        other_loras({"c": str(tmp_path)})
+
+
 def test_an_image_does_not_depend_on_its_batch(stage):
     rows = make_rows([BASE, "ours"])
     together = images(stage, rows, batch=8)
@@ -154,6 +190,27 @@ def test_two_loras_do_not_mix(trained, stage, tmp_path):
 
 
 # ------------------------------------------------------------------ the LoRA elsewhere
+
+
+def test_loras_of_different_ranks_share_a_base(trained, stage, tmp_path):
+    wide = LoraConfig(rank=5, alpha=5)
+    denoiser = load_denoiser(TINY, device=CPU)
+    lora.attach(denoiser.module, wide, names=("learner",), seed=4)
+    generator = torch.Generator().manual_seed(4)
+    values = {
+        key: 0.1 * torch.randn(value.shape, generator=generator)
+        for key, value in lora.state(denoiser.module, "learner").items()
+    }
+    lora.save(values, wide, folder=str(tmp_path), component="unet")
+    both = loaded({"wide": str(tmp_path), "ours": str(trained[0])})
+    rows = make_rows(["ours", "wide", BASE])
+    made = images(both, rows, batch=4)
+    alone = images(loaded({"wide": str(tmp_path)}), make_rows(["wide"]), batch=4)
+    assert furthest({name: made[name] for name in alone}, alone) <= 1
+    theirs = images(stage, make_rows(["ours", BASE]), batch=4)
+    assert furthest({name: made[name] for name in theirs}, theirs) <= 1
+    name = "wide/00000/42"
+    assert np.abs(made[name] - made[name.replace("wide", BASE)]).mean() > 0.5
 
 
 def test_a_plain_pipeline_makes_the_same_images_with_our_lora(trained, stage):

@@ -2,6 +2,8 @@
 
 import io
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from raypref.config import InputError
-from raypref.evaluate import statistics, tables
+from raypref.evaluate import labels, statistics, tables
 
 
 def long_table(scores: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
@@ -207,3 +209,82 @@ def test_published_values() -> None:
         InputError, match="no published 'table9'; there are: table3, table1a, table1b, figure2a"
     ):
         tables.published("table9")
+
+
+# ------------------------------------------------------------------ marks, LaTeX, the paper's look
+
+
+PAPER = {  # Table 1a, SD-3.5-M: Diffusion-DPO's Aes is above the base's before rounding
+    "base": {"pickscore": 22.42, "unifiedreward": 3.30, "aesthetic": 5.438},
+    "dpo": {"pickscore": 22.70, "unifiedreward": 3.47, "aesthetic": 5.442},
+    "both": {"pickscore": 22.80, "unifiedreward": 3.46, "aesthetic": 5.55},
+}
+
+
+def of_means(means: dict[str, dict[str, float]]) -> pd.DataFrame:
+    nothing = [math.nan] * 2
+    rows = [
+        (m, k, v, *nothing, v - means["base"][k] if m != "base" else math.nan, *nothing, 9, 9, 0)
+        for m, own in means.items()
+        for k, v in own.items()
+    ]
+    return pd.DataFrame(rows, columns=list(statistics.SUMMARY))
+
+
+def test_marks_and_names_are_the_papers() -> None:
+    lines = tables.markdown(of_means(PAPER)).splitlines()
+    assert lines[0] == "| model | PickScore ↑ | UniRwd ↑ | Aes ↑ |"
+    assert lines[2] == "| base | 22.42 | 3.30 | 5.44 |"
+    assert lines[3] == "| dpo | <u>22.70</u> (+0.28) | **3.47** (+0.17) | <u>5.44</u> (+0.00) |"
+    assert lines[4].split("|")[2:4] == [" **22.80** (+0.38) ", " <u>3.46</u> (+0.16) "]
+    assert "UniRwd: UnifiedReward; Aes: LAION aesthetic classifier." in lines[-1]
+
+
+def test_the_smallest_is_best_where_less_is_better() -> None:
+    means = {"base": {"fid": 3.0}, "dpo": {"fid": 2.0}, "both": {"fid": 1.0}}
+    text = tables.markdown(of_means(means))
+    assert "FID ↓" in text and "**1.0**" in text and "<u>2.0</u>" in text
+    assert "biased by the number of images" in text
+
+
+def test_latex() -> None:
+    text = tables.latex(of_means(PAPER), published={("dpo", "pickscore"): 22.7})
+    lines = text.splitlines()
+    assert lines[1:3] == [r"\begin{tabular}{lccc}", r"\toprule"]
+    assert lines[3] == r"Method & PickScore $\uparrow$ & UniRwd $\uparrow$ & Aes $\uparrow$ \\"
+    assert r"\underline{22.70} (+0.28) {\scriptsize paper 22.70}" in text
+    assert r"\textbf{22.80} (+0.38)" in text and lines[-1] == r"\end{tabular}"
+    odd = of_means({"base": {"deqa": 1.0}}).assign(model="a_b & 50%")
+    assert r"a\_b \& 50\% & 1.00 \\" in tables.latex(odd)
+
+
+def test_categories_are_printed_under_their_names() -> None:
+    rng = np.random.default_rng(0)
+    scores = long_table({(m, "deqa"): rng.normal(3, 1, (6, 1)) for m in ("base", "both")})
+    groups = {i: {"tag": "counting" if i < 2 else "colors"} for i in range(6)}
+    text = tables.categories_markdown(statistics.by_category(scores, groups, resamples=100))
+    assert "## By tag" in text and "### counting (2 prompts)" in text
+    assert "### colors (4 prompts)\n\n| model | DeQA ↑ |" in text
+    nothing = statistics.by_category(scores, {}, resamples=100)
+    assert tables.categories_markdown(nothing) == "The prompts have no categories.\n"
+
+
+def test_published_values_are_those_of_the_reference_file(shared_data: Path) -> None:
+    text = (shared_data.parent / "paper" / "reference_results.yaml").read_text()
+    order = [m.strip() for m in re.search(r"metrics: \[(.*)\]", text)[1].split(",")]  # type: ignore[index]
+    names = {"base": "base", "diffusion-dpo": "diffusion_dpo", "ours": "both"}
+    checked = 0
+    for table in ("table1a", "table1b"):
+        block = text.split(f"{table}:")[1].split("\ntable")[0]
+        for model, method, values in re.findall(
+            r"model: (\w+),\s+method: ([\w-]+),.*values: \[(.*?)\]", block
+        ):
+            ours = tables.published(table, model)
+            for metric, value in zip(order, values.split(","), strict=True):
+                assert ours[names[method], metric] == float(value)
+                checked += 1
+    assert checked == 2 * 6 * 6
+    assert [labels.METRICS[m] for m in order] == [
+        *("PickScore", "ImgRwd", "UniRwd", "HPSv3", "DeQA", "Aes")
+    ]
+    assert list(labels.METRICS)[:6] == order

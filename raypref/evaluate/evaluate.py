@@ -13,75 +13,29 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import field_validator
 
-from raypref.config import Location, Resources, Section, results_of, setting
-from raypref.curate.colorfulness import colorfulness
+from raypref.config import Section, results_of, setting
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.evaluate import statistics, tables
-from raypref.evaluate.accuracy import PromptAccuracy
 from raypref.evaluate.distance import cmmd_summary, fid_summary
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
-from raypref.evaluate.metrics import texture_detail
+from raypref.evaluate.measures import Measure, MetricsConfig, measures
 from raypref.evaluate.prompts import Prompt
 from raypref.evaluate.shelf import Shelf
-from raypref.images import open_png
 from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
-from raypref.rewards.base import Embed, EmbedderConfig, Score
+from raypref.rewards.base import Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import (
-    RewardsConfig,
-    embedder,
-    embedder_names,
-    reward,
-    reward_names,
-)
-from raypref.rows import Row, Stage
+from raypref.rewards.rewards import RewardsConfig, embedder, reward
+from raypref.rows import Stage
 from raypref.streaming import Selection, StreamConfig, stream
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
-
-
-class MetricsConfig(Section):
-    """What is measured, besides texture detail and colorfulness, which need no model."""
-
-    rewards: tuple[str, ...] = setting(
-        ("pickscore",),
-        f"rewards that score the images: {', '.join(reward_names())}",
-        affects_result=False,
-    )
-    distance: bool = setting(
-        True, "CMMD and FID to the photographs of the pairs", affects_result=False
-    )
-    embedder: str = setting(
-        "pickscore",
-        f"whose image embeddings the distances compare: {', '.join(embedder_names())}",
-        affects_result=False,
-    )
-    critic: Location = setting(
-        "", "classifier that judges prompt accuracy; there is one for the tiny world only"
-    )
-
-    @field_validator("rewards")
-    @classmethod
-    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(chosen) & set(reward_names())) < len(chosen):
-            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
-        return chosen
-
-    @field_validator("embedder")
-    @classmethod
-    def _embeds(cls, name: str) -> str:
-        if name not in embedder_names():
-            raise ValueError(f"one of: {', '.join(embedder_names())}")
-        return name
 
 
 class TableConfig(Section):
@@ -90,38 +44,6 @@ class TableConfig(Section):
     resamples: int = setting(2000, "bootstrap samples of an interval", ge=100)
     published: str = setting("", "table of the paper to print beside ours, such as table3")
     baseline: str = setting(BASE, "the model that win rates are against")
-
-
-class PixelMetrics:
-    """Stage: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
-
-    name = "pixels"
-    reads: tuple[str, ...] = ("image",)
-    writes = pa.schema([("texture_detail", pa.float32()), ("colorfulness", pa.float32())])
-    resources = Resources(workers=0, batch=8)
-
-    def setup(self) -> None:
-        """Nothing to load."""
-
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the columns."""
-        for row in rows:
-            image = open_png(row["image"])
-            row["texture_detail"] = texture_detail(image)
-            row["colorfulness"] = colorfulness(image)
-
-
-class Measure(NamedTuple):
-    """One pass over stored images."""
-
-    stage: Stage
-    settings: Mapping[str, object]  # what decides its values
-    is_metric: bool = True  # False: what it writes is no score
-
-    @property
-    def columns(self) -> list[str]:
-        """What it writes."""
-        return list(self.stage.writes.names)
 
 
 class Evaluation:
@@ -197,20 +119,7 @@ class Evaluation:
     @cached_property
     def measures(self) -> dict[str, Measure]:
         """What is measured, by the name of its ledgers."""
-        found = {}
-        for name in self.metrics.rewards:
-            config = reward(name, self.pickscore, self.others)
-            stage = Score(config, columns={"image": name}, prompt="prompt")
-            found[name] = Measure(stage, {name: config})
-        found["pixels"] = Measure(PixelMetrics(), {})
-        if self.metrics.critic:
-            stage_ = PromptAccuracy(self.metrics.critic)
-            found["prompt_accuracy"] = Measure(stage_, {"critic": self.metrics.critic})
-        if self.metrics.distance:
-            config_ = self._embedder()
-            embed = Measure(Embed(config_, column="image"), {"embedder": config_}, is_metric=False)
-            found[f"embedding_{self.metrics.embedder}"] = embed
-        return found
+        return measures(self.metrics, self.pickscore, self.others)
 
     def scores(self, name: str) -> Shelf:
         """What a measure says of the images."""
@@ -279,6 +188,7 @@ class Evaluation:
                     ledger=scores,
                     keep=[*FACTS, *measure.columns],
                     config=streaming,
+                    runtime_env=measure.runtime_env,
                 ).busy
         if self.metrics.distance and self.reference.state() != "complete":
             busy += self._embed_photographs(streaming)
@@ -301,10 +211,10 @@ class Evaluation:
         """One row an image and metric: `statistics.SCORES` and `category`. All must be complete."""
         parts = []
         for name, measure in self.measures.items():
-            if measure.is_metric:
-                wide = self.scores(name).table([*FACTS, *measure.columns]).to_pandas()
+            if measure.scores:
+                wide = self.scores(name).table([*FACTS, *measure.scores]).to_pandas()
                 parts.append(
-                    wide.melt(list(FACTS), measure.columns, var_name="metric", value_name="score")
+                    wide.melt(list(FACTS), measure.scores, var_name="metric", value_name="score")
                 )
         long = pd.concat(parts, ignore_index=True)
         categories = [prompt.category for prompt in self.prompts]
@@ -318,7 +228,7 @@ class Evaluation:
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
         parts = [summary, statistics.human_preference(summary, base=BASE)]
         if self.metrics.distance:
-            shelf = self.scores(f"embedding_{self.metrics.embedder}")
+            shelf = self.scores(self.metrics.embedding)
             embeddings = shelf.table(["model", "prompt_id", "embedding"]).to_pandas()
             real = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
             parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))

@@ -19,7 +19,7 @@ from raypref.diffusion.lora import FILE_NAME
 from raypref.evaluate.labels import MODELS
 from raypref.evaluate.prompts import Prompt, read_prompts
 from raypref.images import encode_png
-from raypref.ledger import join, read_bytes
+from raypref.ledger import absolute, join, read_bytes
 from raypref.rows import Row, seed_of
 from raypref.tiny import world
 
@@ -37,7 +37,7 @@ class GenerateConfig(Section):
         affects_result=False,
     )
     limit: int = setting(0, "use only the first N prompts; 0 uses all", affects_result=False, ge=0)
-    loras: dict[str, Location] = setting(
+    loras: dict[str, str] = setting(
         {}, "more LoRAs to compare: {name = 'folder'}, as of another run", affects_result=False
     )
     seeds: tuple[int, ...] = setting(
@@ -111,7 +111,7 @@ def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
         data = read_bytes(join(folder, FILE_NAME))
         if data is None:
             raise InputError(f"evaluate.loras.{name}: no {FILE_NAME} in '{folder}'")
-        found[name] = Adapter(folder, hashlib.sha256(data).hexdigest()[:16])
+        found[name] = Adapter(absolute(folder), hashlib.sha256(data).hexdigest()[:16])
     return found
 
 

@@ -8,8 +8,14 @@ from collections.abc import Iterable
 # Known names with the words for people, in the order of the tables; others follow by name.
 MODELS = {
     "base": "base",
+    "start": "start",  # the LoRA that training went on from
+    "start_2": "second start",
+    "start_3": "third start",
+    "sft": "SFT",
     "stage1": "stage 1",
     "stage2_alone": "stage 2 alone",
+    "stage2": "stage 2",
+    "sft_stage2": "SFT + stage 2",
     "both": "stage 1 + stage 2",
 }
 # The paper's six first, under its own short names.
@@ -37,7 +43,7 @@ SPELT_OUT = {
     "aesthetic": "LAION aesthetic classifier",
 }
 # Decimals shown; 2 for all others, as the paper does.
-DIGITS = {"texture_detail": 0, "realism": 3, "hpsv2": 3, "vqascore": 3}
+DIGITS = {"texture_detail": 0, "realism": 3, "hpsv2": 3, "vqascore": 3, "fid": 1}
 LOWER_IS_BETTER = frozenset({"cmmd", "fid"})
 
 

@@ -36,6 +36,9 @@ def compared(
         categories: of `statistics.by_category`, if there is one.
         published: the paper's numbers; drawn in the scatter plots.
     """
+    table = table[table["mean"].notna()]  # a distance of one prompt is none
+    if table.empty:
+        return
     means = table.pivot_table(index="model", columns="metric", values="mean", sort=False)
     for x, y in FIGURE_2:
         if {x, y} <= set(means.columns):

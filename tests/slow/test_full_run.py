@@ -25,6 +25,10 @@ FILES = (  # design, section 5
     "evaluation/scores.parquet",
     "evaluation/table.md",
     "evaluation/table.csv",
+    "evaluation/table.tex",
+    "evaluation/categories.csv",
+    "evaluation/wins.csv",
+    "report/side_by_side.html",
     "report/index.html",
 )
 LEDGERS = (
@@ -38,7 +42,9 @@ LEDGERS = (
         "pairs",
         "cache",
     ),
-    *("stage1", "stage2", "evaluation/images", "evaluation/scores", "evaluation/reference"),
+    *("stage1", "stage2", "evaluation/images/base", "evaluation/images/both"),
+    *("evaluation/scores/both/pickscore", "evaluation/scores/stage1/pixels"),
+    "evaluation/reference/pickscore",
 )
 
 

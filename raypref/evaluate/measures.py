@@ -1,0 +1,124 @@
+"""What can be said of a stored image, each in a pass of its own: rewards, pixels, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pydantic import field_validator
+
+from raypref.config import Location, Resources, Section, setting
+from raypref.curate.colorfulness import colorfulness
+from raypref.evaluate.accuracy import PromptAccuracy
+from raypref.evaluate.metrics import texture_detail
+from raypref.images import open_png
+from raypref.rewards.base import Embed, Score
+from raypref.rewards.pickscore import PickScoreConfig
+from raypref.rewards.rewards import (
+    RewardsConfig,
+    embedder,
+    embedder_names,
+    reward,
+    reward_names,
+)
+from raypref.rows import Row, Stage
+
+
+class MetricsConfig(Section):
+    """What is measured, besides texture detail and colorfulness, which need no model."""
+
+    rewards: tuple[str, ...] = setting(
+        ("pickscore",),
+        f"rewards that score the images: {', '.join(reward_names())}",
+        affects_result=False,
+    )
+    distance: bool = setting(
+        True, "CMMD and FID to the photographs of the pairs", affects_result=False
+    )
+    embedder: str = setting(
+        "pickscore",
+        f"whose image embeddings the distances compare: {', '.join(embedder_names())}",
+        affects_result=False,
+    )
+    critic: Location = setting(
+        "", "classifier that judges prompt accuracy; there is one for the tiny world only"
+    )
+
+    @field_validator("rewards")
+    @classmethod
+    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(chosen) & set(reward_names())) < len(chosen):
+            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
+        return chosen
+
+    @field_validator("embedder")
+    @classmethod
+    def _embeds(cls, name: str) -> str:
+        if name not in embedder_names():
+            raise ValueError(f"one of: {', '.join(embedder_names())}")
+        return name
+
+    @property
+    def embedding(self) -> str:
+        """Name of the measure that embeds."""
+        return f"embedding_{self.embedder}"
+
+
+class Measure(NamedTuple):
+    """One pass over stored images."""
+
+    stage: Stage
+    settings: Mapping[str, object]  # what decides its values
+    scores: Sequence[str]  # those of the columns it writes that are metrics
+    runtime_env: Mapping[str, Any] | None = None  # an environment of its own for the workers
+
+    @property
+    def columns(self) -> list[str]:
+        """What it writes."""
+        return list(self.stage.writes.names)
+
+
+class PixelMetrics:
+    """Stage: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
+
+    name = "pixels"
+    reads: tuple[str, ...] = ("image",)
+    writes = pa.schema([("texture_detail", pa.float32()), ("colorfulness", pa.float32())])
+    resources = Resources(workers=0, batch=8)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the columns."""
+        for row in rows:
+            image = open_png(row["image"])
+            row["texture_detail"] = texture_detail(image)
+            row["colorfulness"] = colorfulness(image)
+
+
+def measures(
+    metrics: MetricsConfig, pickscore: PickScoreConfig, others: RewardsConfig
+) -> dict[str, Measure]:
+    """All that is measured, by the name of its ledgers.
+
+    Args:
+        metrics: what is chosen.
+        pickscore: settings of PickScore.
+        others: settings of the other rewards.
+    """
+    found = {}
+    for name in metrics.rewards:
+        config = reward(name, pickscore, others)
+        stage = Score(config, columns={"image": name}, prompt="prompt")
+        found[name] = Measure(stage, {name: config}, [name])
+    found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
+    if metrics.critic:
+        accuracy = PromptAccuracy(metrics.critic)
+        found[accuracy.name] = Measure(accuracy, {"critic": metrics.critic}, [accuracy.name])
+    if metrics.distance:
+        model = embedder(metrics.embedder, pickscore, others)
+        embed = Embed(model, column="image")
+        found[metrics.embedding] = Measure(embed, {"embedder": model}, [])
+    return found

@@ -1,0 +1,132 @@
+"""What an evaluation has made is not made again: killed, with a model more, with a reward more."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import job, start
+from raypref.config import load
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import load_denoiser
+from raypref.diffusion.lora import LoraConfig
+from raypref.pipeline import Run, RunConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from report_runs import scene, write_curation
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+PROMPTS, SEEDS = 5, (42, 7)
+IMAGES = PROMPTS * len(SEEDS)  # of one model
+OURS = ("base", "stage1", "stage2_alone", "both")
+SETTINGS = (
+    *("evaluate.steps=2", f"evaluate.limit={PROMPTS}", f"evaluate.seeds={list(SEEDS)}"),
+    *("evaluate.resources.workers=1", "evaluate.resources.batch=4", "stream.block_rows=4"),
+    *("metrics.distance=false", "metrics.critic=''", "tracking.uri=none"),
+    "stream.progress_seconds=0",
+)
+
+
+def save_lora(run: Run, folder: Path, *, rank: int, seed: int) -> None:
+    """A LoRA that changes the images, of any rank."""
+    config = LoraConfig(rank=rank, alpha=rank)
+    denoiser = load_denoiser(run.config.base, device=torch.device("cpu"))
+    lora.attach(denoiser.module, config, names=("learner",), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    values = {
+        key: 0.1 * torch.randn(value.shape, generator=generator)
+        for key, value in lora.state(denoiser.module, "learner").items()
+    }
+    lora.save(values, config, folder=str(folder), component=denoiser.component)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A run that is curated and trained as far as its ledgers tell, and a second one's LoRA."""
+    storage = tmp_path_factory.mktemp("storage")
+    chosen = (*SETTINGS, f"storage={storage}")
+    run = Run(load(RunConfig, "tiny", chosen))
+    folder = Path(run.folder)
+    write_curation(folder, [(scene(i, 64), f"a disc, number {i}") for i in range(4)], pairs=4)
+    for number, name in enumerate(run.trained):
+        save_lora(run, folder / name, rank=8, seed=number)
+    save_lora(run, storage / "second", rank=2, seed=9)
+    for step in run.steps:
+        if step.name not in ("evaluation", "report"):
+            for ledger in step.ledgers():
+                for name in ("started.json", "manifest.json"):
+                    (Path(ledger.path) / name).unlink(missing_ok=True)
+                ledger.begin()
+                ledger.commit(expected=ledger.count(), counts={})
+    return chosen
+
+
+def run_folder(settings: tuple[str, ...]) -> Path:
+    return Path(settings[-1].removeprefix("storage=")) / "run"
+
+
+def parts(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every finished part, and of what says that a ledger is complete."""
+    files = [*folder.rglob("part-*.parquet"), *folder.rglob("manifest.json")]
+    found = {str(path.relative_to(folder)): path.stat() for path in files}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+def ids(folder: Path) -> Counter[str]:
+    tables = (pq.read_table(file, columns=["id"]) for file in folder.rglob("part-*.parquet"))
+    return Counter(id_ for table in tables for id_ in table["id"].to_pylist())
+
+
+def evaluate(settings: tuple[str, ...], *more: str) -> str:
+    code, output = job("evaluate", "tiny", *settings, *more, folder=run_folder(settings) / "logs")
+    assert code == 0, output
+    return output
+
+
+def test_nothing_is_made_twice(settings: tuple[str, ...]) -> None:
+    folder = run_folder(settings)
+    images, scores = folder / "evaluation" / "images", folder / "evaluation" / "scores"
+
+    # Killed in the middle of generation.
+    with start("evaluate", "tiny", *settings, folder=folder / "logs") as running:
+        running.wait_for(lambda: len(parts(images)) >= 2)
+        running.kill_driver()
+    before = parts(images)
+    there = ids(images).total()
+    assert 8 <= there < len(OURS) * IMAGES
+    output = evaluate(settings)
+    assert f"images: {there} of {len(OURS) * IMAGES} rows were done before" in output
+    assert before.items() <= parts(images).items()
+    made = ids(images)
+    assert made.total() == len(made) == len(OURS) * IMAGES
+
+    # A second run's LoRA, of another rank: only its own images are made, and scored.
+    before, scored = parts(images), parts(scores)
+    second = f"evaluate.loras={{second = '{folder.parent / 'second'}'}}"
+    output = evaluate(settings, second)
+    assert before.items() <= parts(images).items() and scored.items() <= parts(scores).items()
+    new = {name.split("/")[0] for name in parts(images).keys() - before}
+    new |= {name.split("/")[0] for name in parts(scores).keys() - scored}
+    assert new == {"second"} and f"images: {IMAGES}/{IMAGES} rows" in output
+    long = pd.read_parquet(folder / "evaluation" / "scores.parquet")
+    assert {"prompt", "prompt_id", "category", "seed", "model", "metric", "score"} == {*long}
+    assert set(long["model"]) == {*OURS, "second"}
+    assert (long.groupby(["model", "metric"]).size() == IMAGES).all()
+    table = (folder / "evaluation" / "table.md").read_text()
+    assert "| second | " in table and "(+" in table
+    for name in ("table.tex", "wins.csv", "categories.md"):
+        assert (folder / "evaluation" / name).stat().st_size > 0
+    assert (folder / "report" / "side_by_side.html").stat().st_size > 0
+
+    # One more measure: stored images are read, nothing else is done.
+    before, scored = parts(images), parts(scores)
+    output = evaluate(settings, second, "metrics.critic=tiny:critic.safetensors")
+    assert parts(images) == before and scored.items() <= parts(scores).items()
+    new = {name.split("/")[1] for name in parts(scores).keys() - scored}
+    assert new == {"prompt_accuracy"} and "images:" not in output
+    assert "Prompt accuracy" in (folder / "evaluation" / "table.md").read_text()

@@ -1,0 +1,95 @@
+"""What is measured: chosen by name, in a pass of its own, known by what decides its values."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raypref.config import InputError, build, results_of
+from raypref.evaluate.measures import MetricsConfig, PixelMetrics, measures
+from raypref.images import encode_png
+from raypref.rewards.pickscore import PickScoreConfig
+from raypref.rewards.rewards import (
+    EMBED_ONLY,
+    RewardsConfig,
+    embedder,
+    embedder_names,
+    reward,
+    reward_names,
+)
+
+PICKSCORE = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore")
+
+
+def test_every_section_is_a_reward_or_an_embedder() -> None:
+    others = RewardsConfig()
+    assert set(reward_names()) == {"pickscore", *RewardsConfig.model_fields} - set(EMBED_ONLY)
+    for name in reward_names():
+        config = reward(name, PICKSCORE, others)
+        assert config.resources.batch >= 1 and callable(config.check) and callable(config.load)
+    assert "pickscore" in embedder_names()
+    assert embedder("pickscore", PICKSCORE, others) is PICKSCORE
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rewards": ["picscore"]}, "named once and is one of: pickscore"),
+        ({"rewards": ["pickscore", "pickscore"]}, "named once"),
+        ({"rewards": ["dinov2"]}, "named once"),
+        ({"embedder": "realism"}, "one of: pickscore"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_there_are(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(MetricsConfig, values)
+
+
+def test_each_measure_has_its_own_settings() -> None:
+    metrics = MetricsConfig(critic="tiny:critic.safetensors")
+    found = measures(metrics, PICKSCORE, RewardsConfig())
+    assert list(found) == ["pickscore", "pixels", "prompt_accuracy", "embedding_pickscore"]
+    assert found["embedding_pickscore"].scores == []
+    assert found["pixels"].scores == ["texture_detail", "colorfulness"]
+    assert found["pixels"].settings == {}, "a reward that changes makes nothing else stale"
+    settings = results_of(found["pickscore"].settings)
+    assert settings["pickscore.model"] == "tiny:pickscore"
+    assert "pickscore.resources.batch" not in settings
+    fewer = MetricsConfig(rewards=(), distance=False)
+    assert list(measures(fewer, PICKSCORE, RewardsConfig())) == ["pixels"]
+
+
+def test_a_missing_model_is_named_before_any_work() -> None:
+    with pytest.raises(InputError, match=r"pickscore\.model"):
+        PickScoreConfig(model="/nowhere").check()
+    with pytest.raises(InputError, match=r"pickscore\.processor"):
+        PICKSCORE.model_copy(update={"processor": "/nowhere"}).check()
+    PICKSCORE.check()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_a_score_does_not_depend_on_the_batch(batch: int) -> None:
+    """float32: equal to 1e-4 of a score of about 20, whatever the batch and its company."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
+    resources = PICKSCORE.resources.model_copy(update={"batch": batch})
+    config = PICKSCORE.model_copy(update={"resources": resources})
+    rows = [
+        {"image": encode_png(Image.fromarray(p)), "prompt": f"a photo of a red ball {i}"}
+        for i, p in enumerate(pictures)
+    ]
+    stage = measures(MetricsConfig(), config, RewardsConfig())["pickscore"].stage
+    stage.setup()
+    for start in range(0, len(rows), batch):
+        stage(rows[start : start + batch])
+    model = PICKSCORE.load()
+    alone = [
+        float(model.score([Image.fromarray(p)], [row["prompt"]])[0])
+        for p, row in zip(pictures, rows, strict=True)
+    ]
+    np.testing.assert_allclose([row["pickscore"] for row in rows], alone, atol=1e-4)
+
+
+def test_pixel_metrics_fill_both_columns() -> None:
+    row = {"image": encode_png(Image.new("RGB", (8, 8), (10, 20, 30)))}
+    PixelMetrics()([row])
+    assert row["texture_detail"] == 0 and row["colorfulness"] > 0
