@@ -29,7 +29,7 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 # What jobs make, in order, with its place in the run's folder.
 RESULTS = {
     "Pairs": "pairs",
-    "LoRA": f"stage2/{FILE_NAME}",
+    "LoRA": f"{{final}}/{FILE_NAME}",
     "Report": "report/index.html",
 }
 
@@ -104,7 +104,7 @@ def _work(arguments: Sequence[str], *, only: Collection[str], result: str) -> in
         print(f"\n{closing(run.evaluation.summary)}\n")
         print(f"Time: {duration(time.monotonic() - began)}")
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
-        print(f"{name}: {run.folder}/{RESULTS[name]}")
+        print(f"{name}: {run.folder}/{RESULTS[name].format(final=run.alignment.final)}")
     return DONE
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from raypref.align.trainings import BY_WEIGHT
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import join, size, write_bytes
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 # The steps of the jobs that do a part of the run.
 CURATE = ("pairs", "export")
-ALIGN = ("cache", "stage1", "stage2", "stage2_alone")
-EVALUATE = ("evaluation", "report")
+ALIGN = ("cache", "start", *BY_WEIGHT)
+EVALUATE = ("evaluation", "fused", "card", "report")
 
 
 def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
@@ -62,6 +63,8 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
+    waiting = [step for step in run.steps if not only or step.name in only]
+    _require_steps_before(run, waiting)
     _refuse_or_clear_stale(run, only=only, redo=redo)
     carry_out(run, only=only)
     return run
@@ -86,7 +89,6 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    _require_steps_before(run, waiting)
     _check([need for step in waiting if not step.done for need in step.needs])
     run.tracker, record = _open_record(run, parent_run_id)
     if any(step.needs and not step.done for step in waiting):
@@ -142,9 +144,11 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
     first = run.steps.index(waiting[0])
     for step in run.steps[:first]:
         if not step.done:
+            stale = [ledger for ledger in step.ledgers() if ledger.state() == "stale"]
+            changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(
-                f"{step.name} of {run.folder} is not complete for these settings; run the job "
-                "before this one, or jobs/full_pipeline.py, with the same settings"
+                f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
+                "job before this one, or jobs/full_pipeline.py, with the same settings"
             )
 
 

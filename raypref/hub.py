@@ -9,6 +9,7 @@ A model reference in the configuration is one of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +62,25 @@ def weight_file(ref: str, *, key: str, origin: str) -> Path:
         )
     owner, repo, name = ref.split("/")
     return _download(f"{owner}/{repo}", name, key=key, fix=f"{origin} and set {key}=/path/to/it")
+
+
+def first_file(repo: str, names: Sequence[str], *, key: str) -> Path:
+    """The local path of the first of several files that a hub repository has.
+
+    Args:
+        repo: OWNER/REPO.
+        names: paths in the repository, the preferred first.
+        key: the configuration key it came from, for the error.
+
+    Raises:
+        InputError: it has none of them, or cannot be asked.
+    """
+    for name in names[:-1]:
+        found = _fetch(repo, name)
+        if isinstance(found, Path):
+            return found
+    fix = f"'hf download {repo}' and set {key}=/path/to/the/folder"
+    return _download(repo, names[-1], key=key, fix=fix)
 
 
 def _on_disk(ref: str, *, key: str) -> Path:

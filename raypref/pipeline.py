@@ -1,6 +1,6 @@
 """The whole run on one screen: its configuration and the order of its steps.
 
-    pairs -> cache -> stage1 -> stage2 (and stage2_alone) -> evaluation -> report
+    pairs -> cache -> the trainings that `train` names -> evaluation -> card -> report
 
 How the steps are run, skipped, resumed or refused is in `execute.py`.
 """
@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from raypref.align import trainings
+from raypref.align.alignment import Alignment
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
+from raypref.align.check import check_pairs
 from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
-from raypref.align.train import StageJob, train_stage
-from raypref.config import InputError, results_of, setting, to_toml
+from raypref.align.train import train_stage
+from raypref.align.trainings import Training
+from raypref.config import InputError, Section, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
+from raypref.diffusion import parts
 from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.fuse import ModelConfig, fuse
 from raypref.diffusion.lora import LoraConfig
+from raypref.evaluate import tables
 from raypref.evaluate.evaluate import Evaluation, TableConfig
 from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.labelled import JudgeConfig
@@ -39,6 +46,7 @@ from raypref.ledger import (
     write_bytes,
 )
 from raypref.progress import Progress, Work
+from raypref.report.card import model_card
 from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.rewards.rewards import RewardsConfig
@@ -46,9 +54,6 @@ from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
-
-# A model of the evaluation to the training that made it.
-MODELS = {"stage1": "stage1", "stage2_alone": "stage2_alone", "both": "stage2"}
 
 
 class RunConfig(CurateConfig):
@@ -59,14 +64,21 @@ class RunConfig(CurateConfig):
     base: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     cache: CacheConfig = CacheConfig()
+    train: tuple[Training, ...] = setting(
+        ("stage1", "stage2", "stage2_alone"),
+        "trainings in order: stage1, stage2, stage2_alone (from where stage 1 starts), sft",
+        affects_result=False,
+        min_length=1,
+    )
     stage1: StageConfig = StageConfig(objective="dro", steps=1600, ema_decay=0.9999)
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
-    stage2_alone: bool = setting(True, "also train stage 2 from the base, for the table")
+    sft: StageConfig = StageConfig(objective="sft", steps=1600, ema_decay=0.9999)
     evaluate: GenerateConfig = GenerateConfig()
     rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     judge: JudgeConfig = JudgeConfig()
+    model: ModelConfig = ModelConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -122,51 +134,22 @@ class Run:
         return self._ledger("cache", parts)
 
     @cached_property
-    def trainings(self) -> dict[str, StageConfig]:
-        """Settings of the trainings, by name, in order."""
+    def alignment(self) -> Alignment:
+        """Encoded pairs to LoRAs."""
         c = self.config
-        stages = {"stage1": c.stage1, "stage2": c.stage2}
-        if c.stage2_alone:
-            stages["stage2_alone"] = c.stage2.model_copy(update={"start": "base"})
-        return stages
+        return Alignment(
+            trainings.settle(c.train, stage1=c.stage1, stage2=c.stage2, sft=c.sft),
+            base=c.base,
+            lora=c.lora,
+            cache=self.cache,
+            place=self.place,
+            seed=c.seed,
+        )
 
-    @cached_property
-    def stages(self) -> dict[str, StageJob]:
-        """The trainings, by name, in order."""
-        c = self.config
-        starts = {"base": None, "stage1": self.trained["stage1"].path}
-        return {
-            name: StageJob(
-                name=name,
-                base=c.base,
-                lora=c.lora,
-                stage=stage,
-                cache=self.cache,
-                folder=self.trained[name].path,
-                start=starts[stage.start] if stage.start in starts else absolute(stage.start),
-                # One name for both: the same samples in the same order, so that "stage 2 alone"
-                # differs from "stage 2" by its start only.
-                draws=name.removesuffix("_alone"),
-                seed=c.seed,
-            )
-            for name, stage in self.trainings.items()
-        }
-
-    @cached_property
+    @property
     def trained(self) -> dict[str, Ledger]:
         """The ledgers of the trainings."""
-        ledgers: dict[str, Ledger] = {}
-        for name, stage in self.trainings.items():
-            parts = {
-                "cache": self.cache.fingerprint,
-                name: stage,
-                "lora": self.config.lora,
-                "seed": self.config.seed,
-            }
-            if stage.start == "stage1":
-                parts["stage1"] = ledgers["stage1"].fingerprint
-            ledgers[name] = self._ledger(name, parts)
-        return ledgers
+        return self.alignment.trained
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -187,29 +170,33 @@ class Run:
 
     def _adapters(self) -> dict[str, Adapter]:
         """The LoRAs that are evaluated: those trained here under their names in tables, others."""
-        ours = {
-            model: self.trained[stage]
-            for model, stage in MODELS.items()
-            if stage in self.trained and (self.models is None or model in self.models)
+        trained = {
+            name: Adapter(own.path, own.fingerprint)
+            for name, own in self.alignment.shown.items()
+            if self.models is None or name in self.models
         }
-        trained = {name: Adapter(own.path, own.fingerprint) for name, own in ours.items()}
         return trained | other_loras(self.config.evaluate.loras)
 
     @cached_property
     def steps(self) -> list[Step]:
         """The steps in order."""
-        c, ev = self.config, self.evaluation
-        base = c.base.folder
+        c, ev, align = self.config, self.evaluation, self.alignment
+        base = partial(parts.check_base, c.base)
         reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
         artworks = (c.photographic.folder,) if c.photographic.enabled else ()
-        trainings = [
+        sides = tuple(
+            partial(parts.check_side, c.base, side, key=key)
+            for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
+        )
+        starts = (base, align.check_starts)
+        train = [
             Step(
                 name,
                 partial(self._ledgers_of, name),
                 partial(self._train, name),
                 (base, partial(_check_workers, name, job.stage)),
             )
-            for name, job in self.stages.items()
+            for name, job in align.jobs.items()
         ]
         return [
             Step(
@@ -219,9 +206,12 @@ class Run:
                 (c.saliency.file, c.perturb.folder, *reward, *artworks),
             ),
             *([Step("export", self._exports, self._export)] if c.export.formats else []),
-            Step("cache", lambda: (self.cache,), self._encode, (base,)),
-            *trainings,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, tuple(ev.checks())),
+            Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
+            *([Step("start", self._starts, self._bring_in, starts)] if align.imports else []),
+            *train,
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, sides[1], *ev.checks())),
+            *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
+            Step("card", tuple, self._card),
             # The page is made again every time and tells the latest; its pictures are written once.
             Step("report", tuple, self._report),
         ]
@@ -241,6 +231,7 @@ class Run:
         return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
+        check_pairs(self.curation.pairs, side=self.config.images.size)
         rows = rows_to_encode(self.curation.pairs)
         stages = [Encode(self.config.base, self.config.cache)]
         columns = Encode.writes.names
@@ -249,11 +240,18 @@ class Run:
         )
         return Work(rows.num_rows, "rows", streamed.busy)
 
+    def _starts(self) -> tuple[Ledger, ...]:
+        return tuple(self.alignment.starts.values())
+
+    def _bring_in(self) -> Work:
+        self.alignment.bring_in_starts()
+        return Work(len(self.alignment.starts), "LoRAs")
+
     def _ledgers_of(self, stage: str) -> tuple[Ledger, ...]:
         return (self.trained[stage],)
 
     def _train(self, name: str) -> Work:
-        job, ledger = self.stages[name], self.trained[name]
+        job, ledger = self.alignment.jobs[name], self.trained[name]
         ledger.begin()
         busy = 0.0
 
@@ -302,6 +300,45 @@ class Run:
         work = self.evaluation.run(self.config.stream)
         return work._replace(busy=work.busy + busy)
 
+    @cached_property
+    def fused(self) -> Ledger:
+        """The pipeline with the final LoRA merged."""
+        model = self.config.model
+        lora = self.trained[self.alignment.final].fingerprint
+        return self._ledger(
+            "fused", {"base": self.config.base, "lora": lora, "dtype": model.fused_dtype}
+        )
+
+    def _fuse(self) -> Work:
+        c, ledger = self.config, self.fused
+        ledger.begin()
+        lora = self.trained[self.alignment.final].path
+        fuse(c.base, lora=lora, dtype=c.model.fused_dtype, folder=ledger.path)
+        ledger.commit(expected=0, counts={})
+        return Work(1, "pipelines")
+
+    def _card(self) -> Work:
+        c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
+        if final.state() != "complete" or self.curation.pairs.state() != "complete":
+            return Work(0, "cards")
+        stages = self.alignment.stages
+        chain = trainings.lineage(self.alignment.final, stages)
+        first = stages[chain[0]].start
+        card = model_card(
+            name=c.run,
+            base=c.base,
+            licence=c.model.license,
+            photographs=c.source.license,
+            counts=self.curation.pairs.manifest()["counts"],
+            starts_from=first if trainings.is_weights(first) else "",
+            stages={name: _results_of(stages[name]) for name in chain},
+            lora=_results_of(c.lora),
+            table=tables.markdown(ev.summary) if ev.complete else "",
+            fused=c.model.fused,
+        )
+        write_bytes(join(final.path, "README.md"), card.encode())
+        return Work(1, "cards")
+
     def _report(self) -> Work:
         ev = self.evaluation
         data = collect(
@@ -333,6 +370,11 @@ def _check_workers(name: str, stage: StageConfig) -> None:
             f"{key}.resources.workers={stage.resources.workers}: every worker takes a share of a "
             f"step's samples, so it is 1 to {key}.batch={stage.batch}"
         )
+
+
+def _results_of(section: Section) -> dict[str, Any]:
+    """The settings of one section that decide what comes out."""
+    return {key.removeprefix("."): v for key, v in results_of({"": section}).items()}
 
 
 def read_record(folder: str) -> dict[str, Any]:

@@ -76,9 +76,7 @@ def test_a_table_trains_each_distinct_model_once(name, tiny):
 
 
 def test_all_tables_of_the_paper_share_the_base_ours_and_stage_1(tiny):
-    rows = [
-        row for name, own in tables_of("all").items() for row in rows_of(name, own, tiny)
-    ]
+    rows = [row for name, own in tables_of("all").items() for row in rows_of(name, own, tiny)]
     assert {row.table for row in rows} == {n for n in TRAININGS if n[:5] in ("table", "figur")}
     # Ours (2), stage 2 alone, SFT; two of table 4's; six of table 6's; six of figure 8's.
     assert len(trainings(rows)) == 2 + 1 + 1 + 2 + 6 + 6
@@ -286,7 +284,9 @@ def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
 def test_less_is_better_where_it_is():
     found = made({"base": 0.0, "a": -1.0})
     found.scores["metric"] = "cmmd"
-    (verdict,) = claims.verdicts(found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99)
+    (verdict,) = claims.verdicts(
+        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
+    )
     assert verdict.outcome == "holds"
 
 
@@ -298,7 +298,9 @@ def test_a_claim_about_a_row_that_failed_is_not_tested():
 
 def test_seeds_are_counted_one_by_one_and_their_spread_is_told():
     found = made({"base": 0.0, "a": 1.0}, seeds=3)
-    (verdict,) = claims.verdicts(found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99)
+    (verdict,) = claims.verdicts(
+        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
+    )
     assert verdict.seeds == (3, 3)
     means = found.scores[found.scores["model"] == "a"].groupby("training_seed")["score"].mean()
     assert f"{means.mean():.2f} ± {np.std(means, ddof=1):.2f}" in results.spread(found)
@@ -310,7 +312,13 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
     found.labels = {"base": "base", "a": "row a", "b": "row b"}
     found.problems = {"a": "stage2.beta=-1 is wrong"}
     lines = [line for line in results.markdown(found).splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in lines] == ["model", "---", "base", "row a", "row b"]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "model",
+        "---",
+        "base",
+        "row a",
+        "row b",
+    ]
     assert "stage2.beta=-1 is wrong" in lines[3]
     assert {line.count("|") for line in lines} == {3}
     assert "row a" in results.csv(found)

@@ -15,7 +15,7 @@ from raypref.pipeline import RunConfig
 
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
-STEPS = ["pairs", "cache", "stage1", "stage2", "stage2_alone", "evaluation", "report"]
+STEPS = ["pairs", "cache", "stage1", "stage2", "stage2_alone", "evaluation", "card", "report"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,11 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from raypref.ablate.table import Row, Table, labelled
+from raypref.align import trainings
 from raypref.config import InputError, Section, flatten, load, replaced, setting
 from raypref.evaluate.generate import BASE
 from raypref.ledger import absolute, by_content, filesystem, join, read_bytes
-from raypref.pipeline import MODELS, Run, RunConfig, Step
+from raypref.pipeline import Run, RunConfig, Step
 
 STEPS = "steps"  # folder of the shared ledgers, below the storage
 
@@ -117,18 +118,24 @@ def step_names(run: Run, model: str) -> list[str]:
     Raises:
         InputError: the run has no such model.
     """
-    trainings: list[str] = []
-    if model != BASE:
-        last = MODELS.get(model, "")
-        if last not in run.trainings:
-            known = [BASE, *(m for m, stage in MODELS.items() if stage in run.trainings)]
-            raise InputError(f"model={model}: the run has {', '.join(known)}")
-        trainings = [last]
-        while (start := run.trainings[trainings[0]].start) in run.trainings:
-            trainings.insert(0, start)
+    align = run.alignment
+    makers = {trainings.shown_as(name, align.stages): name for name in align.stages}
+    known = [BASE, *align.starts, *makers]
+    if model not in known:
+        raise InputError(f"model={model}: the run has {', '.join(known)}")
+    chain = trainings.lineage(makers[model], align.stages) if model in makers else []
+    brought = model in align.starts or any(
+        trainings.is_weights(align.stages[name].start) for name in chain
+    )
     # The distance to the photographs of the pairs needs the pairs.
-    pairs = ["pairs"] if trainings or run.config.metrics.distance else []
-    return [*pairs, *(["cache", *trainings] if trainings else []), "evaluation"]
+    pairs = ["pairs"] if chain or run.config.metrics.distance else []
+    return [
+        *pairs,
+        *(["cache"] if chain else []),
+        *(["start"] if brought else []),
+        *chain,
+        "evaluation",
+    ]
 
 
 def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
@@ -147,7 +154,11 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
     """Work out a row's settings from those of the base."""
     settings = flatten(base)
     changes: dict[str, Any] = {"seed": seed, "run": join(base.run, name, _slug(row.name, seed))}
-    for training in ("stage1", "stage2"):  # samples over the steps are for the page of one run
+    for training in (
+        "stage1",
+        "stage2",
+        "sft",
+    ):  # samples over the steps are for the page of one run
         changes[f"{training}.sample_every"] = 0
     try:
         for key, source in row.copy_.items():
@@ -186,7 +197,7 @@ class PlannedStep:
     @property
     def trains(self) -> bool:
         """Whether it is a training."""
-        return self.step.name in self.run.trainings
+        return self.step.name in self.run.trained
 
 
 def distinct_steps(rows: Iterable[PlannedRow]) -> list[PlannedStep]:
@@ -305,7 +316,7 @@ def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
 
 
 def _batch(config: Mapping[str, Any], step: str) -> int:
-    return int(_section(config, step).get("batch", 1)) if step.startswith("stage") else 1
+    return int(_section(config, step).get("batch", 1)) if step.startswith(("stage", "sft")) else 1
 
 
 def _gpus(config: Mapping[str, Any], step: str) -> float:
@@ -326,7 +337,7 @@ def _amount(planned: PlannedStep) -> float | None:
         return index.count() if index.state() == "complete" else run.config.source.limit or None
     if name == "cache":
         return run.config.select.top_k or None
-    if name in run.trainings:
-        return run.trainings[name].steps
+    if name in run.trained:
+        return run.alignment.stages[name].steps
     # Those of the row's own model: the base's are made once for all rows.
     return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)

@@ -236,9 +236,12 @@ def plan_point(
 def go_on(before: Run, after: Run, stage: str) -> None:
     """Let a longer training continue a shorter one of the same settings: from its last checkpoint.
 
-    Nothing in a training depends on its length, so the result is the same as from the start.
+    At a constant learning rate nothing in a training depends on its length, so the result is the
+    same as from the start.
     """
     if stage not in after.trained or after.trained[stage].state() != "absent":
+        return
+    if after.alignment.stages[stage].schedule != "constant":
         return
     source = join(before.trained[stage].path, "checkpoints")
     found = checkpoints.newest(source)
@@ -357,7 +360,7 @@ def _need(config: AblateConfig, field: str) -> float:
     """Cores or GPUs of the largest pool of a run."""
     pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
     pools += [config.saliency.resources, config.pickscore.resources]
-    pools += [config.stage1.resources, config.stage2.resources]
+    pools += [stage.resources for stage in (config.stage1, config.stage2, config.sft)]
     return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
 
 

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from raypref.align.cache import PairData
-from raypref.align.objectives import Errors, Metrics, denoising_error, dpo_loss, dro_loss
+from raypref.align.objectives import (
+    Errors,
+    Metrics,
+    denoising_error,
+    dpo_loss,
+    dpo_sft_loss,
+    dro_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    sft_loss,
+)
 from raypref.align.rollout import policy_states
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
@@ -31,7 +42,10 @@ class Sample(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """B pairs of noisy states at the same timestep with the same caption."""
+    """B pairs of noisy states at the same timestep with the same caption.
+
+    Where nothing is dispreferred the loser and its target are empty, [0, C, H, W].
+    """
 
     winner_BCHW: Tensor
     loser_BCHW: Tensor
@@ -115,6 +129,16 @@ def compare_pair(
     )
 
 
+def compare_photograph(
+    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
+) -> Comparison:
+    """Supervised fine-tuning: the photograph as in `compare_pair`, and no loser."""
+    pair = compare_pair(denoiser, data, stage, samples)
+    return pair._replace(
+        loser_BCHW=pair.loser_BCHW[:0], loser_target_BCHW=pair.loser_target_BCHW[:0]
+    )
+
+
 def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
     """The four errors; gradients flow through the learner's two.
 
@@ -123,14 +147,15 @@ def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
     """
     x = torch.cat([comparison.winner_BCHW, comparison.loser_BCHW])
     target = torch.cat([comparison.winner_target_BCHW, comparison.loser_target_BCHW])
-    timesteps = comparison.timesteps_B.repeat(2)
-    prompts = comparison.prompts_BLD.repeat(2, 1, 1)
+    sides = len(comparison.winner_BCHW), len(comparison.loser_BCHW)
+    timesteps = torch.cat([comparison.timesteps_B[:side] for side in sides])
+    prompts = torch.cat([comparison.prompts_BLD[:side] for side in sides])
     lora.activate(denoiser.module, REFERENCE)
     with torch.no_grad():
         reference = denoising_error(denoiser.predict(x, timesteps, prompts), target)
     lora.activate(denoiser.module, LEARNER, train=True)
     learner = denoising_error(denoiser.predict(x, timesteps, prompts), target)
-    return Errors(*learner.chunk(2), *reference.chunk(2))
+    return Errors(*learner.split(sides), *reference.split(sides))
 
 
 class Objective(NamedTuple):
@@ -143,6 +168,13 @@ class Objective(NamedTuple):
 OBJECTIVES = {
     "dro": Objective(compare_to_policy, lambda errors, s: dro_loss(errors, margin=s.margin)),
     "dpo": Objective(compare_pair, lambda errors, s: dpo_loss(errors, beta=s.beta)),
+    "ipo": Objective(compare_pair, lambda errors, s: ipo_loss(errors, beta=s.beta)),
+    "hinge": Objective(compare_pair, lambda errors, s: hinge_loss(errors, beta=s.beta)),
+    "kto": Objective(compare_pair, lambda errors, s: kto_loss(errors, beta=s.beta)),
+    "dpo_sft": Objective(
+        compare_pair, lambda errors, s: dpo_sft_loss(errors, beta=s.beta, weight=s.sft_weight)
+    ),
+    "sft": Objective(compare_photograph, lambda errors, s: sft_loss(errors)),
 }
 
 

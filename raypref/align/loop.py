@@ -137,7 +137,8 @@ def _prepare(
     lora.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
         lora.load(module, config, folder=start, name=LEARNER, component=denoiser.component)
-        lora.copy(module, LEARNER, REFERENCE)
+        if stage.reference == "start":  # else it stays as attached: it adds nothing to the base
+            lora.copy(module, LEARNER, REFERENCE)
     if stage.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
     learner = lora.parameters(module, LEARNER)
@@ -176,8 +177,8 @@ def _step(
             sums[key] = sums.get(key, 0) + values_B.sum() / stage.batch
     _sum_over_ranks(state.learner, sums, group)
     norm = nn.utils.clip_grad_norm_(state.learner, stage.clip)
-    warm = min(1.0, state.step / stage.warmup_steps) if stage.warmup_steps else 1.0
-    state.optimizer.param_groups[0]["lr"] = stage.lr * warm
+    rate = stage.learning_rate(state.step)
+    state.optimizer.param_groups[0]["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None:
@@ -185,16 +186,20 @@ def _step(
     return {
         **{key: float(value) for key, value in sums.items()},
         "grad_norm": float(norm),
-        "lr": stage.lr * warm,
+        "lr": rate,
     }
 
 
 def _reference_errors(errors: Errors) -> dict[str, Tensor]:
     """The reference's errors, and the learner's less those: the loss may fall while both rise."""
-    return {
+    winner = {
         "ref_winner": errors.ref_winner.detach(),
-        "ref_loser": errors.ref_loser.detach(),
         "winner_gap": (errors.winner - errors.ref_winner).detach(),
+    }
+    if not len(errors.loser):
+        return winner
+    return winner | {
+        "ref_loser": errors.ref_loser.detach(),
         "loser_gap": (errors.loser - errors.ref_loser).detach(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from raypref.config import Resources, Section, setting
@@ -10,17 +11,28 @@ from raypref.config import Resources, Section, setting
 class StageConfig(Section):
     """One training stage. The defaults common to both stages are the paper's for SD-1.5."""
 
-    objective: Literal["dro", "dpo"] = setting(
-        "dpo", "dro: photograph against policy; dpo: photograph against degraded twin"
+    objective: Literal["dro", "dpo", "ipo", "hinge", "kto", "dpo_sft", "sft"] = setting(
+        "dpo",
+        "dro: photograph against policy; sft: photograph alone; others: photograph against twin",
     )
-    start: str = setting("base", "what it starts from: base, stage1, or a folder with LoRA weights")
+    start: str = setting(
+        "base",
+        "base, a training that stands before this one in train, or LoRA weights (diffusers or peft "
+        "layout): folder, file, OWNER/REPO or OWNER/REPO/FILE on the hub",
+    )
+    reference: Literal["start", "base"] = setting(
+        "start", "the frozen model it is compared with: what it starts from, or the base"
+    )
     steps: int = setting(1000, "optimizer steps", ge=1)
     batch: int = setting(256, "samples an optimizer step, over all workers", ge=1)
     micro_batch: int = setting(
         8, "samples a worker sends through the network at once", affects_result=False, ge=1
     )
     lr: float = setting(1e-4, "learning rate of AdamW", gt=0)
-    warmup_steps: int = setting(0, "steps of linear warm-up, then constant", ge=0)
+    warmup_steps: int = setting(0, "steps of linear warm-up from 0", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "learning rate after the warm-up; linear and cosine end at 0"
+    )
     weight_decay: float = setting(1e-2, "weight decay of AdamW", ge=0)
     clip: float = setting(1.0, "largest gradient norm", gt=0)
     ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
@@ -33,7 +45,10 @@ class StageConfig(Section):
         "dro: optimizer steps between refreshes of the sampling policy; at 1 it only gates",
         ge=1,
     )
-    beta: float = setting(2000.0, "dpo: strength of the pull to the reference", gt=0)
+    beta: float = setting(2000.0, "all but dro, sft: strength of the pull to the reference", gt=0)
+    sft_weight: float = setting(
+        0.1, "dpo_sft: weight of the photograph's own error, in units of the logit", ge=0
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in backward to save memory", affects_result=False
     )
@@ -47,3 +62,15 @@ class StageConfig(Section):
         ge=0,
     )
     resources: Resources = Resources()
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0: a function of it alone."""
+        if step < self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        left = {
+            "constant": 1.0,
+            "linear": max(0.0, 1 - done),
+            "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+        }
+        return self.lr * left[self.schedule]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raypref.config import Location, Section, setting
-from raypref.diffusion import sd15
+from raypref.diffusion import network, sd15
 from raypref.hub import model_folder
 
 DTYPES = {
@@ -29,6 +29,11 @@ class BackboneConfig(Section):
     family: Literal["sd15"] = setting("sd15", "model family")
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
+    )
+    network: Location = setting(
+        "",
+        "other weights for its UNet or transformer: hub id or folder that holds unet/ or "
+        "transformer/, such as mhdang/dpo-sd1.5-text2image-v1",
     )
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the frozen weights")
@@ -95,9 +100,12 @@ def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
 
 def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
     """Load the network that is trained."""
-    return FAMILIES[config.family].denoiser(
+    denoiser: Denoiser = FAMILIES[config.family].denoiser(
         config.folder(), variant=config.variant, device=device, dtype=DTYPES[config.dtype]
     )
+    if config.network:
+        network.replace(denoiser.module, config.network, component=denoiser.component)
+    return denoiser
 
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
@@ -112,6 +120,9 @@ def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
         safety_checker=None,
         requires_safety_checker=False,
     )
+    if config.network:
+        component = FAMILIES[config.family].denoiser.component
+        network.replace(pipeline.components[component], config.network, component=component)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -35,7 +35,8 @@ MOST_REJECTS = 30
 TITLES = {
     "stage1": "Stage 1: distribution alignment with real images",
     "stage2": "Stage 2: preference learning on pairs",
-    "stage2_alone": "Stage 2 alone, from the base model",
+    "stage2_alone": "Stage 2 alone, from where stage 1 starts",
+    "sft": "Supervised fine-tuning on the photographs",
 }
 # The filters in their order, with the reasons they give.
 FILTERS = (
@@ -52,6 +53,10 @@ RESULTS = (
     ("stage1/pytorch_lora_weights.safetensors", "LoRA", "stage 1"),
     ("stage2/pytorch_lora_weights.safetensors", "LoRA", "stage 1 + stage 2"),
     ("stage2_alone/pytorch_lora_weights.safetensors", "LoRA", "stage 2 alone"),
+    ("sft/pytorch_lora_weights.safetensors", "LoRA", "SFT"),
+    *((f"{name}/README.md", "LoRA", "model card") for name in ("stage2", "stage2_alone", "stage1")),
+    ("sft/README.md", "LoRA", "model card"),
+    ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
     ("evaluation/table.tex", "evaluation", "as LaTeX"),

@@ -1,0 +1,77 @@
+"""A pipeline folder with the LoRA merged into its weights, for those who load no LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from pyarrow import fs as pafs
+from safetensors.torch import load
+
+from raypref.config import InputError, Section, setting
+from raypref.diffusion.backbone import (
+    DTYPES,
+    BackboneConfig,
+    DType,
+    load_denoiser,
+    load_pipeline,
+)
+from raypref.diffusion.lora import FILE_NAME
+from raypref.ledger import filesystem, join, read_bytes
+
+
+class ModelConfig(Section):
+    """How the trained model is handed on."""
+
+    fused: bool = setting(
+        False, "also write the whole pipeline with the LoRA merged", affects_result=False
+    )
+    fused_dtype: DType = setting(
+        "float32", "precision of the merged pipeline", affects_result=False
+    )
+    license: str = setting(
+        "other", "licence of the LoRA, for its card: the base's", affects_result=False
+    )
+
+
+def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
+    """Write `base` with a LoRA merged, in hub layout: `from_pretrained(folder)` loads it.
+
+    The merge is done in float32 or better, then cast: weights that are in half precision already
+    would swallow small updates. Like the evaluation's pipeline it is without a safety checker.
+
+    Args:
+        base: the model the LoRA was trained on.
+        lora: folder with its LoRA.
+        dtype: precision of the weights that are written.
+        folder: where to, local or URI; `model_index.json` comes last.
+
+    Raises:
+        InputError: there are no LoRA weights.
+    """
+    data = read_bytes(join(lora, FILE_NAME))
+    if data is None:
+        raise InputError(f"no LoRA weights in {lora}")
+    cpu = torch.device("cpu")
+    precise = "float64" if dtype == "float64" else "float32"
+    denoiser = load_denoiser(base.model_copy(update={"dtype": precise}), device=cpu)
+    pipeline = load_pipeline(base.model_copy(update={"dtype": dtype}), device=cpu)
+    pipeline.register_modules(**{denoiser.component: denoiser.module})
+    pipeline.load_lora_weights(load(data))
+    pipeline.fuse_lora(components=[denoiser.component])
+    pipeline.unload_lora_weights()
+    pipeline.to(dtype=DTYPES[dtype])
+    with tempfile.TemporaryDirectory() as scratch:
+        pipeline.save_pretrained(scratch)
+        _move(Path(scratch), folder)
+
+
+def _move(scratch: Path, folder: str) -> None:
+    """Copy a folder to where it belongs, what makes it a pipeline last."""
+    fs, root = filesystem(folder)
+    files = sorted(path for path in scratch.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == "model_index.json"):
+        target = f"{root}/{path.relative_to(scratch)}"
+        fs.create_dir(target.rpartition("/")[0], recursive=True)
+        pafs.copy_files(str(path), target, pafs.LocalFileSystem(), fs)

@@ -1,0 +1,143 @@
+"""LoRA weights as others publish them: found by path or hub id, read from either layout.
+
+* diffusers: `pytorch_lora_weights.safetensors`, keys `unet.*` or `transformer.*`;
+* peft: `adapter_model.safetensors` and `adapter_config.json`, keys `base_model.model.*`, as
+  Flow-GRPO's for SD-3.5-Medium.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers.utils import convert_unet_state_dict_to_peft
+from safetensors import SafetensorError
+from safetensors.torch import load as decode
+from torch import Tensor
+
+from raypref.config import InputError
+from raypref.diffusion import lora
+from raypref.diffusion.lora import LoraConfig
+from raypref.hub import first_file
+from raypref.ledger import absolute, join, read_bytes
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+# What peft can do that one plain adapter of one rank cannot; each must be off.
+PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+
+
+class Found(NamedTuple):
+    """LoRA weights that someone trained."""
+
+    values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B
+    rank: int
+    alpha: float  # as it was trained with
+    path: str
+
+
+def read(ref: str, *, key: str, component: str) -> Found:
+    """Read LoRA weights.
+
+    Args:
+        ref: a folder or `.safetensors` file, local or URI; or OWNER/REPO or OWNER/REPO/FILE.
+        key: the setting it comes from, for the error.
+        component: the network they belong to, `unet` or `transformer`.
+
+    Raises:
+        InputError: not there, another layout, or for another part of the pipeline.
+    """
+    path, data, peft = _find(ref, key=key)
+    try:
+        tensors = decode(data)
+    except SafetensorError as error:
+        raise InputError(f"{key}: {path} is not a safetensors file ({error})") from None
+    if any(name.startswith(("lora_unet_", "lora_te")) for name in tensors):
+        raise InputError(
+            f"{key}: {path} is in kohya's layout; write it in diffusers' with "
+            "pipe.load_lora_weights(...), then pipe.save_lora_weights(...)"
+        )
+    prefix = PEFT_PREFIX if peft is not None else f"{component}."
+    strange = sorted(name for name in tensors if not name.startswith(prefix))
+    if strange or not tensors:
+        raise InputError(
+            f"{key}: {path} holds {strange[0] if strange else 'nothing'}; only weights of the "
+            f"{component} are taken, named {prefix}*"
+        )
+    values = convert_unet_state_dict_to_peft(
+        {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+    )
+    ranks = {len(value) for name, value in values.items() if name.endswith(".lora_A.weight")}
+    others = [n for n in values if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if len(ranks) != 1 or others:
+        what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
+        raise InputError(f"{key}: {path} holds {what}; a start is one plain LoRA of one rank")
+    (rank,) = ranks
+    alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
+    folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
+    return Found(folded, rank, alpha, path)
+
+
+def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
+    """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
+    found = read(ref, key=key, component=component)
+    # The scale is folded in already: alpha = rank adds none.
+    plain = LoraConfig(rank=found.rank, alpha=found.rank)
+    lora.save(found.values, plain, folder=folder, component=component)
+
+
+def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
+    """Path and content of the weights, and peft's configuration where it is that layout."""
+    names = (lora.FILE_NAME, PEFT_WEIGHTS)
+    if "://" in ref or Path(ref).expanduser().exists():
+        here = absolute(ref if "://" in ref else str(Path(ref).expanduser()))
+        paths = [here] if here.endswith(".safetensors") else [join(here, name) for name in names]
+        for path in paths:
+            data = read_bytes(path)
+            if data is not None:
+                return path, data, _peft_config(path, key=key)
+        raise InputError(f"{key}: no LoRA weights in {ref}: neither {names[0]} nor {names[1]}")
+    owner, _, rest = ref.partition("/")
+    repo, _, name = rest.partition("/")
+    if not owner or not repo or owner[0] in ".~":
+        raise InputError(f"{key}: no folder or file '{ref}', and it is not a hub id (OWNER/REPO)")
+    file = first_file(f"{owner}/{repo}", (name,) if name else names, key=key)
+    if file.name == PEFT_WEIGHTS:
+        sibling = f"{name.rpartition('/')[0]}/{PEFT_CONFIG}".lstrip("/")
+        first_file(f"{owner}/{repo}", (sibling,), key=key)
+    return str(file), file.read_bytes(), _peft_config(str(file), key=key)
+
+
+def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
+    folder, _, name = path.rpartition("/")
+    if name != PEFT_WEIGHTS:
+        return None
+    data = read_bytes(join(folder, PEFT_CONFIG))
+    if data is None:
+        raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, which says its alpha")
+    config: dict[str, Any] = json.loads(data)
+    extras = [extra for extra in PEFT_EXTRAS if config.get(extra)]
+    if config.get("peft_type") != "LORA" or extras:
+        what = ", ".join(extras) or f"peft_type {config.get('peft_type')}"
+        raise InputError(f"{key}: {path} was made with {what}; a start is one plain LoRA")
+    return config
+
+
+def _scale(
+    data: bytes, peft: dict[str, Any] | None, rank: int, *, component: str, where: str
+) -> tuple[float, float]:
+    """Alpha, and by what B A is multiplied."""
+    if peft is not None:
+        alpha = peft.get("lora_alpha")
+        root = bool(peft.get("use_rslora"))
+    else:  # what diffusers keeps of peft's configuration; without it, alpha is the rank
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        kept = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+        alpha = kept.get(f"{component}.lora_alpha", rank)
+        root = bool(kept.get(f"{component}.use_rslora"))
+    if not isinstance(alpha, int | float) or alpha <= 0:
+        raise InputError(f"{where} does not say its alpha (lora_alpha is {alpha!r})")
+    return float(alpha), alpha / (math.sqrt(rank) if root else rank)

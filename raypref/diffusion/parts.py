@@ -1,0 +1,85 @@
+"""Whether a base model is whole and fits what is asked of it, told from its small files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DiffusionPipeline
+
+from raypref.config import InputError
+from raypref.diffusion import lora, lora_files, network
+from raypref.diffusion.backbone import FAMILIES, BackboneConfig
+from raypref.diffusion.lora import LoraConfig
+
+_SD = ("vae", "tokenizer", "text_encoder", "scheduler")
+# What is loaded, by the name of the network that is trained.
+PARTS = {
+    "unet": (*_SD, "unet"),
+    "transformer": (
+        *(*_SD, "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3"),
+        "transformer",
+    ),
+}
+
+
+def component_of(base: BackboneConfig) -> str:
+    """The pipeline's name for the network that is trained, `unet` or `transformer`."""
+    return str(FAMILIES[base.family].denoiser.component)
+
+
+def check_base(base: BackboneConfig) -> None:
+    """See that every part is there and that `base.network` is of the same architecture.
+
+    Raises:
+        InputError: names the part that is missing, or the weight that differs.
+    """
+    folder, component = base.folder(), component_of(base)
+    index = network.config(DiffusionPipeline, folder)
+    for part in PARTS[component]:
+        there = index.get(part, [None])[0] is not None
+        if there and Path(folder).is_dir():
+            there = (Path(folder) / part).is_dir()
+        if not there:
+            raise InputError(
+                f"base.model: '{base.model}' has no {part}; {base.family} needs a folder with "
+                f"{', '.join(PARTS[component])} (a network alone goes into base.network)"
+            )
+    if base.network:
+        where = network.locate(base.network, component=component)
+        other = network.skeleton(*where, component=component)
+        own = network.skeleton(folder, component, component=component)
+        network.check_same(other, own, ref=base.network)
+
+
+def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
+    """See that the model takes square images of this side.
+
+    Args:
+        base: the model.
+        side: of the images, pixels.
+        key: the setting it comes from.
+
+    Raises:
+        InputError: it is no multiple of the pixels that a latent, or a patch of them, stands for.
+    """
+    folder, component = base.folder(), component_of(base)
+    blocks = network.config(AutoencoderKL, folder, "vae")["block_out_channels"]
+    own = network.config(network.CLASSES[component], folder, component)
+    patch = own.get("patch_size", 1)
+    unit = 2 ** (len(blocks) - 1) * patch
+    if side % unit:
+        raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
+
+
+def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) -> None:
+    """See that LoRA weights to start from have the shape of the adapter that is trained.
+
+    Raises:
+        InputError: they are not there, or of another layout, rank or other layers.
+    """
+    component = component_of(base)
+    found = lora_files.read(ref, key=key, component=component)
+    bare = network.skeleton(base.folder(), component, component=component)
+    lora.attach(bare, config, names=("start",), seed=0)
+    if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):
+        raise InputError(f"{key}: the LoRA in {found.path} {misfit}")

@@ -1,0 +1,78 @@
+"""A whole run on top of an aligned model: another UNet, a LoRA to start from, SFT, all merged."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+from jobs import SMALL, job
+from raypref.tiny import checkpoints
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def aligned(tmp_path: Path) -> tuple[Path, Path]:
+    """A UNet alone, as Diffusion-DPO's, and a LoRA in peft's layout, as Flow-GRPO's."""
+    unet = UNet2DConditionModel.from_pretrained(checkpoints.path("sd15"), subfolder="unet")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        unet.conv_out.bias.add_(0.01)
+    unet.save_pretrained(tmp_path / "dpo" / "unet")
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
+    )
+    model = peft.get_peft_model(unet, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "grpo")
+    return tmp_path / "dpo", tmp_path / "grpo"
+
+
+def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: Path) -> None:
+    unet, lora = aligned
+    settings = (
+        *SMALL,
+        f"storage={tmp_path / 'runs'}",
+        'train=["sft", "stage1", "stage2"]',
+        f"base.network={unet}",
+        f"stage1.start={lora}",
+        "stage2.objective=kto",
+        "stage2.reference=base",
+        "stage2.schedule=cosine",
+        "sft.steps=2",
+        "sft.batch=8",
+        "sft.resources.workers=1",
+        "model.fused=true",
+    )
+    status, output = job("full_pipeline", *settings, folder=tmp_path / "log", patience=600)
+    assert status == 0, output
+    run = tmp_path / "runs" / "run"
+    assert f"LoRA: {run}/stage2/pytorch_lora_weights.safetensors" in output
+    table = (run / "evaluation" / "table.md").read_text()
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert rows[2:] == ["base", "start", "SFT", "stage 1", "stage 1 + stage 2"]
+
+    card = (run / "stage2" / "README.md").read_text()
+    facts = yaml.safe_load(card.split("---\n")[1])
+    assert facts["base_model"] == "dpo"
+    assert "going on from the LoRA `grpo`" in card
+    assert "| base |" in card
+    DiffusionPipeline.from_pretrained(run / "fused")
+    index = json.loads((run / "fused" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+
+    # A LoRA of another rank is refused before anything is done.
+    status, output = job(
+        "full_pipeline", *settings, "run=other", "lora.rank=4", folder=tmp_path / "log"
+    )
+    assert status == 2
+    assert "stage1.start: the LoRA in" in output
+    assert "has rank 8, and lora.rank is 4; set lora.rank=8 lora.alpha=16" in output
+    assert not (tmp_path / "runs" / "other").exists()

@@ -1,0 +1,170 @@
+"""The merged pipeline, and the model card beside the LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+import yaml
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from huggingface_hub import ModelCard
+
+from raypref.align.stage import StageConfig
+from raypref.config import InputError, results_of
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser
+from raypref.diffusion.fuse import fuse
+from raypref.diffusion.lora import LoraConfig
+from raypref.report.card import model_card
+
+BASE = BackboneConfig(model=str(small.path("sd15")))
+STRONG = LoraConfig(rank=2, alpha=8)
+COUNTS = {
+    "pair": 512,
+    "low_colorfulness": 14621,
+    "negligible_degradation": 812,
+    "beyond_top_k": 3529,
+    "duplicate": 2,
+    "too_small": 3,
+    "unreadable": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    denoiser = load_denoiser(BASE, device=torch.device("cpu"))
+    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in denoiser.module.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    lora.save(lora.state(denoiser.module, "learner"), STRONG, folder=str(folder), component="unet")
+    return folder
+
+
+def image(pipeline: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    [made] = pipeline(
+        "a photo of a red ball",
+        num_inference_steps=3,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(5),
+    ).images
+    return np.asarray(made).astype(int)
+
+
+def test_the_merged_pipeline_draws_what_base_and_lora_draw(trained, tmp_path):
+    fuse(BASE, lora=str(trained), dtype="float32", folder=str(tmp_path))
+    plain = StableDiffusionPipeline.from_pretrained(small.path("sd15"))
+    without = image(plain)
+    plain.load_lora_weights(str(trained))
+    merged = DiffusionPipeline.from_pretrained(tmp_path)  # finds the class by the index
+    assert not [name for name, _ in merged.unet.named_parameters() if "lora" in name]
+    assert np.abs(image(merged) - image(plain)).max() <= 1
+    assert np.abs(image(plain) - without).mean() > 1
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_half_precision_is_the_rounded_float32_merge(trained, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        fuse(BASE, lora=str(trained), dtype=dtype, folder=str(tmp_path / dtype))
+    full = DiffusionPipeline.from_pretrained(tmp_path / "float32").unet.state_dict()
+    half = DiffusionPipeline.from_pretrained(
+        tmp_path / "bfloat16", dtype=torch.bfloat16
+    ).unet.state_dict()
+    assert all(torch.equal(half[name], value.bfloat16()) for name, value in full.items())
+
+
+def test_without_weights_nothing_is_merged(tmp_path):
+    with pytest.raises(InputError, match="no LoRA weights in"):
+        fuse(BASE, lora=str(tmp_path), dtype="float32", folder=str(tmp_path / "out"))
+
+
+# ------------------------------------------------------------------ the card
+
+
+def card(**changes: Any) -> str:
+    stages = {
+        "stage1": results_of({"": StageConfig(objective="dro", steps=1600)}),
+        "stage2": results_of({"": StageConfig(start="stage1", lr=2.56e-6)}),
+    }
+    given: dict[str, Any] = {
+        "name": "my-run",
+        "base": BackboneConfig(),
+        "licence": "creativeml-openrail-m",
+        "photographs": "cc-by-4.0",
+        "counts": COUNTS,
+        "starts_from": "",
+        "stages": {n: {k.lstrip("."): v for k, v in s.items()} for n, s in stages.items()},
+        "lora": {"rank": 4, "alpha": 4.0, "targets": ("to_q", "to_k")},
+        "table": "| model | PickScore |\n|---|---|\n| base | 20.65 |\n",
+        "fused": False,
+    }
+    return model_card(**given | changes)
+
+
+def test_the_header_is_what_the_hub_reads():
+    text = card()
+    _, header, body = text.split("---\n", 2)
+    facts = yaml.safe_load(header)
+    assert facts["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert facts["license"] == "creativeml-openrail-m"
+    assert facts["library_name"] == "diffusers"
+    assert facts["pipeline_tag"] == "text-to-image"
+    assert "lora" in facts["tags"]
+    assert ModelCard(text).data.base_model == facts["base_model"]
+    assert body.startswith("\n# my-run")
+
+
+def test_it_tells_the_funnel_the_settings_and_the_table():
+    text = card()
+    total = sum(COUNTS.values())
+    for row in (
+        f"| photographs found | {total} |",
+        f"| usable | {total - 4} |",
+        f"| distinct | {total - 6} |",
+        f"| above the mean colorfulness | {total - 6 - 14621} |",
+        f"| visibly degraded | {512 + 3529} |",
+        "| preference pairs | 512 |",
+        "| setting | stage1 | stage2 |",
+        "| steps | 1600 | 1000 |",
+        "| lr | 0.0001 | 2.56e-06 |",
+        "| base | 20.65 |",
+    ):
+        assert row in text.splitlines(), row
+    assert "LoRA: rank 4, alpha 4.0, targets to_q to_k." in text
+    assert "micro_batch" not in text  # changes no result
+    assert "arXiv:2605.19839" in text
+    assert "Not run." in card(table="")
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_the_lines_that_load_it_do(trained, tmp_path, network, monkeypatch):
+    monkeypatch.chdir(Path(small.path("sd15")).parent)  # so that the last name of a path is enough
+    base = BASE.model_copy(update={"network": BASE.model} if network else {})
+    text = card(base=base)
+    code = text.split("```python\n")[1].split("```")[0]
+    assert ("unet=UNet2DConditionModel" in code) == network
+    code = code.replace("path/to/this/folder", str(trained))
+    code = code.replace(").images", ", num_inference_steps=1, height=64, width=64).images")
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert made["image"].size == (64, 64)
+    assert made["pipe"].get_active_adapters()
+
+
+def test_no_path_of_the_machine_is_in_it():
+    text = card(base=BASE, starts_from="/home/someone/secret/lora", fused=True)
+    assert "/home" not in text
+    assert str(small.path("sd15").parent) not in text
+    assert "going on from the LoRA `lora`" in text
+    assert "`fused/`" in text
