@@ -118,8 +118,7 @@ def carry_out(
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
-    evaluated = any(step.name == "evaluation" and step.done for step in waiting)
-    _store_results(run, run.tracker, evaluated=evaluated)
+    _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
 def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
@@ -193,10 +192,10 @@ def _write_record(run: Run, record: dict[str, Any]) -> None:
     write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
 
 
-def _store_results(run: Run, tracker: Tracker, *, evaluated: bool) -> None:
-    """Log table and files to MLflow and close its run."""
+def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> None:
+    """Log table and files of a job's steps to MLflow and close its run."""
     # A job that only curates has no prompts to know an evaluation by.
-    if evaluated and run.evaluation.complete:
+    if "evaluation" in steps and run.evaluation.complete:
         for row in run.evaluation.summary.to_dict("records"):
             tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
     if "://" not in run.folder:
@@ -206,5 +205,6 @@ def _store_results(run: Run, tracker: Tracker, *, evaluated: bool) -> None:
         for name in ("config.toml", "run.json", *tables, *pages):
             tracker.artifact(folder / name)
         for name, ledger in run.trained.items():
-            tracker.artifact(Path(ledger.path) / FILE_NAME, name)
+            if name in steps:
+                tracker.artifact(Path(ledger.path) / FILE_NAME, name)
     tracker.finish("FINISHED")

@@ -34,7 +34,7 @@ EXCEPTIONS = {
 }
 # Library to the only modules that may import it.
 ONLY_IN = {
-    "ray": {"streaming", "align.train", "ablate.sweep"},
+    "ray": {"streaming", "align.train", "ablate.search", "ablate.sweep"},
     "mlflow": {"tracking"},
 }
 # Must work where Ray is not installed: in a notebook, on a GPU box.

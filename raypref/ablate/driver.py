@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from raypref.ablate import claims, figures, results
+from raypref.ablate.cost import Rates, describe_plan
 from raypref.ablate.plan import (
     AblateConfig,
     PlannedRow,
-    Rates,
-    describe_plan,
     open_run,
     rows_of,
     step_names,
 )
-from raypref.ablate.sweep import run_rows, search_rows
+from raypref.ablate.search import search_rows
+from raypref.ablate.sweep import record_shared, run_rows
 from raypref.ablate.table import Table, names, read
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.evaluate.generate import BASE
@@ -156,6 +156,7 @@ def _write(
         ):
             only = step_names(row.run, row.row.model)
             carry_out(row.run, only=only, parent_run_id=tracker.run_id)
+            record_shared(row.run, only)
     reference = open_run(config, BASE)
     found = results.gather(table, rows, reference=reference, failed=own)
     resamples = config.table.resamples

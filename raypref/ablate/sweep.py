@@ -7,31 +7,25 @@ them, and that task drives the row. Two rows that need the same step at once: th
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
-from pyarrow import fs as pafs
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Empty, Queue
 
-from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, plan_row, step_names
-from raypref.ablate.table import Range, Row, Search, Table
-from raypref.align import checkpoints
-from raypref.config import InputError, Resources, fingerprint, flatten
-from raypref.evaluate.labels import LOWER_IS_BETTER
+from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
+from raypref.config import InputError, Resources
 from raypref.execute import carry_out
-from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
-from raypref.pipeline import Run, Step
+from raypref.ledger import absolute, filesystem, join, read_bytes
+from raypref.pipeline import Run, Step, read_record
 from raypref.streaming import start_ray
 
 log = logging.getLogger(__name__)
@@ -133,9 +127,19 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
         return str(error)
     finally:
         logger.removeHandler(handler)
+    record_shared(run, only)
     summary = run.evaluation.summary
     own = summary[summary["model"] == model]
     return dict(zip(own["metric"], own["mean"].astype(float), strict=True))
+
+
+def record_shared(run: Run, steps: Collection[str]) -> None:
+    """Give a row's MLflow run the curves of trainings that other rows did."""
+    own = read_record(run.folder)["steps"]
+    for name in set(steps) & run.trained.keys() - own.keys():
+        data = read_bytes(join(run.trained[name].path, "metrics.parquet"))
+        if data is not None and run.tracker is not None:
+            run.tracker.history(pq.read_table(pa.BufferReader(data)).to_pylist(), prefix=name)
 
 
 def run_rows(
@@ -153,167 +157,37 @@ def run_rows(
     """
     by_key = {f"{row.table}: {row.name}": row for row in rows}
     failed: dict[tuple[str, str], str] = {}
-    with _news() as news:
+    with news_of_rows() as news:
 
         def trial(point: dict[str, Any]) -> None:
             row = by_key[point["row"]]
             assert row.config is not None
             label = f"{row.table} {row.label}"
-            told = _drive(row.config, row.row.model, label, news, parents[row.table])
+            told = wait_for(row.config, row.row.model, label, news, parents[row.table])
             tune.report({"reason": told} if isinstance(told, str) else told)
 
         space = {"row": tune.grid_search(list(by_key))}
-        for result in _fit(trial, space, config, rows, tune.TuneConfig()):
+        for result in fit(trial, space, config, rows, tune.TuneConfig()):
             row = by_key[(result.config or {})["row"]]
             reason = (result.metrics or {}).get("reason")
             if result.error is not None:
-                reason = _last_line(result.error)
+                reason = last_line(result.error)
             if reason:
                 failed[row.table, row.name] = reason
     return failed
 
 
-def search_rows(
-    name: str, table: Table, config: AblateConfig, *, parent: str | None
-) -> tuple[list[PlannedRow], dict[tuple[str, str], str]]:
-    """Draw settings, run them rung by rung, stop the weak ones early.
-
-    Settings that an earlier attempt drew come first; what they finished is not done again.
-
-    Returns:
-        A row for each setting, with the budget that it reached, and why others failed.
-    """
-    search = table.search
-    assert search is not None
-    whole = flatten(config).get(search.budget)
-    if not isinstance(whole, int):
-        raise InputError(
-            f"search.budget='{search.budget}' is not a whole number among the settings"
-        )
-    budgets = search.budgets(whole)
-    folder = absolute(join(config.storage, config.run, name, "points"))
-    rows: list[PlannedRow] = []
-    failed: dict[tuple[str, str], str] = {}
-    with _news() as news:
-
-        def trial(drawn: dict[str, Any]) -> None:
-            point = {key: _rounded(value) for key, value in drawn.items()}
-            text = json.dumps(point, sort_keys=True)
-            write_bytes(join(folder, f"{fingerprint(point)}.json"), text.encode())
-            before: PlannedRow | None = None
-            for rung, budget in enumerate(budgets):
-                row = plan_point(name, point, search, budget, config)
-                if row.config is None:
-                    raise RuntimeError(row.problem)
-                if before is not None:
-                    go_on(before.run, row.run, search.budget.split(".")[0])
-                told = _drive(row.config, row.row.model, f"{name} {row.label}", news, parent)
-                if isinstance(told, str):
-                    raise RuntimeError(told)
-                reached = {"budget": budget, "share": search.factor**rung}
-                tune.report({**told, search.metric: told[search.metric], **reached})
-                before = row
-
-        for result in _fit(trial, _space(search), config, rows, _how(search, folder, config)):
-            point = {key: _rounded(value) for key, value in (result.config or {}).items()}
-            row = plan_point(name, point, search, (result.metrics or {}).get("budget", 0), config)
-            rows.append(row)
-            if result.error is not None:
-                failed[name, row.name] = _last_line(result.error)
-    return rows, failed
-
-
-def plan_point(
-    name: str, point: Mapping[str, Any], search: Search, budget: int, config: AblateConfig
-) -> PlannedRow:
-    """The row of drawn settings at a rung."""
-    told = ", ".join(f"{key}={value}" for key, value in point.items())
-    label = f"{told}, {search.budget}={budget}"
-    row = Row.model_validate({"name": label, "set": {**point, search.budget: budget}})
-    return plan_row(name, row, config, seed=config.seed)
-
-
-def go_on(before: Run, after: Run, stage: str) -> None:
-    """Let a longer training continue a shorter one of the same settings: from its last checkpoint.
-
-    At a constant learning rate nothing in a training depends on its length, so the result is the
-    same as from the start.
-    """
-    if stage not in after.trained or after.trained[stage].state() != "absent":
-        return
-    if after.alignment.stages[stage].schedule != "constant":
-        return
-    source = join(before.trained[stage].path, "checkpoints")
-    found = checkpoints.newest(source)
-    if found is not None:
-        data = read_bytes(join(source, found))
-        assert data is not None
-        write_bytes(join(after.trained[stage].path, "checkpoints", found), data)
-
-
-def _rounded(value: Any) -> Any:
-    """Drawn numbers with as many digits as a person would try."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _space(search: Search) -> dict[str, Any]:
-    space: dict[str, Any] = {}
-    for key, values in search.space.items():
-        if isinstance(values, Range) and values.whole:
-            draw = tune.lograndint if values.log else tune.randint
-            space[key] = draw(int(values.low), int(values.high) + 1)
-        elif isinstance(values, Range):
-            space[key] = (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
-        else:
-            space[key] = tune.choice(list(values))
-    return space
-
-
-def _how(search: Search, folder: str, config: AblateConfig) -> tune.TuneConfig:
-    """Searcher and scheduler."""
-    mode = "min" if search.metric in LOWER_IS_BETTER else "max"
-    drawn = [point for point in _drawn(folder) if point.keys() == search.space.keys()]
-    drawn = drawn[: search.samples]
-    log.info("search: %d of %d settings were drawn before", len(drawn), search.samples)
-    searcher: Any
-    if search.by == "optuna":
-        # Quiet: it tells every trial.
-        logging.getLogger("optuna").setLevel(logging.WARNING)
-        searcher = OptunaSearch(
-            metric=search.metric, mode=mode, seed=config.seed, points_to_evaluate=drawn
-        )
-    else:
-        searcher = BasicVariantGenerator(points_to_evaluate=drawn, random_state=config.seed)
-    scheduler = None
-    if search.rungs > 1:
-        scheduler = ASHAScheduler(
-            time_attr="share",
-            metric=search.metric,
-            mode=mode,
-            grace_period=1,
-            max_t=search.factor ** (search.rungs - 1),
-            reduction_factor=search.factor,
-        )
-    return tune.TuneConfig(num_samples=search.samples, search_alg=searcher, scheduler=scheduler)
-
-
-def _drawn(folder: str) -> list[dict[str, Any]]:
-    fs, root = filesystem(folder)
-    files = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    texts = [read_bytes(join(folder, f.base_name)) for f in sorted(files, key=lambda f: f.mtime)]
-    return [json.loads(text) for text in texts if text is not None]
-
-
-def _drive(
+def wait_for(
     config: AblateConfig, model: str, label: str, news: Queue, parent: str | None
 ) -> dict[str, float] | str:
+    """Drive a row, from within a trial; returns what `drive` does."""
     # "DEFAULT" takes it out of the trial's own resources, which have no core to give.
     task = drive.options(scheduling_strategy="DEFAULT")
     told: dict[str, float] | str = ray.get(task.remote(config, model, label, news, parent))
     return told
 
 
-def _fit(
+def fit(
     trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
     config: AblateConfig,
@@ -321,6 +195,7 @@ def _fit(
     how: tune.TuneConfig,
 ) -> list[Any]:
     """Run trials, as many at once as there is room for."""
+    how.reuse_actors = True  # to start one takes longer than a small row
     how.max_concurrent_trials = _at_once(config, rows)
     folder, name = absolute(join(config.storage, config.run, "tune")), uuid.uuid4().hex[:8]
     log.info("running %d rows at once", how.max_concurrent_trials)
@@ -369,7 +244,7 @@ def _whole(pool: Resources) -> int:
 
 
 @contextmanager
-def _news() -> Iterator[Queue]:
+def news_of_rows() -> Iterator[Queue]:
     """A queue whose lines are logged here as they come."""
     start_ray()
     queue = Queue(actor_options={"num_cpus": 0})
@@ -394,7 +269,7 @@ def _news() -> Iterator[Queue]:
         queue.shutdown()
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """What went wrong, without the way to it."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
