@@ -144,5 +144,7 @@ def _amount(planned: PlannedStep) -> float | None:
         return run.config.select.top_k or None
     if name in run.trained:
         return run.alignment.stages[name].steps
-    # Those of the row's own model: the base's are made once for all rows.
+    if name != "evaluation":
+        return 1
+    # Images of the row's own model: the base's are made once for all rows.
     return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)

@@ -8,6 +8,8 @@ them, and that task drives the row. Two rows that need the same step at once: th
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 import time
 import uuid
@@ -23,6 +25,7 @@ from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
 from raypref.config import InputError, Resources
+from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
 from raypref.ledger import absolute, filesystem, join, read_bytes
 from raypref.pipeline import Run, Step, read_record
@@ -30,6 +33,8 @@ from raypref.streaming import start_ray
 
 log = logging.getLogger(__name__)
 
+# Tune's own tables and files: rows are told of here, and kept in their ledgers.
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 # Of Tune's bundle, which may not be empty: a mebibyte of memory, which no worker will miss.
 TRIAL = {"CPU": 0.0, "memory": 2.0**20}
 LEASE_SECONDS = 60.0  # a lease that is not renewed for so long is free again
@@ -195,10 +200,11 @@ def fit(
     how: tune.TuneConfig,
 ) -> list[Any]:
     """Run trials, as many at once as there is room for."""
+    os.environ.update(QUIET)
     how.reuse_actors = True  # to start one takes longer than a small row
     how.max_concurrent_trials = _at_once(config, rows)
     folder, name = absolute(join(config.storage, config.run, "tune")), uuid.uuid4().hex[:8]
-    log.info("running %d rows at once", how.max_concurrent_trials)
+    log.info("running up to %d rows at once", how.max_concurrent_trials)
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL),
         param_space=space,
@@ -222,20 +228,21 @@ def fit(
 def _at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
     """So many rows that each finds room for its largest pool of workers."""
     there = ray.cluster_resources()
-    configs = [row.config for row in rows if row.config is not None] or [config]
-    room = float(len(rows) or there.get("CPU", 1))
+    runs = [row.run for row in rows] or [open_run(config, BASE)]
+    room = float(config.ablate.at_once or len(rows) or math.inf)
     for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        need = max(_need(c, field) for c in configs)
+        need = max(_need(run, field) for run in runs)
         if need:
             room = min(room, there.get(kind, 0) / need)
-    return min(max(1, int(room)), config.ablate.at_once or len(rows) or 1)
+    return max(1, int(room))
 
 
-def _need(config: AblateConfig, field: str) -> float:
+def _need(run: Run, field: str) -> float:
     """Cores or GPUs of the largest pool of a run."""
+    config = run.config
     pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
     pools += [config.saliency.resources, config.pickscore.resources]
-    pools += [stage.resources for stage in (config.stage1, config.stage2, config.sft)]
+    pools += [stage.resources for stage in run.alignment.stages.values()]
     return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
 
 
