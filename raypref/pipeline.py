@@ -18,10 +18,10 @@ from raypref.align import trainings
 from raypref.align.alignment import Alignment
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.check import check_pairs
-from raypref.align.loop import StepMetrics
 from raypref.align.stage import StageConfig
 from raypref.align.train import train_stage
 from raypref.align.trainings import Training
+from raypref.align.watch import StepMetrics
 from raypref.config import InputError, Section, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from raypref.align.loop import StepMetrics
+from raypref.align.watch import StepMetrics
 from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
 from raypref.evaluate import statistics, tables
 from raypref.ledger import Ledger, write_bytes, write_table

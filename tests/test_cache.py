@@ -88,16 +88,16 @@ def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
     prompts = [caption for caption, _ in reversed(photographs(3))]
     with torch.no_grad():
         expected, empty = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=[""] * 3)
-    assert torch.equal(data.embeddings, expected)
-    assert torch.equal(data.unconditional, empty[0])
-    mixed = data.prompts([1, 2], [True, False])
-    assert torch.equal(mixed, torch.stack([data.unconditional, data.embeddings[2]]))
+    assert torch.equal(data.embeddings.sequence_BLD, expected)
+    assert torch.equal(data.unconditional.sequence_BLD, empty[0])
+    mixed = data.prompts([1, 2], [True, False]).sequence_BLD
+    assert torch.equal(mixed, torch.stack([empty[0], expected[2]]))
 
 
 def test_a_long_caption_is_cut_at_77_tokens() -> None:
     encoder = SD15Encoder(str(small.path("sd15")), variant="", device=CPU, dtype=torch.float32)
     embeddings = encoder.text_embeddings(["a red ball " * 200, "a red ball"])
-    assert embeddings.shape[:2] == (2, 77)
+    assert embeddings.sequence_BLD.shape[:2] == (2, 77)
 
 
 def test_the_empty_caption_has_a_row_of_its_own(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_help_names_every_setting(arguments, capsys):
     assert err == ""
     assert "python jobs/x.py" in out
     assert "Does x." in out
-    assert "sd15, tiny" in out
+    assert "sd15, sd35m, tiny" in out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
     for key in flatten(load(RunConfig, "tiny")):
         assert listed.count(key) == 1, key
@@ -96,7 +96,7 @@ def test_a_file_of_settings(here, capsys):
         (["--dryrun"], ["--dryrun", "--help"]),
         (["-x", "--redo"], ["-x"]),
         (["run=a", "tiny"], ["'tiny'", "key=value"]),
-        (["sd51"], ["'sd51'", "sd15, tiny"]),
+        (["sd51"], ["'sd51'", "sd15, sd35m, tiny"]),
         (["lost.toml"], ["'lost.toml'"]),
         (["sd15"], ["source.path=VALUE"]),
         (["source.path=lost"], ["source.path", "'lost'"]),

@@ -1,6 +1,7 @@
 """Comparisons: what winner and loser share, what a flip and a dropped caption do."""
 
 import torch
+from diffusers import DDPMScheduler
 from training import LORA, denoiser, pairs
 
 from raypref.align.comparisons import (
@@ -15,6 +16,7 @@ from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import Denoiser
 
+SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 PLAIN = StageConfig(objective="dpo", caption_dropout=0.0, flip=0.0, rollout_steps=5)
 
 
@@ -32,14 +34,14 @@ def compare(stage: StageConfig, seeds: list[int], objective: str) -> Comparison:
 def test_a_pair_shares_noise_timestep_and_caption() -> None:
     made = compare(PLAIN, [1, 2, 3], "dpo")
     assert torch.equal(made.winner_target_BCHW, made.loser_target_BCHW)
-    schedule = denoiser().alphas_cumprod_T[made.timesteps_B].double().view(-1, 1, 1, 1)
+    schedule = SCHEDULE.alphas_cumprod[made.timesteps_B].double().view(-1, 1, 1, 1)
     for b in range(3):
         # x_t - sqrt(1 - abar) noise = sqrt(abar) x0: within the posterior's spread of the mean.
         for side, x in ((0, made.winner_BCHW), (1, made.loser_BCHW)):
             x0 = (x[b] - (1 - schedule[b]).sqrt() * made.winner_target_BCHW[b]) / schedule[b].sqrt()
             mean, log_variance = pairs().moments[b, side, 0]
             assert ((x0 - mean) / torch.exp(0.5 * log_variance)).abs().max() < 6
-    assert torch.equal(made.prompts_BLD, pairs().embeddings[:3])
+    assert torch.equal(made.prompts.sequence_BLD, pairs().embeddings.sequence_BLD[:3])
 
 
 def test_the_flip_is_drawn_once_a_pair() -> None:
@@ -47,7 +49,7 @@ def test_the_flip_is_drawn_once_a_pair() -> None:
     straight = compare(PLAIN, [1, 2], "dpo")
     assert torch.equal(mirrored.winner_target_BCHW, straight.winner_target_BCHW)
     data = pairs()
-    schedule = denoiser().alphas_cumprod_T[straight.timesteps_B].double().view(-1, 1, 1, 1).sqrt()
+    schedule = SCHEDULE.alphas_cumprod[straight.timesteps_B].double().view(-1, 1, 1, 1).sqrt()
     for side, a, b in (
         (0, mirrored.winner_BCHW, straight.winner_BCHW),
         (1, mirrored.loser_BCHW, straight.loser_BCHW),
@@ -59,13 +61,15 @@ def test_the_flip_is_drawn_once_a_pair() -> None:
 
 def test_a_dropped_caption_is_the_empty_one() -> None:
     made = compare(PLAIN.model_copy(update={"caption_dropout": 1.0}), [4, 5], "dpo")
-    assert torch.equal(made.prompts_BLD, pairs().unconditional.expand(2, -1, -1))
+    empty = pairs().unconditional.sequence_BLD
+    assert torch.equal(made.prompts.sequence_BLD, empty.expand(2, -1, -1))
 
 
 def test_caption_dropout_and_flip_have_the_rate_asked_for() -> None:
     stage = PLAIN.model_copy(update={"caption_dropout": 0.2, "flip": 0.5})
     made = compare(stage, list(range(400)), "dpo")
-    dropped = (made.prompts_BLD == pairs().unconditional).all(dim=(1, 2)).double().mean().item()
+    same = made.prompts.sequence_BLD == pairs().unconditional.sequence_BLD
+    dropped = same.all(dim=(1, 2)).double().mean().item()
     assert 0.12 < dropped < 0.28  # 4 sigma around 0.2
 
 
@@ -79,7 +83,7 @@ def test_timesteps_cover_the_schedule_evenly() -> None:
 
 def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own() -> None:
     made = compare(PLAIN, [7, 8, 9], "dro")
-    schedule = denoiser().alphas_cumprod_T[made.timesteps_B].double().view(-1, 1, 1, 1)
+    schedule = SCHEDULE.alphas_cumprod[made.timesteps_B].double().view(-1, 1, 1, 1)
     x0 = made.winner_BCHW - (1 - schedule).sqrt() * made.winner_target_BCHW
     mean = pairs().moments[:3, 0, 0, 0] * schedule.sqrt()
     spread = torch.exp(0.5 * pairs().moments[:3, 0, 0, 1]) * schedule.sqrt()
@@ -88,5 +92,5 @@ def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own
     # The loser's target is the policy's own prediction at that state.
     policy = network()
     lora.activate(policy.module, POLICY)
-    eps = policy.predict(made.loser_BCHW, made.timesteps_B, made.prompts_BLD)
+    eps = policy.predict(made.loser_BCHW, made.timesteps_B, made.prompts)
     assert (eps - made.loser_target_BCHW).abs().max() < 1e-9

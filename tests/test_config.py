@@ -28,6 +28,7 @@ from raypref.pipeline import RunConfig
 REQUIRED = {
     "tiny": [],
     "sd15": ["source.path=photos", "evaluate.prompts=prompts.txt"],
+    "sd35m": ["source.path=photos", "evaluate.prompts=prompts.txt"],
 }
 
 # method.md sections 1 to 5, SD-1.5; the numbers are the paper's and its released code's.
@@ -114,9 +115,41 @@ def test_a_preset_comes_back_from_the_toml_it_resolves_to(name, tmp_path):
     assert load(RunConfig, str(written)) == config
 
 
+# Where SD-3.5-M differs: method.md sections 2 to 5.
+PAPER_SD35M = {
+    "base.family": "sd35m",
+    "base.model": "stabilityai/stable-diffusion-3.5-medium",
+    "perturb.kind": "sd35m",
+    "perturb.strength": 1.0,
+    "lora.rank": 32,
+    "lora.alpha": 64,
+    "stage1.steps": 3200,
+    "stage1.lr": 2e-4,
+    "stage1.policy_state": "final",
+    "stage1.policy_lag": 1,
+    "stage1.rollout_steps": 10,
+    "stage2.steps": 500,
+    "stage2.lr": 2.56e-6,
+    "stage2.warmup_steps": 0,
+    "stage2.beta": 100,
+    "evaluate.steps": 40,
+    "evaluate.guidance": 4.5,
+}
+SAME = ("images.size", "select.", "stage1.batch", "stage2.batch", "stage1.margin", "evaluate.seeds")
+
+
 @pytest.mark.parametrize(("key", "value"), PAPER_SD15.items())
 def test_sd15_is_the_papers_setting(key, value):
     assert flatten(load(RunConfig, "sd15", REQUIRED["sd15"]))[key] == value
+
+
+def test_sd35m_is_the_papers_setting():
+    preset = flatten(load(RunConfig, "sd35m", REQUIRED["sd35m"]))
+    assert preset == preset | PAPER_SD35M
+    same = {key: value for key, value in PAPER_SD15.items() if key.startswith(SAME)}
+    assert preset == preset | same
+    assert len(preset["lora.targets"]) == 8
+    assert all(target.startswith("attn.") for target in preset["lora.targets"])
 
 
 def test_sd15_asks_for_what_only_the_user_has():

@@ -17,6 +17,7 @@ from raypref.config import InputError, build
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.prompts import Prompts
 from raypref.evaluate.generate import (
     BASE,
     Generate,
@@ -51,7 +52,7 @@ def trained(tmp_path_factory) -> tuple[Path, list[Tensor]]:
     return folder, prediction
 
 
-def network_input() -> tuple[Tensor, Tensor, Tensor]:
+def network_input() -> tuple[Tensor, Tensor, Prompts]:
     generator = torch.Generator().manual_seed(9)
     prompts = load_encoder(TINY, device=CPU).text_embeddings(["a photo of a red ball", ""])
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([700, 30]), prompts
@@ -226,12 +227,12 @@ def test_a_plain_pipeline_makes_the_same_images_with_our_lora(trained, stage):
 
 def test_alpha_survives_the_export(trained):
     folder, in_training = trained
-    x_BCHW, timesteps_B, prompts_BLD = network_input()
+    x_BCHW, timesteps_B, prompts = network_input()
     plain = plain_pipeline()
     with torch.no_grad():
-        base = plain.unet(x_BCHW, timesteps_B, prompts_BLD).sample
+        base = plain.unet(x_BCHW, timesteps_B, prompts.sequence_BLD).sample
         plain.load_lora_weights(str(folder))
-        elsewhere = plain.unet(x_BCHW, timesteps_B, prompts_BLD).sample
+        elsewhere = plain.unet(x_BCHW, timesteps_B, prompts.sequence_BLD).sample
     torch.testing.assert_close(elsewhere, in_training, atol=1e-5, rtol=0)
     assert (elsewhere - base).abs().mean() > 0.01
 

@@ -29,6 +29,7 @@ from raypref.config import InputError, load
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.diffusion.prompts import Prompts
 from raypref.evaluate.generate import BASE, Generate
 from raypref.execute import execute
 from raypref.images import encode_png, open_png
@@ -79,7 +80,7 @@ def test_the_layout_is_the_published_one(published):
 
 def encoded(config: BackboneConfig, photos: list[Image.Image]) -> tuple[Tensor, Tensor]:
     encoder = load_encoder(config, device=CPU)
-    return encoder.image_moments(photos), encoder.text_embeddings(CAPTIONS)
+    return encoder.image_moments(photos), encoder.text_embeddings(CAPTIONS).sequence_BLD
 
 
 def test_the_encoder(published, photos):
@@ -93,11 +94,11 @@ def predicted(config: BackboneConfig) -> Tensor:
     denoiser = load_denoiser(config, device=CPU)
     generator = torch.Generator().manual_seed(1)
     x_BCHW = torch.randn(2, 4, 8, 8, generator=generator)
-    prompts_BLD = torch.randn(2, 77, 32, generator=generator)
+    prompts = Prompts(torch.randn(2, 77, 32, generator=generator), torch.empty(2, 0))
     timesteps_B = torch.tensor([999, 5])
     noised_BCHW = denoiser.add_noise(x_BCHW, torch.ones_like(x_BCHW), timesteps_B)
     with torch.no_grad():
-        return denoiser.predict(noised_BCHW, timesteps_B, prompts_BLD)
+        return denoiser.predict(noised_BCHW, timesteps_B, prompts)
 
 
 def test_the_denoiser(published):

@@ -4,28 +4,33 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from raypref.align.rollout import policy_states
-from raypref.diffusion.samplers import DPMSolverPP2M, jittered_grid
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import DPMSolverPP2M, Solver, jittered_grid
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 STEPS, B = 20, 6
 
 
-def predict(x: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+def solver_of(grid: torch.Tensor) -> Solver:
+    return DPMSolverPP2M(SCHEDULE.alphas_cumprod, grid)
+
+
+def predict(x: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts) -> torch.Tensor:
     """A smooth stand-in for a network whose output depends on all its inputs."""
     t = timesteps.view(-1, 1, 1, 1) / 1000
-    return torch.tanh(0.8 * x + t) + 0.1 * prompts.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+    return torch.tanh(0.8 * x + t) + 0.1 * prompts.sequence_BLD.mean(dim=(1, 2)).view(-1, 1, 1, 1)
 
 
-def draws(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draws(seed: int) -> tuple[torch.Tensor, Prompts, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(B, 4, 8, 8, generator=generator, dtype=torch.float64)
     prompts = torch.randn(B, 3, 5, generator=generator, dtype=torch.float64)
     offsets = torch.randint(50, (B,), generator=generator)
-    return start, prompts, offsets
+    return start, Prompts(prompts, prompts[:, 0, :0]), offsets
 
 
 def full_trajectory(
-    start: torch.Tensor, prompts: torch.Tensor, grid: torch.Tensor
+    start: torch.Tensor, prompts: Prompts, grid: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(x before the step, epsilon) at every step, by diffusers, one sample at a time."""
     columns = []
@@ -55,11 +60,11 @@ def test_every_sample_follows_its_own_grid_like_diffusers_does_for_one() -> None
     start, prompts, offsets = draws(0)
     grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
     wanted = full_trajectory(start, prompts, grid)
-    solver = DPMSolverPP2M(SCHEDULE.alphas_cumprod, grid)
-    x, last, everyone = start, None, torch.arange(B)
+    solver = solver_of(grid)
+    x, last = start, None
     for i in range(STEPS):
         assert (x - wanted[i][0]).abs().max() < 1e-4 * max(1.0, x.abs().max().item()), i
-        x, last = solver.step(i, x, predict(x, grid[i], prompts), last, everyone)
+        x, last = solver.step(i, x, predict(x, grid[i], prompts), last, first=0)
     assert x.isfinite().all()
 
 
@@ -69,23 +74,23 @@ def test_stopping_early_gives_the_state_of_the_full_rollout() -> None:
     stop = torch.tensor([7, 0, 19, 7, 12, 1])
     calls = []
 
-    def counted(x: torch.Tensor, t: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    def counted(x: torch.Tensor, t: torch.Tensor, p: Prompts) -> torch.Tensor:
         calls.append(len(x))
         return predict(x, t, p)
 
     got = policy_states(
         counted,
+        solver_of,
         start,
         prompts,
         grid_nB=grid,
         stop_B=stop,
-        alphas_cumprod_T=SCHEDULE.alphas_cumprod,
     )
     wanted = full_trajectory(start, prompts, grid)
     for b, k in enumerate(stop.tolist()):
         x, eps = wanted[k]
         assert (got.x_BCHW[b] - x[b]).abs().max() < 1e-4 * max(1.0, x[b].abs().max().item())
-        assert (got.eps_BCHW[b] - eps[b]).abs().max() < 1e-4
+        assert (got.prediction_BCHW[b] - eps[b]).abs().max() < 1e-4
         assert got.timesteps_B[b] == grid[k, b]
     assert sum(calls) == sum(k + 1 for k in stop.tolist()), "nothing is run past its stop"
 
@@ -94,18 +99,15 @@ def test_the_state_of_a_sample_does_not_depend_on_the_others() -> None:
     start, prompts, offsets = draws(2)
     grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
     stop = torch.tensor([3, 9, 9, 0, 17, 5])
-    schedule = SCHEDULE.alphas_cumprod
-    together = policy_states(
-        predict, start, prompts, grid_nB=grid, stop_B=stop, alphas_cumprod_T=schedule
-    )
+    together = policy_states(predict, solver_of, start, prompts, grid_nB=grid, stop_B=stop)
     for b in range(B):
         alone = policy_states(
             predict,
+            solver_of,
             start[b : b + 1],
             prompts[b : b + 1],
             grid_nB=grid[:, b : b + 1],
             stop_B=stop[b : b + 1],
-            alphas_cumprod_T=schedule,
         )
         assert (together.x_BCHW[b] - alone.x_BCHW[0]).abs().max() < 1e-10
-        assert (together.eps_BCHW[b] - alone.eps_BCHW[0]).abs().max() < 1e-10
+        assert (together.prediction_BCHW[b] - alone.prediction_BCHW[0]).abs().max() < 1e-10

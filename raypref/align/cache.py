@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raypref.config import Resources, Section
 from raypref.diffusion.backbone import BackboneConfig, load_encoder, pick_device
+from raypref.diffusion.prompts import Prompts, stack
 from raypref.images import open_png
 from raypref.ledger import Ledger
 from raypref.rows import IMAGE, Row
@@ -43,6 +44,7 @@ class Encode:
             ("moments_shape", pa.list_(pa.int64())),
             ("embedding", pa.binary()),  # float32 [L, D]
             ("embedding_shape", pa.list_(pa.int64())),
+            ("pooled", pa.binary()),  # float32 [P]; P is 0 in a family that reads none
         ]
     )
 
@@ -51,14 +53,15 @@ class Encode:
         self.resources = config.resources
 
     def setup(self) -> None:
-        """Load VAE and text encoder."""
+        """Load VAE and text encoders."""
         self.encoder = load_encoder(self.base, device=pick_device(self.resources.num_gpus))
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns; a row without images (the empty caption) gets an embedding only."""
         embeddings = self.encoder.text_embeddings([row["prompt"] for row in rows])
-        for row, embedding in zip(rows, embeddings, strict=True):
-            row["embedding"], row["embedding_shape"] = _pack(embedding)
+        for i, row in enumerate(rows):
+            row["embedding"], row["embedding_shape"] = _pack(embeddings.sequence_BLD[i])
+            row["pooled"], _ = _pack(embeddings.pooled_BP[i])
         pairs = [row for row in rows if row["chosen"] is not None]
         images = [
             image
@@ -78,8 +81,8 @@ class PairData:
     """All pairs as tensors, in the order of their ids."""
 
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
-    embeddings: Tensor  # [N, L, D]
-    unconditional: Tensor  # [L, D], the empty caption
+    embeddings: Prompts  # N captions
+    unconditional: Prompts  # one, the empty caption
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -93,13 +96,14 @@ class PairData:
             unconditional=self.unconditional.to(device, dtype),
         )
 
-    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Tensor:
-        """Embeddings [B, L, D]; dropped captions become the empty one."""
-        chosen = [
-            self.unconditional if drop else self.embeddings[i]
-            for i, drop in zip(indices, dropped, strict=True)
-        ]
-        return torch.stack(chosen)
+    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Prompts:
+        """The captions of B pairs; dropped ones become the empty one."""
+        return stack(
+            [
+                self.unconditional if drop else self.embeddings[i]
+                for i, drop in zip(indices, dropped, strict=True)
+            ]
+        )
 
     def latents(
         self, indices: Sequence[int], flips: Sequence[bool], noise_BCHW: Tensor, *, which: int
@@ -134,21 +138,25 @@ def rows_to_encode(pairs: Ledger) -> pa.Table:
 
 def read_pairs(ledger: Ledger) -> PairData:
     """Load the cache into memory."""
-    table = ledger.table(["moments", "moments_shape", "embedding", "embedding_shape"])
-    rows = {row["id"]: row for row in table.to_pylist()}
-    unconditional = _unpack(rows[UNCONDITIONAL], "embedding")
+    columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
+    rows = {row["id"]: row for row in ledger.table(columns).to_pylist()}
     pairs = [rows[id_] for id_ in sorted(rows) if id_ != UNCONDITIONAL]
     return PairData(
-        moments=torch.stack([_unpack(row, "moments") for row in pairs]),
-        embeddings=torch.stack([_unpack(row, "embedding") for row in pairs]),
-        unconditional=unconditional,
+        moments=torch.stack([_unpack(row["moments"], row["moments_shape"]) for row in pairs]),
+        embeddings=stack([_prompt(row) for row in pairs]),
+        unconditional=_prompt(rows[UNCONDITIONAL]),
     )
+
+
+def _prompt(row: Row) -> Prompts:
+    sequence_LD = _unpack(row["embedding"], row["embedding_shape"])
+    return Prompts(sequence_LD, _unpack(row["pooled"], [-1]))
 
 
 def _pack(values: Tensor) -> tuple[bytes, list[int]]:
     return values.float().cpu().numpy().tobytes(), list(values.shape)
 
 
-def _unpack(row: Row, column: str) -> Tensor:
-    values = np.frombuffer(row[column], dtype=np.float32).copy()
-    return torch.from_numpy(values).reshape(row[f"{column}_shape"])
+def _unpack(data: bytes, shape: Sequence[int]) -> Tensor:
+    values = np.frombuffer(data, dtype=np.float32).copy()
+    return torch.from_numpy(values).reshape(tuple(shape))

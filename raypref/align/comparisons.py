@@ -25,10 +25,11 @@ from raypref.align.objectives import (
     kto_loss,
     sft_loss,
 )
-from raypref.align.rollout import policy_states
+from raypref.align.rollout import policy_images, policy_states
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.prompts import Prompts, twice
 from raypref.diffusion.samplers import jittered_grid
 
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
@@ -50,51 +51,91 @@ class Comparison(NamedTuple):
     winner_BCHW: Tensor
     loser_BCHW: Tensor
     winner_target_BCHW: Tensor
-    loser_target_BCHW: Tensor
+    loser_target_BCHW: Tensor | None  # None: whatever the learner itself predicts there
     timesteps_B: Tensor
-    prompts_BLD: Tensor
+    prompts: Prompts
 
 
 def compare_to_policy(
     denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
 ) -> Comparison:
-    """Diffusion-DRO: the photograph against the policy's own trajectory (method: section 2).
+    """Diffusion-DRO: the photograph against what the policy makes of its caption (section 2)."""
+    compare = {"trajectory": _compare_to_trajectory, "final": _compare_to_image}
+    return compare[stage.policy_state](denoiser, data, stage, samples)
 
-    The loser is the policy's state at one uniformly drawn step of a DPM-Solver++ rollout at CFG 1,
-    its target the policy's own prediction there. The winner is the photograph at the same
-    timestep, with noise of its own.
+
+def _compare_to_trajectory(
+    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
+) -> Comparison:
+    """The photograph against a state on the policy's way, as released for SD-1.5.
+
+    The loser is the policy's state at one uniformly drawn step of a rollout at CFG 1, its target
+    the policy's own prediction there. The winner is the photograph at the same timestep, with noise
+    of its own.
     """
-    n = stage.rollout_steps
-    pairs, flips, dropped, draws = [], [], [], []
-    for pair, generator in samples:
-        flip, drop = _augment(stage, generator)
-        offset = torch.randint(denoiser.train_steps // n, (), generator=generator)
-        stop = torch.randint(n, (), generator=generator)
-        pairs.append(pair)
-        flips.append(flip)
-        dropped.append(drop)
-        draws.append((offset, stop, _normal(data, generator, count=3)))
-    offsets_B, stop_B, noise = (torch.stack(column) for column in zip(*draws, strict=True))
-    latent_noise, noise_BCHW, start_BCHW = noise.to(data.moments).unbind(1)
-
-    prompts_BLD = data.prompts(pairs, dropped)
+    n, train_steps = stage.rollout_steps, len(denoiser.timesteps_T)
+    pairs, flips, prompts, (offsets_B, stop_B), noises = _draw(
+        data,
+        stage,
+        samples,
+        lambda generator: torch.randint(train_steps // n, (), generator=generator),
+        lambda generator: torch.randint(n, (), generator=generator),
+    )
+    latent_noise, noise_BCHW, start_BCHW = noises
+    places_nB = jittered_grid(steps=n, train_steps=train_steps, offsets_B=offsets_B)
     lora.activate(denoiser.module, POLICY)
     policy = policy_states(
         denoiser.predict,
+        denoiser.solver,
         start_BCHW,
-        prompts_BLD,
-        grid_nB=jittered_grid(steps=n, train_steps=denoiser.train_steps, offsets_B=offsets_B),
+        prompts,
+        grid_nB=denoiser.timesteps_T[places_nB],
         stop_B=stop_B,
-        alphas_cumprod_T=denoiser.alphas_cumprod_T,
     )
     photo_BCHW = data.latents(pairs, flips, latent_noise, which=0)
     return Comparison(
         winner_BCHW=denoiser.add_noise(photo_BCHW, noise_BCHW, policy.timesteps_B),
         loser_BCHW=policy.x_BCHW,
         winner_target_BCHW=denoiser.target(photo_BCHW, noise_BCHW),
-        loser_target_BCHW=policy.eps_BCHW,
+        loser_target_BCHW=policy.prediction_BCHW,
         timesteps_B=policy.timesteps_B,
-        prompts_BLD=prompts_BLD,
+        prompts=prompts,
+    )
+
+
+def _compare_to_image(
+    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
+) -> Comparison:
+    """The photograph against the policy's finished image, as released for SD-3.5-M.
+
+    The image is drawn at CFG 1 on the pipeline's own grid. Both are noised with one noise to one
+    timestep of the training distribution. The loser's target is the prediction of the learner as it
+    is now, whatever `policy_lag` says: its error is 0 and so is its gradient, so the policy's image
+    only gates the hinge, by how far learner and reference differ on it. The released code draws
+    the image with the learner too, which is `policy_lag=1`.
+    """
+    pairs, flips, prompts, (timesteps_B,), noises = _draw(
+        data, stage, samples, denoiser.draw_timestep
+    )
+    timesteps_B = timesteps_B.to(data.moments.device)
+    latent_noise, noise_BCHW, start_BCHW = noises
+    grid_n = denoiser.sampling_timesteps(stage.rollout_steps)
+    lora.activate(denoiser.module, POLICY)
+    image_BCHW = policy_images(
+        denoiser.predict,
+        denoiser.solver,
+        start_BCHW,
+        prompts,
+        grid_nB=grid_n[:, None].expand(-1, len(samples)),
+    )
+    photo_BCHW = data.latents(pairs, flips, latent_noise, which=0)
+    return Comparison(
+        winner_BCHW=denoiser.add_noise(photo_BCHW, noise_BCHW, timesteps_B),
+        loser_BCHW=denoiser.add_noise(image_BCHW, noise_BCHW, timesteps_B),
+        winner_target_BCHW=denoiser.target(photo_BCHW, noise_BCHW),
+        loser_target_BCHW=None,
+        timesteps_B=timesteps_B,
+        prompts=prompts,
     )
 
 
@@ -106,17 +147,11 @@ def compare_pair(
     Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
     half of their pairs face different ways; here it is one draw a pair.
     """
-    pairs, flips, dropped, draws = [], [], [], []
-    for pair, generator in samples:
-        flip, drop = _augment(stage, generator)
-        timestep = torch.tensor(denoiser.draw_timestep(generator))
-        pairs.append(pair)
-        flips.append(flip)
-        dropped.append(drop)
-        draws.append((timestep, _normal(data, generator, count=3)))
-    timesteps_B, noise = (torch.stack(column) for column in zip(*draws, strict=True))
+    pairs, flips, prompts, (timesteps_B,), noises = _draw(
+        data, stage, samples, denoiser.draw_timestep
+    )
     timesteps_B = timesteps_B.to(data.moments.device)
-    photo_noise, twin_noise, noise_BCHW = noise.to(data.moments).unbind(1)
+    photo_noise, twin_noise, noise_BCHW = noises
     photo_BCHW = data.latents(pairs, flips, photo_noise, which=0)
     twin_BCHW = data.latents(pairs, flips, twin_noise, which=1)
     return Comparison(
@@ -125,7 +160,7 @@ def compare_pair(
         winner_target_BCHW=denoiser.target(photo_BCHW, noise_BCHW),
         loser_target_BCHW=denoiser.target(twin_BCHW, noise_BCHW),
         timesteps_B=timesteps_B,
-        prompts_BLD=data.prompts(pairs, dropped),
+        prompts=prompts,
     )
 
 
@@ -134,28 +169,35 @@ def compare_photograph(
 ) -> Comparison:
     """Supervised fine-tuning: the photograph as in `compare_pair`, and no loser."""
     pair = compare_pair(denoiser, data, stage, samples)
-    return pair._replace(
-        loser_BCHW=pair.loser_BCHW[:0], loser_target_BCHW=pair.loser_target_BCHW[:0]
-    )
+    none_BCHW = pair.loser_BCHW[:0]
+    return pair._replace(loser_BCHW=none_BCHW, loser_target_BCHW=none_BCHW)
 
 
 def measure(denoiser: Denoiser, comparison: Comparison) -> Errors:
     """The four errors; gradients flow through the learner's two.
 
-    Winner and loser go through the network as one batch. The reference comes first: adapters must
-    not be switched between the learner's forward and its backward.
+    Winner and loser go through the network as one batch, but where the loser's target is the
+    learner's own prediction: its error is 0 without a gradient, so nothing is kept for one. The
+    reference comes first: adapters must not be switched between the learner's forward and its
+    backward.
     """
-    x = torch.cat([comparison.winner_BCHW, comparison.loser_BCHW])
-    target = torch.cat([comparison.winner_target_BCHW, comparison.loser_target_BCHW])
-    sides = len(comparison.winner_BCHW), len(comparison.loser_BCHW)
-    timesteps = torch.cat([comparison.timesteps_B[:side] for side in sides])
-    prompts = torch.cat([comparison.prompts_BLD[:side] for side in sides])
+    winner, loser, winner_target, loser_target, timesteps_B, prompts = comparison
+    x = torch.cat([winner, loser])
+    sides = len(winner), len(loser)  # there are as many losers, or none
+    timesteps, both = timesteps_B.repeat(2)[: len(x)], twice(prompts)[: len(x)]
     lora.activate(denoiser.module, REFERENCE)
     with torch.no_grad():
-        reference = denoising_error(denoiser.predict(x, timesteps, prompts), target)
+        reference = denoiser.predict(x, timesteps, both)
     lora.activate(denoiser.module, LEARNER, train=True)
-    learner = denoising_error(denoiser.predict(x, timesteps, prompts), target)
-    return Errors(*learner.split(sides), *reference.split(sides))
+    if loser_target is None:
+        with torch.no_grad():
+            loser_target = denoiser.predict(loser, timesteps_B, prompts)
+        learner = torch.cat([denoiser.predict(winner, timesteps_B, prompts), loser_target])
+    else:
+        learner = denoiser.predict(x, timesteps, both)
+    target = torch.cat([winner_target, loser_target])
+    of_learner, of_reference = denoising_error(learner, target), denoising_error(reference, target)
+    return Errors(*of_learner.split(sides), *of_reference.split(sides))
 
 
 class Objective(NamedTuple):
@@ -178,12 +220,39 @@ OBJECTIVES = {
 }
 
 
-def _augment(stage: StageConfig, generator: torch.Generator) -> tuple[bool, bool]:
-    """Whether to mirror the sample and whether to drop its caption."""
-    flip, drop = torch.rand(2, generator=generator).tolist()
-    return flip < stage.flip, drop < stage.caption_dropout
+class _Draws(NamedTuple):
+    """The random part of B samples."""
+
+    pairs: list[int]
+    flips: list[bool]
+    prompts: Prompts
+    numbers: list[Tensor]  # each [B]
+    noises: tuple[Tensor, ...]  # three standard normals of the latents' shape
 
 
-def _normal(data: PairData, generator: torch.Generator, *, count: int) -> Tensor:
-    """Standard normal draws of latent shape, [count, C, h, w], on the CPU: one result anywhere."""
-    return torch.randn((count, *data.moments.shape[-3:]), generator=generator)
+def _draw(
+    data: PairData,
+    stage: StageConfig,
+    samples: Sequence[Sample],
+    *numbers: Callable[[torch.Generator], Tensor],
+) -> _Draws:
+    """All that is random about samples, on the CPU: one result anywhere.
+
+    Of each sample's generator, in this order: two uniforms, for the flip and for dropping the
+    caption; the scalars that `numbers` draw; three latents of noise.
+    """
+    flips, dropped, drawn, noises = [], [], [], []
+    for _, generator in samples:
+        flip, drop = torch.rand(2, generator=generator).tolist()
+        flips.append(flip < stage.flip)
+        dropped.append(drop < stage.caption_dropout)
+        drawn.append([draw(generator) for draw in numbers])
+        noises.append(torch.randn((3, *data.moments.shape[-3:]), generator=generator))
+    pairs = [sample.pair for sample in samples]
+    return _Draws(
+        pairs,
+        flips,
+        data.prompts(pairs, dropped),
+        [torch.stack(column) for column in zip(*drawn, strict=True)],
+        torch.stack(noises, dim=1).to(data.moments).unbind(),
+    )

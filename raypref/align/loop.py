@@ -7,9 +7,8 @@ it was split. That sum is one collective an optimizer step, over the flattened L
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -23,13 +22,12 @@ from raypref.align.cache import PairData
 from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
 from raypref.align.objectives import Errors
 from raypref.align.stage import StageConfig
+from raypref.align.watch import StepMetrics, Watch
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import Denoiser
 from raypref.diffusion.lora import LoraConfig
 from raypref.ledger import join
 from raypref.rows import seed_of
-
-StepMetrics = dict[str, float]
 
 
 class Group(Protocol):
@@ -95,39 +93,46 @@ def train(
         folder: where checkpoints and the exported LoRA go, local or URI.
         start: folder with LoRA weights to continue, or None for the base model.
         group: the ranks; rank 0 writes.
-        on_step: called on rank 0 after every step with that step's metrics.
+        on_step: called on rank 0 with the metrics of every step, in order. On a GPU the next step
+            is on its way by then: the device does not wait for the host.
 
     Returns:
         The metrics of every step since the stage began, also those before a resume.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last good checkpoint is kept.
+        DivergedError: training cannot go on; the last good checkpoint is kept.
     """
     data = data.to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
     state = _prepare(denoiser, stage, lora_config, seed=seed, start=start)
     _restore(state, folder)
+    if stage.compile:
+        denoiser.module.compile()
+    writes = group.rank == 0
+    tell = on_step if writes else _keep_quiet
+    watch = Watch(stage, history=state.history, name=name, tell=tell)
     while state.step < stage.steps:
         began = time.perf_counter()
         if state.step % stage.policy_lag == 0:
             lora.copy(denoiser.module, LEARNER, POLICY)
         metrics = _step(denoiser, data, stage, state, name=name, seed=seed, group=group)
+        norm = _update_norm(state.learner, scale=lora_config.alpha / lora_config.rank)
         state.step += 1
-        metrics = {"step": state.step, **metrics, "seconds": time.perf_counter() - began}
-        state.history.append(metrics)
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"{name}: the loss is {metrics['loss']} at step {state.step}; the last good "
-                f"checkpoint is kept. Lower {name}.lr or look at the data"
-            )
-        if group.rank == 0:
-            on_step(metrics)
-            if state.step % stage.checkpoint_every == 0 or state.step == stage.steps:
-                checkpoints.write(join(folder, "checkpoints"), state.step, _tensors(state))
-            if stage.sample_every and state.step % stage.sample_every == 0:
-                _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
-    if group.rank == 0:
+        watch.add(state.step, {**metrics, "lora_norm": norm}, began=began)
+        checkpoint = state.step % stage.checkpoint_every == 0 or state.step == stage.steps
+        sample = stage.sample_every and state.step % stage.sample_every == 0
+        if checkpoint or sample:
+            watch.read_all()  # on every rank, so that all stop before a bad state is written
+        if checkpoint and writes:
+            checkpoints.write(join(folder, "checkpoints"), state.step, _tensors(state))
+        if sample and writes:
+            _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
+    if writes:
         _export(denoiser, state, lora_config, folder=folder)
     return state.history
+
+
+def _keep_quiet(metrics: StepMetrics) -> None:
+    """What ranks other than 0 tell of a step."""
 
 
 def _prepare(
@@ -158,8 +163,8 @@ def _step(
     name: str,
     seed: int,
     group: Group,
-) -> StepMetrics:
-    """One optimizer step over the global batch."""
+) -> Mapping[str, Tensor | float]:
+    """One optimizer step over the global batch; its metrics stay on the device."""
     objective = OBJECTIVES[stage.objective]
     mine = range(group.rank, stage.batch, group.world)
     samples = [_sample(i, state.step, stage, len(data), name=name, seed=seed) for i in mine]
@@ -184,10 +189,20 @@ def _step(
     if state.ema is not None:
         state.ema.step(state.learner)
     return {
-        **{key: float(value) for key, value in sums.items()},
-        "grad_norm": float(norm),
+        **sums,
+        "grad_norm": norm,
         "lr": rate,
     }
+
+
+def _update_norm(learner: list[nn.Parameter], *, scale: float) -> Tensor:
+    """Frobenius norm of what the adapter adds to the weights, scale * B A, over all layers."""
+    squares = []
+    with torch.no_grad():
+        for a, b in zip(learner[::2], learner[1::2], strict=True):
+            # |B A|^2 = <B'B, AA'>: products of rank x rank, not of the layer's size.
+            squares.append(((b.T @ b) * (a @ a.T)).sum())
+    return scale * torch.stack(squares).sum().clamp(min=0).sqrt()
 
 
 def _reference_errors(errors: Errors) -> dict[str, Tensor]:

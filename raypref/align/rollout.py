@@ -1,4 +1,4 @@
-"""Where the policy is after part of its own denoising: a rollout stopped at the step drawn for it.
+"""Where the policy is after part of its own denoising, or after all of it.
 
 Diffusion-DRO asks for the policy's state at one uniformly drawn step of an n-step trajectory. The
 steps after it are never looked at, so they are not run: the distribution is the same and (n+1)/2
@@ -13,56 +13,87 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.diffusion.samplers import DPMSolverPP2M
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import Solver
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Prompts], Tensor]
+MakeSolver = Callable[[Tensor], Solver]  # of a grid of timesteps, a column a sample
 
 
 class PolicyState(NamedTuple):
     """A point on the policy's trajectory."""
 
     x_BCHW: Tensor  # the latent before the step
-    eps_BCHW: Tensor  # what the policy predicts there
+    prediction_BCHW: Tensor  # what the policy predicts there
     timesteps_B: Tensor
 
 
 @torch.no_grad()
 def policy_states(
     predict: Predict,
+    make_solver: MakeSolver,
     start_BCHW: Tensor,
-    prompts_BLD: Tensor,
+    prompts: Prompts,
     *,
     grid_nB: Tensor,
     stop_B: Tensor,
-    alphas_cumprod_T: Tensor,
 ) -> PolicyState:
-    """Run DPM-Solver++ at CFG 1 and return each sample's state at its own stopping step.
+    """Sample at CFG 1 and return each sample's state at its own stopping step.
 
     Args:
-        predict: (x, timesteps, prompts) -> epsilon, with the policy's adapter active.
+        predict: (x, timesteps, prompts) -> prediction, with the policy's adapter active.
+        make_solver: the denoiser's solver.
         start_BCHW: Gaussian noise.
-        prompts_BLD: prompt embeddings.
-        grid_nB: timesteps, descending, a column a sample.
-        stop_B: index of the step wanted, 0 .. n-1.
-        alphas_cumprod_T: the training schedule.
+        prompts: the captions.
+        grid_nB: timesteps, descending, a column a sample, on the CPU.
+        stop_B: index of the step wanted, 0 .. n-1, on the CPU.
     """
-    solver = DPMSolverPP2M(alphas_cumprod_T, grid_nB)
     device = start_BCHW.device
-    stop_B = stop_B.cpu()
-    x_final, eps_final = torch.empty_like(start_BCHW), torch.empty_like(start_BCHW)
     # Sorted by stopping step, the samples still running are always a suffix of the batch.
-    running = torch.argsort(stop_B)
-    x, last_x0 = start_BCHW[running.to(device)], None
-    for i in range(int(stop_B.max()) + 1):
-        here = running.to(device)
-        eps = predict(x, grid_nB[i, running].to(device), prompts_BLD[here]).to(x.dtype)
-        stopped = int((stop_B[running] == i).sum())
-        x_final[here[:stopped]] = x[:stopped]
-        eps_final[here[:stopped]] = eps[:stopped]
-        running = running[stopped:]
-        if not len(running):
-            break
-        last = None if last_x0 is None else last_x0[stopped:]
-        x, last_x0 = solver.step(i, x[stopped:], eps[stopped:], last, running)
-    timesteps = grid_nB.gather(0, stop_B[None])[0]
-    return PolicyState(x_final, eps_final, timesteps.to(device))
+    order = torch.argsort(stop_B, stable=True)
+    sorted_nB = grid_nB[:, order]
+    solver, timesteps_nB = make_solver(sorted_nB), sorted_nB.to(device)
+    there = order.to(device)
+    x, prompts = start_BCHW[there], prompts[there]
+    last_x0: Tensor | None = None
+    states, predictions, first = [], [], 0
+    for i, stopping in enumerate(torch.bincount(stop_B).tolist()):
+        prediction = predict(x, timesteps_nB[i, first:], prompts[first:]).to(x.dtype)
+        states.append(x[:stopping])
+        predictions.append(prediction[:stopping])
+        first += stopping
+        if first < len(order):
+            last = None if last_x0 is None else last_x0[stopping:]
+            x, last_x0 = solver.step(i, x[stopping:], prediction[stopping:], last, first=first)
+    back = torch.argsort(order).to(device)
+    timesteps_B = grid_nB.gather(0, stop_B[None])[0]
+    return PolicyState(
+        torch.cat(states)[back], torch.cat(predictions)[back], timesteps_B.to(device)
+    )
+
+
+@torch.no_grad()
+def policy_images(
+    predict: Predict,
+    make_solver: MakeSolver,
+    start_BCHW: Tensor,
+    prompts: Prompts,
+    *,
+    grid_nB: Tensor,
+) -> Tensor:
+    """Sample at CFG 1 to the end: the policy's clean latents, [B, C, H, W].
+
+    Args:
+        predict: (x, timesteps, prompts) -> prediction, with the policy's adapter active.
+        make_solver: the denoiser's solver.
+        start_BCHW: Gaussian noise.
+        prompts: the captions.
+        grid_nB: timesteps, descending, a column a sample, on the CPU.
+    """
+    solver, timesteps_nB = make_solver(grid_nB), grid_nB.to(start_BCHW.device)
+    x = start_BCHW
+    last_x0: Tensor | None = None
+    for i, timesteps_B in enumerate(timesteps_nB):
+        prediction = predict(x, timesteps_B, prompts).to(x.dtype)
+        x, last_x0 = solver.step(i, x, prediction, last_x0, first=0)
+    return x

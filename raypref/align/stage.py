@@ -39,6 +39,11 @@ class StageConfig(Section):
     caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
     flip: float = setting(0.5, "share of samples mirrored, drawn once a pair", ge=0, le=1)
     margin: float = setting(-0.001, "dro: m, where the hinge closes", le=0)
+    policy_state: Literal["trajectory", "final"] = setting(
+        "trajectory",
+        "dro: what the photograph is compared with: a state on the policy's way, as released for "
+        "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
+    )
     rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1)
     policy_lag: int = setting(
         16,
@@ -51,6 +56,25 @@ class StageConfig(Section):
     )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in backward to save memory", affects_result=False
+    )
+    compile: bool = setting(
+        False,
+        "torch.compile the network: minutes at the start for quicker steps; moves results by "
+        "rounding only, as micro_batch does",
+        affects_result=False,
+    )
+    max_error_ratio: float = setting(
+        2.0,
+        "stop when the error on the photographs is so many times the reference's, over the last "
+        "256 samples",
+        affects_result=False,
+        gt=1,
+    )
+    max_grad_ratio: float = setting(
+        1000.0,
+        "stop when the gradient's norm is so many times its median over the last 50 steps",
+        affects_result=False,
+        gt=1,
     )
     checkpoint_every: int = setting(
         50, "steps between checkpoints: what a kill can cost", affects_result=False, ge=1

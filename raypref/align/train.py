@@ -23,8 +23,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from raypref.align.cache import read_pairs
-from raypref.align.loop import StepMetrics, train
+from raypref.align.loop import train
 from raypref.align.stage import StageConfig
+from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
 from raypref.diffusion.lora import LoraConfig
@@ -59,7 +60,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         on_step: called on the driver with the metrics of every step.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        DivergedError: training cannot go on; its last good checkpoint is kept.
         InputError: the LoRA to start from does not fit.
     """
     need = job.stage.resources
@@ -69,7 +70,8 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         _worker,
         train_loop_config={"job": job, "queue": queue},
         scaling_config=ScalingConfig(
-            num_workers=need.workers,
+            # With hosts lost it goes on with the workers that are left: any number gives one run.
+            num_workers=(1, need.workers) if need.workers > 1 else 1,  # type: ignore[arg-type]
             use_gpu=need.num_gpus > 0,
             resources_per_worker={key: value for key, value in per_worker.items() if value},
         ),
@@ -147,7 +149,7 @@ def _worker(config: dict[str, Any]) -> None:
             group=group,
             on_step=queue.put,
         )
-    except (FloatingPointError, InputError) as error:
+    except (DivergedError, InputError) as error:
         # Not raised: Ray Train would start the group again, and the same would happen again.
         if group.rank == 0:
             queue.put(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raypref.config import Location, Section, setting
-from raypref.diffusion import network, sd15
+from raypref.diffusion import network, sd3, sd15
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import Solver
 from raypref.hub import model_folder
 
 DTYPES = {
@@ -26,7 +28,9 @@ DType = Literal["float64", "float32", "bfloat16", "float16"]
 class BackboneConfig(Section):
     """The model that is aligned."""
 
-    family: Literal["sd15"] = setting("sd15", "model family")
+    family: Literal["sd15", "sd35m"] = setting(
+        "sd15", "model family: Stable Diffusion 1.5 or 3.5 Medium"
+    )
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
     )
@@ -49,25 +53,31 @@ class Encoder(Protocol):
     def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
         """Mean and log-variance of the scaled latents, [B, 2, C, h, w]."""
 
-    def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings, [B, L, D]."""
+    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+        """Captions as the denoiser reads them."""
 
 
 class Denoiser(Protocol):
-    """The network that is trained, with its noise process."""
+    """The network that is trained, with its noise process.
+
+    A timestep is a number of the family's own: an index of the training schedule, or a noise level
+    in thousandths. Larger is noisier.
+    """
 
     module: nn.Module
     component: str  # the part of the pipeline it is, `unet` or `transformer`
     device: torch.device
     dtype: torch.dtype
-    alphas_cumprod_T: Tensor
+    timesteps_T: Tensor  # the training schedule, ascending
 
-    @property
-    def train_steps(self) -> int:
-        """Length of the training schedule."""
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """One timestep from the family's training distribution, a scalar on the CPU."""
 
-    def draw_timestep(self, generator: torch.Generator) -> int:
-        """One timestep from the family's training distribution."""
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """The timesteps of drawing an image in so many steps, descending, [steps]."""
+
+    def solver(self, grid_nB: Tensor) -> Solver:
+        """The method the policy is sampled with, on a grid of timesteps, a column a sample."""
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noise clean latents to the given timesteps."""
@@ -75,7 +85,7 @@ class Denoiser(Protocol):
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
         """What the network should predict there."""
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts_BLD: Tensor) -> Tensor:
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
         """What it predicts, with the active adapter."""
 
 
@@ -86,13 +96,36 @@ class Family:
     encoder: type[Any]
     denoiser: type[Any]
     pipeline: Any  # class of the diffusers pipeline
+    parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
+    options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
 
 
-FAMILIES = {"sd15": Family(sd15.SD15Encoder, sd15.SD15Denoiser, sd15.PIPELINE)}
+FAMILIES = {
+    "sd15": Family(
+        sd15.SD15Encoder,
+        sd15.SD15Denoiser,
+        sd15.PIPELINE,
+        parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+        # The checker would replace images it dislikes by black ones and so distort every score.
+        options={"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "sd35m": Family(
+        sd3.SD3Encoder,
+        sd3.SD3Denoiser,
+        sd3.PIPELINE,
+        parts=(
+            "vae",
+            *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
+            "transformer",
+            "scheduler",
+        ),
+        options={},
+    ),
+}
 
 
 def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
-    """Load the VAE and the text encoder."""
+    """Load the VAE and the text encoders."""
     return FAMILIES[config.family].encoder(
         config.folder(), variant=config.variant, device=device, dtype=DTYPES[config.dtype]
     )
@@ -109,19 +142,16 @@ def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
 
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
-    """Load the whole text-to-image pipeline, quiet, without the safety checker.
-
-    The checker would replace images it dislikes by black ones and so distort every score.
-    """
-    pipeline = FAMILIES[config.family].pipeline.from_pretrained(
+    """Load the whole text-to-image pipeline, quiet, without a safety checker."""
+    family = FAMILIES[config.family]
+    pipeline = family.pipeline.from_pretrained(
         config.folder(),
         variant=config.variant or None,
         dtype=DTYPES[config.dtype],
-        safety_checker=None,
-        requires_safety_checker=False,
+        **family.options,
     )
     if config.network:
-        component = FAMILIES[config.family].denoiser.component
+        component = family.denoiser.component
         network.replace(pipeline.components[component], config.network, component=component)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -109,10 +109,8 @@ def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, compo
     """
     scale = config.alpha / config.rank
     folded = {k: v * scale if ".lora_B." in k else v for k, v in values.items()}
-    layout = convert_state_dict_to_diffusers(folded)
-    if component != "unet" or any(".lora_A." in k for k in layout):
-        # Not all names have an older form, and loaders tell the form of all by the first.
-        layout = folded
+    # Each part's LoRAs go by the keys that its own pipeline saves: transformers keep peft's.
+    layout = convert_state_dict_to_diffusers(folded) if component == "unet" else folded
     tensors = {f"{component}.{k}": v.detach().cpu().contiguous() for k, v in layout.items()}
     write_bytes(join(folder, FILE_NAME), encode(tensors, metadata={"format": "pt"}))
 

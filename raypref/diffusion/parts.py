@@ -11,16 +11,6 @@ from raypref.diffusion import lora, lora_files, network
 from raypref.diffusion.backbone import FAMILIES, BackboneConfig
 from raypref.diffusion.lora import LoraConfig
 
-_SD = ("vae", "tokenizer", "text_encoder", "scheduler")
-# What is loaded, by the name of the network that is trained.
-PARTS = {
-    "unet": (*_SD, "unet"),
-    "transformer": (
-        *(*_SD, "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3"),
-        "transformer",
-    ),
-}
-
 
 def component_of(base: BackboneConfig) -> str:
     """The pipeline's name for the network that is trained, `unet` or `transformer`."""
@@ -31,19 +21,18 @@ def check_base(base: BackboneConfig) -> None:
     """See that every part is there and that `base.network` is of the same architecture.
 
     Raises:
-        InputError: names the part that is missing, or the weight that differs.
+        InputError: names the parts that are missing, or the weight that differs.
     """
     folder, component = base.folder(), component_of(base)
-    index = network.config(DiffusionPipeline, folder)
-    for part in PARTS[component]:
-        there = index.get(part, [None])[0] is not None
-        if there and Path(folder).is_dir():
-            there = (Path(folder) / part).is_dir()
-        if not there:
-            raise InputError(
-                f"base.model: '{base.model}' has no {part}; {base.family} needs a folder with "
-                f"{', '.join(PARTS[component])} (a network alone goes into base.network)"
-            )
+    index, parts = network.config(DiffusionPipeline, folder), FAMILIES[base.family].parts
+    absent = [part for part in parts if index.get(part, [None])[0] is None]
+    if Path(folder).is_dir():
+        absent = [part for part in parts if part in absent or not (Path(folder) / part).is_dir()]
+    if absent:
+        raise InputError(
+            f"base.model: '{base.model}' has no {', '.join(absent)}; {base.family} needs a folder "
+            f"with {', '.join(parts)} (a network alone goes into base.network)"
+        )
     if base.network:
         where = network.locate(base.network, component=component)
         other = network.skeleton(*where, component=component)

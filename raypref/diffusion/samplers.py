@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) that steps every sample of a batch on its own time grid.
+"""Solvers that step every sample of a batch on its own time grid.
 
 Stock schedulers share one grid over the batch. Diffusion-DRO jitters the grid per sample; its
 released sampler then gives every sample the first one's sigmas, while here each keeps its own.
@@ -6,12 +6,34 @@ released sampler then gives every sample the first one's sigmas, while here each
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 
+class Solver(Protocol):
+    """A way from noise to an image in n steps, each sample on a grid of its own."""
+
+    def step(
+        self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """One step for the samples from column `first` of the grid on.
+
+        Args:
+            i: index of the step, 0 .. n-1.
+            x_BCHW: their noisy latents at step i.
+            prediction_BCHW: what the network says there.
+            last_x0: their clean prediction of step i-1; None at step 0.
+            first: how many samples at the front of the grid are left out.
+
+        Returns:
+            Latents at step i+1 and the clean prediction of step i.
+        """
+
+
 def jittered_grid(*, steps: int, train_steps: int, offsets_B: Tensor) -> Tensor:
-    """Descending timesteps, one column a sample (method: section 2).
+    """Descending places in the training schedule, one column a sample (method: section 2).
 
     Args:
         steps: solver steps n.
@@ -19,7 +41,7 @@ def jittered_grid(*, steps: int, train_steps: int, offsets_B: Tensor) -> Tensor:
         offsets_B: integer jitter per sample, each in [0, T // n).
 
     Returns:
-        Timesteps [n, B], int64: `arange(n) * (T // n)` reversed, plus the sample's offset.
+        Places in the schedule [n, B], int64: `arange(n) * (T // n)` reversed, plus the offset.
     """
     ratio = train_steps // steps
     grid = torch.arange(steps - 1, -1, -1) * ratio
@@ -47,33 +69,45 @@ class DPMSolverPP2M:
         self.steps = len(grid_nB)
 
     def step(
-        self, i: int, x_BCHW: Tensor, eps_BCHW: Tensor, last_x0: Tensor | None, samples_B: Tensor
+        self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
     ) -> tuple[Tensor, Tensor]:
-        """One step for some of the samples.
-
-        Args:
-            i: index of the step, 0 .. n-1.
-            x_BCHW: their noisy latents at step i.
-            eps_BCHW: the noise predicted there.
-            last_x0: their clean prediction of step i-1; None at step 0.
-            samples_B: which columns of the grid they are, int64 [B].
-
-        Returns:
-            Latents at step i+1 and the clean prediction of step i.
-        """
-
-        def per_sample(values_B: Tensor) -> Tensor:
-            return values_B.to(x_BCHW.device, x_BCHW.dtype).view(-1, 1, 1, 1)
-
+        """See `Solver.step`; the prediction is the noise."""
         alpha, sigma, log_snr = (
-            values[:, samples_B] for values in (self.alpha, self.sigma, self.log_snr)
+            values[:, first:] for values in (self.alpha, self.sigma, self.log_snr)
         )
-        x0 = (x_BCHW - per_sample(sigma[i]) * eps_BCHW) / per_sample(alpha[i])
+        x0 = (x_BCHW - _like(sigma[i], x_BCHW) * prediction_BCHW) / _like(alpha[i], x_BCHW)
         h = log_snr[i + 1] - log_snr[i]
         scale = alpha[i + 1] * (torch.exp(-h) - 1)
-        following = per_sample(sigma[i + 1] / sigma[i]) * x_BCHW - per_sample(scale) * x0
+        following = _like(sigma[i + 1] / sigma[i], x_BCHW) * x_BCHW - _like(scale, x_BCHW) * x0
         if 0 < i < self.steps - 1:
             assert last_x0 is not None
             h_last = log_snr[i] - log_snr[i - 1]
-            following -= per_sample(0.5 * scale * h / h_last) * (x0 - last_x0)
+            following -= _like(0.5 * scale * h / h_last, x_BCHW) * (x0 - last_x0)
         return following, x0
+
+
+class FlowEuler:
+    """Euler's method for flow matching: x moves by velocity times the change of noise level.
+
+    As diffusers' `FlowMatchEulerDiscreteScheduler` steps; the level after the last step is 0.
+
+    Args:
+        sigmas_nB: noise levels per step and sample, descending, float64 [n, B].
+    """
+
+    def __init__(self, sigmas_nB: Tensor) -> None:
+        self.sigmas = torch.cat([sigmas_nB, torch.zeros_like(sigmas_nB[:1])]).cpu()
+
+    def step(
+        self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `Solver.step`; the prediction is the velocity, noise - x0."""
+        del last_x0
+        now, then = self.sigmas[i : i + 2, first:]
+        following = x_BCHW + _like(then - now, x_BCHW) * prediction_BCHW
+        return following, x_BCHW - _like(now, x_BCHW) * prediction_BCHW
+
+
+def _like(values_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    """A number a sample, to multiply latents by."""
+    return values_B.to(x_BCHW.device, x_BCHW.dtype).view(-1, 1, 1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
@@ -12,6 +11,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from raypref.config import InputError
+from raypref.diffusion import latents
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import DPMSolverPP2M
 
 PIPELINE = StableDiffusionPipeline
 
@@ -42,27 +44,13 @@ class SD15Encoder:
         self.device = device
         self.dtype = dtype
 
-    @torch.no_grad()
     def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean and log-variance of the latents, already scaled to what the UNet sees.
-
-        Args:
-            images: RGB, all of one size divisible by 8.
-
-        Returns:
-            [B, 2, C, H/8, W/8]: mean and log-variance of `vae.scaling_factor * latent`.
-        """
-        pixels = np.stack([np.asarray(image) for image in images])
-        x_BCHW = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        x_BCHW = x_BCHW.to(self.dtype) / 127.5 - 1
-        posterior = self.vae.encode(x_BCHW).latent_dist
-        scale = self.vae.config.scaling_factor
-        log_variance = posterior.logvar + 2 * float(np.log(scale))
-        return torch.stack([posterior.mean * scale, log_variance], dim=1)
+        """Mean and log-variance of the scaled latents, [B, 2, 4, H/8, W/8]; see `latents`."""
+        return latents.moments(self.vae, images)
 
     @torch.no_grad()
-    def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """Last hidden states of the captions, cut or padded to 77 tokens: [B, 77, D]."""
+    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+        """Last hidden states of the captions, cut or padded to 77 tokens; nothing pooled."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -70,7 +58,8 @@ class SD15Encoder:
             truncation=True,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+        sequence_BLD = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return Prompts(sequence_BLD, sequence_BLD.new_empty(len(prompts), 0))
 
 
 class SD15Denoiser:
@@ -100,16 +89,20 @@ class SD15Denoiser:
             )
         self.device = device
         self.dtype = dtype
-        self.alphas_cumprod_T = self.schedule.alphas_cumprod
+        self.timesteps_T = torch.arange(len(self.schedule.alphas_cumprod))
 
-    @property
-    def train_steps(self) -> int:
-        """Length T of the training schedule, 1000."""
-        return len(self.alphas_cumprod_T)
-
-    def draw_timestep(self, generator: torch.Generator) -> int:
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
         """Uniform on 0 .. T-1 (method: section 3)."""
-        return int(torch.randint(self.train_steps, (), generator=generator))
+        return torch.randint(len(self.timesteps_T), (), generator=generator)
+
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
+        count = len(self.timesteps_T)
+        return count - 1 - torch.arange(steps) * (count // steps)
+
+    def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:
+        """DPM-Solver++ of second order, as the released code samples."""
+        return DPMSolverPP2M(self.schedule.alphas_cumprod, grid_nB)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """The forward process: sqrt(abar) x0 + sqrt(1 - abar) noise."""
@@ -120,8 +113,8 @@ class SD15Denoiser:
         del latents_BCHW
         return noise_BCHW
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts_BLD: Tensor) -> Tensor:
-        """The network's prediction with the active adapter, [B, C, H, W]."""
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+        """The network's prediction with the active adapter, [B, 4, H, W]."""
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return self.module(x_BCHW, timesteps_B, prompts_BLD).sample
+            return self.module(x_BCHW, timesteps_B, prompts.sequence_BLD).sample

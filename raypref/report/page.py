@@ -53,8 +53,10 @@ CURVES = {
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as the photographs demand; 0.5 is chance",
     "grad_norm": "before clipping",
+    "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",
     "seconds_per_step": "wall time of one optimizer step",
+    "images_per_second": "photographs a second, each with what it is compared to",
 }
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
 GAPS = ("winner_gap", "loser_gap")  # drawn together: the loss may fall while both get worse

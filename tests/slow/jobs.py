@@ -49,6 +49,19 @@ SMALL = (
     "evaluate.resources.workers=1",
 )
 
+# The same, long enough to be killed in the middle; how much is made does not depend on time.
+BLOCK, STEPS, EVERY = 4, 24, 4
+WHOLE = (
+    *SMALL,
+    "source.limit=32",
+    "curate.exhaustive=true",
+    f"stream.block_rows={BLOCK}",
+    "stream.progress_seconds=0",
+    f"stage1.steps={STEPS}",
+    f"stage1.checkpoint_every={EVERY}",
+    f"stage1.sample_every={STEPS // 2}",
+)
+
 
 @dataclass
 class Job:
@@ -81,51 +94,62 @@ class Job:
 
     def workers(self, title: str) -> list[int]:
         """Ids of its processes whose title contains a text."""
-        return [pid for pid in marked(self.mark) if title in _read(pid, "cmdline")]
+        return processes(self.mark, title)
 
-    def kill_driver(self) -> None:
-        """`kill -9` of the driver alone; its Ray must notice by itself and write no more."""
+    def kill_driver(self, *, cluster: Job | None = None) -> None:
+        """`kill -9` of the driver alone; its Ray must notice by itself and write no more.
+
+        Args:
+            cluster: the node whose Ray it used; None for a driver that started its own.
+        """
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         # Ray's agents may stay for half a minute; they compute and write nothing.
         limit = time.monotonic() + 30
-        while any("Agent" not in _read(pid, "cmdline") for pid in marked(self.mark)):
+        while (
+            cluster.workers("MapWorker")
+            if cluster
+            else any("Agent" not in _read(pid, "cmdline") for pid in marked(self.mark))
+        ):
             assert time.monotonic() < limit, "processes of the killed job went on"
             time.sleep(0.1)
 
 
 @contextmanager
-def running(*command: str, folder: Path, env: dict[str, str] | None = None) -> Iterator[Job]:
+def running(
+    *command: str, folder: Path, env: dict[str, str] | None = None, scratch: Path | None = None
+) -> Iterator[Job]:
     """Start a command in the repository; at the end nothing that it started is left.
 
     Args:
         *command: what to run.
         folder: where its output is kept.
         env: variables to add.
+        scratch: that of the node whose Ray it uses; None gives it one of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     log = folder / f"{mark[:8]}.log"
     # Ray's sockets need a short path.
-    scratch = Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
-    own = {MARK: mark, "RAY_TMPDIR": str(scratch)}
+    own = scratch or Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
     defaults = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env={**inherited, **defaults, **own, **(env or {})},
+            env={**inherited, **defaults, MARK: mark, "RAY_TMPDIR": str(own), **(env or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        yield Job(process, log, mark, scratch)
+        yield Job(process, log, mark, own)
     finally:
         end(mark)
         process.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is None:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def job(name: str, *arguments: str, folder: Path, patience: float = PATIENCE) -> tuple[int, str]:
@@ -187,6 +211,11 @@ def marked(mark: str) -> list[int]:
     needle = f"{MARK}={mark}"
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if needle in _read(pid, "environ").split("\0")]
+
+
+def processes(mark: str, title: str) -> list[int]:
+    """Ids of those whose title contains a text."""
+    return [pid for pid in marked(mark) if title in _read(pid, "cmdline")]
 
 
 def end(mark: str) -> None:

@@ -1,6 +1,6 @@
 """A stream whose stages note every row they take: what the kill test runs and counts.
 
-python noted_stream.py FOLDER [CORES_A_WORKER [GPUS_A_WORKER]]
+python noted_stream.py FOLDER CORES_A_WORKER GPUS_A_WORKER
 """
 
 import logging
@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from raypref.config import Resources
 from raypref.ledger import Ledger
@@ -49,13 +48,9 @@ class Note:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    cores = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
+    folder, cores, gpus = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
     logging.basicConfig(level=logging.INFO)
-    gpus = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     model = Resources(workers=WORKERS, batch=1, num_cpus=cores, num_gpus=gpus)
-    if gpus:  # Ray takes our word for it
-        ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)
     start_ray()
     notes = folder / "notes"
     stream(

@@ -1,0 +1,140 @@
+"""Stable Diffusion 3.5 Medium: a transformer predicts velocity (flow matching); 16-channel latents.
+
+Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A timestep is
+1000 * sigma, kept in float64 so that dividing gives back the scheduler's float32 sigma exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from PIL import Image
+from torch import Tensor
+
+from raypref.config import InputError
+from raypref.diffusion import latents
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import FlowEuler
+
+PIPELINE = StableDiffusion3Pipeline
+
+# The pipeline's default, so that training reads what generation reads. The released code trains on
+# 128 and generates with 256.
+T5_TOKENS = 256
+
+
+class SD3Encoder:
+    """The frozen parts that turn images and captions into what the transformer reads.
+
+    Args:
+        model: folder or hub id in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of weights and results.
+    """
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.pipeline = StableDiffusion3Pipeline.from_pretrained(
+            model, transformer=None, variant=variant or None, dtype=dtype
+        ).to(device)
+
+    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
+        """Mean and log-variance of the scaled latents, [B, 2, 16, H/8, W/8]; see `latents`."""
+        return latents.moments(self.pipeline.vae, images)
+
+    @torch.no_grad()
+    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+        """What the pipeline makes of captions: 77 CLIP tokens, then 256 of T5; CLIP's pooled."""
+        sequence_BLD, _, pooled_BP, _ = self.pipeline.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )
+        return Prompts(sequence_BLD, pooled_BP)
+
+
+class SD3Denoiser:
+    """The transformer with its noise schedule.
+
+    Args:
+        model: folder or hub id in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    """
+
+    component = "transformer"
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.module = SD3Transformer2DModel.from_pretrained(
+            model, subfolder="transformer", variant=variant or None, dtype=dtype
+        )
+        self.module.to(device).eval()
+        self.schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            model, subfolder="scheduler"
+        )
+        if self.schedule.config.use_dynamic_shifting:
+            raise InputError(
+                f"base.model: '{model}' shifts its noise levels by image size; the sd35m family "
+                "trains with one shift for all"
+            )
+        self.device = device
+        self.dtype = dtype
+        # Of the scheduler as loaded: `set_timesteps` shifts the shifted levels once more.
+        self.timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+
+    @property
+    def _scale(self) -> int:
+        return self.schedule.config.num_train_timesteps
+
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """Logit-normal (method: section 3): index int(1000 u), u = sigmoid(N(0, 1)).
+
+        The index counts the schedule from pure noise down. Its levels are shifted already, so that
+        the mean sigma is 0.72 with a shift of 3.
+        """
+        count = len(self.timesteps_T)
+        index = int(torch.randn((), generator=generator).sigmoid() * count)
+        return self.timesteps_T[count - 1 - min(index, count - 1)]
+
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """The pipeline's own: [steps], descending from 1000."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule.config)
+        scheduler.set_timesteps(steps)
+        return scheduler.sigmas[:-1].double() * self._scale
+
+    def solver(self, grid_nB: Tensor) -> FlowEuler:
+        """Euler's method from noise level to noise level."""
+        return FlowEuler(grid_nB / self._scale)
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """The forward process: (1 - sigma) x0 + sigma noise."""
+        sigma = (timesteps_B / self._scale).to(latents_BCHW).view(-1, 1, 1, 1)
+        return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """What the network should predict for a noised latent: the velocity, noise - x0."""
+        return noise_BCHW - latents_BCHW
+
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+        """The network's prediction with the active adapter, [B, 16, H, W]."""
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            return self.module(
+                x_BCHW,
+                encoder_hidden_states=prompts.sequence_BLD,
+                pooled_projections=prompts.pooled_BP,
+                timestep=timesteps_B,
+            ).sample

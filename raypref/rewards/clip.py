@@ -1,0 +1,112 @@
+"""The two towers of a CLIP model, as the rewards built on one use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from raypref.hub import model_folder
+from raypref.rewards.checkpoint import load_folder, load_part, require_vocabulary
+
+CONTEXT = 77  # tokens a prompt is cut at
+
+Pixels = Callable[[Sequence[Image.Image]], Tensor]
+
+
+class Clip:
+    """Image and text embeddings of unit length.
+
+    Embeddings are normalised, and everything after them is computed, in float32 whatever the
+    precision of the towers.
+
+    Args:
+        model: already on its device and in its precision.
+        tokenizer: cuts at 77 tokens and pads to them: no shape depends on the batch's prompts.
+        pixels: images to the model's input [B, 3, H, W], float32.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.pixels = pixels
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of B images: [B, D]."""
+        features_BD = self.model.get_image_features(
+            pixel_values=self.pixels(images).to(self.model.device, self.model.dtype)
+        ).pooler_output
+        return F.normalize(features_BD.float(), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of B prompts: [B, D]."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=CONTEXT,
+            return_tensors="pt",
+        ).to(self.model.device)
+        features_BD = self.model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).pooler_output
+        return F.normalize(features_BD.float(), dim=-1)
+
+    def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Cosine of each image with its own prompt: [B], -1..1."""
+        return (self.images(images) * self.texts(prompts)).sum(dim=-1)
+
+
+def clip_folder(ref: str, *, key: str) -> str:
+    """What to hand to `load_clip`: a local folder, or the hub id itself.
+
+    Raises:
+        InputError: it is not there, or has no image processor or tokenizer beside the model.
+    """
+    for probe in ("preprocessor_config.json", "tokenizer_config.json"):
+        model_folder(ref, key=key, probe=probe)
+    return model_folder(ref, key=key, probe="config.json")
+
+
+def load_clip(source: str, *, key: str, device: torch.device, dtype: torch.dtype) -> Clip:
+    """A CLIP model with the image processor and the tokenizer beside it.
+
+    Raises:
+        InputError: one of the three is missing or not CLIP's.
+    """
+    processor = load_part(CLIPImageProcessorPil, source, key=key)
+    model = load_folder(CLIPModel, source, key=key).to(device=device, dtype=dtype)
+    return Clip(model, load_tokenizer(source, model, key=key), processed(processor))
+
+
+def load_tokenizer(source: str, model: Any, *, key: str) -> CLIPTokenizer:
+    """The tokenizer of a folder or hub id, if it is that of the model.
+
+    Raises:
+        InputError: it is not there, or of another model.
+    """
+    tokenizer = load_part(CLIPTokenizer, source, key=key)
+    require_vocabulary(tokenizer, model.config.text_config.vocab_size, key=key, source=source)
+    return tokenizer
+
+
+def processed(processor: CLIPImageProcessorPil) -> Pixels:
+    """The model's input by a Pillow image processor.
+
+    By name and never `CLIPProcessor`: that resizes with torchvision where there is one, and
+    scores would differ from machine to machine.
+    """
+    return lambda images: processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+
+def scores(values_B: Tensor) -> np.ndarray:
+    """As every reward returns them: float32 [B], on the CPU."""
+    return values_B.float().cpu().numpy()

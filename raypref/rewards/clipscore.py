@@ -1,0 +1,84 @@
+"""CLIPScore: how close an untuned CLIP puts an image to its prompt (Hessel et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from raypref.config import Location, Resources, Section, setting
+from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.rewards.clip import clip_folder, load_clip, scores
+
+KEY = "rewards.clipscore.model"
+
+# Hessel et al., section 3: the weight that spreads cosines over about 0..1, and the words they
+# put before a caption.
+HESSEL_WEIGHT = 2.5
+HESSEL_PREFIX = "A photo depicts "
+
+
+class ClipScoreConfig(Section):
+    """Which CLIP, and on which scale."""
+
+    model: Location = setting(
+        "openai/clip-vit-large-patch14", "hub id or folder of a CLIP model with its processor"
+    )
+    variant: Literal["percent", "hessel", "cosine"] = setting(
+        "percent",
+        "percent: 100 max(cos, 0); hessel: 2.5 max(cos, 0), prompt after 'A photo depicts'; cosine",
+    )
+    dtype: DType = setting("float32", "precision of the model")
+    resources: Resources = Resources(batch=16)
+
+    def check(self) -> None:
+        """Fail before any work.
+
+        Raises:
+            InputError: the model is not there; says where to get it.
+        """
+        clip_folder(self.model, key=KEY)
+
+    def load(self) -> ClipScore:
+        """The model, loaded once a process."""
+        return _load(self)
+
+
+class ClipScore:
+    """The scale of text-to-image papers by default: 100 max(cos, 0), about 20..35.
+
+    `percent` is what torchmetrics' `CLIPScore` computes for each image, `hessel` the original
+    (its paper used ViT-B/32, its prefix and weight 2.5), `cosine` the raw -1..1 of Diffusion-DRO
+    (there with ViT-H/14). Different models' numbers are not comparable on any scale.
+    """
+
+    def __init__(self, config: ClipScoreConfig) -> None:
+        self.variant = config.variant
+        self.clip = load_clip(
+            clip_folder(config.model, key=KEY),
+            key=KEY,
+            device=pick_device(config.resources.num_gpus),
+            dtype=DTYPES[config.dtype],
+        )
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Image embeddings of unit length, float32 [B, D]."""
+        return scores(self.clip.images(images))
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
+        if self.variant == "hessel":
+            prompts = [HESSEL_PREFIX + prompt for prompt in prompts]
+        cosine_B = self.clip.cosines(images, prompts)
+        if self.variant == "cosine":
+            return scores(cosine_B)
+        weight = 100.0 if self.variant == "percent" else HESSEL_WEIGHT
+        return scores(weight * cosine_B.clamp(min=0))
+
+
+@lru_cache(maxsize=1)
+def _load(config: ClipScoreConfig) -> ClipScore:
+    return ClipScore(config)

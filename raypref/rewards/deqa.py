@@ -1,0 +1,139 @@
+"""DeQA-Score: the quality of an image, whatever its prompt (You et al. 2025).
+
+The model (mPLUG-Owl2) is Python code in its repository, which runs only with an old transformers.
+So it has to be allowed, and needs workers with an environment of their own, `runtime_env`. This
+module must run in that environment: it imports nothing of the project that needs more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+
+from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.hub import model_folder
+
+KEY = "rewards.deqa.model"
+# Versions from the model's README; the hub client is the last series that this transformers takes.
+PINS = (
+    "transformers==4.36.1",
+    "tokenizers==0.15.0",
+    "huggingface_hub==0.25.2",
+    "sentencepiece==0.1.99",
+    "icecream",
+)
+PROMPT = (
+    "USER: How would you rate the quality of this image?\n",
+    "\nASSISTANT: The quality of the image is",
+)
+IMAGE_TOKEN = -200  # what stands between the two until the model puts the image there
+LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
+
+
+class DeQAConfig(Section):
+    """Which DeQA weights and how; off unless its code is allowed."""
+
+    model: Location = setting("zhiyuanyou/DeQA-Score-Mix3", "hub id or folder of the model")
+    revision: str = setting(
+        "246e219b7e3bc9b5dff5269c1a8564087aefca3f", "commit on the hub; no other code is run"
+    )
+    allow_code: bool = setting(False, "run the Python code that comes with the model")
+    dtype: Literal["float32", "float16", "bfloat16"] = setting("float16", "precision of the model")
+    resources: Resources = Resources(batch=8)
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """Ray's description of the environment that a worker needs for it."""
+        return {"pip": list(PINS)}
+
+    def check(self) -> None:
+        """Look for the model.
+
+        Raises:
+            InputError: its code is not allowed, or the model is missing.
+        """
+        if not self.allow_code:
+            raise InputError(
+                f"rewards.deqa.allow_code: '{self.model}' brings Python code of its own; read it "
+                f"and set rewards.deqa.allow_code=true to run revision {self.revision}"
+            )
+        model_folder(self.model, key=KEY, probe="config.json")
+
+    def load(self) -> DeQA:
+        """The model, loaded once a process."""
+        return _load(self)
+
+
+class DeQA:
+    """Expected level of quality, from 1 (bad) to 5 (excellent); prompts are not looked at.
+
+    Every row has the same text and one square image: rows of a batch have nothing to do with each
+    other but for rounding, 1e-5 in float32 and 0.02 in the half precisions.
+    """
+
+    def __init__(self, config: DeQAConfig) -> None:
+        config.check()
+        folder = model_folder(config.model, key=KEY, probe="config.json")
+        source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": True}
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, use_fast=False, **source)
+            self.images = AutoImageProcessor.from_pretrained(folder, **source)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                torch_dtype=torch.__dict__[config.dtype],  # the old name of `dtype`
+                attn_implementation="eager",
+                use_safetensors=True,
+                **source,
+            )
+        except (ImportError, AttributeError, TypeError, OSError, ValueError) as error:
+            said = str(error).strip().splitlines()[0][:160]
+            raise InputError(
+                f"{KEY}: '{config.model}' does not load with transformers "
+                f"{transformers.__version__} ({type(error).__name__}: {said}); it needs a Python "
+                f"with {', '.join(PINS)}"
+            ) from None
+        gpu = config.resources.num_gpus and torch.cuda.is_available()
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.model = model.to(self.device).eval()
+        before, after = (self.tokenizer(text).input_ids for text in PROMPT)
+        if after[0] == self.tokenizer.bos_token_id:
+            after = after[1:]
+        self.text_1L = torch.tensor([[*before, IMAGE_TOKEN, *after]], device=self.device)
+        self.levels = [
+            self.tokenizer(level, add_special_tokens=False).input_ids[0] for level in LEVELS
+        ]
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images: float32 [B]."""
+        assert len(images) == len(prompts)
+        colour = tuple(int(255 * mean) for mean in self.images.image_mean)
+        squares = [square(image, colour) for image in images]
+        pixels = self.images(images=squares, return_tensors="pt")["pixel_values"]
+        logits_BLV = self.model(
+            input_ids=self.text_1L.repeat(len(images), 1),
+            images=pixels.to(self.device, self.model.dtype),
+        )["logits"]
+        chances_B5 = logits_BLV[:, -1, self.levels].float().softmax(-1)
+        worth_5 = torch.tensor(list(LEVELS.values()), device=self.device)
+        return (chances_B5 @ worth_5).cpu().numpy()
+
+
+def square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of the smallest square that holds it."""
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), colour)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
+@lru_cache(maxsize=1)
+def _load(config: DeQAConfig) -> DeQA:
+    return DeQA(config)

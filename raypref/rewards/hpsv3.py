@@ -1,0 +1,198 @@
+"""HPSv3: Qwen2-VL-7B with a head that predicts mean and spread of preference (Ma et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, Qwen2VLModel
+
+from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.diffusion.backbone import DType, pick_device
+from raypref.hub import weight_file
+from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
+
+KEY, BASE_KEY = "rewards.hpsv3.model", "rewards.hpsv3.base"
+PIXELS = 256 * 28 * 28  # of an image, up to rounding to whole tokens
+MARK = "<|Reward|>"  # the token at which the score is read
+# Word for word, and space for space, what the model was trained with.
+INSTRUCTION = (
+    "\nYou are tasked with evaluating a generated image based on Visual Quality and Text Alignment "
+    "and give a overall score to estimate the human preference. Please provide a rating from 0 to "
+    "10, with 0 being the worst and 10 being the best. \n"
+    "\n"
+    "**Visual Quality:**  \n"
+    "Evaluate the overall visual quality of the image. The following sub-dimensions should be "
+    "considered:\n"
+    "- **Reasonableness:** The image should not contain any significant biological or logical "
+    "errors, such as abnormal body structures or nonsensical environmental setups.\n"
+    "- **Clarity:** Evaluate the sharpness and visibility of the image. The image should be clear "
+    "and easy to interpret, with no blurring or indistinct areas.\n"
+    "- **Detail Richness:** Consider the level of detail in textures, materials, lighting, and "
+    "other visual elements (e.g., hair, clothing, shadows).\n"
+    "- **Aesthetic and Creativity:** Assess the artistic aspects of the image, including the color "
+    "scheme, composition, atmosphere, depth of field, and the overall creative appeal. The scene "
+    "should convey a sense of harmony and balance.\n"
+    "- **Safety:** The image should not contain harmful or inappropriate content, such as "
+    "political, violent, or adult material. If such content is present, the image quality and "
+    "satisfaction score should be the lowest possible. \n"
+    "\n"
+    "**Text Alignment:**  \n"
+    "Assess how well the image matches the textual prompt across the following sub-dimensions:\n"
+    "- **Subject Relevance** Evaluate how accurately the subject(s) in the image (e.g., person, "
+    "animal, object) align with the textual description. The subject should match the description "
+    "in terms of number, appearance, and behavior.\n"
+    "- **Style Relevance:** If the prompt specifies a particular artistic or stylistic style, "
+    "evaluate how well the image adheres to this style.\n"
+    "- **Contextual Consistency**: Assess whether the background, setting, and surrounding "
+    "elements in the image logically fit the scenario described in the prompt. The environment "
+    "should support and enhance the subject without contradictions.\n"
+    "- **Attribute Fidelity**: Check if specific attributes mentioned in the prompt (e.g., colors, "
+    "clothing, accessories, expressions, actions) are faithfully represented in the image. Minor "
+    "deviations may be acceptable, but critical attributes should be preserved.\n"
+    "- **Semantic Coherence**: Evaluate whether the overall meaning and intent of the prompt are "
+    "captured in the image. The generated content should not introduce elements that conflict with "
+    "or distort the original description.\n"
+    "Textual prompt - {prompt}\n"
+    "\n\n"
+    "\nPlease provide the overall ratings of this image: <|Reward|>\n"
+    "\nEND\n"
+)
+
+# Beginning of an official name to what it is in `Qwen2VLModel`; the first that fits counts. The
+# first two are what transformers has written since 4.52, the others what it wrote before.
+RENAMED = {
+    "model.visual.": "visual.",
+    "model.language_model.": "language_model.",
+    "visual.": "visual.",
+    "model.": "language_model.",
+}
+UNUSED = ("lm_head.weight",)  # nothing is written
+
+
+class HPSv3Config(Section):
+    """Which HPSv3 weights and how."""
+
+    model: Location = setting(
+        "MizzenAI/HPSv3/HPSv3.safetensors", "weight file, or OWNER/REPO/FILE on the hub"
+    )
+    base: Location = setting(
+        "Qwen/Qwen2-VL-7B-Instruct", "hub id or folder of its architecture and tokenizer"
+    )
+    dtype: DType = setting("bfloat16", "precision of the model; its head is always float32")
+    resources: Resources = Resources(batch=8)
+
+    def check(self) -> None:
+        """Look for the weights and the base.
+
+        Raises:
+            InputError: they are missing or of another kind.
+        """
+        checked_folder(self.base, key=BASE_KEY, kinds=["qwen2_vl"])
+        weight_file(self.model, key=KEY, origin="https://huggingface.co/MizzenAI/HPSv3")
+
+    def load(self) -> HPSv3:
+        """The model, loaded once a process."""
+        return _load(self)
+
+
+class HPSv3:
+    """The mean of the preference that the head predicts, without bound.
+
+    Between batches it differs by up to 1e-5 in float32 and 0.02 in bfloat16.
+    """
+
+    def __init__(self, config: HPSv3Config) -> None:
+        base = checked_folder(config.base, key=BASE_KEY, kinds=["qwen2_vl"])
+        file = weight_file(config.model, key=KEY, origin="https://huggingface.co/MizzenAI/HPSv3")
+        try:
+            backbone, head = split(load_file(file))
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"{KEY}: '{file}' does not hold HPSv3's weights: {error}") from None
+        self.read = Reader(base, key=BASE_KEY, pixels=PIXELS)
+        self.read.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
+        self.mark: int = self.read.tokenizer.convert_tokens_to_ids(MARK)
+        architecture = AutoConfig.from_pretrained(base)
+        # The official model has a row for each token of the tokenizer, the base some to spare.
+        rows = len(backbone["language_model.embed_tokens.weight"])
+        if rows <= self.mark:
+            raise InputError(f"{BASE_KEY}: the tokenizer has {self.mark + 1} tokens, {KEY} {rows}")
+        architecture.text_config.vocab_size = rows
+        self.backbone = pretrained(
+            Qwen2VLModel,
+            None,
+            key=KEY,
+            dtype=config.dtype,
+            config=architecture,
+            state_dict=backbone,
+        )
+        self.head = make_head(architecture.text_config.hidden_size)
+        try:
+            self.head.load_state_dict(head)
+        except RuntimeError as error:
+            lines = str(error).splitlines()
+            raise InputError(f"{KEY}: rm_head does not fit: {lines[-1].strip()}") from None
+        self.device = pick_device(config.resources.num_gpus)
+        self.backbone.to(self.device)
+        self.head.to(self.device).eval()
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return self.distribution(images, prompts)[:, 0].cpu().numpy()
+
+    @torch.no_grad()
+    def distribution(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Both outputs of the head, mean first: float32 [B, 2]."""
+        texts = [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
+        inputs = self.read(images, texts, side="right")
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        hidden_BLD = self.backbone(**inputs, use_cache=False).last_hidden_state
+        return self.head(hidden_BLD[inputs["input_ids"] == self.mark].float())
+
+
+def make_head(width: int) -> nn.Sequential:
+    """The head, always in float32."""
+    return nn.Sequential(
+        nn.Linear(width, 1024),
+        nn.ReLU(),
+        nn.Dropout(0.05),
+        nn.Linear(1024, 16),
+        nn.ReLU(),
+        nn.Linear(16, 2),
+    )
+
+
+def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The official weights under the names of `Qwen2VLModel`, and those of the head.
+
+    Raises:
+        KeyError: a name is not among the official ones.
+    """
+    backbone, head = {}, {}
+    for name, value in state.items():
+        if name.startswith("rm_head."):
+            head[name.removeprefix("rm_head.")] = value.float()
+        elif name not in UNUSED:
+            backbone[renamed(name)] = value
+    if "language_model.embed_tokens.weight" not in backbone:
+        raise KeyError("there are no token embeddings")
+    return backbone, head
+
+
+def renamed(name: str) -> str:
+    """The name of an official weight in `Qwen2VLModel`."""
+    for old, new in RENAMED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise KeyError(f"unknown weight {name}")
+
+
+@lru_cache(maxsize=1)
+def _load(config: HPSv3Config) -> HPSv3:
+    return HPSv3(config)

@@ -1,0 +1,76 @@
+"""SGP-PickScore, the realism of Figure 2a: nearer to a photograph or to a rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from raypref.config import Location, Resources, Section, setting
+from raypref.diffusion.backbone import DType
+from raypref.hub import model_folder
+from raypref.rewards.clip import Clip, processed, scores
+from raypref.rewards.pickscore import PickScoreConfig
+
+# Control words before the prompt, joined as Shen et al. 2025 (SRPO) join them.
+PHOTO = "Realistic photo. "
+RENDER = "CG render. "
+
+
+class RealismConfig(Section):
+    """Which PickScore. The same settings as `pickscore` share its model in a worker."""
+
+    model: Location = setting("yuvalkirstain/PickScore_v1", "hub id or folder of PickScore")
+    processor: Location = setting(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "hub id or folder of its processor"
+    )
+    dtype: DType = setting("float32", "precision of the model; half precision drowns the score")
+    resources: Resources = Resources(batch=16)
+
+    def check(self) -> None:
+        """Fail before any work.
+
+        Raises:
+            InputError: model or processor is not there; says where to get it.
+        """
+        model_folder(self.model, key="rewards.realism.model", probe="config.json")
+        probe = "preprocessor_config.json"
+        model_folder(self.processor, key="rewards.realism.processor", probe=probe)
+
+    def load(self) -> Realism:
+        """The model, loaded once a process."""
+        return _load(self)
+
+
+class Realism:
+    """PickScore("Realistic photo. " + prompt) - PickScore("CG render. " + prompt).
+
+    Semantic guided preference (Shen et al. 2025, arXiv 2509.06942) with PickScore; method: section
+    5. On PickScore's scale of about 20, so a difference of a few hundredths: published values run
+    from -0.25 to -0.01. Above 0 is closer to a photograph. The image is embedded once.
+    """
+
+    def __init__(self, config: RealismConfig) -> None:
+        config.check()
+        pickscore = PickScoreConfig(
+            model=config.model,
+            processor=config.processor,
+            dtype=config.dtype,
+            resources=config.resources,
+        ).load()
+        self.scale = pickscore.scale
+        self.clip = Clip(pickscore.model, pickscore.tokenizer, processed(pickscore.image_processor))
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images with their prompts (cut at 77 tokens, prefix included): float32 [B]."""
+        photo_BD = self.clip.texts([PHOTO + prompt for prompt in prompts])
+        render_BD = self.clip.texts([RENDER + prompt for prompt in prompts])
+        towards_B = (self.clip.images(images) * (photo_BD - render_BD)).sum(dim=-1)
+        return scores(self.scale * towards_B)
+
+
+@lru_cache(maxsize=1)
+def _load(config: RealismConfig) -> Realism:
+    return Realism(config)

@@ -1,0 +1,107 @@
+"""UnifiedReward: a model that writes down a score from 1 to 5 (Wang et al. 2025)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from raypref.config import Location, Resources, Section, setting
+from raypref.diffusion.backbone import DType
+from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
+
+log = logging.getLogger(__name__)
+
+KEY = "rewards.unifiedreward.model"
+# Word for word what the model was trained to be asked.
+QUESTION = (
+    "You are given a text caption and a generated image based on that caption. Your task is to "
+    "evaluate this image based on two key criteria:\n"
+    "1. Alignment with the Caption: Assess how well this image aligns with the provided caption. "
+    "Consider the accuracy of depicted objects, their relationships, and attributes as described "
+    "in the caption.\n"
+    "2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail "
+    "preservation, color accuracy, and overall aesthetic appeal.\n"
+    "Extract key elements from the provided text caption, evaluate their presence in the generated "
+    "image using the format: 'element (type): value' (where value=0 means not generated, and "
+    "value=1 means generated), and assign a score from 1 to 5 after 'Final Score:'.\n"
+    "Your task is provided as follows:\n"
+    "Text Caption: [{prompt}]"
+)
+# The number may stand in bold or in brackets.
+_SCORE = re.compile(r"Final Score:[\s*\[]*(\d+(?:\.\d+)?)")
+
+
+class UnifiedRewardConfig(Section):
+    """Which UnifiedReward weights and how."""
+
+    model: Location = setting(
+        "CodeGoat24/UnifiedReward-qwen-7b", "hub id or folder of the Qwen2.5-VL model"
+    )
+    max_new_tokens: int = setting(512, "longest answer; the score stands at its end", ge=1)
+    dtype: DType = setting("bfloat16", "precision of the model")
+    resources: Resources = Resources(batch=8)
+
+    def check(self) -> None:
+        """Look for the model.
+
+        Raises:
+            InputError: it is missing or of another kind.
+        """
+        checked_folder(self.model, key=KEY, kinds=["qwen2_5_vl"])
+
+    def load(self) -> UnifiedReward:
+        """The model, loaded once a process."""
+        return _load(self)
+
+
+class UnifiedReward:
+    """The number after "Final Score:", 1 to 5; NaN where the answer holds none.
+
+    An answer is the likeliest one, token by token. In float32 it does not depend on its batch; in
+    bfloat16 two tokens that are nearly as likely may change places, and the score with them.
+    """
+
+    def __init__(self, config: UnifiedRewardConfig) -> None:
+        self.max_new_tokens = config.max_new_tokens
+        self.asked = self.unreadable = 0  # answers since the model was loaded
+        self.vlm = VisionLanguage(
+            checked_folder(config.model, key=KEY, kinds=["qwen2_5_vl"]),
+            key=KEY,
+            dtype=config.dtype,
+            num_gpus=config.resources.num_gpus,
+        )
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images against their prompts: float32 [B], NaN for an answer without a score."""
+        questions = [QUESTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
+        answers = self.vlm.answers(images, questions, max_new_tokens=self.max_new_tokens)
+        scores = [parse(answer) for answer in answers]
+        unreadable = [a for a, score in zip(answers, scores, strict=True) if math.isnan(score)]
+        self.asked += len(answers)
+        self.unreadable += len(unreadable)
+        if unreadable:
+            log.warning(
+                "UnifiedReward: %d of %d answers so far hold no score from 1 to 5, such as %r",
+                self.unreadable,
+                self.asked,
+                unreadable[0][-80:],
+            )
+        return np.array(scores, dtype=np.float32)
+
+
+def parse(answer: str) -> float:
+    """The number after the last "Final Score:", or NaN if there is none from 1 to 5."""
+    numbers = _SCORE.findall(answer)
+    score = float(numbers[-1]) if numbers else math.nan
+    return score if 1 <= score <= 5 else math.nan
+
+
+@lru_cache(maxsize=1)
+def _load(config: UnifiedRewardConfig) -> UnifiedReward:
+    return UnifiedReward(config)

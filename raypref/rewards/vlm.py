@@ -1,0 +1,153 @@
+"""Vision-language models of Qwen's kind: images and questions in, likelihoods or answers out.
+
+They are fed by image processor and tokenizer: their processor as a whole needs torchvision, for
+videos that nobody asks about here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from raypref.config import InputError
+from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.hub import model_folder
+
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_PROBES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
+    """What to hand to `from_pretrained`, after a look at the small files.
+
+    Raises:
+        InputError: it cannot be had, or is not of these kinds.
+    """
+    for probe in _PROBES:
+        folder = model_folder(ref, key=key, probe=probe)
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: '{ref}' has no readable config.json: {_line(error)}") from None
+    if kind not in kinds:
+        raise InputError(f"{key}: '{ref}' is a {kind} model; {' or '.join(kinds)} is needed")
+    return folder
+
+
+def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **options: Any) -> Any:
+    """`from_pretrained` in evaluation mode, which refuses weights that do not fit the model.
+
+    Raises:
+        InputError: weights are missing, surplus, damaged or of another shape.
+    """
+    try:
+        model, report = loader.from_pretrained(
+            folder, dtype=DTYPES[dtype], output_loading_info=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{key}: the weights cannot be loaded: {_line(error)}") from None
+    for what in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, report[f"{what}_keys"])):
+            raise InputError(f"{key}: {len(names)} weights are {what}, such as {names[0]}")
+    return model.eval()
+
+
+def plain(prompt: str) -> str:
+    """The prompt without anything that a tokenizer would take for a special token."""
+    return prompt.replace("<|", "< |")
+
+
+class Reader:
+    """Makes a model's inputs from images and the text asked about each.
+
+    Args:
+        folder: holds image processor and tokenizer.
+        key: the configuration key it came from, for the error.
+        pixels: resize images to about this many pixels; None: to within the model's own limits.
+    """
+
+    def __init__(self, folder: str, *, key: str, pixels: int | None = None) -> None:
+        limits: dict[str, Any] = (
+            {} if pixels is None else {"min_pixels": pixels, "max_pixels": pixels}
+        )
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder, **limits)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{key}: the tokenizer of '{folder}' has no chat template")
+        # A token that every conversation holds: what fills a short row is masked, but a repetition
+        # penalty would notice a new one, and an answer would depend on the rest of its batch.
+        self.tokenizer.pad_token = "<|im_end|>"
+
+    def __call__(
+        self, images: Sequence[Image.Image], texts: Sequence[str], *, side: Literal["left", "right"]
+    ) -> dict[str, Tensor]:
+        """Inputs of B conversations, one image and one text each, padded on one side."""
+        pixels = self.images(images=list(images), return_tensors="pt")
+        place = "<|image_pad|>"
+        # An image takes one token for every square of patches that the model merges.
+        counts = pixels["image_grid_thw"].prod(-1) // self.images.merge_size**2
+        asked = zip(texts, counts.tolist(), strict=True)
+        conversations = [
+            self._conversation(text).replace(place, place * count, 1) for text, count in asked
+        ]
+        tokens = self.tokenizer(conversations, padding=True, padding_side=side, return_tensors="pt")
+        is_image = tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)
+        # Qwen2.5-VL does without the last one silently, and places the image wrongly.
+        return {**tokens, **pixels, "mm_token_type_ids": is_image.long()}
+
+    def _conversation(self, text: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        turn = [{"role": "user", "content": content}]
+        chat = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        assert isinstance(chat, str)
+        return chat
+
+
+class VisionLanguage:
+    """A model that answers questions about images.
+
+    Args:
+        folder: from `checked_folder`.
+        key: the configuration key it came from, for errors.
+        dtype: precision of the model.
+        num_gpus: 0 runs on the CPU.
+    """
+
+    def __init__(self, folder: str, *, key: str, dtype: DType, num_gpus: float) -> None:
+        self.read = Reader(folder, key=key)
+        self.model = pretrained(AutoModelForImageTextToText, folder, key=key, dtype=dtype)
+        self.model.to(pick_device(num_gpus))
+
+    @torch.no_grad()
+    def next_token(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        """Log-probability of each token to begin the answer: float32 [B, V], on the CPU."""
+        logits_B1V = self.model(**self._inputs(images, questions), logits_to_keep=1).logits
+        return logits_B1V[:, -1].float().log_softmax(-1).cpu()
+
+    @torch.no_grad()
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, max_new_tokens: int
+    ) -> list[str]:
+        """The likeliest answers, token by token; no chance is involved."""
+        inputs = self._inputs(images, questions)
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        ids_BL = self.model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens)
+        asked = inputs["input_ids"].shape[1]
+        decoded = self.read.tokenizer.batch_decode(ids_BL[:, asked:], skip_special_tokens=True)
+        return [answer.strip() for answer in decoded]
+
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
+        inputs = self.read(images, questions, side="left")  # the answers begin at one place
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library says."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"

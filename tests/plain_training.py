@@ -1,0 +1,313 @@
+"""Both stages written out plainly, to hold the project's own against: it shares no code with it.
+
+One sample at a time, every rollout run to its end, whole copies of the network as reference and
+policy, LoRA as two matrices beside a linear layer. From libraries: the networks, autoencoders and
+text encoders, the noise schedules, AdamW.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+T = 1000
+Network = Callable[[Tensor, float], Tensor]  # latents and timestep to prediction
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """The documented source of randomness: sha256 of the parts, 63 bits of it."""
+    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class LoraLinear(nn.Module):
+    """A linear layer and, beside it, two matrices."""
+
+    def __init__(self, base: nn.Linear, *, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, alpha / rank
+        self.down = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float64))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * (x @ self.down.T @ self.up.T)
+
+
+def with_lora(
+    network: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float, seed: int
+) -> dict[str, LoraLinear]:
+    """Put LoRA on the layers of these names; down is Gaussian with deviation 1/rank."""
+    network.requires_grad_(False).eval()
+    wanted = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and any(name.endswith(f".{t}") for t in targets)
+    ]
+    generator, layers = seeded(seed, "lora"), {}
+    for name in wanted:
+        parent, _, last = name.rpartition(".")
+        layer = LoraLinear(network.get_submodule(name), rank=rank, alpha=alpha)  # type: ignore[arg-type]
+        setattr(network.get_submodule(parent), last, layer)
+        layers[name] = layer
+    for layer in layers.values():
+        layer.down.data = (torch.randn(layer.down.shape, generator=generator) / rank).double()
+    return layers
+
+
+class SD15:
+    """Epsilon prediction, DPM-Solver++(2M)."""
+
+    component = "unet"
+
+    def __init__(self, folder: str) -> None:
+        self.pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.abar = schedule.alphas_cumprod.double().tolist()
+
+    def prompt(self, text: str) -> Any:
+        return self.pipe.encode_prompt([text], "cpu", 1, False)[0]
+
+    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+        return module(x[None], torch.tensor([int(t)]), prompt).sample[0]
+
+    def draw_timestep(self, generator: torch.Generator) -> float:
+        return int(torch.randint(T, (), generator=generator))
+
+    def noised(self, x0: Tensor, noise: Tensor, t: float) -> Tensor:
+        abar = self.abar[int(t)]
+        return math.sqrt(abar) * x0 + math.sqrt(1 - abar) * noise
+
+    def target(self, x0: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+    def jittered(self, n: int, offset: int) -> list[float]:
+        return [(n - 1 - i) * (T // n) + offset for i in range(n)]
+
+    def even(self, n: int) -> list[float]:
+        return [T - 1 - i * (T // n) for i in range(n)]
+
+    def rollout(self, predict: Network, x: Tensor, grid: list[float]) -> list[Any]:
+        """(latent, prediction, timestep) before every step, and at the end the clean latent."""
+        a = [math.sqrt(self.abar[int(t)]) for t in grid]
+        s = [math.sqrt(1 - self.abar[int(t)]) for t in grid]
+        lam = [math.log(p / q) for p, q in zip(a, s, strict=True)]
+        seen: list[Any] = []
+        last = x
+        for i, t in enumerate(grid):
+            eps = predict(x, t)
+            seen.append((x, eps, t))
+            x0 = (x - s[i] * eps) / a[i]
+            if i == len(grid) - 1:
+                x = x0
+            else:
+                h, better = lam[i + 1] - lam[i], x0
+                if i > 0:
+                    r = (lam[i] - lam[i - 1]) / h
+                    better = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * last
+                x = s[i + 1] / s[i] * x - a[i + 1] * math.expm1(-h) * better
+            last = x0
+        return [*seen, x]
+
+
+class SD3:
+    """Velocity prediction, Euler; a timestep is a noise level in thousandths."""
+
+    component = "transformer"
+
+    def __init__(self, folder: str) -> None:
+        self.pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.folder = folder
+        self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
+
+    def fresh(self) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+
+    def prompt(self, text: str) -> Any:
+        sequence, _, pooled, _ = self.pipe.encode_prompt(
+            [text], None, None, device="cpu", do_classifier_free_guidance=False
+        )
+        return sequence, pooled
+
+    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+        return module(
+            hidden_states=x[None],
+            timestep=torch.tensor([t], dtype=torch.float32),
+            encoder_hidden_states=prompt[0],
+            pooled_projections=prompt[1],
+        ).sample[0]
+
+    def draw_timestep(self, generator: torch.Generator) -> float:
+        u = torch.sigmoid(torch.randn((), generator=generator))
+        return T * self.levels[int(u * T)]
+
+    def noised(self, x0: Tensor, noise: Tensor, t: float) -> Tensor:
+        return (1 - t / T) * x0 + t / T * noise
+
+    def target(self, x0: Tensor, noise: Tensor) -> Tensor:
+        return noise - x0
+
+    def jittered(self, n: int, offset: int) -> list[float]:
+        places = [(n - 1 - i) * (T // n) + offset for i in range(n)]
+        return [T * self.levels[T - 1 - place] for place in places]
+
+    def even(self, n: int) -> list[float]:
+        scheduler = self.fresh()
+        scheduler.set_timesteps(n)
+        return [T * sigma for sigma in scheduler.sigmas.double().tolist()[:-1]]
+
+    def rollout(self, predict: Network, x: Tensor, grid: list[float]) -> list[Any]:
+        seen: list[Any] = []
+        for t, following in zip(grid, [*grid[1:], 0.0], strict=True):
+            v = predict(x, t)
+            seen.append((x, v, t))
+            x = x + (following - t) / T * v
+        return [*seen, x]
+
+
+@dataclass
+class Plain:
+    """A run of a stage; `step` makes one optimizer step and notes what it did."""
+
+    family: SD15 | SD3
+    pairs: list[tuple[str, Image.Image, Image.Image]]  # caption, photograph, twin
+    stage: Any  # its settings
+    targets: tuple[str, ...]
+    rank: int
+    alpha: float
+    seed: int
+    name: str
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    clipped: list[list[Tensor]] = field(default_factory=list)
+    weights: list[list[Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.learner = copy.deepcopy(self.family.pipe.components[self.family.component])
+        self.layers = with_lora(
+            self.learner, self.targets, rank=self.rank, alpha=self.alpha, seed=self.seed
+        )
+        self.reference = copy.deepcopy(self.learner)
+        self.policy = copy.deepcopy(self.learner)
+        self.parameters = [p for layer in self.layers.values() for p in (layer.down, layer.up)]
+        self.shadow = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.stage.lr, weight_decay=self.stage.weight_decay
+        )
+        # What the frozen parts say, kept to save time.
+        self.encoded: dict[Any, Any] = {}
+
+    def step(self) -> None:
+        """Accumulate over the batch, clip, AdamW, moving average."""
+        n, stage = len(self.losses), self.stage
+        if n % stage.policy_lag == 0:
+            self.policy = copy.deepcopy(self.learner)
+        total = 0.0
+        for index in range(stage.batch):
+            loss = self.loss(n, index) / stage.batch
+            loss.backward()
+            total += loss.item()
+        gradients = [p.grad for p in self.parameters]
+        norm = math.sqrt(sum(g.square().sum().item() for g in gradients))  # type: ignore[union-attr]
+        for p in self.parameters:
+            p.grad = p.grad * min(1.0, stage.clip / (norm + 1e-6))  # type: ignore[operator]
+        self.clipped.append([p.grad.clone() for p in self.parameters])  # type: ignore[union-attr]
+        warm = min(1.0, n / stage.warmup_steps) if stage.warmup_steps else 1.0
+        self.optimizer.param_groups[0]["lr"] = stage.lr * warm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = 0.0 if n == 0 else min(stage.ema_decay, (1 + n) / (10 + n))
+        for mean, p in zip(self.shadow, self.parameters, strict=True):
+            mean.copy_(decay * mean + (1 - decay) * p.detach())
+        self.losses.append(total)
+        self.norms.append(norm)
+        self.weights.append([p.detach().clone() for p in self.parameters])
+
+    def loss(self, step: int, index: int) -> Tensor:
+        """Of one sample. It draws the pair; two uniforms; the form's numbers; three noises."""
+        stage, family = self.stage, self.family
+        epoch, place = divmod(step * stage.batch + index, len(self.pairs))
+        order = torch.randperm(
+            len(self.pairs), generator=seeded(self.seed, self.name, "epoch", epoch)
+        )
+        pair = int(order[place])
+        g = seeded(self.seed, self.name, "sample", step, index)
+        flip_draw, drop_draw = torch.rand(2, generator=g).tolist()
+        flip = flip_draw < stage.flip
+        prompt = self.prompt("" if drop_draw < stage.caption_dropout else self.pairs[pair][0])
+        rolled = stage.objective == "dro" and stage.policy_state == "trajectory"
+        n = stage.rollout_steps
+        if rolled:
+            offset = int(torch.randint(T // n, (), generator=g))
+            stop = int(torch.randint(n, (), generator=g))
+        else:
+            t = family.draw_timestep(g)
+        shape = (3, *self.moments(0, 1, False)[0].shape)
+        first, second, third = torch.randn(shape, generator=g).double()
+
+        def predict(module: nn.Module) -> Network:
+            return lambda x, t: family.call(module, x, t, prompt)
+
+        photo = self.latent(pair, 1, flip, first)
+        if stage.objective == "dpo":
+            twin, noise = self.latent(pair, 2, flip, second), third
+            loser, loser_target = family.noised(twin, noise, t), family.target(twin, noise)
+        else:
+            noise, start = second, third
+            grid = family.jittered(n, offset) if rolled else family.even(n)
+            with torch.no_grad():
+                *states, image = family.rollout(predict(self.policy), start, grid)
+                if rolled:
+                    loser, loser_target, t = states[stop]
+                else:
+                    loser = family.noised(image, noise, t)
+                    loser_target = predict(self.learner)(loser, t)
+        winner, winner_target = family.noised(photo, noise, t), family.target(photo, noise)
+
+        def error(module: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+            return ((predict(module)(x, t) - target) ** 2).mean()
+
+        with torch.no_grad():
+            ref_winner = error(self.reference, winner, winner_target)
+            ref_loser = error(self.reference, loser, loser_target)
+        better = error(self.learner, winner, winner_target) - ref_winner
+        worse = error(self.learner, loser, loser_target) - ref_loser
+        if stage.objective == "dpo":
+            return torch.log1p(torch.exp(0.5 * stage.beta * (better - worse)))
+        return torch.maximum(better - worse, torch.tensor(stage.margin, dtype=torch.float64))
+
+    def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
+        """Drawn from what the autoencoder says of the image, shifted and scaled."""
+        mean, deviation = self.moments(pair, side, flip)
+        config = self.family.pipe.vae.config
+        return (mean + deviation * noise - (config.shift_factor or 0)) * config.scaling_factor
+
+    def moments(self, pair: int, side: int, flip: bool) -> tuple[Tensor, Tensor]:
+        if (pair, side, flip) not in self.encoded:
+            image: Any = self.pairs[pair][side]
+            if flip:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = self.family.pipe.image_processor.preprocess(image).double()
+            with torch.no_grad():
+                found = self.family.pipe.vae.encode(pixels).latent_dist
+            self.encoded[pair, side, flip] = found.mean[0], found.std[0]
+        return self.encoded[pair, side, flip]
+
+    def prompt(self, text: str) -> Any:
+        if text not in self.encoded:
+            with torch.no_grad():
+                self.encoded[text] = self.family.prompt(text)
+        return self.encoded[text]

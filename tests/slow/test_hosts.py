@@ -1,0 +1,153 @@
+"""Three hosts, an object store that is out of order now and then, and hosts that die."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+from hosts import Host, ray_node
+from object_store import BUCKET, BURST, SECRET, ObjectStore, object_store
+from safetensors.torch import load
+
+from jobs import RAY, REPOSITORY, SMALL, TOKEN, job, running
+from raypref.ledger import Ledger, join, read_bytes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.chaos,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not hosts.possible(), reason="may not make network namespaces here"),
+]
+
+RUN = join(BUCKET, "runs", "run")
+SETTINGS = (
+    *SMALL,
+    "source.limit=48",
+    "curate.exhaustive=true",
+    "stream.block_rows=4",
+    "stage1.steps=30",
+    "stage1.checkpoint_every=5",
+    "stage1.sample_every=0",
+    "stage1.resources.workers=2",
+    "run=run",
+    "tracking.uri=none",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the disturbed run."""
+
+    output: str
+    costs: dict[str, float]  # seconds from each kill to the next finished piece of work
+    store: ObjectStore
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a run on disk that nobody disturbed."""
+    storage = tmp_path_factory.mktemp("quiet")
+    for part in ("curate", "align"):
+        code, output = job(part, *SETTINGS, f"storage={storage}", folder=storage)
+        assert code == 0, output
+    return str(storage / "run")
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """The same run on three hosts, of which one dies in curation and one in training."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with ExitStack() as stack:
+        stack.enter_context(hosts.bridge())
+        head, first, second = machines = [Host(number) for number in (1, 2, 3)]
+        for machine in machines:
+            stack.callback(machine.remove)
+        store = stack.enter_context(object_store(hosts.GATEWAY))
+        env = {**store.variables, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+        def node(machine: Host, *arguments: str) -> None:
+            stack.enter_context(ray_node(machine, *arguments, folder=folder, env=env))
+
+        node(head, "--head", "--port=6379", f"--dashboard-host={head.address}", "--num-cpus=0")
+        for machine in (first, second):
+            node(machine, f"--address={head.address}:6379", "--num-cpus=1")
+
+        output, costs = "", {}
+        killings = {
+            # job, which host dies, what is counted, how much of it there is at the kill
+            "curate": (first, "curate/twins/part-", 2),
+            "full_pipeline": (second, "stage1/checkpoints/step-", 1),
+        }
+        for part, (victim, counted, enough) in killings.items():
+            with submitted(head, part, folder=folder) as started:
+                done = counter(store, counted)
+                started.wait_for(lambda: done() >= enough)  # noqa: B023
+                victim.kill()
+                before, began = latest(store, counted), time.monotonic()
+                started.wait_for(lambda: latest(store, counted) != before)  # noqa: B023
+                costs[part] = time.monotonic() - began
+                assert started.wait() == 0, started.output
+                output += started.output
+            if part == "curate":
+                node(victim, f"--address={head.address}:6379", "--num-cpus=1")
+        yield Outcome(output, costs, store)
+
+
+def submitted(head: Host, part: str, *, folder: Path) -> Any:
+    """`ray job submit` of a job, from the head."""
+    return running(
+        *(*head.inside, RAY, "job", "submit", f"--address=http://{head.address}:8265"),
+        *(f"--working-dir={REPOSITORY}", "--", "python", f"jobs/{part}.py", *SETTINGS),
+        f"storage={join(BUCKET, 'runs')}",
+        folder=folder,
+        env=TOKEN,
+    )
+
+
+def counter(store: ObjectStore, prefix: str) -> Callable[[], int]:
+    return lambda: len(latest(store, prefix))
+
+
+def latest(store: ObjectStore, prefix: str) -> set[str]:
+    """Files of the run whose path begins so."""
+    folder, _, name = prefix.rpartition("/")
+    return {
+        uri for uri in store.files(join(RUN, folder)) if uri.rsplit("/", 1)[-1][: len(name)] == name
+    }
+
+
+def test_pairs_and_lora_are_those_of_an_undisturbed_run(quiet: str, disturbed: Outcome) -> None:
+    for part, seconds in disturbed.costs.items():
+        print(f"a host lost in {part}: {seconds:.0f} s until the next piece of work was done")
+    ours, theirs = (Ledger(join(run, "pairs"), {}).table().to_pylist() for run in (RUN, quiet))
+    assert ours == theirs and len(ours) == 8
+    for stage in ("stage1", "stage2"):
+        name = f"{stage}/pytorch_lora_weights.safetensors"
+        one, other = (load(read_bytes(join(run, name)) or b"") for run in (RUN, quiet))
+        assert one.keys() == other.keys()
+        for key in one:
+            # Two workers add two halves of a gradient, one worker adds it in one go.
+            assert one[key].allclose(other[key], rtol=0, atol=1e-6), key
+
+
+def test_the_store_was_out_of_order(disturbed: Outcome) -> None:
+    app = disturbed.store.app
+    print(f"{app.refused} of {app.seen} requests were refused with 500 or 503")
+    assert app.refused > 2 * BURST
+
+
+def test_the_job_follows_and_keeps_the_secret(disturbed: Outcome) -> None:
+    assert re.search(r"twins: \d+/\d+ rows", disturbed.output)
+    assert f"Report: {RUN}/report/index.html" in disturbed.output
+    assert SECRET not in disturbed.output
+    files = disturbed.store.files(RUN)
+    assert not [uri for uri in files if uri.rsplit("/", 1)[-1].startswith(".")], "unfinished files"
+    for uri in files:
+        assert SECRET.encode() not in (read_bytes(uri) or b""), uri
