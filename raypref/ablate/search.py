@@ -69,7 +69,7 @@ def search_rows(
                 tune.report({**told, search.metric: told[search.metric], **reached})
                 before = row
 
-        for result in fit(trial, _space(search), config, rows, _how(search, folder, config)):
+        for result in fit(trial, space_of(search), config, rows, settle(search, folder, config)):
             point = {key: _rounded(value) for key, value in (result.config or {}).items()}
             row = plan_point(name, point, search, (result.metrics or {}).get("budget", 0), config)
             rows.append(row)
@@ -111,7 +111,8 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _space(search: Search) -> dict[str, Any]:
+def space_of(search: Search) -> dict[str, Any]:
+    """What Tune draws from."""
     space: dict[str, Any] = {}
     for key, values in search.space.items():
         if isinstance(values, Range) and values.whole:
@@ -124,7 +125,7 @@ def _space(search: Search) -> dict[str, Any]:
     return space
 
 
-def _how(search: Search, folder: str, config: AblateConfig) -> tune.TuneConfig:
+def settle(search: Search, folder: str, config: AblateConfig) -> tune.TuneConfig:
     """Searcher and scheduler."""
     mode = "min" if search.metric in LOWER_IS_BETTER else "max"
     drawn = [point for point in _drawn(folder) if point.keys() == search.space.keys()]
