@@ -77,8 +77,8 @@ class RunConfig(CurateConfig):
     rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
-    judge: JudgeConfig = JudgeConfig()
     model: ModelConfig = ModelConfig()
+    judge: JudgeConfig = JudgeConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -209,7 +209,7 @@ class Run:
             Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
             *([Step("start", self._starts, self._bring_in, starts)] if align.imports else []),
             *train,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, sides[1], *ev.checks())),
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
             *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
             Step("card", tuple, self._card),
             # The page is made again every time and tells the latest; its pictures are written once.

@@ -238,7 +238,7 @@ def _run(
         num_cpus=need.num_cpus,
         num_gpus=need.num_gpus or None,
         memory=int(need.memory_gib * 2**30) or None,
-        **({"runtime_env": dict(runtime_env)} if runtime_env else {}),
+        runtime_env=dict(runtime_env) if runtime_env else None,
     )
     rejected, busy, stopped, note = 0, 0.0, False, "0 rejected"
     began = time.monotonic()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 from report_runs import gather, make, scene, write_page
 
-from raypref.evaluate import tables
+from raypref.evaluate import statistics
 from raypref.ledger import Ledger
 from raypref.report.collect import _mlflow, prompt_gains
 
@@ -210,7 +210,7 @@ def test_prompt_gains_count_wins_ties_and_losses() -> None:
         for model, value in (("base", 21.0), ("both", value + (seed - 1.5) * 1e-3))
     ]
     better, lower = prompt_gains(
-        pd.DataFrame(rows, columns=list(tables.SCORES)), model="both", base="base"
+        pd.DataFrame(rows, columns=list(statistics.SCORES)), model="both", base="base"
     )
     assert (better.wins, better.ties, better.losses) == (1, 1, 1)
     assert [prompt for prompt, _ in better.gains] == ["p0", "p1", "p2"]

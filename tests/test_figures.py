@@ -42,7 +42,7 @@ def test_figure_2a_with_the_papers_points() -> None:
     table = summary(FIGURE_2A)
     first, *others = compared(table, None, tables.published("figure2a"))
     assert first.title == "Realism against Texture detail"
-    for text in ("base 1832, -0.041", "base, paper 1832, -0.041", "diffusion_dpo, paper"):
+    for text in ("base 1832, -0.041", "base, paper 1832, -0.041", "Diffusion-DPO, paper"):
         assert text in first.drawing
     assert [figure.title for figure in others] == ["Texture detail", "Realism"]
 

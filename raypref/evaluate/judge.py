@@ -1,4 +1,4 @@
-"""A reward's own accuracy: does it prefer what people prefer, and what else does it prefer?
+"""A reward's own accuracy: whether it prefers what people prefer, and what else it prefers.
 
 Numbers of labelled pairs of images: pairwise accuracy, agreement between rewards, and the bias of
 each reward towards brightness, contrast, saturation and composition, measured against the people's

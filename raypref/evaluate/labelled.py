@@ -92,8 +92,8 @@ def pickapic(place: Path, config: JudgeConfig) -> Iterator[Pair]:
             rows = table.read(columns=["caption", "label_0", *optional]).to_pylist()
         for number, row in enumerate(rows):
             if row.get("has_label", True):
-                images = (f"{file}#{number}#jpg_{side}" for side in (0, 1))
-                yield Pair(row["caption"], *images, float(row["label_0"]))
+                first, second = (f"{file}#{number}#jpg_{side}" for side in (0, 1))
+                yield Pair(row["caption"], first, second, float(row["label_0"]))
 
 
 def hpdv2(place: Path, config: JudgeConfig) -> Iterator[Pair]:
@@ -241,10 +241,10 @@ def _ranked(
     record: dict[str, Any], paths: str, ranks: str, place: Path, config: JudgeConfig
 ) -> Iterator[Pair]:
     ranked: Sequence[tuple[str, float]] = list(zip(record[paths], record[ranks], strict=True))
-    for (first, own), (second, other) in itertools.combinations(ranked, 2):
+    for (one, own), (two, other) in itertools.combinations(ranked, 2):
         if own != other:
-            images = (_path(path, place, config) for path in (first, second))
-            yield Pair(record["prompt"], *images, float(own < other))
+            first, second = (_path(path, place, config) for path in (one, two))
+            yield Pair(record["prompt"], first, second, float(own < other))
 
 
 def _path(name: str, place: Path, config: JudgeConfig) -> str:

@@ -16,6 +16,7 @@ MODELS = {
     "stage2_alone": "stage 2 alone",
     "stage2": "stage 2",
     "sft_stage2": "SFT + stage 2",
+    "diffusion_dpo": "Diffusion-DPO",
     "both": "stage 1 + stage 2",
 }
 # The paper's six first, under its own short names.
@@ -30,6 +31,7 @@ METRICS = {
     "hpsv2": "HPSv2",
     "clipscore": "CLIPScore",
     "vqascore": "VQAScore",
+    "dpg": "DPG-Bench",
     "texture_detail": "Texture detail",
     "colorfulness": "Colorfulness",
     "realism": "Realism",

@@ -11,6 +11,7 @@ from pydantic import field_validator
 from raypref.config import Location, Resources, Section, setting
 from raypref.curate.colorfulness import colorfulness
 from raypref.evaluate.accuracy import PromptAccuracy
+from raypref.evaluate.dpg import AskQuestions, read_questions
 from raypref.evaluate.metrics import texture_detail
 from raypref.images import open_png
 from raypref.rewards.base import Embed, Score
@@ -43,6 +44,12 @@ class MetricsConfig(Section):
     )
     critic: Location = setting(
         "", "classifier that judges prompt accuracy; there is one for the tiny world only"
+    )
+
+    dpg_questions: Location = setting(
+        "",
+        "DPG-Bench's question table (dpg_bench.csv), answered by the model of rewards.vqascore",
+        affects_result=False,
     )
 
     @field_validator("rewards")
@@ -112,7 +119,13 @@ def measures(
     for name in metrics.rewards:
         config = reward(name, pickscore, others)
         stage = Score(config, columns={"image": name}, prompt="prompt")
-        found[name] = Measure(stage, {name: config}, [name])
+        own = others.deqa.runtime_env if name == "deqa" else None
+        found[name] = Measure(stage, {name: config}, [name], own)
+    if metrics.dpg_questions:
+        asked = read_questions(metrics.dpg_questions)
+        ask = AskQuestions(others.vqascore, asked, column="image", prompt="prompt")
+        settings = {"vqascore": others.vqascore, "questions": metrics.dpg_questions}
+        found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
     if metrics.critic:
         accuracy = PromptAccuracy(metrics.critic)

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from raypref.config import Section
+from raypref.rewards.aesthetic import AestheticConfig
 from raypref.rewards.base import EmbedderConfig, RewardConfig
+from raypref.rewards.clipscore import ClipScoreConfig
+from raypref.rewards.deqa import DeQAConfig
+from raypref.rewards.dinov2 import DinoV2Config
+from raypref.rewards.hpsv2 import HPSv2Config
+from raypref.rewards.hpsv3 import HPSv3Config
+from raypref.rewards.imagereward import ImageRewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
+from raypref.rewards.realism import RealismConfig
+from raypref.rewards.unifiedreward import UnifiedRewardConfig
+from raypref.rewards.vqascore import VQAScoreConfig
 
 EMBEDDERS = ("pickscore", "clipscore", "dinov2")  # those with an `embed`, for the distances
 EMBED_ONLY = ("dinov2",)  # score nothing
@@ -15,6 +25,17 @@ class RewardsConfig(Section):
 
     A field's name is the reward's name in `metrics.rewards`, in the scores and in the tables.
     """
+
+    imagereward: ImageRewardConfig = ImageRewardConfig()
+    unifiedreward: UnifiedRewardConfig = UnifiedRewardConfig()
+    hpsv3: HPSv3Config = HPSv3Config()
+    deqa: DeQAConfig = DeQAConfig()
+    aesthetic: AestheticConfig = AestheticConfig()
+    hpsv2: HPSv2Config = HPSv2Config()
+    clipscore: ClipScoreConfig = ClipScoreConfig()
+    vqascore: VQAScoreConfig = VQAScoreConfig()
+    realism: RealismConfig = RealismConfig()
+    dinov2: DinoV2Config = DinoV2Config()
 
 
 def reward_names() -> list[str]:
