@@ -90,4 +90,5 @@ def _bars(
     if shown:
         x, y = zip(*shown, strict=True)
         axes.plot(x, y, "D", color=PAPER, markersize=4, label="paper")
-    axes.set_xticks(list(spots), [labels[n].replace(" + ", "\n+ ") for n in names], rotation=20)
+    told = [labels[name].replace(" + ", "\n+ ") for name in names]
+    axes.set_xticks(list(spots), told, rotation=35, ha="right", rotation_mode="anchor")
