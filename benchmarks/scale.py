@@ -26,6 +26,7 @@ from PIL import Image
 
 from raypref.config import load
 from raypref.curate.curate import Curation
+from raypref.ledger import in_folder
 from raypref.pipeline import RunConfig
 from raypref.streaming import start_ray
 from raypref.tiny import world
@@ -102,7 +103,7 @@ def main() -> None:
     watch = Watch()
     watch.start()
     began = time.monotonic()
-    curation = Curation(config, folder=str(folder / f"run-{time.time_ns()}"))
+    curation = Curation(config, place=in_folder(str(folder / f"run-{time.time_ns()}")))
     work = curation.run(config.stream)
     took = time.monotonic() - began
     watch.stop.set()

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 # Read when the libraries are imported, so it must come first.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -19,6 +20,8 @@ from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
 from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
+
+C = TypeVar("C", bound=RunConfig)
 
 DEFAULT_PRESET = "tiny"
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -60,24 +63,23 @@ def main(
         only: names of the pipeline's steps it runs; empty for all.
         result: what the job makes, one of `RESULTS`; named at the end with what it came from.
     """
-    began = time.monotonic()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
-    )
-    for library in ("httpx", "urllib3", "ray", "datasets", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     if "--help" in arguments or "-h" in arguments:
         names = ", ".join(presets())
         print(USAGE.format(script=script, what=what, presets=names, default=DEFAULT_PRESET), end="")
         print("\n".join(f"  {line}" for line in describe(RunConfig)))
         return DONE
+    return ended(lambda: _work(arguments, only=only, result=result))
+
+
+def ended(work: Callable[[], int]) -> int:
+    """Do a job's work; returns its exit status, having told what went wrong."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    )
+    for library in ("httpx", "urllib3", "ray", "datasets", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        config, flags = _parse(arguments)
-        config = _settle_storage(config)
-        if "--dry-run" in flags:
-            _print_plan(Run(config), only)
-            return DONE
-        run = execute(config, only=only, redo="--redo" in flags)
+        return work()
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -88,6 +90,16 @@ def main(
     except Exception:
         logging.exception("failed; the same command goes on from the last finished block or step")
         return FAILED
+
+
+def _work(arguments: Sequence[str], *, only: Collection[str], result: str) -> int:
+    began = time.monotonic()
+    config, flags = _parse(arguments)
+    config = settle_storage(config)
+    if "--dry-run" in flags:
+        _print_plan(Run(config), only)
+        return DONE
+    run = execute(config, only=only, redo="--redo" in flags)
     if result == "Report":
         print(f"\n{closing(run.evaluation.summary)}\n")
         print(f"Time: {duration(time.monotonic() - began)}")
@@ -108,7 +120,7 @@ def _parse(arguments: Sequence[str]) -> tuple[RunConfig, set[str]]:
     return load(RunConfig, source, words), flags
 
 
-def _settle_storage(config: RunConfig) -> RunConfig:
+def settle_storage(config: C) -> C:
     """A submitted job runs in a copy of the working directory that Ray deletes: do not write there.
 
     A relative storage then means a folder below the home directory.

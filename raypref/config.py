@@ -113,6 +113,18 @@ def build(model: type[S], values: Mapping[str, Any]) -> S:
         raise InputError("; ".join(_explain_error(model, e) for e in error.errors())) from None
 
 
+def replaced(section: S, changes: Mapping[str, Any]) -> S:
+    """The same settings with others at some dotted keys.
+
+    Raises:
+        InputError: a key is unknown or a value is wrong; names the key and the nearest known one.
+    """
+    values = section.model_dump()
+    for key, value in changes.items():
+        _assign(values, key, value)
+    return build(type(section), values)
+
+
 def presets() -> list[str]:
     """Names of the presets shipped with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))

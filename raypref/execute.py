@@ -10,13 +10,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
-from raypref.ledger import join, write_bytes
+from raypref.ledger import join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
 from raypref.streaming import start_ray
 from raypref.tracking import Tracker
@@ -65,17 +66,44 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
     _refuse_or_clear_stale(run, only=only, redo=redo)
+    carry_out(run, only=only)
+    return run
+
+
+def carry_out(
+    run: Run,
+    *,
+    only: Collection[str] = (),
+    turn: Callable[[Step], AbstractContextManager[object]] = nullcontext,
+    parent_run_id: str | None = None,
+) -> None:
+    """Run the steps of a run that are not done yet.
+
+    Args:
+        run: the run; nothing in the way of it was made with other settings.
+        only: names of the steps of this job; empty for all.
+        turn: held around a step: waits while another run does the same one.
+        parent_run_id: the MLflow run that this one is a child of.
+
+    Raises:
+        InputError: wrong settings or data, or missing models.
+    """
+    waiting = [step for step in run.steps if not only or step.name in only]
     _check([need for step in waiting if not step.done for need in step.needs])
-    run.tracker, record = _open_record(run)
+    run.tracker, record = _open_record(run, parent_run_id)
     if any(step.needs and not step.done for step in waiting):
         start_ray()
     for step in waiting:
         if step.done:
             log.info("%s: skipped, complete", step.name)
             continue
-        began = time.monotonic()
         try:
-            work = step.run()
+            with turn(step):
+                if step.done:  # another run did it in the meantime
+                    log.info("%s: shared, complete", step.name)
+                    continue
+                began = time.monotonic()
+                work = step.run()
         except BaseException:
             run.tracker.finish("FAILED")
             raise
@@ -84,13 +112,13 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
             "seconds": seconds,
             "amount": work.amount,
             "unit": work.unit,
+            "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
             "state": "done",
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
-    _store_results(run, run.tracker, evaluated="evaluation" in record["steps"])
-    return run
+    _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
 def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
@@ -135,7 +163,7 @@ def _check(needs: list[Callable[[], object]]) -> None:
         raise InputError("\n".join(missing))
 
 
-def _open_record(run: Run) -> tuple[Tracker, dict[str, Any]]:
+def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:
     """Write the resolved configuration and begin or continue `run.json` and the MLflow run."""
     config = run.config
     settings = flatten(config)
@@ -147,6 +175,7 @@ def _open_record(run: Run) -> tuple[Tracker, dict[str, Any]]:
         name=config.run,
         settings=settings,
         run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
+        parent_run_id=parent_run_id,
     )
     record |= {
         "fingerprint": identity,
@@ -163,10 +192,10 @@ def _write_record(run: Run, record: dict[str, Any]) -> None:
     write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
 
 
-def _store_results(run: Run, tracker: Tracker, *, evaluated: bool) -> None:
-    """Log table and files to MLflow and close its run."""
+def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> None:
+    """Log table and files of a job's steps to MLflow and close its run."""
     # A job that only curates has no prompts to know an evaluation by.
-    if evaluated and run.evaluation.complete:
+    if "evaluation" in steps and run.evaluation.complete:
         for row in run.evaluation.summary.to_dict("records"):
             tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
     if "://" not in run.folder:
@@ -175,6 +204,7 @@ def _store_results(run: Run, tracker: Tracker, *, evaluated: bool) -> None:
         pages = ["report/index.html", "report/side_by_side.html"]
         for name in ("config.toml", "run.json", *tables, *pages):
             tracker.artifact(folder / name)
-        for name in run.trained:
-            tracker.artifact(folder / name / FILE_NAME, name)
+        for name, ledger in run.trained.items():
+            if name in steps:
+                tracker.artifact(Path(ledger.path) / FILE_NAME, name)
     tracker.finish("FINISHED")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -29,6 +29,7 @@ from raypref import __version__
 from raypref.config import changed_keys, fingerprint
 
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
+Place: TypeAlias = Callable[[str, str], str]  # name and fingerprint of a ledger -> its directory
 State = Literal["absent", "partial", "complete", "stale"]
 
 
@@ -49,6 +50,21 @@ def join(base: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names])
 
 
+def in_folder(folder: str) -> Place:
+    """Ledgers of one run: its folder holds one of each name."""
+    return lambda name, fingerprint: join(folder, name)
+
+
+def by_content(folder: str) -> Place:
+    """Ledgers of many runs side by side: those that would hold the same rows are one."""
+    return lambda name, fingerprint: join(folder, f"{name}-{fingerprint[:12]}")
+
+
+def placed(place: Place, name: str, settings: Mapping[str, Any]) -> Ledger:
+    """The ledger of a name and settings, where `place` puts it."""
+    return Ledger(place(name, fingerprint(settings)), settings)
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file that appears under its name only when it is whole."""
     fs, target = filesystem(path)
@@ -67,6 +83,13 @@ def read_bytes(path: str) -> bytes | None:
         return None
     with fs.open_input_stream(target) as stream:
         return bytes(stream.read())
+
+
+def size(path: str) -> int:
+    """Bytes in all files of a directory; 0 where there is none."""
+    fs, root = filesystem(path)
+    found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
+    return sum(f.size or 0 for f in found)
 
 
 def write_table(path: str, table: pa.Table) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -35,7 +35,16 @@ from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.labelled import JudgeConfig
 from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
-from raypref.ledger import Ledger, absolute, join, read_bytes, write_bytes
+from raypref.ledger import (
+    Ledger,
+    Place,
+    absolute,
+    in_folder,
+    join,
+    placed,
+    read_bytes,
+    write_bytes,
+)
 from raypref.progress import Progress, Work
 from raypref.report.card import model_card
 from raypref.report.collect import collect
@@ -96,17 +105,27 @@ class Run:
 
     Args:
         config: all settings.
+        place: where its ledgers lie; by default in its folder.
+        models: the models to evaluate besides the base; by default all that are trained.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        place: Place | None = None,
+        models: Collection[str] | None = None,
+    ) -> None:
         self.config = config
         self.folder = absolute(join(config.storage, config.run))
+        self.place = place or in_folder(self.folder)
+        self.models = models
         self.tracker: Tracker | None = None  # set when the run is executed
 
     @cached_property
     def curation(self) -> Curation:
         """Photographs to pairs."""
-        return Curation(self.config, folder=self.folder)
+        return Curation(self.config, place=self.place)
 
     @cached_property
     def cache(self) -> Ledger:
@@ -123,7 +142,7 @@ class Run:
             base=c.base,
             lora=c.lora,
             cache=self.cache,
-            folder=self.folder,
+            place=self.place,
             seed=c.seed,
         )
 
@@ -146,12 +165,16 @@ class Run:
             pairs=self.curation.pairs,
             loras=self._adapters,
             folder=join(self.folder, "evaluation"),
+            place=self.place,
         )
 
     def _adapters(self) -> dict[str, Adapter]:
         """The LoRAs that are evaluated: those trained here under their names in tables, others."""
-        ours = self.alignment.shown
-        trained = {name: Adapter(own.path, own.fingerprint) for name, own in ours.items()}
+        trained = {
+            name: Adapter(own.path, own.fingerprint)
+            for name, own in self.alignment.shown.items()
+            if self.models is None or name in self.models
+        }
         return trained | other_loras(self.config.evaluate.loras)
 
     @cached_property
@@ -337,7 +360,7 @@ class Run:
         return Work(1, "pages")
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
-        return Ledger(join(self.folder, name), results_of(parts))
+        return placed(self.place, name, results_of(parts))
 
 
 def _check_workers(name: str, stage: StageConfig) -> None:

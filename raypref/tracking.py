@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from raypref.config import Section, setting
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 100  # parameters in one request, MLflow's limit
 LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
+METRIC_BATCH = 1000  # metrics in one request, MLflow's limit
+ATTEMPTS = 6  # at a database that another run is writing to
 
 
 class TrackingConfig(Section):
@@ -43,6 +46,7 @@ class Tracker:
         name: name of the run.
         settings: flat settings, logged as parameters.
         run_id: the MLflow run to continue, if this job was begun before.
+        parent_run_id: the MLflow run that a new one is shown below.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Tracker:
         name: str,
         settings: Mapping[str, Any],
         run_id: str | None,
+        parent_run_id: str | None = None,
     ) -> None:
         self.run_id: str | None = None
         self.client: mlflow.MlflowClient | None = None
@@ -78,7 +83,9 @@ class Tracker:
             if run_id is not None and _goes_on(client, run_id):
                 self.run_id = run_id
             else:
-                self.run_id = client.create_run(experiment, run_name=name).info.run_id
+                tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
+                run = client.create_run(experiment, run_name=name, tags=tags)
+                self.run_id = run.info.run_id
                 params = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in settings.items()]
                 for start in range(0, len(params), BATCH):
                     client.log_batch(self.run_id, params=params[start : start + BATCH])
@@ -96,6 +103,19 @@ class Tracker:
             batch = [Metric(key, value, now, step) for key, value in fresh.items()]
             self._try(lambda client, run: client.log_batch(run, metrics=batch))
 
+    def history(self, rows: Iterable[Mapping[str, float]], *, prefix: str) -> None:
+        """Record the metrics of many steps at once, each row with its `step`."""
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(f"{prefix}/{key}", value, now, int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for start in range(0, len(batch), METRIC_BATCH):
+            part = batch[start : start + METRIC_BATCH]
+            self._try(lambda client, run, part=part: client.log_batch(run, metrics=part))
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Store a file or folder with the run."""
         if path.is_dir():
@@ -110,11 +130,18 @@ class Tracker:
     def _try(self, call: Any) -> None:
         if self.client is None:
             return
-        try:
-            call(self.client, self.run_id)
-        except (MlflowException, OSError) as error:
-            log.warning("tracking: lost MLflow (%s); going on without", error)
-            self.client = None
+        for attempt in range(ATTEMPTS):
+            try:
+                call(self.client, self.run_id)
+                return
+            except (MlflowException, OSError) as error:
+                # SQLite refuses a reader that turns writer while another run writes.
+                if "database is locked" in str(error) and attempt + 1 < ATTEMPTS:
+                    time.sleep(0.2 * 2**attempt)
+                    continue
+                log.warning("tracking: lost MLflow (%s); going on without", error)
+                self.client = None
+                return
 
 
 def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:

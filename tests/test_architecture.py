@@ -22,7 +22,7 @@ LAYERS = [
     ["curate", "align", "evaluate", "report"],
     ["pipeline"],
     ["execute"],
-    ["cli"],
+    ["ablate", "cli"],
     ["jobs"],
 ]
 # Package to the modules beside or above it that it may use all the same.
@@ -34,7 +34,7 @@ EXCEPTIONS = {
 }
 # Library to the only modules that may import it.
 ONLY_IN = {
-    "ray": {"streaming", "align.train"},
+    "ray": {"streaming", "align.train", "ablate.search", "ablate.sweep"},
     "mlflow": {"tracking"},
 }
 # Must work where Ray is not installed: in a notebook, on a GPU box.

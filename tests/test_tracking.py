@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,40 @@ def test_a_step_told_twice_by_a_restarted_worker_stands_once(store):
         run.metrics({"loss": 1 / step}, step=step)
     history = client(store).get_metric_history(run.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_history_arrives_whole_below_its_parent(store):
+    parent = tracker(store, name="table")
+    config = TrackingConfig()
+    child = Tracker(
+        config,
+        storage=str(store),
+        name="row",
+        settings=SETTINGS,
+        run_id=None,
+        parent_run_id=parent.run_id,
+    )
+    rows = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 701)]
+    child.history(rows, prefix="stage1")  # more than one request holds
+    history = client(store).get_metric_history(child.run_id, "stage1/loss")
+    assert {(m.step, m.value) for m in history} == {(row["step"], row["loss"]) for row in rows}
+    tags = client(store).get_run(child.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_many_write_at_once_and_nothing_is_lost(store, caplog):
+    def write(name: str) -> str | None:
+        run = tracker(store, name=name)
+        for step in range(25):
+            run.metrics({"loss": float(step)}, step=step)
+        run.finish("FINISHED")
+        return run.run_id
+
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(write, map(str, range(6))))
+    for run in runs:
+        assert len(client(store).get_metric_history(run, "loss")) == 25
+    assert "lost MLflow" not in caplog.text
 
 
 def test_files_and_folders_arrive_and_missing_ones_are_passed_by(store, tmp_path):

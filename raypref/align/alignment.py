@@ -11,7 +11,7 @@ from raypref.config import results_of
 from raypref.diffusion import lora_files, parts
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import LoraConfig
-from raypref.ledger import Ledger, join
+from raypref.ledger import Ledger, Place, placed
 
 
 class Alignment:
@@ -22,7 +22,7 @@ class Alignment:
         base: the model that is aligned.
         lora: shape of the adapter.
         cache: the encoded pairs.
-        folder: the run's folder, local or URI.
+        place: where the run's ledgers lie.
         seed: the run's.
     """
 
@@ -33,14 +33,14 @@ class Alignment:
         base: BackboneConfig,
         lora: LoraConfig,
         cache: Ledger,
-        folder: str,
+        place: Place,
         seed: int,
     ) -> None:
         self.stages = stages
         self.base = base
         self.lora = lora
         self.cache = cache
-        self.folder = folder
+        self.place = place
         self.seed = seed
         self.final = trainings.final(stages)  # whose LoRA the run is about
         self.imports = trainings.imports(stages)
@@ -49,15 +49,15 @@ class Alignment:
     def starts(self) -> dict[str, Ledger]:
         """LoRA weights from elsewhere that trainings start from, by their name in the table."""
         return {
-            name: Ledger(join(self.folder, name), results_of({"start": ref}))
+            name: placed(self.place, name, results_of({"start": ref}))
             for name, (ref, _) in self.imports.items()
         }
 
     @cached_property
     def jobs(self) -> dict[str, StageJob]:
         """What to train, by name, in order."""
-        starts = {name: join(self.folder, name) for name in self.stages}
-        starts |= {ref: join(self.folder, name) for name, (ref, _) in self.imports.items()}
+        starts = {name: ledger.path for name, ledger in self.trained.items()}
+        starts |= {ref: self.starts[name].path for name, (ref, _) in self.imports.items()}
         return {
             name: StageJob(
                 name=name,
@@ -65,7 +65,7 @@ class Alignment:
                 lora=self.lora,
                 stage=stage,
                 cache=self.cache,
-                folder=join(self.folder, name),
+                folder=self.trained[name].path,
                 start=starts.get(stage.start),  # None: the base
                 # One name for both: the same samples in the same order, so that "stage 2 alone"
                 # differs from "stage 2" by its start only.
@@ -87,7 +87,7 @@ class Alignment:
                 "seed": self.seed,
                 **{n: ledger.fingerprint for n, ledger in ledgers.items() if n == stage.start},
             }
-            ledgers[name] = Ledger(join(self.folder, name), results_of(settings))
+            ledgers[name] = placed(self.place, name, results_of(settings))
         return ledgers
 
     @property

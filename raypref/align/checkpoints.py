@@ -24,13 +24,18 @@ def write(folder: str, step: int, tensors: Mapping[str, Tensor]) -> None:
 
 def latest(folder: str) -> tuple[int, dict[str, Tensor]] | None:
     """The last state written and its step, or None."""
-    files = _files(folder)
-    if not files:
+    name = newest(folder)
+    if name is None:
         return None
-    name = files[-1].rsplit("/", 1)[-1]
     data = read_bytes(join(folder, name))
     assert data is not None
     return int(name.removeprefix("step-").removesuffix(".safetensors")), load(data)
+
+
+def newest(folder: str) -> str | None:
+    """The name of the last file written, or None."""
+    files = _files(folder)
+    return files[-1].rsplit("/", 1)[-1] if files else None
 
 
 def _files(folder: str) -> list[str]:

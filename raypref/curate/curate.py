@@ -38,7 +38,7 @@ from raypref.curate.select import (
 )
 from raypref.curate.sources import SourceConfig, digest, write_index
 from raypref.images import ImageConfig
-from raypref.ledger import Ledger, join
+from raypref.ledger import Ledger, Place, placed
 from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
@@ -94,12 +94,12 @@ class Curation:
 
     Args:
         config: everything that decides the pairs.
-        folder: the run's folder, local or URI.
+        place: where its ledgers lie.
     """
 
-    def __init__(self, config: CurateConfig, *, folder: str) -> None:
+    def __init__(self, config: CurateConfig, *, place: Place) -> None:
         self.config = config
-        self.folder = folder
+        self.place = place
 
     @cached_property
     def index(self) -> Ledger:
@@ -156,7 +156,7 @@ class Curation:
         return (*made, self.photos, self.rejects, self.pairs)
 
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
-        return Ledger(join(self.folder, name), results_of(parts))
+        return placed(self.place, name, results_of(parts))
 
     def _after(self, before: Ledger, name: str, **sections: object) -> Ledger:
         return self._ledger(name, {**before.settings, **sections})

@@ -27,7 +27,7 @@ from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, r
 from raypref.evaluate.measures import Measure, MetricsConfig, measures
 from raypref.evaluate.prompts import Prompt
 from raypref.evaluate.shelf import Shelf
-from raypref.ledger import Ledger, join, write_bytes, write_table
+from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
 from raypref.rewards.base import Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
@@ -59,7 +59,8 @@ class Evaluation:
         pairs: whose photographs are the reference of the distances.
         loras: the models besides the base, in the order of the tables. Called late, since it may
             read files.
-        folder: the evaluation's folder, local or URI.
+        folder: where people look for its tables, local or URI.
+        place: where its ledgers lie.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Evaluation:
         pairs: Ledger,
         loras: Callable[[], Mapping[str, Adapter]],
         folder: str,
+        place: Place,
     ) -> None:
         self.base = base
         self.generate = generate
@@ -84,6 +86,7 @@ class Evaluation:
         self.pairs = pairs
         self.load_loras = loras
         self.folder = folder
+        self.place = place
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -105,11 +108,10 @@ class Evaluation:
             "prompts": f"{len(self.prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}",
         }
         of_model = {name: {"lora": lora.fingerprint} for name, lora in self.loras.items()}
-        folder = join(self.folder, "images")
         return Shelf(
-            folder,
+            join(self.folder, "images"),
             ledgers={
-                model: Ledger(join(folder, model), results_of({**common, **own}))
+                model: self._ledger(f"images/{model}", {**common, **own})
                 for model, own in {BASE: {}, **of_model}.items()
             },
         )
@@ -125,9 +127,8 @@ class Evaluation:
         return Shelf(
             join(self.folder, name),
             ledgers={
-                model: Ledger(
-                    join(self.folder, "scores", model, name),
-                    results_of({"images": images.fingerprint, **settings}),
+                model: self._ledger(
+                    f"scores/{model}/{name}", {"images": images.fingerprint, **settings}
                 )
                 for model, images in self.images.ledgers.items()
             },
@@ -137,7 +138,10 @@ class Evaluation:
     def reference(self) -> Ledger:
         """Embeddings of the photographs of the pairs."""
         parts = {"pairs": self.pairs.fingerprint, "embedder": self._embedder()}
-        return Ledger(join(self.folder, "reference", self.metrics.embedder), results_of(parts))
+        return self._ledger(f"reference/{self.metrics.embedder}", parts)
+
+    def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
+        return placed(self.place, f"evaluation/{name}", results_of(parts))
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:

@@ -1,0 +1,1 @@
+"""Tables of many runs: what to vary, what it costs, running it, what came out."""

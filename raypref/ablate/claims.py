@@ -1,0 +1,149 @@
+"""Which statements of the paper hold in this run, each with the test behind it.
+
+A statement is a contrast: a weighted sum of rows' means that it says is above 0 (below, where less
+is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 to 1024 than from
+256 to 512" is `2 n512 - n256 - n1024`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from raypref.ablate.results import Results
+from raypref.ablate.table import Claim
+from raypref.evaluate import statistics
+from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, gain_text, interval_text, ordered
+
+NOT_TESTED = "not tested: a row is missing"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a claim fares by one metric.
+
+    Attributes:
+        value: the contrast, turned so that more is what the claim says.
+        low: of its 95% interval over prompts.
+        high: of its 95% interval over prompts.
+        seeds: training seeds in which it is above 0, and how many there are.
+        paper: the same contrast of the published means, NaN where they are not.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    seeds: tuple[int, int]
+    paper: float
+
+    @property
+    def outcome(self) -> str:
+        """Whether the interval is on one side of 0."""
+        if math.isnan(self.low) or self.low <= 0 <= self.high:
+            return "not decided"
+        return "holds" if self.low > 0 else "does not hold"
+
+
+def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]:
+    """Test a claim by every metric that all of its rows have.
+
+    The contrast's interval is a paired bootstrap: all rows are drawn with the same prompts.
+    """
+    scores = results.scores.dropna(subset=["score"])
+    found = []
+    for metric in ordered(sorted(scores["metric"].unique()), METRICS):
+        if claim.metrics and metric not in claim.metrics:
+            continue
+        part = scores[scores["metric"] == metric]
+        if set(claim.contrast) - set(part["model"]):
+            continue
+        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        weights = {name: sign * weight for name, weight in claim.contrast.items()}
+        values_r = _contrast(part, weights, resamples=resamples)
+        low, high = statistics.percentiles(values_r[1:], part["prompt_id"].nunique())
+        paper = sum(
+            weight * results.published.get((name, metric), math.nan)
+            for name, weight in weights.items()
+        )
+        seeds = _by_seed(part, weights)
+        found.append(
+            Verdict(metric, values_r[0], low, high, (sum(v > 0 for v in seeds), len(seeds)), paper)
+        )
+    return found
+
+
+def _contrast(part: pd.DataFrame, weights: Mapping[str, float], *, resamples: int) -> np.ndarray:
+    """The contrast as it is, then of each draw of prompts, [1 + resamples]."""
+    grouped = part[part["model"].isin(list(weights))].groupby(["model", "prompt_id"])["score"]
+    sums, counts = grouped.sum().unstack("model"), grouped.count().unstack("model")
+    shared = sums.dropna().index
+    drawn_rn = statistics.draws(len(shared), resamples, seed=0).astype(np.float64)
+    drawn_rn = np.concatenate([np.ones((1, len(shared))), drawn_rn])
+    total_r = np.zeros(len(drawn_rn))
+    for name, weight in weights.items():
+        sums_n = sums.loc[shared, name].to_numpy(np.float64)
+        counts_n = counts.loc[shared, name].to_numpy(np.float64)
+        total_r += weight * (drawn_rn @ sums_n) / (drawn_rn @ counts_n)
+    return total_r
+
+
+def _by_seed(part: pd.DataFrame, weights: Mapping[str, float]) -> list[float]:
+    """The contrast in each training seed; rows of one seed alone serve all."""
+    means = part.groupby(["model", "training_seed"])["score"].mean()
+    values = []
+    for seed in sorted(part["training_seed"].unique()):
+        own = {name: means[name] for name in weights}
+        if all(seed in m.index or len(m) == 1 for m in own.values()):
+            values.append(
+                sum(w * float(own[n].get(seed, own[n].iloc[0])) for n, w in weights.items())
+            )
+    return values
+
+
+def moved(results: Results, *, resamples: int) -> str:
+    """Which of the table's claims hold in this run, each with the test behind it."""
+    if not results.table.claims:
+        return ""
+    lines = ["### What moved", ""]
+    for claim in results.table.claims:
+        tested = verdicts(results, claim, resamples=resamples)
+        lines.append(f"- {claim.says}: {_summary(tested)}")
+        lines += [f"  - {_told(verdict)}" for verdict in tested]
+    lines += [
+        "",
+        "Tested: the stated difference of means against 0, 95% interval of a paired bootstrap "
+        "over prompts; 'not decided' where it holds 0. Intervals do not cover the spread between "
+        "trainings: see the seeds.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(tested: Sequence[Verdict]) -> str:
+    if not tested:
+        return NOT_TESTED
+    counts = {
+        outcome: [v for v in tested if v.outcome == outcome]
+        for outcome in ("holds", "does not hold", "not decided")
+    }
+    told = [f"{outcome} by {len(own)}" for outcome, own in counts.items() if own]
+    return f"{', '.join(told)} of {len(tested)} metrics"
+
+
+def _told(verdict: Verdict) -> str:
+    metric = verdict.metric
+    parts = [
+        f"{METRICS.get(metric, metric)}: {verdict.outcome},",
+        gain_text(metric, verdict.value),
+        interval_text(metric, verdict.low, verdict.high),
+    ]
+    if verdict.seeds[1] > 1:
+        parts.append(f"in {verdict.seeds[0]} of {verdict.seeds[1]} seeds")
+    if not math.isnan(verdict.paper):
+        parts.append(f"(paper {gain_text(metric, verdict.paper)})")
+    return " ".join(part for part in parts if part)

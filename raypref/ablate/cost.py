@@ -1,0 +1,150 @@
+"""What a plan costs, by what earlier runs in the storage took; and the plan as text."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from raypref.ablate.plan import STEPS, PlannedRow, PlannedStep, distinct_steps
+from raypref.ledger import absolute, filesystem, join, read_bytes
+
+
+def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
+    """The plan for people: rows, distinct steps, what is done, what the rest costs."""
+    steps = distinct_steps(rows)
+    lines = []
+    for table in dict.fromkeys(row.table for row in rows):
+        lines.append(f"{table}:")
+        own = [row for row in rows if row.table == table]
+        width = max(len(row.label) for row in own)
+        for row in own:
+            needs = row.problem or " > ".join(step.name for step in row.steps)
+            lines.append(f"  {row.label:<{width}}  seed {row.seed}  {needs}")
+    lines += ["", f"{'step':<13} {'distinct':>8} {'done':>5} {'hours':>13} {'GPU-hours':>13}  disk"]
+    open_steps = [s for s in steps if not s.step.done]
+    for name in dict.fromkeys(step.step.name for step in steps):
+        same = [step for step in steps if step.step.name == name]
+        todo = [step for step in same if not step.step.done]
+        costs = [rates.cost(step) for step in todo]
+        lines.append(f"{name:<13} {len(same):>8} {len(same) - len(todo):>5} {_costs(costs)}")
+    lines.append(f"{'all':<13} {len(steps):>8} {len(steps) - len(open_steps):>5}")
+    trained = [step for step in steps if step.trains]
+    todo = [step for step in trained if not step.step.done]
+    lines += [
+        "",
+        f"distinct models to train: {len(trained)}, of which done: {len(trained) - len(todo)}",
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes."""
+
+    seconds: float
+    gpus: float
+    bytes: float
+
+
+def _costs(costs: list[Cost | None]) -> str:
+    if not costs:
+        return f"{'0':>13} {'0':>13}  0"
+    if None in costs:
+        return f"{'not measured':>13} {'not measured':>13}  not measured"
+    known = [cost for cost in costs if cost is not None]
+    hours = sum(cost.seconds for cost in known) / 3600
+    gpu = sum(cost.seconds * cost.gpus for cost in known) / 3600
+    return f"{hours:>13.2f} {gpu:>13.2f}  {sum(cost.bytes for cost in known) / 2**20:.0f} MiB"
+
+
+class Rates:
+    """What steps of earlier runs in the storage took, by their `run.json`.
+
+    A rate serves steps of the same name, base model and number of GPUs. It is the median over runs,
+    by unit of the step: an input, a row, a sample of training, an image.
+    """
+
+    def __init__(self, storage: str) -> None:
+        self.measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+        for config, record in _records(storage):
+            for name, step in record.get("steps", {}).items():
+                if not step.get("amount"):
+                    continue
+                units = step["amount"] * _batch(config, name)
+                taken = (step["seconds"] / units, step.get("bytes", 0) / units)
+                self.measured.setdefault(_kind(config, name), []).append(taken)
+
+    def cost(self, planned: PlannedStep) -> Cost | None:
+        """What a step would take; None where nothing like it was measured."""
+        config = planned.run.config.model_dump()
+        name = planned.step.name
+        taken = self.measured.get(_kind(config, name))
+        amount = _amount(planned)
+        if not taken or amount is None:
+            return None
+        units = amount * _batch(config, name)
+        seconds, size = (statistics.median(values) for values in zip(*taken, strict=True))
+        return Cost(seconds * units, _gpus(config, name), size * units)
+
+
+def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Settings and `run.json` of the runs and rows in a storage."""
+    fs, root = filesystem(absolute(storage))
+    folders = [root]
+    for _ in range(3):  # <storage>/<run>/<table>/<row>
+        folders = [
+            found.path
+            for folder in folders
+            for found in fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            if found.type == pafs.FileType.Directory and found.base_name != STEPS
+        ]
+        for folder in folders:
+            place = folder if "://" not in storage else join(storage, folder.removeprefix(root))
+            record, config = read_bytes(join(place, "run.json")), None
+            if record is not None:
+                config = read_bytes(join(place, "config.toml"))
+            if record is not None and config is not None:
+                yield tomllib.loads(config.decode()), json.loads(record)
+
+
+def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
+    """The settings of a step that say how many workers it has."""
+    names = {"evaluation": "evaluate", "pairs": "perturb", "stage2_alone": "stage2"}
+    section: Mapping[str, Any] = config.get(names.get(step, step), {})
+    return section
+
+
+def _batch(config: Mapping[str, Any], step: str) -> int:
+    return int(_section(config, step).get("batch", 1)) if step.startswith(("stage", "sft")) else 1
+
+
+def _gpus(config: Mapping[str, Any], step: str) -> float:
+    resources = _section(config, step).get("resources", {})
+    each = float(resources.get("num_gpus", 0))
+    return int(resources.get("workers", 1)) * (1.0 if step == "pairs" and each else each)
+
+
+def _kind(config: Mapping[str, Any], step: str) -> tuple[Any, ...]:
+    return step, config.get("base", {}).get("model"), _gpus(config, step)
+
+
+def _amount(planned: PlannedStep) -> float | None:
+    """How many units of work a step is."""
+    run, name = planned.run, planned.step.name
+    if name == "pairs":
+        index = run.curation.index
+        return index.count() if index.state() == "complete" else run.config.source.limit or None
+    if name == "cache":
+        return run.config.select.top_k or None
+    if name in run.trained:
+        return run.alignment.stages[name].steps
+    if name != "evaluation":
+        return 1
+    # Images of the row's own model: the base's are made once for all rows.
+    return len(run.evaluation.prompts) * len(run.config.evaluate.seeds)

@@ -1,0 +1,201 @@
+"""Tables from their files to their results: plan, run what is missing, record, write.
+
+What a table leaves in `<storage>/<run>/<table>/`: `table.md`, `table.csv`, `figure.svg`,
+`config.toml`, `run.json` and a folder for every row with its settings and record. Ledgers are in
+`<storage>/steps/`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypref.ablate import claims, figures, results
+from raypref.ablate.cost import Rates, describe_plan
+from raypref.ablate.plan import (
+    AblateConfig,
+    PlannedRow,
+    open_run,
+    rows_of,
+    step_names,
+)
+from raypref.ablate.search import search_rows
+from raypref.ablate.sweep import record_shared, run_rows
+from raypref.ablate.table import Table, names, read
+from raypref.config import InputError, fingerprint, flatten, to_toml
+from raypref.evaluate.generate import BASE
+from raypref.execute import carry_out
+from raypref.ledger import absolute, join, write_bytes
+from raypref.pipeline import read_record
+from raypref.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Made:
+    """A table that was made: its folder, its text, and why rows failed that could have run."""
+
+    folder: str
+    text: str
+    failed: dict[str, str]
+
+
+def tables_of(source: str) -> dict[str, Table]:
+    """The tables that a command names: one, a file, or all of the paper's."""
+    chosen = [name for name in names() if read(name).published] if source == "all" else [source]
+    return {Path(name).stem if name.endswith(".toml") else name: read(name) for name in chosen}
+
+
+def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
+    """What the tables would do, without doing it."""
+    rows = [row for name, table in tables.items() for row in rows_of(name, table, config)]
+    text = describe_plan(rows, Rates(config.storage))
+    searches = [
+        f"{name}: up to {table.search.samples} settings at up to {table.search.rungs} rungs, drawn "
+        "as results come in: not in the sums above"
+        for name, table in tables.items()
+        if table.search is not None
+    ]
+    return "\n".join([text, *searches])
+
+
+def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
+    """Run the rows of all tables that are not done, then write every table."""
+    planned = {name: rows_of(name, table, config) for name, table in tables.items()}
+    everything = [row for rows in planned.values() for row in rows]
+    if everything:
+        log.info("plan:\n%s", describe_plan(everything, Rates(config.storage)))
+    trackers = {name: _begin(name, config) for name in tables}
+    parents = {name: tracker.run_id for name, tracker in trackers.items()}
+    failed: dict[tuple[str, str], str] = {}
+    waiting = _distinct(row for row in everything if row.config and not _done(row))
+    if waiting:
+        failed |= run_rows(waiting, config, parents=parents)
+    for name, table in tables.items():
+        if table.search is not None:
+            found, wrong = search_rows(name, table, config, parent=parents[name])
+            planned[name] += found
+            failed |= wrong
+    failed |= _shared(everything, waiting, failed)
+    return [
+        _write(name, table, planned[name], config, failed=failed, tracker=trackers[name])
+        for name, table in tables.items()
+    ]
+
+
+def _done(row: PlannedRow) -> bool:
+    return row.steps[-1].done
+
+
+def _identity(row: PlannedRow) -> tuple[str, ...]:
+    """What a row shows: rows of several tables, or of several seeds, may show the same."""
+    return tuple(ledger.path for ledger in row.steps[-1].ledgers())
+
+
+def _distinct(rows: Iterable[PlannedRow]) -> list[PlannedRow]:
+    return list({_identity(row): row for row in reversed(list(rows))}.values())[::-1]
+
+
+def _shared(
+    rows: Sequence[PlannedRow], ran: Sequence[PlannedRow], failed: dict[tuple[str, str], str]
+) -> dict[tuple[str, str], str]:
+    """Failures of rows that show what a row of another table would have shown."""
+    reasons = {
+        _identity(row): failed[row.table, row.name]
+        for row in ran
+        if (row.table, row.name) in failed
+    }
+    return {
+        (row.table, row.name): reasons[_identity(row)]
+        for row in rows
+        if row.config and _identity(row) in reasons
+    }
+
+
+def _begin(name: str, config: AblateConfig) -> Tracker:
+    """The table's MLflow run, gone on with where the same command was run before."""
+    folder = absolute(join(config.storage, config.run, name))
+    settings = flatten(config)
+    record, identity = read_record(folder), fingerprint(settings)
+    tracker = Tracker(
+        config.tracking,
+        storage=config.storage,
+        name=name,
+        settings=settings,
+        run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
+    )
+    told: dict[str, Any] = {"fingerprint": identity, "mlflow_run_id": tracker.run_id, "steps": {}}
+    write_bytes(join(folder, "run.json"), json.dumps(told, indent=1).encode())
+    write_bytes(join(folder, "config.toml"), to_toml(config).encode())
+    return tracker
+
+
+def _write(
+    name: str,
+    table: Table,
+    rows: Sequence[PlannedRow],
+    config: AblateConfig,
+    *,
+    failed: dict[tuple[str, str], str],
+    tracker: Tracker,
+) -> Made:
+    """Write a table and record it; returns what is printed."""
+    folder = absolute(join(config.storage, config.run, name))
+    own = {row: reason for (of, row), reason in failed.items() if of == name}
+    for row in rows:  # those that found everything done were not run: they get their record here
+        if (
+            row.config
+            and row.name not in own
+            and _done(row)
+            and not read_record(row.run.folder)["steps"]
+        ):
+            only = step_names(row.run, row.row.model)
+            carry_out(row.run, only=only, parent_run_id=tracker.run_id)
+            record_shared(row.run, only)
+    reference = open_run(config, BASE)
+    found = results.gather(table, rows, reference=reference, failed=own)
+    resamples = config.table.resamples
+    parts = [
+        results.markdown(found),
+        results.spread(found),
+        claims.moved(found, resamples=resamples),
+        _where(rows),
+    ]
+    text = "\n".join(part for part in parts if part)
+    files = {"table.md": text, "table.csv": results.csv(found)}
+    if table.plot and not found.summary.empty:
+        places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
+        files["figure.svg"] = figures.draw(found, places=places)
+    for file, content in files.items():
+        write_bytes(join(folder, file), content.encode())
+        if "://" not in folder:
+            tracker.artifact(Path(folder) / file)
+    for row_ in found.summary.itertuples():
+        tracker.metrics({f"{row_.model}/{row_.metric}": row_.mean}, step=0)
+    tracker.finish("FINISHED")
+    waits = {row.row.name for row in rows if not row.given}
+    return Made(folder, text, {n: why for n, why in found.problems.items() if n not in waits})
+
+
+def _place(row: PlannedRow, key: str) -> float:
+    assert row.config is not None
+    value = flatten(row.config).get(key)
+    if not isinstance(value, int | float):
+        raise InputError(f"x: '{key}' is not a number among the settings")
+    return float(value)
+
+
+def _where(rows: Sequence[PlannedRow]) -> str:
+    """Where each row's run is, in the storage and in MLflow."""
+    lines = ["| row | seed | MLflow run | folder |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        if row.config and _done(row):
+            record = read_record(row.run.folder)
+            told = record.get("mlflow_run_id") or "none"
+            lines.append(f"| {row.label} | {row.seed} | {told} | {row.run.folder} |")
+    return "\n".join([*lines, ""])

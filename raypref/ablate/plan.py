@@ -1,0 +1,205 @@
+"""From tables to runs: the settings of every row, and the distinct steps of all.
+
+Every row is a run of its own settings. Its ledgers lie in `<storage>/steps/`, named by what they
+hold: rows of any table, sweep or machine that need the same pairs, training or images share them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from raypref.ablate.table import Row, Table, labelled
+from raypref.align import trainings
+from raypref.config import InputError, Section, flatten, load, replaced, setting
+from raypref.evaluate.generate import BASE
+from raypref.ledger import absolute, by_content, join
+from raypref.pipeline import Run, RunConfig, Step
+
+STEPS = "steps"  # folder of the shared ledgers, below the storage
+
+
+class SweepConfig(Section):
+    """How tables are run, and what only the user can give."""
+
+    seeds: int = setting(1, "training seeds a row is repeated with", ge=1)
+    at_once: int = setting(
+        0, "rows at once; 0: as many as the cluster has room for", affects_result=False, ge=0
+    )
+    retries: int = setting(1, "more attempts at a row that broke", affects_result=False, ge=0)
+    diffusion_dpo: str = setting(
+        "",
+        "network aligned by Diffusion-DPO, to compare with and to go on from: "
+        "mhdang/dpo-sd1.5-text2image-v1 or its folder",
+    )
+    spo: str = setting("", "network aligned by SPO, to compare with: repository or folder")
+    flowgrpo: str = setting(
+        "", "LoRA aligned by Flow-GRPO, to compare with and to go on from: repository or folder"
+    )
+    partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
+    pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
+    civitai: str = setting("", "source.path of Civitai's images, for table2")
+    pixart: str = setting("", "PixArt-alpha/PixArt-XL-2-1024-MS or its folder, for table4")
+    sd35m: str = setting(
+        "", "stabilityai/stable-diffusion-3.5-medium or its folder, for table4's inpainting"
+    )
+
+
+class AblateConfig(RunConfig):
+    """All settings of a run, and these."""
+
+    ablate: SweepConfig = SweepConfig()
+
+
+def load_config(source: str, words: Iterable[str]) -> AblateConfig:
+    """Read the base settings; without a `run` of their own they are of `ablations`."""
+    config = load(AblateConfig, source, words)
+    named = config.run != RunConfig.model_fields["run"].default
+    return config if named else config.model_copy(update={"run": "ablations"})
+
+
+@dataclass
+class PlannedRow:
+    """A row with one training seed.
+
+    Attributes:
+        table: name of the table.
+        row: what the table says.
+        label: for people.
+        config: its settings; None where there is a problem.
+        seed: the training seed.
+        problem: why it cannot run; empty where it can.
+        given: False where it waits for something that the user must give.
+    """
+
+    table: str
+    row: Row
+    label: str
+    config: AblateConfig | None
+    seed: int
+    problem: str = ""
+    given: bool = True
+
+    @property
+    def name(self) -> str:
+        """Unique in its table."""
+        return f"{self.row.name}, seed {self.seed}"
+
+    @cached_property
+    def run(self) -> Run:
+        """The run; the row must have settings."""
+        assert self.config is not None
+        return open_run(self.config, self.row.model)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """What the run must go through for the row's model."""
+        names = step_names(self.run, self.row.model)
+        return [step for step in self.run.steps if step.name in names]
+
+
+def open_run(config: RunConfig, model: str) -> Run:
+    """The run of a row, its ledgers among those of all rows."""
+    place = by_content(absolute(join(config.storage, STEPS)))
+    return Run(config, place=place, models=() if model == BASE else (model,))
+
+
+def step_names(run: Run, model: str) -> list[str]:
+    """Names of the steps that a model and its evaluation need.
+
+    Raises:
+        InputError: the run has no such model.
+    """
+    align = run.alignment
+    makers = {trainings.shown_as(name, align.stages): name for name in align.stages}
+    known = [BASE, *align.starts, *makers]
+    if model not in known:
+        raise InputError(f"model={model}: the run has {', '.join(known)}")
+    chain = trainings.lineage(makers[model], align.stages) if model in makers else []
+    brought = model in align.starts or any(
+        trainings.is_weights(align.stages[name].start) for name in chain
+    )
+    # The distance to the photographs of the pairs needs the pairs.
+    pairs = ["pairs"] if chain or run.config.metrics.distance else []
+    return [
+        *pairs,
+        *(["cache"] if chain else []),
+        *(["start"] if brought else []),
+        *chain,
+        "evaluation",
+    ]
+
+
+def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
+    """The rows of a table, for every training seed; the untrained model has none.
+
+    A row whose settings are wrong is planned all the same, with its problem.
+    """
+    return [
+        plan_row(name, row, config, seed=config.seed + number)
+        for row in table.all_rows()
+        for number in range(1 if row.model == BASE else config.ablate.seeds)
+    ]
+
+
+def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRow:
+    """Work out a row's settings from those of the base."""
+    settings = flatten(base)
+    changes: dict[str, Any] = {"seed": seed, "run": join(base.run, name, _slug(row.name, seed))}
+    for training in (
+        "stage1",
+        "stage2",
+        "sft",
+    ):  # samples over the steps are for the page of one run
+        changes[f"{training}.sample_every"] = 0
+    try:
+        for key, source in row.copy_.items():
+            if source not in settings:
+                raise InputError(f"copy: there is no setting '{source}'")
+            if not settings[source]:
+                told = f"not given: add {source}=..."
+                return PlannedRow(name, row, labelled(row, base), None, seed, told, given=False)
+            changes[key] = settings[source]
+        for key, factor in row.times.items():
+            if not isinstance(settings.get(key), int | float):
+                raise InputError(f"times: '{key}' is not a number among the settings")
+            whole = isinstance(settings[key], int)
+            changes[key] = round(settings[key] * factor) if whole else settings[key] * factor
+        changes |= row.set_
+        config = replaced(base, changes)
+        planned = PlannedRow(name, row, labelled(row, config), config, seed)
+        assert planned.steps
+        return planned
+    except InputError as error:
+        return PlannedRow(name, row, labelled(row, base), None, seed, str(error))
+
+
+def _slug(name: str, seed: int) -> str:
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-") + f"-seed{seed}"
+
+
+@dataclass
+class PlannedStep:
+    """A step of one or more rows."""
+
+    step: Step
+    run: Run
+    rows: list[PlannedRow] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training."""
+        return self.step.name in self.run.trained
+
+
+def distinct_steps(rows: Iterable[PlannedRow]) -> list[PlannedStep]:
+    """Each step once, in an order in which they can be done."""
+    found: dict[tuple[str, ...], PlannedStep] = {}
+    for row in rows:
+        for step in row.steps if row.config else ():
+            identity = tuple(ledger.path for ledger in step.ledgers())
+            found.setdefault(identity, PlannedStep(step, row.run)).rows.append(row)
+    return list(found.values())

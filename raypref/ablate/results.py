@@ -1,0 +1,196 @@
+"""What came out of a table: means with intervals, the published ones beside, spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raypref.ablate.plan import PlannedRow
+from raypref.ablate.table import Table
+from raypref.evaluate import statistics, tables
+from raypref.evaluate.distance import cmmd_summary, fid_summary
+from raypref.evaluate.labels import (
+    METRICS,
+    metric_label,
+    ordered,
+    score_text,
+)
+from raypref.pipeline import Run
+
+
+@dataclass
+class Results:
+    """All numbers of a table.
+
+    Attributes:
+        scores: a row an image and metric (`statistics.SCORES`), `model` being the row's name and
+            `training_seed` its training.
+        summary: `statistics.SUMMARY` by row and metric, over the images of all training seeds.
+        published: the paper's means by row and metric.
+        labels: name of each row to what people read, in the order of the table.
+        problems: rows without numbers, with the reason.
+        notes: what a reader must know.
+    """
+
+    table: Table
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    published: tables.Published
+    labels: dict[str, str]
+    problems: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(
+    table: Table, rows: Sequence[PlannedRow], *, reference: Run, failed: Mapping[str, str]
+) -> Results:
+    """Read what the rows left.
+
+    Args:
+        table: the table.
+        rows: its rows, for all training seeds.
+        reference: whose pairs' photographs the distance of all rows is measured to.
+        failed: name of a planned row that failed, to the reason.
+    """
+    frames, embeddings, notes = [], [], []
+    labels: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    for row in rows:
+        taken = {label for name, label in labels.items() if name != row.row.name}
+        own_label = f"{row.label} ({row.row.name})" if row.label in taken else row.label
+        labels.setdefault(row.row.name, own_label)
+        reason = row.problem or failed.get(row.name, "")
+        if not reason and not row.steps[-1].done:
+            reason = "not run"
+        if reason:
+            seed = "" if row.problem else f" (seed {row.seed})"
+            problems.setdefault(row.row.name, f"{reason}{seed}")
+            continue
+        evaluation = row.run.evaluation
+        long = evaluation.long[evaluation.long["model"] == row.row.model]
+        frames.append(_named(long, row))
+        if evaluation.metrics.distance:
+            shelf = evaluation.scores(f"embedding_{evaluation.metrics.embedder}")
+            own = shelf.ledgers[row.row.model].table(["model", "prompt_id", "embedding"])
+            embeddings.append(_named(own.to_pandas(), row))
+        notes += _shortfall(row)
+    resamples, family = reference.config.table.resamples, reference.config.base.family
+    published = tables.published(table.published, family) if table.published else {}
+    if not frames:
+        nothing = pd.DataFrame(columns=[*statistics.SCORES, "training_seed"])
+        empty = pd.DataFrame(columns=list(statistics.SUMMARY))
+        return Results(table, nothing, empty, published, labels, problems, notes)
+    scores = pd.concat(frames, ignore_index=True)
+    summary = statistics.summarise(scores, base=table.base, resamples=resamples)
+    parts = [summary, statistics.human_preference(summary, base=table.base)]
+    photographs = reference.evaluation.reference
+    if embeddings and table.base in set(scores["model"]):
+        if photographs.state() == "complete":
+            real = np.stack(photographs.table(["embedding"])["embedding"].to_numpy())
+            every = pd.concat(embeddings, ignore_index=True)
+            parts.append(cmmd_summary(every, real, base=table.base, resamples=resamples))
+            parts.append(fid_summary(every, real, base=table.base))
+            notes.append("Distances are to the photographs of the base settings' pairs.")
+        else:
+            notes.append("No CMMD and FID: no row has the pairs of the base settings.")
+    summary = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    order = {name: place for place, name in enumerate(labels)}
+    summary = summary.sort_values("model", key=lambda names: names.map(order), kind="stable")
+    measured = set(scores["metric"])
+    missing = [metric for metric in table.columns if metric not in measured]
+    if missing:
+        names = ", ".join(METRICS.get(metric, metric) for metric in missing)
+        notes.append(f"Columns of the paper that were not measured (metrics.rewards): {names}.")
+    return Results(table, scores, statistics.arranged(summary), published, labels, problems, notes)
+
+
+def _named(frame: pd.DataFrame, row: PlannedRow) -> pd.DataFrame:
+    named = frame.assign(model=row.row.name, training_seed=row.seed)
+    if "seed" in named:  # of the image; the trainings of several seeds are told apart
+        named["seed"] = [f"{row.seed}/{seed}" for seed in named["seed"]]
+    return named
+
+
+def _shortfall(row: PlannedRow) -> list[str]:
+    """Says where fewer pairs passed than the row asks for."""
+    pairs, wanted = row.run.curation.pairs, row.run.config.select.top_k
+    there = pairs.count() if wanted and pairs.state() == "complete" else wanted
+    return [f"{row.label}: only {there} of {wanted} pairs passed."] if there < wanted else []
+
+
+def markdown(results: Results) -> str:
+    """The table in the paper's form; rows that failed stand at their place with the reason."""
+    labels = results.labels
+    summary = results.summary.assign(model=results.summary["model"].map(labels))
+    paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
+    grid, under = "| model |\n| --- |", ""
+    if not summary.empty:
+        grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
+    head, rule, *lines = grid.splitlines()
+    there = iter(lines)
+    columns = head.count(" | ")
+    body = [
+        f"| {label} | {results.problems[name]} {'| ' * columns}".rstrip()
+        if name in results.problems and name not in set(results.summary["model"])
+        else next(there)
+        for name, label in labels.items()
+    ]
+    notes = [
+        *(f"{labels[n]}: {why}." for n, why in results.problems.items() if _is_part(results, n)),
+        *dict.fromkeys(results.notes),
+    ]
+    text = [f"## {results.table.title}", "", head, rule, *body, "", under.strip(), *notes]
+    return "\n".join(text) + "\n"
+
+
+def _is_part(results: Results, name: str) -> bool:
+    """Whether some of a row's seeds failed and others did not."""
+    return name in set(results.summary["model"])
+
+
+def spread(results: Results) -> str:
+    """Mean and standard deviation over training seeds; empty where there is but one."""
+    scores = results.scores
+    if scores["training_seed"].nunique() < 2:
+        return ""
+    means = scores.groupby(["model", "metric", "training_seed"])["score"].mean()
+    metrics = ordered(sorted(scores["metric"].unique()), METRICS)
+    lines = [
+        f"| over training seeds | {' | '.join(map(metric_label, metrics))} |",
+        "| --- " * (len(metrics) + 1) + "|",
+    ]
+    for name, label in results.labels.items():
+        if name not in set(scores["model"]):
+            continue
+        cells = []
+        for metric in metrics:
+            own = means.get((name, metric), pd.Series(dtype=float))
+            text = score_text(metric, float(own.mean()))
+            deviation = f" ± {score_text(metric, float(own.std()))}" if len(own) > 1 else ""
+            cells.append(text + deviation)
+        count = scores[scores["model"] == name]["training_seed"].nunique()
+        lines.append(f"| {label} ({count}) | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
+
+
+def csv(results: Results) -> str:
+    """The summary with the labels and published values, full precision; failed rows at the end."""
+    known: Mapping[Any, float] = results.published
+    pairs = zip(results.summary["model"], results.summary["metric"], strict=True)
+    frame = results.summary.assign(
+        label=results.summary["model"].map(results.labels),
+        published=[known.get(pair, math.nan) for pair in pairs],
+        problem="",
+    )
+    failed = pd.DataFrame(
+        [
+            {"model": n, "label": results.labels[n], "problem": p}
+            for n, p in results.problems.items()
+        ]
+    )
+    return tables.plain_csv(pd.concat([frame, failed], ignore_index=True))

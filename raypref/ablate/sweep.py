@@ -1,0 +1,282 @@
+"""Running the rows of tables on Ray Tune: one trial a row, nothing done twice.
+
+A trial asks for no core, so that trials can never hold what their workers wait for. Tune ties all
+that a trial starts to the trial's own resources; so the trial only waits for a task outside of
+them, and that task drives the row. Two rows that need the same step at once: the second waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray import tune
+from ray.util.queue import Empty, Queue
+
+from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
+from raypref.config import InputError, Resources
+from raypref.evaluate.generate import BASE
+from raypref.execute import carry_out
+from raypref.ledger import absolute, filesystem, join, read_bytes
+from raypref.pipeline import Run, Step, read_record
+from raypref.streaming import start_ray
+
+log = logging.getLogger(__name__)
+
+# Tune's own tables and files: rows are told of here, and kept in their ledgers.
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+# Of Tune's bundle, which may not be empty: a mebibyte of memory, which no worker will miss.
+TRIAL = {"CPU": 0.0, "memory": 2.0**20}
+LEASE_SECONDS = 60.0  # a lease that is not renewed for so long is free again
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Leases:
+    """Who works on which ledgers. One for the cluster, so that sweeps share it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[str, float]] = {}  # path -> holder, until
+
+    def take(self, paths: Sequence[str], holder: str) -> bool:
+        """Take all of the paths, or none where another holder has one of them."""
+        now = time.monotonic()
+        for path in paths:
+            owner, until = self.held.get(path, (holder, now))
+            if owner != holder and until > now:
+                return False
+        self.held |= dict.fromkeys(paths, (holder, now + LEASE_SECONDS))
+        return True
+
+    def give_back(self, holder: str) -> None:
+        """Let all of a holder's paths go."""
+        self.held = {path: held for path, held in self.held.items() if held[0] != holder}
+
+
+def leases() -> Any:
+    """The cluster's leases; it outlives the driver that asked first, for the others."""
+    return Leases.options(  # type: ignore[attr-defined]
+        name="raypref-leases", namespace="raypref", get_if_exists=True, lifetime="detached"
+    ).remote()
+
+
+@contextmanager
+def turn(held: Any, step: Step) -> Iterator[None]:
+    """Hold the lease of a step's ledgers; waits while another row has it."""
+    holder, waits = uuid.uuid4().hex, False
+    while not ray.get(held.take.remote(paths := _touched(step), holder)):
+        if not waits:
+            log.info("%s: another row is at it; waiting", step.name)
+        waits = True
+        time.sleep(POLL_SECONDS)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(LEASE_SECONDS / 6):
+            held.take.remote(paths, holder)
+
+    threading.Thread(target=renew, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        ray.get(held.give_back.remote(holder))
+
+
+def _touched(step: Step) -> list[str]:
+    """What the step may write to: pairs can be added to twins that were enough for another row."""
+    everything = step.name == "pairs"
+    return [own.path for own in step.ledgers() if everything or own.state() != "complete"]
+
+
+class _Forward(logging.Handler):
+    """Sends what a row logs to the driver, which has the terminal."""
+
+    def __init__(self, news: Queue, row: str) -> None:
+        super().__init__(logging.INFO)
+        self.news, self.row = news, row
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line."""
+        self.news.put(f"{self.row} | {record.getMessage()}")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str | None) -> Any:
+    """Run a row to its evaluation, on whatever node this is.
+
+    Returns:
+        The means of its metrics, or why its settings or data cannot be: that is not tried again.
+    """
+    start_ray()
+    logger = logging.getLogger("raypref")
+    logger.setLevel(logging.INFO)
+    handler = _Forward(news, label)
+    logger.addHandler(handler)
+    held = leases()
+    try:
+        run = open_run(config, model)
+        only = step_names(run, model)
+        carry_out(run, only=only, turn=lambda step: turn(held, step), parent_run_id=parent)
+    except InputError as error:
+        return str(error)
+    finally:
+        logger.removeHandler(handler)
+    record_shared(run, only)
+    summary = run.evaluation.summary
+    own = summary[summary["model"] == model]
+    return dict(zip(own["metric"], own["mean"].astype(float), strict=True))
+
+
+def record_shared(run: Run, steps: Collection[str]) -> None:
+    """Give a row's MLflow run the curves of trainings that other rows did."""
+    own = read_record(run.folder)["steps"]
+    for name in set(steps) & run.trained.keys() - own.keys():
+        data = read_bytes(join(run.trained[name].path, "metrics.parquet"))
+        if data is not None and run.tracker is not None:
+            run.tracker.history(pq.read_table(pa.BufferReader(data)).to_pylist(), prefix=name)
+
+
+def run_rows(
+    rows: Sequence[PlannedRow], config: AblateConfig, *, parents: Mapping[str, str | None]
+) -> dict[tuple[str, str], str]:
+    """Run rows that are not done yet.
+
+    Args:
+        rows: each of them must have settings, and differ in what it shows.
+        config: the base settings.
+        parents: table to its MLflow run.
+
+    Returns:
+        Table and name of each row that failed, to the reason.
+    """
+    by_key = {f"{row.table}: {row.name}": row for row in rows}
+    failed: dict[tuple[str, str], str] = {}
+    with news_of_rows() as news:
+
+        def trial(point: dict[str, Any]) -> None:
+            row = by_key[point["row"]]
+            assert row.config is not None
+            label = f"{row.table} {row.label}"
+            told = wait_for(row.config, row.row.model, label, news, parents[row.table])
+            tune.report({"reason": told} if isinstance(told, str) else told)
+
+        space = {"row": tune.grid_search(list(by_key))}
+        for result in fit(trial, space, config, rows, tune.TuneConfig()):
+            row = by_key[(result.config or {})["row"]]
+            reason = (result.metrics or {}).get("reason")
+            if result.error is not None:
+                reason = last_line(result.error)
+            if reason:
+                failed[row.table, row.name] = reason
+    return failed
+
+
+def wait_for(
+    config: AblateConfig, model: str, label: str, news: Queue, parent: str | None
+) -> dict[str, float] | str:
+    """Drive a row, from within a trial; returns what `drive` does."""
+    # "DEFAULT" takes it out of the trial's own resources, which have no core to give.
+    task = drive.options(scheduling_strategy="DEFAULT")
+    told: dict[str, float] | str = ray.get(task.remote(config, model, label, news, parent))
+    return told
+
+
+def fit(
+    trial: Callable[[dict[str, Any]], None],
+    space: dict[str, Any],
+    config: AblateConfig,
+    rows: Sequence[PlannedRow],
+    how: tune.TuneConfig,
+) -> list[Any]:
+    """Run trials, as many at once as there is room for."""
+    os.environ.update(QUIET)
+    how.reuse_actors = True  # to start one takes longer than a small row
+    how.max_concurrent_trials = _at_once(config, rows)
+    folder, name = absolute(join(config.storage, config.run, "tune")), uuid.uuid4().hex[:8]
+    log.info("running up to %d rows at once", how.max_concurrent_trials)
+    tuner = tune.Tuner(
+        tune.with_resources(trial, TRIAL),
+        param_space=space,
+        tune_config=how,
+        run_config=tune.RunConfig(
+            # Tune's own record of this attempt; what a row has done is in its ledgers.
+            name=name,
+            storage_path=folder,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.ablate.retries),
+        ),
+    )
+    try:
+        grid = tuner.fit()
+        return [grid[place] for place in range(len(grid))]
+    finally:
+        fs, path = filesystem(join(folder, name))
+        fs.delete_dir(path)
+
+
+def _at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
+    """So many rows that each finds room for its largest pool of workers."""
+    there = ray.cluster_resources()
+    runs = [row.run for row in rows] or [open_run(config, BASE)]
+    room = float(config.ablate.at_once or len(rows) or math.inf)
+    for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        need = max(_need(run, field) for run in runs)
+        if need:
+            room = min(room, there.get(kind, 0) / need)
+    return max(1, int(room))
+
+
+def _need(run: Run, field: str) -> float:
+    """Cores or GPUs of the largest pool of a run."""
+    config = run.config
+    pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
+    pools += [config.saliency.resources, config.pickscore.resources]
+    pools += [stage.resources for stage in run.alignment.stages.values()]
+    return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
+
+
+def _whole(pool: Resources) -> int:
+    return max(1, pool.workers)
+
+
+@contextmanager
+def news_of_rows() -> Iterator[Queue]:
+    """A queue whose lines are logged here as they come."""
+    start_ray()
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def listen() -> None:
+        while True:
+            try:
+                line = queue.get(timeout=60)
+            except Empty:
+                continue
+            if line is None:
+                return
+            log.info("%s", line)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        listener.join(timeout=10)
+        queue.shutdown()
+
+
+def last_line(error: Exception) -> str:
+    """What went wrong, without the way to it."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

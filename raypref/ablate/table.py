@@ -1,0 +1,161 @@
+"""What a table file says: its rows, how they differ from the base settings, what it claims.
+
+A table is a TOML file; those of the paper lie in `tables/`, a user's own is written the same way.
+Rows are listed, or made from a grid of values, or searched for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raypref.config import InputError, Section, build, flatten, setting
+
+TABLES = Path(__file__).parent / "tables"
+OURS = "both"  # the model of a row that does not say: what the last of both stages made
+
+Value = Any  # of a setting, as TOML has it
+
+
+class Row(Section):
+    """One row: a run that differs from the base settings, and the model of it that is judged."""
+
+    name: str = setting("", "unique; the name of the published row, where there is one")
+    label: str = setting("", "for people; {select.top_k} stands for the value of a setting")
+    model: str = setting(OURS, "model of the run that the row shows")
+    set_: dict[str, Value] = Field(
+        {}, alias="set", description="settings that differ, by dotted key"
+    )
+    times: dict[str, float] = Field({}, description="settings that are so many times the base's")
+    copy_: dict[str, str] = Field(
+        {}, alias="copy", description="settings taken from others; an empty one is not given"
+    )
+
+
+class Claim(Section):
+    """One statement of the paper: the weighted sum of rows' means is on the good side of zero."""
+
+    says: str = setting(..., "the statement")
+    contrast: dict[str, float] = Field(..., description="weight of each row's mean")
+    metrics: tuple[str, ...] = setting((), "metrics it is about; empty for all of the table")
+
+
+class Range(Section):
+    """Numbers from `low` to `high`."""
+
+    low: float = setting(..., "smallest value")
+    high: float = setting(..., "largest value")
+    log: bool = setting(False, "draw on a logarithmic scale")
+    whole: bool = setting(False, "whole numbers")
+
+
+class Search(Section):
+    """An open-ended sweep: settings are drawn, weak ones are stopped early."""
+
+    space: dict[str, tuple[Value, ...] | Range] = Field(..., description="values by dotted key")
+    metric: str = setting("pickscore", "what decides; its direction is known")
+    samples: int = setting(16, "settings tried", ge=1)
+    by: Literal["optuna", "random"] = setting("optuna", "optuna: Bayesian (TPE); random")
+    budget: str = setting("stage2.steps", "training length that grows from rung to rung")
+    rungs: int = setting(1, "evaluations of a row on its way to the whole budget; 1: no ASHA", ge=1)
+    factor: int = setting(2, "a rung has so many times the budget of the one before", ge=2)
+
+    def budgets(self, whole: int) -> list[int]:
+        """The budget at each rung, rising to the whole."""
+        return [max(1, round(whole / self.factor**k)) for k in reversed(range(self.rungs))]
+
+
+class Table(Section):
+    """One table or figure."""
+
+    title: str = setting(..., "heading")
+    base: str = setting("base", "the row that gains are measured against")
+    published: str = setting("", "its table in evaluate/published.toml")
+    columns: tuple[str, ...] = setting((), "metrics of the paper's table, in its order")
+    rows: tuple[Row, ...] = setting((), "rows")
+    grid: dict[str, tuple[Value, ...]] = Field({}, description="a row for each combination")
+    grid_times: dict[str, tuple[float, ...]] = Field({}, description="the same, as multiples")
+    search: Search | None = setting(None, "an open-ended sweep instead of rows")
+    plot: Literal["", "bars", "curves"] = setting("", "figure to draw")
+    x: str = setting("", "curves: setting along the axis")
+    claims: tuple[Claim, ...] = setting((), "statements to test")
+
+    def all_rows(self) -> list[Row]:
+        """Rows as listed, then those of the grid."""
+        rows = [*self.rows]
+        keys = [*self.grid, *self.grid_times]
+        for values in itertools.product(*self.grid.values(), *self.grid_times.values()):
+            point = dict(zip(keys, values, strict=True))
+            if point:
+                rows.append(_point(point, times=self.grid_times))
+        return rows
+
+
+def _point(point: Mapping[str, Value], *, times: Mapping[str, Any]) -> Row:
+    """The row of one combination of a grid."""
+    return Row.model_validate(
+        {
+            "name": ", ".join(f"{k} x {v}" if k in times else f"{k}={v}" for k, v in point.items()),
+            "label": ", ".join(f"{k}={{{k}}}" for k in point),
+            "set": {k: v for k, v in point.items() if k not in times},
+            "times": {k: v for k, v in point.items() if k in times},
+        }
+    )
+
+
+def names() -> list[str]:
+    """The tables that come with the package."""
+    return sorted(path.stem for path in TABLES.glob("*.toml"))
+
+
+def read(source: str) -> Table:
+    """Read a table.
+
+    Args:
+        source: the name of one that comes with the package, or the path of a TOML file.
+
+    Raises:
+        InputError: no such table, or the file says something it cannot; names the key.
+    """
+    path = Path(source) if source.endswith(".toml") else TABLES / f"{source}.toml"
+    if not path.is_file():
+        raise InputError(f"no table or TOML file '{source}'; tables are: {', '.join(names())}, all")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    try:
+        table = build(Table, values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    _check(table, path)
+    return table
+
+
+def _check(table: Table, path: Path) -> None:
+    rows = [row.name for row in table.all_rows()]
+    if not rows and table.search is None:
+        raise InputError(f"{path}: there are no rows; give [[rows]], [grid] or [search]")
+    if "" in rows or len(set(rows)) < len(rows):
+        raise InputError(f"{path}: every row needs a name of its own; there are: {rows}")
+    unknown = {name for claim in table.claims for name in claim.contrast} - set(rows)
+    if unknown:
+        raise InputError(f"{path}: claims name rows that are not there: {sorted(unknown)}")
+
+
+def labelled(row: Row, settings: Section) -> str:
+    """The row's label, with the values of the settings that it names."""
+    values: Mapping[str, Any] = flatten(settings)
+    return re.sub(
+        r"\{([\w.]+)\}", lambda found: _short(values.get(found[1], found[0])), row.label or row.name
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

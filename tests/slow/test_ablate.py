@@ -1,0 +1,188 @@
+"""Tables from the command line: each distinct model once, killed and gone on, failed rows shown."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import ray
+from ray import tune
+
+from jobs import REPOSITORY, TOKEN, Job, job, node, running, start
+from raypref.ablate import search as sweep_search
+from raypref.ablate import sweep, table
+from raypref.ablate.plan import load_config
+
+# Every step, at the cost of starting its processes.
+SMALL = (
+    "tiny",
+    "source.limit=40",
+    "perturb.steps=4",
+    "select.top_k=8",
+    "saliency.resources.workers=1",
+    "stage1.steps=4",
+    "stage1.batch=8",
+    "stage1.resources.workers=1",
+    "stage2.steps=4",
+    "stage2.batch=8",
+    "stage2.checkpoint_every=1",
+    "stage2.resources.workers=1",
+    "evaluate.limit=3",
+    "evaluate.seeds=[1]",
+    "evaluate.steps=2",
+    "evaluate.resources.workers=1",
+    "metrics.distance=false",
+    "metrics.critic=''",
+)
+IMPOSSIBLE = """
+[[rows]]
+name = "impossible"
+set = { "stage2.beta" = -1 }
+"""
+
+
+def complete(storage: Path, pattern: str) -> dict[str, float]:
+    """Finished ledgers among the shared ones, and when they were finished."""
+    found = (storage / "steps").glob(f"{pattern}/manifest.json")
+    return {str(path.parent): path.stat().st_mtime for path in found}
+
+
+def numbers(folder: Path) -> list[list[str]]:
+    return list(csv.reader((folder / "table.csv").open()))
+
+
+def on_two_nodes(*arguments: str, folder: Path) -> tuple[int, str]:
+    """The job on a cluster of two nodes with a core each; exit status and output."""
+    with (
+        node(folder, "--head", cores=1) as (head, ports),
+        node(folder, f"--address=127.0.0.1:{ports['port']}", cores=1, ip="127.0.0.2"),
+    ):
+        env = {"PYTHONPATH": str(REPOSITORY), "RAY_TMPDIR": str(head.scratch), **TOKEN}
+        env["RAY_ADDRESS"] = f"127.0.0.1:{ports['port']}"
+        command = (sys.executable, "jobs/ablate.py", *arguments)
+        with running(*command, folder=folder, env=env) as table_job:
+            return table_job.wait(1200), table_job.output
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
+    own = tmp_path / "stages.toml"
+    own.write_text((table.TABLES / "table3.toml").read_text() + IMPOSSIBLE)
+    command = (str(own), *SMALL)
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+
+    with start("ablate", *command, f"storage={killed}", folder=tmp_path / "log") as driver:
+        driver.wait_for(lambda: len(complete(killed, "stage*")) == 2, 1200)
+        before = complete(killed, "**")
+        driver.kill_driver()
+    status, output = job(
+        *("ablate", *command, f"storage={killed}"), folder=tmp_path / "log", patience=1200
+    )
+    assert status == 1, output  # a row failed
+    assert before.items() <= complete(killed, "**").items()  # nothing was made twice
+    assert "distinct models to train: 3" in output
+    assert len(complete(killed, "stage*")) == 3
+    printed = re.search(r"\| impossible \| (.*?) \|", output)
+    assert printed
+    assert printed[1].startswith("stage2.beta=-1: input should be greater than 0")
+    for label in ("base", "stage 2 alone", "stage 1", "stage 1 + stage 2"):
+        assert re.search(rf"^\| {re.escape(label)} \| .*\d", output, re.MULTILINE), output
+    _check_tracking(killed)
+
+    # Undisturbed, and on two nodes that run a row each at once.
+    status, output = on_two_nodes(*command, f"storage={straight}", folder=tmp_path / "log")
+    assert status == 1, output
+    assert "up to 2 rows at once" in output
+    folder = Path("ablations") / "stages"
+    assert numbers(killed / folder) == numbers(straight / folder)
+
+    # Once more: everything is found, no Ray is started.
+    again, _ = job("ablate", *command, f"storage={killed}", folder=tmp_path / "log")
+    assert again == 1
+    assert numbers(killed / folder) == numbers(straight / folder)
+
+
+def _check_tracking(storage: Path) -> None:
+    """A run a table, below it a run a row, with curves, numbers and LoRA."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "raypref"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "stages"]
+    assert "table.md" in {a.path for a in client.list_artifacts(parent.info.run_id)}
+    children = {
+        run.info.run_name.split("/")[-1]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        and run.info.status == "FINISHED"
+    }
+    assert set(children) == {"base-seed0", "stage1-seed0", "stage2_alone-seed0", "both-seed0"}
+    both = children["both-seed0"].info.run_id
+    steps = [metric.step for metric in client.get_metric_history(both, "stage1/loss")]
+    assert sorted(set(steps)) == [1, 2, 3, 4]  # though another row trained it
+    assert "eval/both/pickscore" in children["both-seed0"].data.metrics
+    assert client.list_artifacts(both, "stage2")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_sweep_in_the_docs_works_as_written(tmp_path):
+    text = (REPOSITORY / "docs/ablations.md").read_text()
+    sweep = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1]
+    command = re.search(r"python (jobs/ablate\.py) (beta-and-pairs\.toml) tiny\n", text)
+    assert command
+    # As written but for its size.
+    own = tmp_path / command[2]
+    own.write_text(sweep.replace("samples = 12", "samples = 2").replace("[48, 64, 96]", "[4, 8]"))
+    arguments = (command[1], str(own), *SMALL, f"storage={tmp_path / 'runs'}", "ablate.at_once=1")
+    with running(sys.executable, *arguments, folder=tmp_path / "log") as sweeping:
+        assert sweeping.wait(1500) == 0, sweeping.output
+        _check_rungs(sweeping, tmp_path / "runs")
+
+
+def _check_rungs(sweeping: Job, storage: Path) -> None:
+    reached = re.findall(
+        r"^\| stage2\.beta=\S+ select\.top_k=\d+, stage2\.steps=(\d+) \|.*\d", sweeping.output, re.M
+    )
+    assert len(reached) == 2
+    assert set(reached) <= {"1", "2", "4"}
+    assert "4" in reached  # one went the whole way
+    # A longer training went on from the shorter one: it has its first steps, to the microsecond.
+    told = [pd.read_parquet(path) for path in (storage / "steps").glob("stage2-*/metrics.parquet")]
+    seconds = {tuple(frame.sort_values("step")["seconds"]) for frame in told}
+    whole = [each for each in seconds if len(each) == 4]
+    assert whole
+    assert all(each[:2] in seconds and each[:1] in seconds for each in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["optuna", "random"])
+def test_weak_settings_are_stopped_at_the_rungs(by, tmp_path):
+    search = table.Search.model_validate(
+        {"space": {"x": {"low": 0, "high": 1}}, "samples": 8, "rungs": 3, "factor": 2, "by": by}
+    )
+
+    def trial(point: dict[str, float]) -> None:
+        for rung in range(3):
+            tune.report({"pickscore": point["x"], "share": search.factor**rung})
+
+    how = sweep_search.settle(search, str(tmp_path), load_config("tiny", []))
+    how.max_concurrent_trials = 1
+    ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
+    try:
+        grid = tune.Tuner(
+            tune.with_resources(trial, sweep.TRIAL),
+            param_space=sweep_search.space_of(search),
+            tune_config=how,
+            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        ).fit()
+    finally:
+        ray.shutdown()
+    reached = {result.config["x"]: result.metrics["share"] for result in grid}
+    assert len(reached) == 8
+    assert reached[max(reached)] == 4
+    assert min(reached.values()) < 4

@@ -1,0 +1,389 @@
+"""Tables as data: what they plan, what their rows share, which claims they test."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from raypref.ablate import claims, figures, results, table
+from raypref.ablate.cost import Rates
+from raypref.ablate.driver import plan_text, tables_of
+from raypref.ablate.plan import (
+    AblateConfig,
+    PlannedRow,
+    PlannedStep,
+    distinct_steps,
+    load_config,
+    plan_row,
+    rows_of,
+)
+from raypref.ablate.table import Claim, Row, Table
+from raypref.config import InputError
+from raypref.evaluate import statistics, tables
+
+ROOT = Path(__file__).parents[1]
+# Models to train with preset tiny and nothing given: counted by hand from the tables.
+TRAININGS = {
+    "table1a": 3,  # sft; stage 1 and 2
+    "table1b": 0,
+    "table2": 2,
+    "table3": 3,
+    "table4": 4,  # both stages on two kinds of pairs
+    "table6": 8,
+    "figure5": 2,
+    "figure8": 8,
+    "figure10": 0,
+    "beta": 6,  # one stage 1, five stage 2
+    "margin": 10,
+    "lr": 6,
+    "rank": 8,
+    "steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
+    return load_config("tiny", [f"storage={tmp_path_factory.mktemp('runs')}"])
+
+
+def paths(step: PlannedStep) -> tuple[str, ...]:
+    return tuple(ledger.path for ledger in step.step.ledgers())
+
+
+def trainings(rows: list[PlannedRow]) -> set[tuple[str, ...]]:
+    return {paths(step) for step in distinct_steps(rows) if step.trains}
+
+
+def planned(config: AblateConfig, **row: Any) -> PlannedRow:
+    return plan_row("mine", Row.model_validate({"name": "x", **row}), config, seed=config.seed)
+
+
+def test_the_hand_count_is_of_all_tables():
+    assert set(TRAININGS) == set(table.names())
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_table_trains_each_distinct_model_once(name, tiny):
+    rows = rows_of(name, table.read(name), tiny)
+    assert all(row.config is not None or not row.given for row in rows), [r.problem for r in rows]
+    assert len(trainings(rows)) == TRAININGS[name]
+    assert f"distinct models to train: {TRAININGS[name]}," in plan_text(tables_of(name), tiny)
+
+
+def test_all_tables_of_the_paper_share_the_base_ours_and_stage_1(tiny):
+    rows = [row for name, own in tables_of("all").items() for row in rows_of(name, own, tiny)]
+    assert {row.table for row in rows} == {n for n in TRAININGS if n[:5] in ("table", "figur")}
+    # Ours (2), stage 2 alone, SFT; two of table 4's; six of table 6's; six of figure 8's.
+    assert len(trainings(rows)) == 2 + 1 + 1 + 2 + 6 + 6
+    ours = {
+        tuple(ledger.path for ledger in row.steps[-1].ledgers())
+        for row in rows
+        if row.row.name == "both" and row.config
+    }
+    assert len(ours) == 1
+
+
+def test_what_is_missing_for_a_row_is_named(tiny):
+    rows = {row.row.name: row for row in rows_of("table2", table.read("table2"), tiny)}
+    assert rows["civitai"].problem == "not given: add ablate.civitai=..."
+    assert not rows["civitai"].given
+    assert rows["both"].given
+
+
+def test_sd15_plans_the_papers_figures(tmp_path):
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "photo.txt").write_text("a photo")
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
+    given = [f"source.path={tmp_path}", f"evaluate.prompts={tmp_path}/prompts.txt"]
+    sd15 = load_config("sd15", [*given, f"storage={tmp_path}/runs", "ablate.diffusion_dpo=a/b"])
+    labels = [row.label for row in rows_of("figure8", table.read("figure8"), sd15)]
+    assert labels == ["base", "256 pairs", "512 pairs (ours)", "768 pairs", "1024 pairs"]
+    for name in TRAININGS:
+        for row in rows_of(name, table.read(name), sd15):
+            assert row.config or not row.given, row.problem
+    dpo = rows_of("figure5", table.read("figure5"), sd15)[2]
+    assert dpo.config
+    assert dpo.config.base.network == "a/b"
+
+
+# One key of a row, and the first step that it changes.
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [
+        ("table.resamples", 500, None),
+        ("stage1.resources.workers", 1, None),
+        ("evaluate.steps", 3, "evaluation"),
+        ("stage2.beta", 7.0, "stage2"),
+        ("stage1.lr", 1e-3, "stage1"),
+        ("lora.rank", 2, "stage1"),
+        ("select.top_k", 5, "pairs"),
+        ("perturb.steps", 3, "pairs"),
+    ],
+)
+def test_a_changed_key_changes_what_depends_on_it(key, value, first, tiny):
+    before, after = planned(tiny), planned(tiny, set={key: value})
+    names = [step.name for step in before.steps]
+    assert names == ["pairs", "cache", "stage1", "stage2", "evaluation"]
+    same = [
+        old.name
+        for old, new in zip(before.steps, after.steps, strict=True)
+        if [ledger.path for ledger in old.ledgers()] == [ledger.path for ledger in new.ledgers()]
+    ]
+    assert same == names[: names.index(first)] if first else same == names
+
+
+def test_more_pairs_are_found_among_the_same_twins(tiny):
+    few, many = planned(tiny).run.curation, planned(tiny, set={"select.top_k": 5}).run.curation
+    assert few.twins.path == many.twins.path
+    assert few.pairs.path != many.pairs.path
+
+
+def test_the_base_models_images_are_the_same_for_all_rows(tiny):
+    one, other = planned(tiny), planned(tiny, set={"stage2.beta": 7.0})
+    images = [row.run.evaluation.images.ledgers for row in (one, other)]
+    assert images[0]["base"].path == images[1]["base"].path
+    assert images[0]["both"].path != images[1]["both"].path
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"set": {"stage2.betta": 1}}, "unknown key 'stage2.betta'; the nearest known key is"),
+        ({"set": {"stage2.beta": -1}}, "stage2.beta=-1: input should be greater than 0"),
+        ({"times": {"run": 2}}, "times: 'run' is not a number"),
+        ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
+        ({"model": "stage7"}, "model=stage7: the run has base, stage1"),
+    ],
+)
+def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
+    found = planned(tiny, **row)
+    assert found.config is None
+    assert reason in found.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("title = 'x'", "there are no rows"),
+        ("title = 'x'\n[[rows]]\nlabel = 'no name'", "every row needs a name"),
+        ("title = 'x'\n[[rows]]\nname = 'a'\n[[rows]]\nname = 'a'", "every row needs a name"),
+        ("title = 'x'\nrow = 1", "unknown key 'row'; the nearest known key is 'rows'"),
+        (
+            "title = 'x'\n[[rows]]\nname = 'a'\n[[claims]]\nsays = 'c'\ncontrast = {b = 1}",
+            "claims name rows that are not there: ['b']",
+        ),
+        ("title = ", "not valid TOML"),
+    ],
+)
+def test_a_wrong_table_file_is_one_line_with_the_fix(text, reason, tmp_path):
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        table.read(str(tmp_path / "t.toml"))
+
+
+def test_an_unknown_table_names_those_there_are():
+    with pytest.raises(InputError, match=r"tables are: beta, figure10, .*table6, all"):
+        table.read("table9")
+
+
+def test_seeds_repeat_what_is_trained(tiny):
+    three = load_config("tiny", [f"storage={tiny.storage}", "ablate.seeds=3"])
+    rows = rows_of("table3", table.read("table3"), three)
+    assert len(rows) == 1 + 3 * 3
+    assert len(trainings(rows)) == 3 * 3
+    assert {row.config.seed for row in rows if row.config} == {0, 1, 2}
+
+
+def test_rungs_end_in_the_whole_budget():
+    search = table.Search.model_validate({"space": {"a": [1]}, "rungs": 3, "factor": 2})
+    assert search.budgets(80) == [20, 40, 80]
+    assert search.budgets(2) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_tables_in_the_docs_are_tables(number, tiny, tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/ablations.md").read_text(), re.DOTALL)
+    (tmp_path / "t.toml").write_text(blocks[number])
+    own = table.read(str(tmp_path / "t.toml"))
+    assert all(row.config for row in rows_of("t", own, tiny))
+
+
+def test_estimates_come_from_what_was_measured(tiny, tmp_path):
+    config = load_config("tiny", [f"storage={tmp_path}"])
+    row = plan_row("mine", Row(name="x"), config, seed=0)
+    steps = {step.step.name: step for step in distinct_steps([row])}
+    assert Rates(str(tmp_path)).cost(steps["stage1"]) is None
+    told = {"seconds": 40.0, "amount": 20, "bytes": 1000}
+    folder = tmp_path / "earlier" / "table" / "row"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"steps": {"stage1": told}}))
+    (folder / "config.toml").write_text(
+        '[base]\nmodel = "tiny:sd15"\n[stage1]\nbatch = 8\nresources = {workers = 2}\n'
+    )
+    # Twice the samples a step, four times the steps: 40 s became 320 s.
+    cost = Rates(str(tmp_path)).cost(steps["stage1"])
+    assert cost
+    assert (cost.seconds, cost.gpus, cost.bytes) == (320.0, 0.0, 8000.0)
+    assert Rates(str(tmp_path)).cost(steps["stage2"]) is None
+
+
+def made(means: dict[str, float], *, noise: float = 0.1, seeds: int = 1, **changes: Any) -> Any:
+    """Results of rows with known means: prompts differ widely, rows of a prompt by their means."""
+    rng = np.random.default_rng(0)
+    of_prompt = rng.normal(0, 5, 200)
+    frames = [
+        pd.DataFrame(
+            {
+                "prompt": "p",
+                "prompt_id": range(200),
+                "seed": f"{seed}/1",
+                "training_seed": seed,
+                "model": name,
+                "metric": "pickscore",
+                "score": of_prompt + mean + rng.normal(0, noise, 200),
+            }
+        )
+        for name, mean in means.items()
+        for seed in range(1 if name == "base" else seeds)
+    ]
+    scores = pd.concat(frames, ignore_index=True)
+    rows = [{"name": name} for name in means]
+    own = Table.model_validate({"title": "T", "rows": rows, **changes})
+    summary = statistics.summarise(scores, base="base", resamples=200)
+    labels = {name: name for name in means}
+    return results.Results(own, scores, summary, {}, labels, {})
+
+
+@pytest.mark.parametrize(
+    ("contrast", "outcome"),
+    [
+        ({"b": 1, "a": -1}, "holds"),
+        ({"a": 1, "b": -1}, "does not hold"),
+        ({"c": 1, "b": -1}, "not decided"),
+        ({"b": 2, "a": -1, "c": -1}, "holds"),  # diminishing returns
+    ],
+)
+def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
+    found = made({"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0})
+    (verdict,) = claims.verdicts(found, Claim(says="s", contrast=contrast), resamples=500)
+    assert verdict.outcome == outcome
+    means = found.scores.groupby("model")["score"].mean()
+    assert verdict.value == pytest.approx(sum(w * means[n] for n, w in contrast.items()))
+    # The prompts' own spread of 5 would make the interval wider than 1 if it were not paired.
+    assert verdict.high - verdict.low < 0.1
+    assert f"s: {outcome} by 1 of 1 metrics" in claims.moved(
+        made(
+            {"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0},
+            claims=[{"says": "s", "contrast": contrast}],
+        ),
+        resamples=500,
+    )
+
+
+def test_less_is_better_where_it_is():
+    found = made({"base": 0.0, "a": -1.0})
+    found.scores["metric"] = "cmmd"
+    (verdict,) = claims.verdicts(
+        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
+    )
+    assert verdict.outcome == "holds"
+
+
+def test_a_claim_about_a_row_that_failed_is_not_tested():
+    found = made({"base": 0.0}, rows=[{"name": "base"}, {"name": "a"}])
+    claim = Claim(says="s", contrast={"a": 1, "base": -1})
+    assert claims.verdicts(found, claim, resamples=99) == []
+
+
+def test_seeds_are_counted_one_by_one_and_their_spread_is_told():
+    found = made({"base": 0.0, "a": 1.0}, seeds=3)
+    (verdict,) = claims.verdicts(
+        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
+    )
+    assert verdict.seeds == (3, 3)
+    means = found.scores[found.scores["model"] == "a"].groupby("training_seed")["score"].mean()
+    assert f"{means.mean():.2f} ± {np.std(means, ddof=1):.2f}" in results.spread(found)
+    assert results.spread(made({"base": 0.0, "a": 1.0})) == ""
+
+
+def test_a_failed_row_stands_at_its_place_with_its_reason():
+    found = made({"base": 0.0, "b": 1.0})
+    found.labels = {"base": "base", "a": "row a", "b": "row b"}
+    found.problems = {"a": "stage2.beta=-1 is wrong"}
+    lines = [line for line in results.markdown(found).splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "model",
+        "---",
+        "base",
+        "row a",
+        "row b",
+    ]
+    assert "stage2.beta=-1 is wrong" in lines[3]
+    assert {line.count("|") for line in lines} == {3}
+    assert "row a" in results.csv(found)
+
+
+@pytest.mark.parametrize("plot", ["bars", "curves"])
+def test_a_figure_is_drawn_and_the_same_numbers_give_the_same_file(plot):
+    found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot=plot)
+    found.published = {("base", "pickscore"): 20.0, ("a", "pickscore"): 20.5}
+    places = {"a": 4.0, "b": 8.0}
+    svg = figures.draw(found, places=places)
+    assert svg == figures.draw(found, places=places)
+    assert "this run" in svg
+    assert "paper" in svg
+
+
+NAMES = {
+    "table2": ["base", "both", "pickapic", "civitai"],
+    "table4": ["base", "diffusion_dpo", "text2image", "pixart", "sd35m", "both"],
+    "table6": ["base", "diffusion_dpo", "no_curation", "top", "color_top", "both"],
+    "table3": ["base", "stage2_alone", "stage1", "both"],
+}
+
+
+def test_published_values_are_those_of_the_paper(shared_data):
+    paper = yaml.safe_load((shared_data.parent / "paper/reference_results.yaml").read_text())
+    metrics = paper["metrics"]
+
+    def check(name: str, family: str, rows: dict[str, list[float | None]]) -> None:
+        found = tables.published(name, family)
+        expected = {
+            (row, metric): value
+            for row, values in rows.items()
+            for metric, value in zip(metrics, values, strict=True)
+            if value is not None
+        }
+        assert found == expected, name
+
+    for name, rows in NAMES.items():
+        check(name, "sd15", {n: r["values"] for n, r in zip(rows, paper[name], strict=True)})
+    pairs = {"half": 256, "both": 512, "more": 768, "double": 1024}
+    base = {"base": paper["table3"][0]["values"]}
+    check("figure8", "sd15", base | {n: paper["figure8"]["hpdv3"][k] for n, k in pairs.items()})
+    for figure, sets in (
+        ("figure5", {"sd15": "sd15_pickapic", "sd35m": "sd35m_drawbench"}),
+        ("figure10", {"sd15": "sd15_partiprompts", "sd35m": "sd35m_partiprompts"}),
+    ):
+        for family, key in sets.items():
+            rows = {
+                name.replace("+ours", "_both").replace("ours", "both").replace("-", "_"): values
+                for name, values in paper["figure5_and_10"][key].items()
+            }
+            check(figure, family, rows)
+
+
+def test_every_published_row_has_a_row(tiny):
+    for name in table.names():
+        own = table.read(name)
+        if own.published:
+            rows = {row.name for row in own.all_rows()}
+            published = {row for row, _ in tables.published(own.published, "sd15")}
+            assert published <= rows, name
+            assert not math.isnan(len(rows))
