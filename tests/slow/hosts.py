@@ -13,6 +13,7 @@ from jobs import BIN, RAY, TOKEN, Job, running
 
 SUBNET = "10.77.13"
 GATEWAY = f"{SUBNET}.254"  # this machine itself, as the hosts see it
+DEVICE = "eth0"  # every host's network
 _TAG = f"r{os.getpid() % 100_000}"  # interface names are at most 15 letters long
 
 
@@ -51,9 +52,10 @@ class Host:
         _ip("netns", "add", self.name)
         _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
         _ip("link", "set", inside, "netns", self.name)
+        _ip("-n", self.name, "link", "set", inside, "name", DEVICE)
         _ip("link", "set", outside, "master", f"{_TAG}br", "up")
-        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", inside)
-        for device in (inside, "lo"):
+        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", DEVICE)
+        for device in (DEVICE, "lo"):
             _ip("-n", self.name, "link", "set", device, "up")
         _ip("-n", self.name, "route", "add", "default", "via", GATEWAY)
 
@@ -85,6 +87,8 @@ def ray_node(host: Host, *arguments: str, folder: Path, env: dict[str, str]) -> 
         env={
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            # All these hosts have this machine's name, which resolves to none of their addresses.
+            "GLOO_SOCKET_IFNAME": DEVICE,
             **TOKEN,
             **env,
         },
