@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from raypref.align.trainings import BY_WEIGHT
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
-from raypref.ledger import join, size, write_bytes
+from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
 from raypref.streaming import start_ray
 from raypref.tracking import Tracker
@@ -65,7 +65,16 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     run = Run(config)
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
-    _refuse_or_clear_stale(run, only=only, redo=redo)
+    stale = _stale(waiting)
+    if stale and not redo:
+        raise InputError(
+            f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
+            "this variant a name of its own (run=NAME) or replace the old result with --redo"
+        )
+    _check(waiting)  # before anything is cleared
+    for ledger in stale:
+        log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+        ledger.clear()
     carry_out(run, only=only)
     return run
 
@@ -89,7 +98,7 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    _check([need for step in waiting if not step.done for need in step.needs])
+    _check(waiting)
     run.tracker, record = _open_record(run, parent_run_id)
     if any(step.needs and not step.done for step in waiting):
         start_ray()
@@ -121,21 +130,9 @@ def carry_out(
     _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
-def _refuse_or_clear_stale(run: Run, *, only: Collection[str], redo: bool) -> None:
-    for step in run.steps:
-        if only and step.name not in only:
-            continue
-        for ledger in step.ledgers():
-            if ledger.state() != "stale":
-                continue
-            if not redo:
-                raise InputError(
-                    f"{ledger.path} was made with other settings ({'; '.join(ledger.changes())}). "
-                    "Give this variant a name of its own (run=NAME) or replace the old result "
-                    "with --redo"
-                )
-            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
-            ledger.clear()
+def _stale(steps: Iterable[Step]) -> list[Ledger]:
+    """What was made with other settings."""
+    return [own for step in steps for own in step.ledgers() if own.state() == "stale"]
 
 
 def _require_steps_before(run: Run, waiting: list[Step]) -> None:
@@ -143,7 +140,7 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
     first = run.steps.index(waiting[0])
     for step in run.steps[:first]:
         if not step.done:
-            stale = [ledger for ledger in step.ledgers() if ledger.state() == "stale"]
+            stale = _stale([step])
             changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(
                 f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
@@ -151,8 +148,9 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
             )
 
 
-def _check(needs: list[Callable[[], object]]) -> None:
-    """Name all that is missing at once, a line each."""
+def _check(waiting: Iterable[Step]) -> None:
+    """Name all that is missing for what is not done yet, at once, a line each."""
+    needs = [need for step in waiting if not step.done for need in step.needs]
     missing: dict[str, None] = {}
     for need in needs:
         try:

@@ -188,13 +188,16 @@ class Run:
             partial(parts.check_side, c.base, side, key=key)
             for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
         )
-        starts = (base, align.check_starts)
+        starts: tuple[Callable[[], object], ...] = (base,)
+        if align.imports:
+            starts = (base, align.check_starts)
+        adapter = partial(parts.check_adapter, c.base, c.lora)
         train = [
             Step(
                 name,
                 partial(self._ledgers_of, name),
                 partial(self._train, name),
-                (base, partial(_check_workers, name, job.stage)),
+                (*starts, adapter, partial(_check_workers, name, job.stage)),
             )
             for name, job in align.jobs.items()
         ]
@@ -353,6 +356,7 @@ class Run:
             images=ev.images.ledgers,
             table=ev.tabulate() if ev.complete else None,
             categories=ev.categories if ev.complete else None,
+            final=trainings.shown_as(self.alignment.final, self.alignment.stages),
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )

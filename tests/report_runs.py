@@ -188,6 +188,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
     distance.loc[distance["model"] == "base", ["gain", "gain_low", "gain_high"]] = np.nan
     done = {"state": "done", "unit": "rows"}
     return collect(
+        final="both",
         name="browser",
         config_toml='run = "browser"\n',
         seed=0,

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from raypref.config import InputError
 from raypref.diffusion import parts
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.diffusion.lora import LoraConfig
 
 CPU = torch.device("cpu")
 BASE = BackboneConfig(model=str(small.path("sd15")))
@@ -110,3 +111,21 @@ def test_images_of_a_side_that_the_autoencoder_does_not_take_are_refused():
     parts.check_side(BASE, 64, key="images.size")
     with pytest.raises(InputError, match=r"images\.size=60: .* multiples of 8"):
         parts.check_side(BASE, 60, key="images.size")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("to_q", "to_typo")}, "lora.targets: 'to_typo' names no linear layer"),
+        ({"targets": ("conv_in",)}, "lora.targets: 'conv_in' names no linear layer of the unet"),
+    ],
+)
+def test_an_adapter_without_layers_is_refused_before_any_work(changes, message):
+    parts.check_adapter(BASE, LoraConfig())
+    with pytest.raises(InputError, match=message):
+        parts.check_adapter(BASE, LoraConfig(**changes))
+
+
+def test_a_precision_in_which_gradients_vanish_is_refused():
+    with pytest.raises(InputError, match=r"base.dtype=float16: .* bfloat16 or float32"):
+        parts.check_adapter(BASE.model_copy(update={"dtype": "float16"}), LoraConfig())

@@ -280,3 +280,20 @@ def test_a_lora_of_our_own_that_does_not_fit_names_both_ranks(tmp_path):
     lora.attach(other, wanted, names=("a",), seed=0)
     with pytest.raises(InputError, match=r"has rank 4, and lora.rank is 2; set lora.rank=4"):
         lora.load(other, wanted, folder=str(tmp_path), name="a", component="unet")
+
+
+def test_a_start_is_known_by_what_it_holds(tmp_path):
+    network = denoiser()
+    lora.attach(network.module, LORA, names=("x",), seed=0)
+
+    def written(value: float) -> str:
+        with torch.no_grad():
+            lora.parameters(network.module, "x")[0].fill_(value)
+        values = lora.state(network.module, "x")
+        lora.save(values, LORA, folder=str(tmp_path), component="unet")
+        return lora_files.identity(str(tmp_path), key="stage1.start")
+
+    first = written(0.1)
+    assert written(0.2) != first, "weights that were trained again are another start"
+    assert written(0.1) == first
+    assert lora_files.identity("OWNER/REPO", key="stage1.start") == "OWNER/REPO"

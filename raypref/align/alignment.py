@@ -49,8 +49,8 @@ class Alignment:
     def starts(self) -> dict[str, Ledger]:
         """LoRA weights from elsewhere that trainings start from, by their name in the table."""
         return {
-            name: placed(self.place, name, results_of({"start": ref}))
-            for name, (ref, _) in self.imports.items()
+            name: placed(self.place, name, results_of({"start": lora_files.identity(ref, key=key)}))
+            for name, (ref, key) in self.imports.items()
         }
 
     @cached_property
@@ -79,6 +79,7 @@ class Alignment:
     def trained(self) -> dict[str, Ledger]:
         """The ledgers of the trainings."""
         ledgers: dict[str, Ledger] = {}
+        starts = {ref: self.starts[name] for name, (ref, _) in self.imports.items()}
         for name, stage in self.stages.items():
             settings = {
                 "cache": self.cache.fingerprint,
@@ -86,6 +87,7 @@ class Alignment:
                 "lora": self.lora,
                 "seed": self.seed,
                 **{n: ledger.fingerprint for n, ledger in ledgers.items() if n == stage.start},
+                **{n: own.fingerprint for n, own in starts.items() if n == stage.start},
             }
             ledgers[name] = placed(self.place, name, results_of(settings))
         return ledgers

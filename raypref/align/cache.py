@@ -139,7 +139,8 @@ def rows_to_encode(pairs: Ledger) -> pa.Table:
 def read_pairs(ledger: Ledger) -> PairData:
     """Load the cache into memory."""
     columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
-    rows = {row["id"]: row for row in ledger.table(columns).to_pylist()}
+    # Row by row: as one Arrow column the captions of SD-3.5 would pass its 2 GiB.
+    rows = {row["id"]: row for row in ledger.rows(["id", *columns])}
     pairs = [rows[id_] for id_ in sorted(rows) if id_ != UNCONDITIONAL]
     return PairData(
         moments=torch.stack([_unpack(row["moments"], row["moments_shape"]) for row in pairs]),

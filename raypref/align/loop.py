@@ -113,6 +113,7 @@ def train(
     data = data.to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
     state = _prepare(denoiser, stage, lora_config, seed=seed, start=start)
     _restore(state, folder)
+    _require_one_step(state, group, device=denoiser.device)
     if stage.compile:
         denoiser.module.compile()
     writes = group.rank == 0
@@ -137,6 +138,13 @@ def train(
     if writes:
         _export(denoiser, state, lora_config, folder=folder)
     return state.history
+
+
+def _require_one_step(state: State, group: Group, *, device: torch.device) -> None:
+    """All ranks found the same checkpoint: else gradients of different steps would be summed."""
+    total = torch.tensor([float(state.step)], device=device)
+    group.sum(total)
+    assert total.item() == state.step * group.world, "ranks resume from different steps"
 
 
 def _keep_quiet(metrics: StepMetrics) -> None:

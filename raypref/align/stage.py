@@ -44,7 +44,7 @@ class StageConfig(Section):
         "dro: what the photograph is compared with: a state on the policy's way, as released for "
         "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
     )
-    rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1)
+    rollout_steps: int = setting(20, "dro: solver steps of a whole trajectory", ge=1, le=1000)
     rollout_batch: int = setting(
         32,
         "dro: samples a worker rolls out at once; no gradients are kept, so more than micro_batch",
@@ -88,6 +88,12 @@ class StageConfig(Section):
     sample_every: int = setting(
         0,
         "steps between two LoRAs kept for the page's samples; 0: none",
+        affects_result=False,
+        ge=0,
+    )
+    min_workers: int = setting(
+        0,
+        "go on with so few workers when hosts are lost; 0: wait for all of resources.workers",
         affects_result=False,
         ge=0,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -21,6 +22,7 @@ import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref.align.cache import read_pairs
 from raypref.align.loop import train
@@ -32,6 +34,7 @@ from raypref.diffusion.lora import LoraConfig
 from raypref.ledger import Ledger, filesystem, join, write_table
 
 MAX_FAILURES = 3
+RESIZE_SECONDS = 600.0  # between two looks whether more workers could join
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,16 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     """
     need = job.stage.resources
     per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver: on a host that is lost it would take the training with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "queue": queue},
         scaling_config=ScalingConfig(
-            # With hosts lost it goes on with the workers that are left: any number gives one run.
-            num_workers=(1, need.workers) if need.workers > 1 else 1,  # type: ignore[arg-type]
+            num_workers=_workers(job.stage),  # type: ignore[arg-type]
+            # Each change of their number costs the steps since a checkpoint: shrink, hardly grow.
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
             use_gpu=need.num_gpus > 0,
             resources_per_worker={key: value for key, value in per_worker.items() if value},
         ),
@@ -89,7 +95,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         trainer.fit()
     finally:
         queue.put(None)
-        listener.join(timeout=10)
+        listener.join()
         queue.shutdown()
     fs, path = filesystem(join(job.folder, "ray"))
     fs.delete_dir(path)
@@ -100,7 +106,10 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
 def _listen(
     queue: Queue, on_step: Callable[[StepMetrics], None], refusals: list[Exception]
 ) -> None:
-    """Hand on what rank 0 tells: metrics of a step, or why training cannot go on; None ends it."""
+    """Hand on what rank 0 tells: metrics of a step, or why training cannot go on; None ends it.
+
+    An error in `on_step` is a reason as well: nobody would see it in this thread.
+    """
     while True:
         try:
             told = queue.get(timeout=60)
@@ -110,8 +119,17 @@ def _listen(
             return
         if isinstance(told, Exception):
             refusals.append(told)
-        else:
-            on_step(told)
+        elif not refusals:
+            try:
+                on_step(told)
+            except Exception as error:
+                refusals.append(error)
+
+
+def _workers(stage: StageConfig) -> int | tuple[int, int]:
+    """How many there must be, or the fewest and the most; any number gives the same run."""
+    most = stage.resources.workers
+    return (stage.min_workers, most) if 0 < stage.min_workers < most else most
 
 
 @dataclass(frozen=True)
@@ -135,8 +153,8 @@ def _worker(config: dict[str, Any]) -> None:
     need = job.stage.resources
     torch.set_num_threads(max(1, int(need.num_cpus)))
     device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
-    denoiser = load_denoiser(job.base, device=device)
     try:
+        denoiser = load_denoiser(job.base, device=device)
         history = train(
             denoiser,
             read_pairs(job.cache),

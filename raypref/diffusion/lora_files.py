@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -79,6 +80,13 @@ def read(ref: str, *, key: str, component: str) -> Found:
     alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
     folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
     return Found(folded, rank, alpha, path)
+
+
+def identity(ref: str, *, key: str) -> str:
+    """What tells weights from others: their content where it can be read here, else their name."""
+    if not Path(ref).expanduser().exists():
+        return ref
+    return hashlib.sha256(_find(ref, key=key)[1]).hexdigest()
 
 
 def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
 
 from raypref.config import InputError
 from raypref.diffusion import lora, lora_files, network
@@ -58,6 +59,27 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
     unit = 2 ** (len(blocks) - 1) * patch
     if side % unit:
         raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
+
+
+def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
+    """See that the adapter finds its layers, and that it can be trained in the base's precision.
+
+    Raises:
+        InputError: names the target without a layer, or the precision.
+    """
+    if base.dtype == "float16":
+        raise InputError(
+            "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
+        )
+    component = component_of(base)
+    layers = dict(network.skeleton(base.folder(), component, component=component).named_modules())
+    for target in config.targets:
+        named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
+        if not named or not all(isinstance(layer, nn.Linear) for layer in named):
+            raise InputError(
+                f"lora.targets: '{target}' names no linear layer of the {component} of "
+                f"'{base.model}'"
+            )
 
 
 def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) -> None:

@@ -80,6 +80,7 @@ def collect(
     images: Mapping[str, Ledger],
     table: pd.DataFrame | None,
     categories: pd.DataFrame | None,
+    final: str,
     published: Published,
     tracking_uri: str = "",
 ) -> ReportData:
@@ -97,12 +98,15 @@ def collect(
         images: the evaluation's images, by model.
         table: the evaluation's summary, if there is one.
         categories: the same by category, if there is one.
+        final: the model that the run is about, by its name in the table.
         published: the paper's numbers beside it.
         tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
-    final = _final(table)
+    models = [] if table is None else list(dict.fromkeys(table["model"]))
+    if final not in models:
+        final = models[-1] if models else ""
     # Beside the table: scores of an evaluation that was replaced would not fit these images.
     scores = _scores(folder) if table is not None else None
     made = all(ledger.state() == "complete" for ledger in images.values())
@@ -161,12 +165,6 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
             )
         )
     return views
-
-
-def _final(table: pd.DataFrame | None) -> str:
-    """The model the run is about: both stages, or the last one there is."""
-    models = [] if table is None else list(dict.fromkeys(table["model"]))
-    return "both" if "both" in models else models[-1] if models else ""
 
 
 def _scores(folder: str) -> pd.DataFrame | None:

@@ -36,6 +36,7 @@ SETTINGS = (
     "stage1.checkpoint_every=5",
     "stage1.sample_every=0",
     "stage1.resources.workers=2",
+    "stage1.min_workers=1",
     "run=run",
     "tracking.uri=none",
 )
