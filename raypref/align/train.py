@@ -30,6 +30,7 @@ from raypref.config import InputError
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
 from raypref.diffusion.lora import LoraConfig
 from raypref.ledger import Ledger, filesystem, join, write_table
+from raypref.room import NoRoomError, out_of_memory
 
 MAX_FAILURES = 3
 
@@ -62,13 +63,14 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     Raises:
         DivergedError: training cannot go on; its last good checkpoint is kept.
         InputError: the LoRA to start from does not fit.
+        NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
     need = job.stage.resources
     per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue, refusals = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "queue": queue},
+        train_loop_config={"job": job, "queue": queue, "refusals": refusals},
         scaling_config=ScalingConfig(
             # With hosts lost it goes on with the workers that are left: any number gives one run.
             num_workers=(1, need.workers) if need.workers > 1 else 1,  # type: ignore[arg-type]
@@ -82,25 +84,24 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    refusals: list[Exception] = []
-    listener = threading.Thread(target=_listen, args=(queue, on_step, refusals), daemon=True)
+    listener = threading.Thread(target=_listen, args=(queue, on_step), daemon=True)
     listener.start()
     try:
         trainer.fit()
+        refused = [] if refusals.empty() else [refusals.get()]
     finally:
         queue.put(None)
         listener.join(timeout=10)
         queue.shutdown()
+        refusals.shutdown()
     fs, path = filesystem(join(job.folder, "ray"))
     fs.delete_dir(path)
-    if refusals:
-        raise refusals[0]
+    for error in refused:
+        raise error
 
 
-def _listen(
-    queue: Queue, on_step: Callable[[StepMetrics], None], refusals: list[Exception]
-) -> None:
-    """Hand on what rank 0 tells: metrics of a step, or why training cannot go on; None ends it."""
+def _listen(queue: Queue, on_step: Callable[[StepMetrics], None]) -> None:
+    """Hand on the metrics of every step; None ends it."""
     while True:
         try:
             told = queue.get(timeout=60)
@@ -108,10 +109,7 @@ def _listen(
             continue
         if told is None:
             return
-        if isinstance(told, Exception):
-            refusals.append(told)
-        else:
-            on_step(told)
+        on_step(told)
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,9 @@ class _TorchGroup:
 def _worker(config: dict[str, Any]) -> None:
     """What every rank runs."""
     job: StageJob = config["job"]
-    queue: Queue = config["queue"]
+    refusals: Queue = config["refusals"]
+    if not refusals.empty():
+        return  # a group before this one found that training cannot go on
     context = ray.train.get_context()
     group = _TorchGroup(context.get_world_rank(), context.get_world_size())
     need = job.stage.resources
@@ -147,15 +147,36 @@ def _worker(config: dict[str, Any]) -> None:
             folder=job.folder,
             start=job.start,
             group=group,
-            on_step=queue.put,
+            on_step=config["queue"].put,
         )
+        if group.rank == 0:
+            write_table(join(job.folder, "metrics.parquet"), _table(history))
     except (DivergedError, InputError) as error:
         # Not raised: Ray Train would start the group again, and the same would happen again.
         if group.rank == 0:
-            queue.put(error)
+            refusals.put(error)
         return
-    if group.rank == 0:
-        write_table(join(job.folder, "metrics.parquet"), _table(history))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            refusals.put(NoRoomError(_advice(job)))
+        elif isinstance(error, NoRoomError):
+            refusals.put(error)
+        raise  # other ranks wait for this one; the group that starts again ends at once
+
+
+def _advice(job: StageJob) -> str:
+    """What to change when memory ran out."""
+    key, stage = job.draws, job.stage  # stage2_alone has the settings of stage2
+    fixes = [f"{key}.micro_batch={stage.micro_batch // 2}"] if stage.micro_batch > 1 else []
+    if not stage.gradient_checkpointing:
+        fixes.append(f"{key}.gradient_checkpointing=true")
+    if stage.objective == "dro" and stage.rollout_batch > 1:
+        fixes.append(f"{key}.rollout_batch={stage.rollout_batch // 2}")
+    return (
+        f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
+        f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
+        "the run goes on from the last checkpoint"
+    )
 
 
 def _table(history: list[StepMetrics]) -> pa.Table:
