@@ -249,7 +249,7 @@ def _run(
     began = time.monotonic()
     for part in dataset.iter_rows():
         if part["no_room"]:
-            raise NoRoomError(part["no_room"])
+            raise NoRoomError(f"{progress.label}: {part['no_room']}")
         for line in set(part["notes"].splitlines()) - told:
             log.warning("%s: %s", progress.label, line)
             told.add(line)

@@ -81,11 +81,11 @@ def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> 
 def test_followed_stopped_and_submitted_again(head, checkout: Path, tmp_path: Path) -> None:
     steps = 60  # more than are done while `ray job stop` starts
     command = (
-        *("jobs/full_pipeline.py", *SMALL, f"storage={tmp_path}", "stream.progress_seconds=0"),
+        *("jobs/full_pipeline.py", *SMALL, f"storage={tmp_path}", "run=first"),
         *(f"stage1.steps={steps}", f"stage1.sample_every={steps}"),
-        f"stage1.checkpoint_every={EVERY}",
+        *(f"stage1.checkpoint_every={EVERY}", "stream.progress_seconds=0"),
     )
-    run = tmp_path / "run"
+    run = tmp_path / "first"
     saved = run / "stage1" / "checkpoints"
 
     def parts() -> dict[str, int]:
