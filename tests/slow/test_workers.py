@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from raypref.align import train as align_train
 from raypref.align.cache import UNCONDITIONAL, read_pairs
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.align.watch import StepMetrics
+from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources, load
 from raypref.diffusion.backbone import load_denoiser
 from raypref.diffusion.prompts import Prompts
@@ -172,11 +172,33 @@ def starved(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[St
     return []
 
 
-def test_a_worker_without_memory_ends_the_training_at_once(
-    cache: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def diverged(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[StepMetrics]:
+    """In place of training: every rank sees that it cannot go on."""
+    (Path(folder) / f"called-{uuid.uuid4().hex}").touch()
+    raise DivergedError("loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("training", "error", "says"),
+    [
+        (
+            starved,
+            NoRoomError,
+            r"^stage2_alone: memory ran out with stage2\.micro_batch=2; try stage2\.micro_batch=1 "
+            r"or stage2\.gradient_checkpointing=true or stage2\.rollout_batch=16, which move ",
+        ),
+        (diverged, DivergedError, r"^loss is nan$"),
+    ],
+)
+def test_what_would_happen_again_is_not_tried_again(
+    training: Callable[..., list[StepMetrics]],
+    error: type[Exception],
+    says: str,
+    cache: Ledger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not tried again: the settings would be too much again."""
-    monkeypatch.setattr(align_train, "train", starved)
+    monkeypatch.setattr(align_train, "train", training)
     for module in (align_train, sys.modules[__name__]):  # as they are here
         ray.cloudpickle.register_pickle_by_value(module)
     stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=2)})
@@ -191,12 +213,8 @@ def test_a_worker_without_memory_ends_the_training_at_once(
         start=None,
         seed=0,
     )
-    says = (
-        r"^stage2_alone: memory ran out with stage2\.micro_batch=2; try stage2\.micro_batch=1 or "
-        r"stage2\.gradient_checkpointing=true or stage2\.rollout_batch=16, which move results "
-    )
     try:
-        with pytest.raises(NoRoomError, match=says):
+        with pytest.raises(error, match=says):
             train_stage(job, on_step=lambda metrics: None)
     finally:
         for module in (align_train, sys.modules[__name__]):
