@@ -20,6 +20,7 @@ from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
 from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
+from raypref.room import no_room
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -87,7 +88,10 @@ def ended(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if line := no_room(error):
+            print(f"error: {line}", file=sys.stderr)
+            return FAILED
         logging.exception("failed; the same command goes on from the last finished block or step")
         return FAILED
 

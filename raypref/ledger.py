@@ -15,6 +15,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,6 +28,7 @@ from pyarrow import fs as pafs
 
 from raypref import __version__
 from raypref.config import changed_keys, fingerprint
+from raypref.room import MAKE_ROOM, NoRoomError, full_disk
 
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
 Place: TypeAlias = Callable[[str, str], str]  # name and fingerprint of a ledger -> its directory
@@ -66,14 +68,27 @@ def placed(place: Place, name: str, settings: Mapping[str, Any]) -> Ledger:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a file that appears under its name only when it is whole."""
+    """Write a file that appears under its name only when it is whole.
+
+    Raises:
+        NoRoomError: the disk is full; nothing is left of the attempt.
+    """
     fs, target = filesystem(path)
     folder, _, name = target.rpartition("/")
-    fs.create_dir(folder, recursive=True)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
-    with fs.open_output_stream(temporary) as stream:
-        stream.write(data)
-    fs.move(temporary, target)
+    try:
+        fs.create_dir(folder, recursive=True)
+        with fs.open_output_stream(temporary) as stream:
+            stream.write(data)
+        fs.move(temporary, target)
+    except OSError as error:
+        with suppress(OSError):  # there may be none
+            fs.delete_file(temporary)
+        if full_disk(error):
+            raise NoRoomError(
+                f"{path}: no space left for {len(data):,} bytes; {MAKE_ROOM}"
+            ) from error
+        raise
 
 
 def read_bytes(path: str) -> bytes | None:

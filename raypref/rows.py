@@ -28,7 +28,7 @@ class Stage(Protocol):
     name: str  # the word that stands in progress lines and in the rejects table
     reads: tuple[str, ...]  # columns it needs
     writes: pa.Schema  # columns it adds
-    resources: Resources
+    resources: Resources  # to be read at each call: `batch` is less after memory ran out
 
     def setup(self) -> None:
         """Load what the stage needs, once per worker."""

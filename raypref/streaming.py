@@ -29,6 +29,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from raypref.config import Resources, Section, setting
 from raypref.ledger import Ledger, Where, filesystem, join, read_bytes, write_bytes
 from raypref.progress import Progress
+from raypref.room import NoRoomError, in_batches, no_room
 from raypref.rows import REJECT, Row, Stage, is_rejected
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,9 @@ def stream(
 
     Returns:
         How all rows ended, and how busy the workers were with those done now.
+
+    Raises:
+        NoRoomError: a disk or a device's memory is full.
     """
     ledger.begin()
     _forget_stop(ledger)
@@ -241,8 +245,14 @@ def _run(
         runtime_env=dict(runtime_env) if runtime_env else None,
     )
     rejected, busy, stopped, note = 0, 0.0, False, "0 rejected"
+    told: set[str] = set()
     began = time.monotonic()
     for part in dataset.iter_rows():
+        if part["no_room"]:
+            raise NoRoomError(f"{progress.label}: {part['no_room']}")
+        for line in set(part["notes"].splitlines()) - told:
+            log.warning("%s: %s", progress.label, line)
+            told.add(line)
         rejected += int(part["rejected"])
         note = f"{rejected} rejected"
         if need.workers:  # of tasks nobody knows how many ran at once
@@ -299,8 +309,12 @@ def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
 
 
-# What a worker answers for a block that is not wanted any more.
-_NOTHING = pa.table({"part": [""], "rows": [0], "rejected": [0], "busy": [0.0]})
+# What a worker tells the driver of a block of which it wrote nothing.
+_NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": "", "no_room": ""}
+
+
+def _answer(**told: Any) -> pa.Table:
+    return pa.Table.from_pylist([_NOTHING | told])
 
 
 class _Worker:
@@ -324,28 +338,34 @@ class _Worker:
         self.ready = False
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Returns only what the driver counts."""
+        """Returns only what the driver counts, or why there is no room: Ray need not try again."""
+        try:
+            return self._finish(block)
+        except Exception as error:
+            if not (line := no_room(error)):
+                raise
+            return _answer(no_room=line)
+
+    def _finish(self, block: pa.Table) -> pa.Table:
         with nullcontext() if self.ready else _DEVICE:
             self._set_up()
         if self._stopped():
-            return _NOTHING
+            return _answer()
         table, name = self.read(block)
         rows: list[Row] = table.to_pylist()
         before, device, after = _around_models(self.stages)
-        _apply(before, rows)
+        notes = _apply(before, rows)
         with _DEVICE:
             if self._stopped():  # while it waited
-                return _NOTHING
+                return _answer()
             began = time.monotonic()
-            _apply(device, rows)
+            notes += _apply(device, rows)
             busy = time.monotonic() - began
-        _apply(after, rows)
+        notes += _apply(after, rows)
         done = pa.Table.from_pylist(rows, schema=self.schema).select(self.columns)
         name = self.ledger.write_part(done, name)
         rejected = sum(map(is_rejected, rows))
-        return pa.table(
-            {"part": [name], "rows": [len(rows)], "rejected": [rejected], "busy": [busy]}
-        )
+        return _answer(part=name, rows=len(rows), rejected=rejected, busy=busy, notes=notes)
 
     def _stopped(self) -> bool:
         return read_bytes(join(self.ledger.path, STOP)) is not None
@@ -370,8 +390,8 @@ def _around_models(stages: Sequence[Stage]) -> tuple[Sequence[Stage], ...]:
     return stages[:first], stages[first:last], stages[last:]
 
 
-def _apply(stages: Sequence[Stage], rows: list[Row]) -> None:
-    for stage in stages:
-        live = [row for row in rows if not is_rejected(row)]
-        for start in range(0, len(live), stage.resources.batch):
-            stage(live[start : start + stage.resources.batch])
+def _apply(stages: Sequence[Stage], rows: list[Row]) -> str:
+    """Returns lines to tell people."""
+    return "".join(
+        in_batches(stage, [row for row in rows if not is_rejected(row)]) for stage in stages
+    )

@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raypref.config import Resources, load, results_of
 from raypref.curate.curate import Curation
+from raypref.ledger import in_folder
 from raypref.pipeline import RunConfig
 from raypref.streaming import shared_worker
 
@@ -165,7 +166,7 @@ def recipe(name: str, *overrides: str) -> RunConfig:
 
 def pools(config: RunConfig) -> dict[str, Resources]:
     """The workers that each step starts at once."""
-    twins = Curation(config, folder="/run").twin_stages()
+    twins = Curation(config, place=in_folder("/run")).twin_stages()
     return {
         "scores": shared_worker([config.pickscore.resources]),
         "twins": shared_worker([stage.resources for stage in twins]),

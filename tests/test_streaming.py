@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import ray
+import torch
 
 from raypref.config import Resources
 from raypref.ledger import Ledger
+from raypref.room import NoRoomError
 from raypref.rows import REJECT, Row, reject
 from raypref.streaming import Selection, StreamConfig, shared_worker, start_ray, stream
 
@@ -102,6 +104,19 @@ class Patient(Fragile):
 
     def __call__(self, rows: list[Row]) -> None:
         time.sleep(0.3)
+        super().__call__(rows)
+
+
+class Hungry(Square):
+    """Has memory for batches of `most` rows."""
+
+    def __init__(self, notes: Path, resources: Resources, *, most: int) -> None:
+        super().__init__(notes, resources)
+        self.most = most
+
+    def __call__(self, rows: list[Row]) -> None:
+        if self.resources.batch > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         super().__call__(rows)
 
 
@@ -323,6 +338,26 @@ def test_a_block_is_read_while_the_gpu_works_on_another_alone(tmp_path):
         begin < end and start < stop for begin, stop in times["read"] for start, end in device
     )
     assert streamed.busy == pytest.approx(4.0, abs=0.5)
+
+
+def test_a_stage_that_runs_out_of_memory_gets_half_the_batch_or_stops_the_job(tmp_path, caplog):
+    def attempt(most: int) -> Ledger:
+        need = Resources(workers=1, batch=4, num_cpus=0.25, num_gpus=0.25)
+        stage = Hungry(tmp_path / f"{most}", need, most=most)
+        ledger = Ledger(str(tmp_path / "ledger"), {})
+        config = StreamConfig(block_rows=8)
+        stream(NUMBERS, stages=[stage], ledger=ledger, keep=["square"], config=config)
+        return ledger
+
+    says = r"^ledger: stage square: memory .* resources\.batch=4, and again with 2; set .* to 1 "
+    with pytest.raises(NoRoomError, match=says):
+        attempt(most=1)
+    squares = attempt(most=2).table()["square"].to_pylist()
+    assert squares == [None if n % 10 == 3 else n * n for n in range(COUNT)]
+    told = [record.getMessage() for record in caplog.records]
+    half = "ledger: square ran out of memory with resources.batch=4; used 2"
+    assert told.count(half) == 1, "said once, not for every block"
+    assert max(noted(tmp_path / "2")) == "square-2"
 
 
 def test_no_rows_make_a_complete_and_empty_ledger(tmp_path):

@@ -29,6 +29,7 @@ from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
 from raypref.ledger import absolute, filesystem, join, read_bytes
 from raypref.pipeline import Run, Step, read_record
+from raypref.room import NoRoomError
 from raypref.streaming import start_ray
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
     """Run a row to its evaluation, on whatever node this is.
 
     Returns:
-        The means of its metrics, or why its settings or data cannot be: that is not tried again.
+        The means of its metrics, or why its settings, data or device cannot do it: that is not
+        tried again.
     """
     start_ray()
     logger = logging.getLogger("raypref")
@@ -128,7 +130,7 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
         run = open_run(config, model)
         only = step_names(run, model)
         carry_out(run, only=only, turn=lambda step: turn(held, step), parent_run_id=parent)
-    except InputError as error:
+    except (InputError, NoRoomError) as error:
         return str(error)
     finally:
         logger.removeHandler(handler)

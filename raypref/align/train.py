@@ -32,6 +32,7 @@ from raypref.config import InputError
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
 from raypref.diffusion.lora import LoraConfig
 from raypref.ledger import Ledger, filesystem, join, write_table
+from raypref.room import NoRoomError, out_of_memory
 
 MAX_FAILURES = 3
 RESIZE_SECONDS = 600.0  # between two looks whether more workers could join
@@ -65,15 +66,17 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     Raises:
         DivergedError: training cannot go on; its last good checkpoint is kept.
         InputError: the LoRA to start from does not fit.
+        NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
     need = job.stage.resources
     per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
-    # Beside the driver: on a host that is lost it would take the training with it.
+    # Beside the driver: on a host that is lost they would take the training with them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    beside = {"num_cpus": 0, "scheduling_strategy": here}
+    queue, refusals = (Queue(actor_options=beside) for _ in range(2))
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "queue": queue},
+        train_loop_config={"job": job, "queue": queue, "refusals": refusals},
         scaling_config=ScalingConfig(
             num_workers=_workers(job.stage),  # type: ignore[arg-type]
             # Each change of their number costs the steps since a checkpoint: shrink, hardly grow.
@@ -88,27 +91,27 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    refusals: list[Exception] = []
-    listener = threading.Thread(target=_listen, args=(queue, on_step, refusals), daemon=True)
+    broken: list[Exception] = []
+    listener = threading.Thread(target=_listen, args=(queue, on_step, broken), daemon=True)
     listener.start()
     try:
         trainer.fit()
+        refused = [] if refusals.empty() else [refusals.get()]
     finally:
         queue.put(None)
         listener.join()
         queue.shutdown()
+        refusals.shutdown()
     fs, path = filesystem(join(job.folder, "ray"))
     fs.delete_dir(path)
-    if refusals:
-        raise refusals[0]
+    for error in (*refused, *broken):
+        raise error
 
 
-def _listen(
-    queue: Queue, on_step: Callable[[StepMetrics], None], refusals: list[Exception]
-) -> None:
-    """Hand on what rank 0 tells: metrics of a step, or why training cannot go on; None ends it.
+def _listen(queue: Queue, on_step: Callable[[StepMetrics], None], broken: list[Exception]) -> None:
+    """Hand on the metrics of every step; None ends it.
 
-    An error in `on_step` is a reason as well: nobody would see it in this thread.
+    An error in `on_step` goes to `broken`: nobody would see it in this thread.
     """
     while True:
         try:
@@ -117,13 +120,11 @@ def _listen(
             continue
         if told is None:
             return
-        if isinstance(told, Exception):
-            refusals.append(told)
-        elif not refusals:
+        if not broken:
             try:
                 on_step(told)
             except Exception as error:
-                refusals.append(error)
+                broken.append(error)
 
 
 def _workers(stage: StageConfig) -> int | tuple[int, int]:
@@ -147,7 +148,9 @@ class _TorchGroup:
 def _worker(config: dict[str, Any]) -> None:
     """What every rank runs."""
     job: StageJob = config["job"]
-    queue: Queue = config["queue"]
+    refusals: Queue = config["refusals"]
+    if not refusals.empty():
+        return  # a group before this one found that training cannot go on
     context = ray.train.get_context()
     group = _TorchGroup(context.get_world_rank(), context.get_world_size())
     need = job.stage.resources
@@ -165,15 +168,36 @@ def _worker(config: dict[str, Any]) -> None:
             folder=job.folder,
             start=job.start,
             group=group,
-            on_step=queue.put,
+            on_step=config["queue"].put,
         )
+        if group.rank == 0:
+            write_table(join(job.folder, "metrics.parquet"), _table(history))
     except (DivergedError, InputError) as error:
         # Not raised: Ray Train would start the group again, and the same would happen again.
         if group.rank == 0:
-            queue.put(error)
+            refusals.put(error)
         return
-    if group.rank == 0:
-        write_table(join(job.folder, "metrics.parquet"), _table(history))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            refusals.put(NoRoomError(_advice(job)))
+        elif isinstance(error, NoRoomError):
+            refusals.put(error)
+        raise  # other ranks wait for this one; the group that starts again ends at once
+
+
+def _advice(job: StageJob) -> str:
+    """What to change when memory ran out."""
+    key, stage = job.draws, job.stage  # stage2_alone has the settings of stage2
+    fixes = [f"{key}.micro_batch={stage.micro_batch // 2}"] if stage.micro_batch > 1 else []
+    if not stage.gradient_checkpointing:
+        fixes.append(f"{key}.gradient_checkpointing=true")
+    if stage.objective == "dro" and stage.rollout_batch > 1:
+        fixes.append(f"{key}.rollout_batch={stage.rollout_batch // 2}")
+    return (
+        f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
+        f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
+        "the run goes on from the last checkpoint"
+    )
 
 
 def _table(history: list[StepMetrics]) -> pa.Table:

@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from jobs import RAY, REPOSITORY, SMALL, TOKEN, Job, node, running
+from jobs import EVERY, RAY, REPOSITORY, SMALL, TOKEN, Job, node, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -36,16 +37,21 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def submit(head: tuple[str, Job], checkout: Path, *words: str, folder: Path) -> tuple[int, str]:
+def ray_job(
+    head: tuple[str, Job], verb: str, *words: str, folder: Path
+) -> AbstractContextManager[Job]:
+    """`ray job VERB ...`."""
+    command = (RAY, "job", verb, f"--address={head[0]}", *words)
+    return running(*command, folder=folder, env=TOKEN)
+
+
+def submit(
+    head: tuple[str, Job], checkout: Path, *words: str, folder: Path, options: tuple[str, ...] = ()
+) -> tuple[int, str]:
     """`ray job submit`, with a variable as users hand on; exit status and output."""
-    address, _ = head
     own = json.dumps({"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}})
-    with running(
-        *(RAY, "job", "submit", f"--address={address}", f"--working-dir={checkout}"),
-        *(f"--runtime-env-json={own}", "--", "python", *words),
-        folder=folder,
-        env=TOKEN,
-    ) as job:
+    about = (f"--working-dir={checkout}", f"--runtime-env-json={own}", *options)
+    with ray_job(head, "submit", *about, "--", "python", *words, folder=folder) as job:
         return job.wait(800), job.output
 
 
@@ -70,3 +76,47 @@ def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> 
     assert code != 0
     assert "error: unknown key 'select.topk'; the nearest known key is 'select.top_k'" in output
     assert re.search(r"Job '\S+' failed", output)
+
+
+def test_followed_stopped_and_submitted_again(head, checkout: Path, tmp_path: Path) -> None:
+    steps = 60  # more than are done while `ray job stop` starts
+    command = (
+        *("jobs/full_pipeline.py", *SMALL, f"storage={tmp_path}", "run=first"),
+        *(f"stage1.steps={steps}", f"stage1.sample_every={steps}"),
+        *(f"stage1.checkpoint_every={EVERY}", "stream.progress_seconds=0"),
+    )
+    run = tmp_path / "first"
+    saved = run / "stage1" / "checkpoints"
+
+    def parts() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in run.rglob("part-*")}
+
+    first = ("--no-wait", "--submission-id=first-1")
+    code, output = submit(head, checkout, *command, folder=tmp_path / "1", options=first)
+    assert code == 0, output
+    with ray_job(head, "logs", "-f", "first-1", folder=tmp_path / "2") as logs:
+        logs.wait_for(lambda: any(saved.glob("step-*")))
+        with ray_job(head, "stop", "first-1", folder=tmp_path / "3") as stop:
+            assert stop.wait() == 0, stop.output
+        logs.wait(60)
+    assert re.search(r"twins: \d+/\d+ rows, .* rejected, workers busy", logs.output)
+    assert re.search(rf"stage1: \d+/{steps} steps, .* loss ", logs.output)
+    with ray_job(head, "status", "first-1", folder=tmp_path / "4") as status:
+        status.wait()
+    assert "Job 'first-1' was stopped" in status.output
+    done = int(max(saved.glob("step-*")).stem.removeprefix("step-"))
+    assert EVERY <= done < steps, "the stop came too late to test anything"
+    before = parts()
+
+    second = ("--submission-id=first-2",)
+    code, output = submit(head, checkout, *command, folder=tmp_path / "5", options=second)
+
+    assert code == 0, output
+    assert "Job 'first-2' succeeded" in output
+    for step in ("pairs", "cache"):
+        assert f"{step}: skipped, complete" in output
+    assert before.items() <= parts().items(), "a finished part was written again"
+    again = [int(n) for n in re.findall(rf"stage1: (\d+)/{steps} steps", output)]
+    assert min(again) > done, "steps before the checkpoint were done again"
+    assert list((run / "pairs").glob("part-*"))
+    assert (run / "report" / "index.html").is_file()

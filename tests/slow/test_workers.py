@@ -2,8 +2,9 @@
 
 import os
 import signal
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from training import BASE, LORA, pairs
 
 from jobs import MARK, processes
 from raypref.align import loop
+from raypref.align import train as align_train
 from raypref.align.cache import UNCONDITIONAL, read_pairs
 from raypref.align.stage import StageConfig
 from raypref.align.train import StageJob, train_stage
-from raypref.align.watch import StepMetrics
+from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources, load
 from raypref.diffusion.backbone import load_denoiser
 from raypref.diffusion.prompts import Prompts
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
+from raypref.room import NoRoomError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -158,6 +161,66 @@ def test_workers_do_what_one_process_does(
     assert lone.keys() == shared.keys()
     for key in lone:
         torch.testing.assert_close(shared[key], lone[key], rtol=0, atol=1e-8)
+
+
+def starved(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[StepMetrics]:
+    """In place of training: rank 1 has no memory, while the others wait for its gradients."""
+    (Path(folder) / f"called-{uuid.uuid4().hex}").touch()
+    if group.rank == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    group.sum(torch.zeros(1))
+    return []
+
+
+def diverged(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[StepMetrics]:
+    """In place of training: every rank sees that it cannot go on."""
+    (Path(folder) / f"called-{uuid.uuid4().hex}").touch()
+    raise DivergedError("loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("training", "error", "says"),
+    [
+        (
+            starved,
+            NoRoomError,
+            r"^stage2_alone: memory ran out with stage2\.micro_batch=2; try stage2\.micro_batch=1 "
+            r"or stage2\.gradient_checkpointing=true or stage2\.rollout_batch=16, which move ",
+        ),
+        (diverged, DivergedError, r"^loss is nan$"),
+    ],
+)
+def test_what_would_happen_again_is_not_tried_again(
+    training: Callable[..., list[StepMetrics]],
+    error: type[Exception],
+    says: str,
+    cache: Ledger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(align_train, "train", training)
+    for module in (align_train, sys.modules[__name__]):  # as they are here
+        ray.cloudpickle.register_pickle_by_value(module)
+    stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=2)})
+    job = StageJob(
+        name="stage2_alone",
+        draws="stage2",
+        base=BASE,
+        lora=LORA,
+        stage=stage,
+        cache=cache,
+        folder=str(tmp_path),
+        start=None,
+        seed=0,
+    )
+    try:
+        with pytest.raises(error, match=says):
+            train_stage(job, on_step=lambda metrics: None)
+    finally:
+        for module in (align_train, sys.modules[__name__]):
+            ray.cloudpickle.unregister_pickle_by_value(module)
+    assert len(list(tmp_path.glob("called-*"))) == 2
+    assert not (tmp_path / "ray").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
