@@ -3,10 +3,10 @@
 python jobs/judge.py sd15 judge.pairs=pickapic/test.parquet run=judge
 """
 
-import logging
 import sys
 
-from raypref.config import InputError, load
+from raypref.cli import DEFAULT_PRESET, DONE, ended, settle_storage
+from raypref.config import InputError, describe, load, presets
 from raypref.evaluate import judge
 from raypref.evaluate.labelled import Judging
 from raypref.evaluate.tables import plain_csv
@@ -16,22 +16,39 @@ from raypref.report.judged import render
 from raypref.rewards.rewards import reward
 from raypref.streaming import start_ray
 
-DONE, WRONG_INPUT = 0, 2
+USAGE = """\
+usage: python jobs/judge.py [PRESET | FILE.toml] judge.pairs=FILE [key=value ...]
+
+How often rewards agree with people's choices and with each other, and what sways them.
+
+  PRESET        one of: {presets}   (default {default})
+
+Exit status: 0 done, 2 wrong settings or input, 1 failed.
+
+Settings (key, type, default, meaning):
+"""
 
 
-def main(source: str = "tiny", *overrides: str) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        # A run's photographs are none of this job's business, whatever its preset asks for.
-        config = load(RunConfig, source, ["source.path=tiny:world", *overrides])
-        rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
-        for settings in rewards.values():
-            settings.check()
-        folder = absolute(join(config.storage, config.run, "judge"))
-        judging = Judging(config.judge, rewards, folder=folder)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE.format(presets=", ".join(presets()), default=DEFAULT_PRESET), end="")
+        print("\n".join(f"  {line}" for line in describe(RunConfig)))
+        return DONE
+    return ended(lambda: work(arguments))
+
+
+def work(arguments: list[str]) -> int:
+    if unknown := [word for word in arguments if word.startswith("-")]:
+        raise InputError(f"unknown option {' '.join(unknown)}; see --help")
+    words = list(arguments)
+    source = words.pop(0) if words and "=" not in words[0] else DEFAULT_PRESET
+    # A run's photographs are none of this job's business, whatever its preset asks for.
+    config = settle_storage(load(RunConfig, source, ["source.path=tiny:world", *words]))
+    rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
+    for settings in rewards.values():
+        settings.check()
+    folder = absolute(join(config.storage, config.run, "judge"))
+    judging = Judging(config.judge, rewards, folder=folder)
     start_ray()
     pairs = judging.run(config.stream)
     tables = {
@@ -48,4 +65,4 @@ def main(source: str = "tiny", *overrides: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -70,6 +70,9 @@ class RunConfig(CurateConfig):
         affects_result=False,
         min_length=1,
     )
+    training_seed: int = setting(
+        0, "added to seed in trainings alone: others of the same settings, from the same pairs"
+    )
     stage1: StageConfig = StageConfig(objective="dro", steps=1600, ema_decay=0.9999)
     stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
     sft: StageConfig = StageConfig(objective="sft", steps=1600, ema_decay=0.9999)
@@ -143,7 +146,7 @@ class Run:
             lora=c.lora,
             cache=self.cache,
             place=self.place,
-            seed=c.seed,
+            seed=c.seed + c.training_seed,
         )
 
     @property

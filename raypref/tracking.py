@@ -6,6 +6,7 @@ Without a reachable store the job goes on and says so.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 BATCH = 100  # parameters in one request, MLflow's limit
 LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
 METRIC_BATCH = 1000  # metrics in one request, MLflow's limit
+REFUSED = "INVALID_PARAMETER_VALUE"  # one record is wrong; MLflow is there
 ATTEMPTS = 6  # at a database that another run is writing to
 
 
@@ -100,14 +102,14 @@ class Tracker:
             # A restarted worker tells the steps since its checkpoint again.
             fresh = {key: value for key, value in values.items() if step > self.last.get(key, -1)}
             self.last.update(dict.fromkeys(fresh, step))
-            batch = [Metric(key, value, now, step) for key, value in fresh.items()]
+            batch = [Metric(_allowed(key), value, now, step) for key, value in fresh.items()]
             self._try(lambda client, run: client.log_batch(run, metrics=batch))
 
     def history(self, rows: Iterable[Mapping[str, float]], *, prefix: str) -> None:
         """Record the metrics of many steps at once, each row with its `step`."""
         now = int(time.time() * 1000)
         batch = [
-            Metric(f"{prefix}/{key}", value, now, int(row["step"]))
+            Metric(_allowed(f"{prefix}/{key}"), value, now, int(row["step"]))
             for row in rows
             for key, value in row.items()
             if key != "step"
@@ -139,9 +141,17 @@ class Tracker:
                 if "database is locked" in str(error) and attempt + 1 < ATTEMPTS:
                     time.sleep(0.2 * 2**attempt)
                     continue
+                if isinstance(error, MlflowException) and error.error_code == REFUSED:
+                    log.warning("tracking: MLflow refuses a record (%s); it is left out", error)
+                    return
                 log.warning("tracking: lost MLflow (%s); going on without", error)
                 self.client = None
                 return
+
+
+def _allowed(name: str) -> str:
+    """A metric's name in the characters that MLflow takes."""
+    return re.sub(r"[^\w./: -]", "_", name)
 
 
 def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:

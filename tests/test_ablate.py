@@ -1,4 +1,4 @@
-"""Tables as data: what they plan, what their rows share, which claims they test."""
+"""Tables as data: what they plan, what their rows share."""
 
 import json
 import math
@@ -6,14 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
-from raypref.ablate import claims, figures, results, table
+from raypref.ablate import cost, table
 from raypref.ablate.cost import Rates
-from raypref.ablate.driver import plan_text, tables_of
+from raypref.ablate.driver import make, plan_text, tables_of
 from raypref.ablate.plan import (
     AblateConfig,
     PlannedRow,
@@ -23,9 +21,9 @@ from raypref.ablate.plan import (
     plan_row,
     rows_of,
 )
-from raypref.ablate.table import Claim, Row, Table
+from raypref.ablate.table import Row, Table
 from raypref.config import InputError
-from raypref.evaluate import statistics, tables
+from raypref.evaluate import tables
 
 ROOT = Path(__file__).parents[1]
 # Models to train with preset tiny and nothing given: counted by hand from the tables.
@@ -159,6 +157,8 @@ def test_the_base_models_images_are_the_same_for_all_rows(tiny):
         ({"times": {"run": 2}}, "times: 'run' is not a number"),
         ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
         ({"model": "stage7"}, "model=stage7: the run has base, stage1"),
+        ({"set": {"evaluate.prompts": "/no/file.txt"}}, "/no/file.txt"),
+        ({"set": {"evaluate.loras": {"a": "/none"}}}, "evaluate.loras.a: no pytorch_lora_weights"),
     ],
 )
 def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
@@ -197,13 +197,10 @@ def test_seeds_repeat_what_is_trained(tiny):
     rows = rows_of("table3", table.read("table3"), three)
     assert len(rows) == 1 + 3 * 3
     assert len(trainings(rows)) == 3 * 3
-    assert {row.config.seed for row in rows if row.config} == {0, 1, 2}
-
-
-def test_rungs_end_in_the_whole_budget():
-    search = table.Search.model_validate({"space": {"a": [1]}, "rungs": 3, "factor": 2})
-    assert search.budgets(80) == [20, 40, 80]
-    assert search.budgets(2) == [1, 1, 2]
+    assert {row.seed for row in rows} == {0, 1, 2}
+    # From the same pairs, which are made and encoded once.
+    steps = [step.step.name for step in distinct_steps(rows)]
+    assert (steps.count("pairs"), steps.count("cache")) == (1, 1)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -233,111 +230,25 @@ def test_estimates_come_from_what_was_measured(tiny, tmp_path):
     assert Rates(str(tmp_path)).cost(steps["stage2"]) is None
 
 
-def made(means: dict[str, float], *, noise: float = 0.1, seeds: int = 1, **changes: Any) -> Any:
-    """Results of rows with known means: prompts differ widely, rows of a prompt by their means."""
-    rng = np.random.default_rng(0)
-    of_prompt = rng.normal(0, 5, 200)
-    frames = [
-        pd.DataFrame(
-            {
-                "prompt": "p",
-                "prompt_id": range(200),
-                "seed": f"{seed}/1",
-                "training_seed": seed,
-                "model": name,
-                "metric": "pickscore",
-                "score": of_prompt + mean + rng.normal(0, noise, 200),
-            }
-        )
-        for name, mean in means.items()
-        for seed in range(1 if name == "base" else seeds)
-    ]
-    scores = pd.concat(frames, ignore_index=True)
-    rows = [{"name": name} for name in means]
-    own = Table.model_validate({"title": "T", "rows": rows, **changes})
-    summary = statistics.summarise(scores, base="base", resamples=200)
-    labels = {name: name for name in means}
-    return results.Results(own, scores, summary, {}, labels, {})
+def test_records_in_an_object_store_are_looked_for_without_double_slashes(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    looked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "read_bytes", looked.append)
+        Rates(f"file://{tmp_path}")
+    assert looked == [f"file://{tmp_path}/run/run.json"]
 
 
-@pytest.mark.parametrize(
-    ("contrast", "outcome"),
-    [
-        ({"b": 1, "a": -1}, "holds"),
-        ({"a": 1, "b": -1}, "does not hold"),
-        ({"c": 1, "b": -1}, "not decided"),
-        ({"b": 2, "a": -1, "c": -1}, "holds"),  # diminishing returns
-    ],
-)
-def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
-    found = made({"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0})
-    (verdict,) = claims.verdicts(found, Claim(says="s", contrast=contrast), resamples=500)
-    assert verdict.outcome == outcome
-    means = found.scores.groupby("model")["score"].mean()
-    assert verdict.value == pytest.approx(sum(w * means[n] for n, w in contrast.items()))
-    # The prompts' own spread of 5 would make the interval wider than 1 if it were not paired.
-    assert verdict.high - verdict.low < 0.1
-    assert f"s: {outcome} by 1 of 1 metrics" in claims.moved(
-        made(
-            {"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0},
-            claims=[{"says": "s", "contrast": contrast}],
-        ),
-        resamples=500,
-    )
-
-
-def test_less_is_better_where_it_is():
-    found = made({"base": 0.0, "a": -1.0})
-    found.scores["metric"] = "cmmd"
-    (verdict,) = claims.verdicts(
-        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
-    )
-    assert verdict.outcome == "holds"
-
-
-def test_a_claim_about_a_row_that_failed_is_not_tested():
-    found = made({"base": 0.0}, rows=[{"name": "base"}, {"name": "a"}])
-    claim = Claim(says="s", contrast={"a": 1, "base": -1})
-    assert claims.verdicts(found, claim, resamples=99) == []
-
-
-def test_seeds_are_counted_one_by_one_and_their_spread_is_told():
-    found = made({"base": 0.0, "a": 1.0}, seeds=3)
-    (verdict,) = claims.verdicts(
-        found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
-    )
-    assert verdict.seeds == (3, 3)
-    means = found.scores[found.scores["model"] == "a"].groupby("training_seed")["score"].mean()
-    assert f"{means.mean():.2f} ± {np.std(means, ddof=1):.2f}" in results.spread(found)
-    assert results.spread(made({"base": 0.0, "a": 1.0})) == ""
-
-
-def test_a_failed_row_stands_at_its_place_with_its_reason():
-    found = made({"base": 0.0, "b": 1.0})
-    found.labels = {"base": "base", "a": "row a", "b": "row b"}
-    found.problems = {"a": "stage2.beta=-1 is wrong"}
-    lines = [line for line in results.markdown(found).splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in lines] == [
-        "model",
-        "---",
-        "base",
-        "row a",
-        "row b",
-    ]
-    assert "stage2.beta=-1 is wrong" in lines[3]
-    assert {line.count("|") for line in lines} == {3}
-    assert "row a" in results.csv(found)
-
-
-@pytest.mark.parametrize("plot", ["bars", "curves"])
-def test_a_figure_is_drawn_and_the_same_numbers_give_the_same_file(plot):
-    found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot=plot)
-    found.published = {("base", "pickscore"): 20.0, ("a", "pickscore"): 20.5}
-    places = {"a": 4.0, "b": 8.0}
-    svg = figures.draw(found, places=places)
-    assert svg == figures.draw(found, places=places)
-    assert "this run" in svg
-    assert "paper" in svg
+def test_what_a_table_asks_of_the_settings_is_seen_before_any_work(tiny):
+    rows = [{"name": "base", "model": "base"}]
+    wrong = Table.model_validate({"title": "T", "rows": rows, "x": "base.model"})
+    with pytest.raises(InputError, match=r"mine: x: 'base\.model' is not a number"):
+        plan_text({"mine": wrong}, tiny)
+    space = {"stage2.beta": [1.0]}
+    search = Table.model_validate({"title": "T", "search": {"space": space, "metric": "hpsv9"}})
+    with pytest.raises(InputError, match=r"search\.metric='hpsv9' is not measured .*pickscore"):
+        make({"mine": search}, tiny)
 
 
 NAMES = {

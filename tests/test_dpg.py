@@ -126,7 +126,7 @@ def test_the_stage_asks_every_question_of_every_image(table):
     stage.setup()
     stage(rows)
     assert rows[0]["dpg_answers"] == [True, True, True, False, True]
-    assert [row.get("dpg") for row in rows] == [pytest.approx(3 / 5), 0.5, 0.0, None, 0.5]
+    assert [row.get("dpg") for row in rows] == [pytest.approx(60), 50, 0, None, 50]
     assert [row.get("reject_reason") for row in rows] == [None, None, None, "no_questions", None]
     assert model.asked == [3, 3, 3, 3], "eleven questions, in batches of one size"
 

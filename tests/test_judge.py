@@ -11,7 +11,7 @@ from PIL import Image
 
 from raypref.config import InputError
 from raypref.evaluate import judge
-from raypref.evaluate.labelled import JudgeConfig, Load, Pair, Properties
+from raypref.evaluate.labelled import JudgeConfig, Load, Pair, Properties, Ref
 from raypref.images import encode_png
 from raypref.report.judged import render
 
@@ -118,7 +118,7 @@ def test_pick_a_pic(tmp_path: Path) -> None:
     pd.DataFrame(columns).to_parquet(file)
     found = JudgeConfig(pairs=str(file)).read()
     assert [(p.prompt, p.label) for p in found] == [("a cat", 0.0), ("a dog", 0.5)]
-    rows = [{"ref": found[1].first}, {"ref": found[1].second}]
+    rows = [found[1].first._asdict(), found[1].second._asdict()]
     for stage in (Load(), Properties()):
         stage.setup()
         stage(rows)
@@ -136,7 +136,7 @@ def test_hpd_and_imagereward(tmp_path: Path) -> None:
         (tmp_path / f"{layout}.json").write_text(json.dumps([record, record]))
         config = JudgeConfig(pairs=str(tmp_path / f"{layout}.json"), layout=layout)
         read[layout] = config.read()
-    a, b, c = (str(tmp_path / name) for name in "abc")
+    a, b, c = (Ref(str(tmp_path / name)) for name in "abc")
     assert read["imagereward"][:2] == [Pair("x", a, b, 0.0), Pair("x", b, c, 1.0)]
     assert read["hpdv2"][0] == Pair("x", a, b, 1.0)
     assert read["hpdv3"] == [Pair("x", a, b, 1.0), Pair("x", b, a, 0.0)]
@@ -147,6 +147,10 @@ def test_hpd_and_imagereward(tmp_path: Path) -> None:
     sure = JudgeConfig(pairs=str(tmp_path / "hpdv3.json"), layout="hpdv3", min_confidence=0.95)
     with pytest.raises(InputError, match="holds no pair"):
         sure.read()
+    layouts["hpdv3"]["confidence"] = 0
+    (tmp_path / "hpdv3.json").write_text(json.dumps([layouts["hpdv3"]]))
+    with pytest.raises(InputError, match="holds no pair"):
+        sure.model_copy(update={"min_confidence": 0.1}).read()
 
 
 @pytest.mark.parametrize(
@@ -170,12 +174,14 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path, content: str, mes
 
 def test_a_missing_or_broken_image_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    (tmp_path / "good.png").write_bytes(encode_png(Image.new("RGB", (80, 80))))
-    rows = [{"ref": str(tmp_path / name)} for name in ("gone.png", "broken.png", "good.png")]
+    for name in ("good.png", "good #1#2.png"):
+        (tmp_path / name).write_bytes(encode_png(Image.new("RGB", (80, 80))))
+    names = ("gone.png", "broken.png", "good.png", "good #1#2.png")
+    rows = [Ref(str(tmp_path / name))._asdict() for name in names]
     load = Load()
     load.setup()
     load(rows)
-    assert [row.get("reject_reason") for row in rows] == ["missing", "unreadable", None]
+    assert [row.get("reject_reason") for row in rows] == ["missing", "unreadable", None, None]
 
 
 def test_the_page() -> None:

@@ -58,6 +58,18 @@ def test_each_measure_has_its_own_settings() -> None:
     assert list(measures(fewer, PICKSCORE, RewardsConfig())) == ["pixels"]
 
 
+def test_the_question_table_is_known_by_its_content(tmp_path) -> None:
+    head = "item_id,text,proposition_id,dependency,category_broad,category_detailed"
+    file = tmp_path / "dpg_bench.csv"
+    metrics = MetricsConfig(dpg_questions=str(file))
+    known = []
+    for question in ("Is it red?", "Is it blue?"):
+        text = f"{head},question_natural_language\n1,a,1,0,entity,whole,{question}\n"
+        file.write_text(text)
+        known.append(measures(metrics, PICKSCORE, RewardsConfig())["dpg"].settings["questions"])
+    assert known[0] != known[1]
+
+
 def test_a_missing_model_is_named_before_any_work() -> None:
     with pytest.raises(InputError, match=r"pickscore\.model"):
         PickScoreConfig(model="/nowhere").check()

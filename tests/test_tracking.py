@@ -84,6 +84,22 @@ def test_a_history_arrives_whole_below_its_parent(store):
     assert tags["mlflow.parentRunId"] == parent.run_id
 
 
+def test_names_are_put_in_the_characters_that_mlflow_takes(store):
+    run = tracker(store, name="names")
+    run.metrics({"beta=1, a+b/loss": 1.0}, step=1)
+    run.history([{"step": 1, "loss": 2.0}], prefix="x=1")
+    told = client(store).get_run(run.run_id).data.metrics
+    assert told == {"beta_1_ a_b/loss": 1.0, "x_1/loss": 2.0}
+
+
+def test_a_refused_record_is_left_out_and_the_rest_goes_on(store, caplog):
+    run = tracker(store, name="refused")
+    run.metrics({"../loss": 1.0}, step=1)
+    run.metrics({"loss": 2.0}, step=1)
+    assert client(store).get_run(run.run_id).data.metrics == {"loss": 2.0}
+    assert "refuses a record" in caplog.text
+
+
 def test_many_write_at_once_and_nothing_is_lost(store, caplog):
     def write(name: str) -> str | None:
         run = tracker(store, name=name)

@@ -8,7 +8,7 @@ is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]:
-    """Test a claim by every metric that all of its rows have.
+    """Test a claim by every metric that all of its rows have, of prompts that they share.
 
     The contrast's interval is a paired bootstrap: all rows are drawn with the same prompts.
     """
@@ -64,24 +64,32 @@ def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]
             continue
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         weights = {name: sign * weight for name, weight in claim.contrast.items()}
-        values_r = _contrast(part, weights, resamples=resamples)
-        low, high = statistics.percentiles(values_r[1:], part["prompt_id"].nunique())
+        values_r, n_prompts = _contrast(part, weights, resamples=resamples)
+        if not n_prompts:
+            continue
+        low, high = statistics.percentiles(values_r[1:], n_prompts)
         paper = sum(
             weight * results.published.get((name, metric), math.nan)
             for name, weight in weights.items()
         )
-        seeds = _by_seed(part, weights)
+        seeds = _by_seed(part, weights, failed=results.problems)
         found.append(
             Verdict(metric, values_r[0], low, high, (sum(v > 0 for v in seeds), len(seeds)), paper)
         )
     return found
 
 
-def _contrast(part: pd.DataFrame, weights: Mapping[str, float], *, resamples: int) -> np.ndarray:
-    """The contrast as it is, then of each draw of prompts, [1 + resamples]."""
-    grouped = part[part["model"].isin(list(weights))].groupby(["model", "prompt_id"])["score"]
+def _contrast(
+    part: pd.DataFrame, weights: Mapping[str, float], *, resamples: int
+) -> tuple[np.ndarray, int]:
+    """The contrast as it is, then of each draw of prompts, [1 + resamples]; number of prompts."""
+    own = part[part["model"].isin(list(weights))]
+    # The text too: rows may have other prompts of the same numbers.
+    grouped = own.groupby(["model", "prompt_id", "prompt"])["score"]
     sums, counts = grouped.sum().unstack("model"), grouped.count().unstack("model")
     shared = sums.dropna().index
+    if shared.empty:
+        return np.empty(0), 0
     drawn_rn = statistics.draws(len(shared), resamples, seed=0).astype(np.float64)
     drawn_rn = np.concatenate([np.ones((1, len(shared))), drawn_rn])
     total_r = np.zeros(len(drawn_rn))
@@ -89,16 +97,18 @@ def _contrast(part: pd.DataFrame, weights: Mapping[str, float], *, resamples: in
         sums_n = sums.loc[shared, name].to_numpy(np.float64)
         counts_n = counts.loc[shared, name].to_numpy(np.float64)
         total_r += weight * (drawn_rn @ sums_n) / (drawn_rn @ counts_n)
-    return total_r
+    return total_r, len(shared)
 
 
-def _by_seed(part: pd.DataFrame, weights: Mapping[str, float]) -> list[float]:
-    """The contrast in each training seed; rows of one seed alone serve all."""
+def _by_seed(
+    part: pd.DataFrame, weights: Mapping[str, float], *, failed: Collection[str]
+) -> list[float]:
+    """The contrast in each training seed; rows of one seed serve all, but if others failed."""
     means = part.groupby(["model", "training_seed"])["score"].mean()
     values = []
     for seed in sorted(part["training_seed"].unique()):
         own = {name: means[name] for name in weights}
-        if all(seed in m.index or len(m) == 1 for m in own.values()):
+        if all(seed in m.index or (len(m) == 1 and n not in failed) for n, m in own.items()):
             values.append(
                 sum(w * float(own[n].get(seed, own[n].iloc[0])) for n, w in weights.items())
             )

@@ -105,7 +105,8 @@ def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any
             if found.type == pafs.FileType.Directory and found.base_name != STEPS
         ]
         for folder in folders:
-            place = folder if "://" not in storage else join(storage, folder.removeprefix(root))
+            below = folder.removeprefix(root).strip("/")
+            place = folder if "://" not in storage else join(storage, below)
             record, config = read_bytes(join(place, "run.json")), None
             if record is not None:
                 config = read_bytes(join(place, "config.toml"))

@@ -23,7 +23,7 @@ from raypref.ablate.plan import (
     rows_of,
     step_names,
 )
-from raypref.ablate.search import search_rows
+from raypref.ablate.search import check_search, search_rows
 from raypref.ablate.sweep import record_shared, run_rows
 from raypref.ablate.table import Table, names, read
 from raypref.config import InputError, fingerprint, flatten, to_toml
@@ -53,6 +53,7 @@ def tables_of(source: str) -> dict[str, Table]:
 
 def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
     """What the tables would do, without doing it."""
+    _check(tables, config)
     rows = [row for name, table in tables.items() for row in rows_of(name, table, config)]
     text = describe_plan(rows, Rates(config.storage))
     searches = [
@@ -66,6 +67,7 @@ def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
 
 def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     """Run the rows of all tables that are not done, then write every table."""
+    _check(tables, config)
     planned = {name: rows_of(name, table, config) for name, table in tables.items()}
     everything = [row for rows in planned.values() for row in rows]
     if everything:
@@ -86,6 +88,16 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
         _write(name, table, planned[name], config, failed=failed, tracker=trackers[name])
         for name, table in tables.items()
     ]
+
+
+def _check(tables: dict[str, Table], config: AblateConfig) -> None:
+    """See before any work that a table can be decided and drawn; raises InputError."""
+    settings = flatten(config)
+    for name, table in tables.items():
+        if table.x and not isinstance(settings.get(table.x), int | float):
+            raise InputError(f"{name}: x: '{table.x}' is not a number among the settings")
+        if table.search is not None:
+            check_search(table.search, config)
 
 
 def _done(row: PlannedRow) -> bool:
@@ -184,10 +196,7 @@ def _write(
 
 def _place(row: PlannedRow, key: str) -> float:
     assert row.config is not None
-    value = flatten(row.config).get(key)
-    if not isinstance(value, int | float):
-        raise InputError(f"x: '{key}' is not a number among the settings")
-    return float(value)
+    return float(flatten(row.config)[key])
 
 
 def _where(rows: Sequence[PlannedRow]) -> str:

@@ -60,7 +60,8 @@ def _published_gains(results: Results, metric: str) -> dict[str, float]:
     base = results.published.get((results.table.base, metric))
     if base is None:
         return {}
-    return {n: v - base for (n, m), v in results.published.items() if m == metric and v != base}
+    of_metric = {name: v for (name, m), v in results.published.items() if m == metric}
+    return {name: v - base for name, v in of_metric.items() if name != results.table.base}
 
 
 def _curves(

@@ -25,7 +25,7 @@ STEPS = "steps"  # folder of the shared ledgers, below the storage
 class SweepConfig(Section):
     """How tables are run, and what only the user can give."""
 
-    seeds: int = setting(1, "training seeds a row is repeated with", ge=1)
+    seeds: int = setting(1, "trainings of each row, from the same pairs", ge=1)
     at_once: int = setting(
         0, "rows at once; 0: as many as the cluster has room for", affects_result=False, ge=0
     )
@@ -70,7 +70,7 @@ class PlannedRow:
         row: what the table says.
         label: for people.
         config: its settings; None where there is a problem.
-        seed: the training seed.
+        seed: of its trainings: `seed` + `training_seed` of the settings.
         problem: why it cannot run; empty where it can.
         given: False where it waits for something that the user must give.
     """
@@ -139,22 +139,33 @@ def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
     A row whose settings are wrong is planned all the same, with its problem.
     """
     return [
-        plan_row(name, row, config, seed=config.seed + number)
+        plan_row(name, row, config, seed=config.seed + config.training_seed + number)
         for row in table.all_rows()
-        for number in range(1 if row.model == BASE else config.ablate.seeds)
+        for number in range(1 if _untrained(row.model) else config.ablate.seeds)
     ]
 
 
+def _untrained(model: str) -> bool:
+    """Whether a model is there before any training: the base, and weights to start from."""
+    return model == BASE or model.partition("_")[0] == "start"
+
+
 def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRow:
-    """Work out a row's settings from those of the base."""
+    """Work out a row's settings from those of the base.
+
+    Args:
+        name: of the table.
+        row: what the table says.
+        base: the settings of the command.
+        seed: of the trainings; all else keeps the base's, so that trainings share their pairs.
+    """
     settings = flatten(base)
-    changes: dict[str, Any] = {"seed": seed, "run": join(base.run, name, _slug(row.name, seed))}
-    for training in (
-        "stage1",
-        "stage2",
-        "sft",
-    ):  # samples over the steps are for the page of one run
-        changes[f"{training}.sample_every"] = 0
+    changes: dict[str, Any] = {
+        "training_seed": seed - base.seed,
+        "run": join(base.run, name, _slug(row.name, seed)),
+    }
+    for training in ("stage1", "stage2", "sft"):
+        changes[f"{training}.sample_every"] = 0  # samples over the steps are for one run's page
     try:
         for key, source in row.copy_.items():
             if source not in settings:
@@ -171,7 +182,8 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
         changes |= row.set_
         config = replaced(base, changes)
         planned = PlannedRow(name, row, labelled(row, config), config, seed)
-        assert planned.steps
+        for step in planned.steps:
+            step.ledgers()  # reads what the settings name, as prompts and LoRAs: here it can fail
         return planned
     except InputError as error:
         return PlannedRow(name, row, labelled(row, base), None, seed, str(error))

@@ -64,7 +64,7 @@ def gather(
         taken = {label for name, label in labels.items() if name != row.row.name}
         own_label = f"{row.label} ({row.row.name})" if row.label in taken else row.label
         labels.setdefault(row.row.name, own_label)
-        reason = row.problem or failed.get(row.name, "")
+        reason = failed.get(row.name) or row.problem
         if not reason and not row.steps[-1].done:
             reason = "not run"
         if reason:
@@ -87,6 +87,10 @@ def gather(
         return Results(table, nothing, empty, published, labels, problems, notes)
     scores = pd.concat(frames, ignore_index=True)
     summary = statistics.summarise(scores, base=table.base, resamples=resamples)
+    others = _of_other_prompts(scores, base=table.base)
+    notes += [
+        f"{labels[name]}: no gains, its prompts are not those of the base." for name in others
+    ]
     parts = [summary, statistics.human_preference(summary, base=table.base)]
     photographs = reference.evaluation.reference
     if embeddings and table.base in set(scores["model"]):
@@ -99,6 +103,7 @@ def gather(
         else:
             notes.append("No CMMD and FID: no row has the pairs of the base settings.")
     summary = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    summary.loc[summary["model"].isin(others), ["gain", "gain_low", "gain_high"]] = math.nan
     order = {name: place for place, name in enumerate(labels)}
     summary = summary.sort_values("model", key=lambda names: names.map(order), kind="stable")
     measured = set(scores["metric"])
@@ -116,6 +121,15 @@ def _named(frame: pd.DataFrame, row: PlannedRow) -> pd.DataFrame:
     return named
 
 
+def _of_other_prompts(scores: pd.DataFrame, *, base: str) -> list[str]:
+    """Rows whose prompts of the same number are not the base's: they cannot be paired with it."""
+    prompts = scores[["model", "prompt_id", "prompt"]].drop_duplicates()
+    of_base = prompts[prompts["model"] == base].set_index("prompt_id")["prompt"]
+    known = prompts[prompts["prompt_id"].isin(of_base.index)]
+    differ = known["prompt"] != known["prompt_id"].map(of_base)
+    return list(known[differ]["model"].unique())
+
+
 def _shortfall(row: PlannedRow) -> list[str]:
     """Says where fewer pairs passed than the row asks for."""
     pairs, wanted = row.run.curation.pairs, row.run.config.select.top_k
@@ -125,7 +139,7 @@ def _shortfall(row: PlannedRow) -> list[str]:
 
 def markdown(results: Results) -> str:
     """The table in the paper's form; rows that failed stand at their place with the reason."""
-    labels = results.labels
+    labels = {name: _cell(label) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
     grid, under = "| model |\n| --- |", ""
@@ -135,17 +149,26 @@ def markdown(results: Results) -> str:
     there = iter(lines)
     columns = head.count(" | ")
     body = [
-        f"| {label} | {results.problems[name]} {'| ' * columns}".rstrip()
+        f"| {label} | {_cell(results.problems[name])} {'| ' * columns}".rstrip()
         if name in results.problems and name not in set(results.summary["model"])
         else next(there)
         for name, label in labels.items()
     ]
     notes = [
-        *(f"{labels[n]}: {why}." for n, why in results.problems.items() if _is_part(results, n)),
+        *(
+            f"{labels[n]}: {_cell(why)}."
+            for n, why in results.problems.items()
+            if _is_part(results, n)
+        ),
         *dict.fromkeys(results.notes),
     ]
     text = [f"## {results.table.title}", "", head, rule, *body, "", under.strip(), *notes]
     return "\n".join(text) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _is_part(results: Results, name: str) -> bool:
@@ -174,7 +197,7 @@ def spread(results: Results) -> str:
             deviation = f" ± {score_text(metric, float(own.std()))}" if len(own) > 1 else ""
             cells.append(text + deviation)
         count = scores[scores["model"] == name]["training_seed"].nunique()
-        lines.append(f"| {label} ({count}) | {' | '.join(cells)} |")
+        lines.append(f"| {_cell(label)} ({count}) | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
 
 

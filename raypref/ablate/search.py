@@ -1,31 +1,68 @@
 """Open-ended sweeps on Ray Tune: settings are drawn, weak ones are stopped early.
 
-Settings come from Optuna or at random; with rungs, ASHA decides by the evaluation at each of them.
+Settings come from Optuna, by its TPE or at random; with rungs, ASHA decides by the evaluation at
+each of them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from pyarrow import fs as pafs
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from raypref.ablate.plan import AblateConfig, PlannedRow, plan_row
+from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, plan_row
 from raypref.ablate.sweep import fit, last_line, news_of_rows, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
 from raypref.config import InputError, fingerprint, flatten
+from raypref.evaluate.generate import BASE
 from raypref.evaluate.labels import LOWER_IS_BETTER
 from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
 from raypref.pipeline import Run
 
 log = logging.getLogger(__name__)
+
+# Times that a setting known already is drawn again: by the sampler, then evenly over the space.
+REDRAWS = {"sampler": 100, "random": 1000}
+
+
+def check_search(search: Search, config: AblateConfig) -> int:
+    """See that a search can be decided; returns the whole budget.
+
+    Raises:
+        InputError: the budget is no whole number, or the metric is not measured.
+    """
+    whole = flatten(config).get(search.budget)
+    if not isinstance(whole, int):
+        raise InputError(
+            f"search.budget='{search.budget}' is not a whole number among the settings"
+        )
+    measures = open_run(config, BASE).evaluation.measures.values()
+    measured = [name for measure in measures for name in measure.scores]
+    measured += ["cmmd", "fid"] if config.metrics.distance else []
+    if search.metric not in measured:
+        raise InputError(
+            f"search.metric='{search.metric}' is not measured (metrics.rewards); there are: "
+            f"{', '.join(measured)}"
+        )
+    return whole
 
 
 def search_rows(
@@ -40,42 +77,43 @@ def search_rows(
     """
     search = table.search
     assert search is not None
-    whole = flatten(config).get(search.budget)
-    if not isinstance(whole, int):
-        raise InputError(
-            f"search.budget='{search.budget}' is not a whole number among the settings"
-        )
-    budgets = search.budgets(whole)
+    budgets = search.budgets(check_search(search, config))
     folder = absolute(join(config.storage, config.run, name, "points"))
-    rows: list[PlannedRow] = []
+    rows: dict[str, PlannedRow] = {}
     failed: dict[tuple[str, str], str] = {}
     with news_of_rows() as news:
 
-        def trial(drawn: dict[str, Any]) -> None:
-            point = {key: _rounded(value) for key, value in drawn.items()}
+        def trial(point: dict[str, Any]) -> None:
             text = json.dumps(point, sort_keys=True)
             write_bytes(join(folder, f"{fingerprint(point)}.json"), text.encode())
             before: PlannedRow | None = None
             for rung, budget in enumerate(budgets):
                 row = plan_point(name, point, search, budget, config)
-                if row.config is None:
-                    raise RuntimeError(row.problem)
-                if before is not None:
-                    go_on(before.run, row.run, search.budget.split(".")[0])
-                told = wait_for(row.config, row.row.model, f"{name} {row.label}", news, parent)
-                if isinstance(told, str):
-                    raise RuntimeError(told)
+                told: dict[str, float] | str = row.problem
+                if row.config is not None:
+                    if before is not None:
+                        go_on(before.run, row.run, search.budget.split(".")[0])
+                    told = wait_for(row.config, row.row.model, f"{name} {row.label}", news, parent)
+                if isinstance(
+                    told, str
+                ):  # wrong settings or data: not raised, as not to be retried
+                    tune.report({search.metric: math.nan, "budget": budget, "reason": told})
+                    return
                 reached = {"budget": budget, "share": search.factor**rung}
                 tune.report({**told, search.metric: told[search.metric], **reached})
                 before = row
 
-        for result in fit(trial, space_of(search), config, rows, settle(search, folder, config)):
-            point = {key: _rounded(value) for key, value in (result.config or {}).items()}
-            row = plan_point(name, point, search, (result.metrics or {}).get("budget", 0), config)
-            rows.append(row)
+        for result in fit(trial, {}, config, [], settle(search, folder, config)):
+            metrics = result.metrics or {}
+            budget = metrics.get("budget", budgets[0])
+            row = plan_point(name, result.config or {}, search, budget, config)
+            rows[row.name] = row
+            reason = metrics.get("reason")
             if result.error is not None:
-                failed[name, row.name] = last_line(result.error)
-    return rows, failed
+                reason = last_line(result.error)
+            if reason:
+                failed[name, row.name] = reason
+    return list(rows.values()), failed
 
 
 def plan_point(
@@ -85,7 +123,7 @@ def plan_point(
     told = ", ".join(f"{key}={value}" for key, value in point.items())
     label = f"{told}, {search.budget}={budget}"
     row = Row.model_validate({"name": label, "set": {**point, search.budget: budget}})
-    return plan_row(name, row, config, seed=config.seed)
+    return plan_row(name, row, config, seed=config.seed + config.training_seed)
 
 
 def go_on(before: Run, after: Run, stage: str) -> None:
@@ -106,55 +144,129 @@ def go_on(before: Run, after: Run, stage: str) -> None:
         write_bytes(join(after.trained[stage].path, "checkpoints", found), data)
 
 
-def _rounded(value: Any) -> Any:
-    """Drawn numbers with as many digits as a person would try."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def space_of(search: Search) -> dict[str, BaseDistribution]:
+    """What Optuna draws from."""
+    return {key: _distribution(values) for key, values in search.space.items()}
 
 
-def space_of(search: Search) -> dict[str, Any]:
-    """What Tune draws from."""
-    space: dict[str, Any] = {}
-    for key, values in search.space.items():
-        if isinstance(values, Range) and values.whole:
-            draw = tune.lograndint if values.log else tune.randint
-            space[key] = draw(int(values.low), int(values.high) + 1)
-        elif isinstance(values, Range):
-            space[key] = (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
+def _distribution(values: Sequence[Any] | Range) -> BaseDistribution:
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    if values.whole:
+        return IntDistribution(int(values.low), int(values.high), log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)
+
+
+def _holds(values: Sequence[Any] | Range, value: Any) -> bool:
+    """Whether a value can be drawn."""
+    if isinstance(values, Range):
+        return isinstance(value, int | float) and values.low <= value <= values.high
+    return value in values
+
+
+class Distinct(Searcher):
+    """What Optuna draws, each setting once; the draws end where a space of choices has no more.
+
+    Args:
+        search: the space, and how it is drawn from.
+        drawn: settings that come first: those that an earlier attempt drew.
+        seed: of the draws.
+    """
+
+    def __init__(self, search: Search, drawn: Sequence[Mapping[str, Any]], *, seed: int) -> None:
+        mode = mode_of(search)
+        super().__init__(metric=search.metric, mode=mode)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells every trial
+        self.search = search
+        self.space = space_of(search)
+        self.even = RandomSampler(seed=seed)
+        self.sampler = TPESampler(seed=seed) if search.by == "optuna" else self.even
+        direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+        self.study = optuna.create_study(direction=direction, sampler=self.sampler)
+        for point in drawn:
+            self.study.enqueue_trial(dict(point))
+        self.asked: dict[str, optuna.Trial] = {}
+        self.seen: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        """Settings that were not drawn yet."""
+        samplers = {"sampler": self.sampler, "random": self.even}
+        for kind, times in REDRAWS.items():
+            self.study.sampler = samplers[kind]
+            for _ in range(times):
+                asked = self.study.ask(self.space)
+                point = {key: self._rounded(key, asked.params[key]) for key in self.search.space}
+                identity = fingerprint(point)
+                if identity not in self.seen:
+                    self.seen.add(identity)
+                    self.asked[trial_id] = asked
+                    return point
+                self.study.tell(asked, state=TrialState.FAIL)
+        return Searcher.FINISHED
+
+    def _rounded(self, key: str, value: Any) -> Any:
+        """Drawn numbers with as many digits as a person would try."""
+        values = self.search.space[key]
+        if not isinstance(values, Range) or values.whole:
+            return value
+        return min(max(float(f"{value:.4g}"), values.low), values.high)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the last result is what counts."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna how good the settings were."""
+        if trial_id not in self.asked:  # told before
+            return
+        value = (result or {}).get(self.search.metric, math.nan)
+        if error or math.isnan(value):
+            self.study.tell(self.asked.pop(trial_id), state=TrialState.FAIL)
         else:
-            space[key] = tune.choice(list(values))
-    return space
+            self.study.tell(self.asked.pop(trial_id), value)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what was drawn lies beside the table."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+def mode_of(search: Search) -> str:
+    """Whether less or more of the metric is better, in the words of Tune."""
+    return "min" if search.metric in LOWER_IS_BETTER else "max"
 
 
 def settle(search: Search, folder: str, config: AblateConfig) -> tune.TuneConfig:
     """Searcher and scheduler."""
-    mode = "min" if search.metric in LOWER_IS_BETTER else "max"
-    drawn = [point for point in _drawn(folder) if point.keys() == search.space.keys()]
+    drawn = [
+        point
+        for point in _drawn(folder)
+        if point.keys() == search.space.keys()
+        and all(_holds(values, point[key]) for key, values in search.space.items())
+    ]
     drawn = drawn[: search.samples]
     log.info("search: %d of %d settings were drawn before", len(drawn), search.samples)
-    searcher: Any
-    if search.by == "optuna":
-        # Quiet: it tells every trial.
-        logging.getLogger("optuna").setLevel(logging.WARNING)
-        searcher = OptunaSearch(
-            metric=search.metric, mode=mode, seed=config.seed, points_to_evaluate=drawn
-        )
-    else:
-        searcher = BasicVariantGenerator(points_to_evaluate=drawn, random_state=config.seed)
     scheduler = None
     if search.rungs > 1:
         scheduler = ASHAScheduler(
             time_attr="share",
             metric=search.metric,
-            mode=mode,
+            mode=mode_of(search),
             grace_period=1,
             max_t=search.factor ** (search.rungs - 1),
             reduction_factor=search.factor,
         )
+    # Another seed than the earlier attempt's, which would draw the same again.
+    searcher = Distinct(search, drawn, seed=config.seed + len(drawn))
     return tune.TuneConfig(num_samples=search.samples, search_alg=searcher, scheduler=scheduler)
 
 
 def _drawn(folder: str) -> list[dict[str, Any]]:
+    """Settings that were drawn before, the first of them first."""
     fs, root = filesystem(folder)
     files = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    texts = [read_bytes(join(folder, f.base_name)) for f in sorted(files, key=lambda f: f.mtime)]
+    whole = [f for f in files if not f.base_name.startswith(".")]  # others are still being written
+    texts = [read_bytes(join(folder, f.base_name)) for f in sorted(whole, key=lambda f: f.mtime)]
     return [json.loads(text) for text in texts if text is not None]

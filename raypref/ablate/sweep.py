@@ -86,11 +86,13 @@ def turn(held: Any, step: Step) -> Iterator[None]:
         while not ended.wait(LEASE_SECONDS / 6):
             held.take.remote(paths, holder)
 
-    threading.Thread(target=renew, daemon=True).start()
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
     try:
         yield
     finally:
         ended.set()
+        renewing.join()  # or it could take what is given back
         ray.get(held.give_back.remote(holder))
 
 

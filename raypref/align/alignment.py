@@ -23,7 +23,7 @@ class Alignment:
         lora: shape of the adapter.
         cache: the encoded pairs.
         place: where the run's ledgers lie.
-        seed: the run's.
+        seed: of the trainings.
     """
 
     def __init__(

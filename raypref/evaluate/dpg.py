@@ -181,7 +181,7 @@ class AskQuestions:
         answers = self._ask(asked)
         for row, questions in asked:
             row["dpg_answers"] = [next(answers) for _ in questions]
-            row["dpg"] = image_score(questions, row["dpg_answers"])
+            row["dpg"] = 100 * image_score(questions, row["dpg_answers"])  # percent, as published
 
     def _ask(self, asked: Sequence[tuple[Row, Sequence[Question]]]) -> Iterator[bool]:
         """The answers to all questions, in order, in batches of one size."""

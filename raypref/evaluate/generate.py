@@ -67,9 +67,9 @@ class GenerateConfig(Section):
     @classmethod
     def _names(cls, loras: dict[str, str]) -> dict[str, str]:
         for name in loras:
-            if not re.fullmatch(r"[\w.+-]+", name) or name in MODELS:
+            if not re.fullmatch(r"[\w-]+", name) or name in MODELS:
                 raise ValueError(
-                    f"a LoRA cannot be called '{name}': take letters, digits and . + - _, and "
+                    f"a LoRA cannot be called '{name}': take letters, digits, - and _, and "
                     f"none of {', '.join(MODELS)}"
                 )
         return loras

@@ -20,17 +20,25 @@ from raypref.evaluate.judge import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
 from raypref.rewards.base import RewardConfig, Score
-from raypref.rewards.rewards import reward_names
+from raypref.rewards.rewards import reward_names, runtime_env
 from raypref.rows import Row, Stage, reject
 from raypref.streaming import StreamConfig, stream
+
+
+class Ref(NamedTuple):
+    """Where an image is: a file, or a cell of a Parquet file."""
+
+    file: str
+    row: int = 0
+    column: str = ""  # empty: the file is the image
 
 
 class Pair(NamedTuple):
     """Two images of one prompt and what people said."""
 
     prompt: str
-    first: str  # path of the image, or `file.parquet#row#column`
-    second: str
+    first: Ref
+    second: Ref
     label: float  # 1 the first is preferred, 0 the second, 0.5 neither
 
 
@@ -92,7 +100,7 @@ def pickapic(place: Path, config: JudgeConfig) -> Iterator[Pair]:
             rows = table.read(columns=["caption", "label_0", *optional]).to_pylist()
         for number, row in enumerate(rows):
             if row.get("has_label", True):
-                first, second = (f"{file}#{number}#jpg_{side}" for side in (0, 1))
+                first, second = (Ref(str(file), number, f"jpg_{side}") for side in (0, 1))
                 yield Pair(row["caption"], first, second, float(row["label_0"]))
 
 
@@ -112,7 +120,8 @@ def hpdv3(place: Path, config: JudgeConfig) -> Iterator[Pair]:
     Otherwise a reward that always prefers the first would be right.
     """
     for number, record in enumerate(_records(place)):
-        if float(record.get("confidence") or 1.0) >= config.min_confidence:
+        confidence = record.get("confidence")
+        if confidence is None or float(confidence) >= config.min_confidence:
             paths = [_path(record[f"path{side}"], place, config) for side in (1, 2)]
             first, second = paths[:: -1 if number % 2 else 1]
             yield Pair(record["prompt"], first, second, float(number % 2 == 0))
@@ -162,8 +171,10 @@ class Judging:
         )
         rows = pa.table(
             {
-                "id": [f"{ref} {prompt}" for ref, prompt in images],
-                "ref": [ref for ref, _ in images],
+                "id": [_id(ref, prompt) for ref, prompt in images],
+                "file": [ref.file for ref, _ in images],
+                "row": [ref.row for ref, _ in images],
+                "column": [ref.column for ref, _ in images],
                 "prompt": [prompt for _, prompt in images],
             }
         )
@@ -178,12 +189,22 @@ class Judging:
                 ledger.clear()
             if ledger.state() != "complete":
                 columns = stage.writes.names
-                stream(rows, stages=[Load(), stage], ledger=ledger, keep=columns, config=streaming)
+                stream(
+                    rows,
+                    stages=[Load(), stage],
+                    ledger=ledger,
+                    keep=columns,
+                    config=streaming,
+                    runtime_env=None if isinstance(settings, str) else runtime_env(settings),
+                )
             known = ledger.table(stage.writes.names).to_pandas().set_index("id")
             for column in stage.writes.names:
                 first, second = (
-                    known.loc[frame[side] + " " + frame["prompt"], column].to_numpy()
-                    for side in ("first", "second")
+                    known.loc[ids, column].to_numpy()
+                    for ids in (
+                        [_id(pair.first, pair.prompt) for pair in self.pairs],
+                        [_id(pair.second, pair.prompt) for pair in self.pairs],
+                    )
                 )
                 frame[column] = first - second
         return frame
@@ -193,7 +214,7 @@ class Load:
     """Stage: the image that a reference names, as PNG bytes; broken ones are rejected."""
 
     name = "load"
-    reads: tuple[str, ...] = ("ref",)
+    reads: tuple[str, ...] = Ref._fields
     writes = pa.schema([("image", pa.binary())])
     resources = Resources(workers=0, batch=8)
 
@@ -204,10 +225,11 @@ class Load:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
         for row in rows:
+            ref = Ref(row["file"], row["row"], row["column"])
             try:
-                row["image"] = encode_png(decode(_bytes(row["ref"]), self.limits))
+                row["image"] = encode_png(decode(_bytes(ref), self.limits))
             except FileNotFoundError:
-                reject(row, self.name, "missing", f"no image '{row['ref']}'")
+                reject(row, self.name, "missing", f"no image '{ref.file}'")
             except BadImage as error:
                 reject(row, self.name, error.reason, str(error))
 
@@ -247,19 +269,22 @@ def _ranked(
             yield Pair(record["prompt"], first, second, float(own < other))
 
 
-def _path(name: str, place: Path, config: JudgeConfig) -> str:
+def _id(ref: Ref, prompt: str) -> str:
+    return json.dumps([*ref, prompt])
+
+
+def _path(name: str, place: Path, config: JudgeConfig) -> Ref:
     root = Path(config.images or place.parent).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"judge.pairs: the image '{name}' lies outside of '{root}'")
-    return str(path)
+    return Ref(str(path))
 
 
-def _bytes(ref: str) -> bytes:
-    if "#" not in ref:
-        return Path(ref).read_bytes()
-    file, row, column = ref.rsplit("#", 2)
-    value = _column(file, column)[int(row)].as_py()
+def _bytes(ref: Ref) -> bytes:
+    if not ref.column:
+        return Path(ref.file).read_bytes()
+    value = _column(ref.file, ref.column)[ref.row].as_py()
     return bytes(value["bytes"] if isinstance(value, dict) else value or b"")
 
 

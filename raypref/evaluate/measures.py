@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from raypref.rewards.rewards import (
     embedder_names,
     reward,
     reward_names,
+    runtime_env,
 )
 from raypref.rows import Row, Stage
 
@@ -119,12 +122,12 @@ def measures(
     for name in metrics.rewards:
         config = reward(name, pickscore, others)
         stage = Score(config, columns={"image": name}, prompt="prompt")
-        own = others.deqa.runtime_env if name == "deqa" else None
-        found[name] = Measure(stage, {name: config}, [name], own)
+        found[name] = Measure(stage, {name: config}, [name], runtime_env(config))
     if metrics.dpg_questions:
         asked = read_questions(metrics.dpg_questions)
         ask = AskQuestions(others.vqascore, asked, column="image", prompt="prompt")
-        settings = {"vqascore": others.vqascore, "questions": metrics.dpg_questions}
+        data = Path(metrics.dpg_questions).expanduser().read_bytes()
+        settings = {"vqascore": others.vqascore, "questions": hashlib.sha256(data).hexdigest()[:16]}
         found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
     if metrics.critic:

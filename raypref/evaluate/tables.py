@@ -106,8 +106,7 @@ def published(table: str, model_family: str = "sd15") -> dict[tuple[str, str], f
     """Published means of one table of the paper.
 
     Args:
-        table: `"table3"` (the two stages), `"table1a"` (the main comparison) or `"table1b"` (the
-            same on Parti-Prompts).
+        table: its name in `published.toml`: `"table3"`, `"figure8"`, ...
         model_family: `"sd15"` or `"sd35m"`.
 
     Returns:

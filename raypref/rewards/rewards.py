@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raypref.config import Section
 from raypref.rewards.aesthetic import AestheticConfig
 from raypref.rewards.base import EmbedderConfig, RewardConfig
@@ -58,3 +60,8 @@ def embedder(name: str, pickscore: PickScoreConfig, others: RewardsConfig) -> Em
     """The settings of one of `embedder_names`."""
     found: EmbedderConfig = {"pickscore": pickscore, **dict(others)}[name]
     return found
+
+
+def runtime_env(config: RewardConfig) -> dict[str, Any] | None:
+    """The environment of their own that a reward's workers need, if any."""
+    return config.runtime_env if isinstance(config, DeQAConfig) else None

@@ -176,7 +176,6 @@ def test_weak_settings_are_stopped_at_the_rungs(by, tmp_path):
     try:
         grid = tune.Tuner(
             tune.with_resources(trial, sweep.TRIAL),
-            param_space=sweep_search.space_of(search),
             tune_config=how,
             run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
         ).fit()
