@@ -133,7 +133,7 @@ def in_hand(node: Job, folder: Path) -> bool:
     return bool(taken - written(folder))
 
 
-@pytest.mark.parametrize("parts_before", [0, 4])
+@pytest.mark.parametrize("parts_before", [0, 2, 4])
 def test_a_killed_node_repeats_at_most_its_block(
     head: Head, parts_before: int, tmp_path: Path
 ) -> None:
