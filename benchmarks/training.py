@@ -57,17 +57,18 @@ class Case:
     title: str
     base: BackboneConfig
     side: int  # of its pictures
-    batch: int  # samples an optimizer step, in two halves that are accumulated
+    batch: int  # samples an optimizer step
+    micro: int  # of them through the network at once; their gradients are accumulated
     steps: dict[str, int]  # timed in a round, by objective
 
 
 def case(name: str) -> Case:
     if name == "tiny":
         base = BackboneConfig(model="tiny:sd15")
-        return Case("embedded SD-1.5", base, SIZE, 16, {"dro": 3, "dpo": 5})
+        return Case("embedded SD-1.5", base, SIZE, 16, 8, {"dro": 3, "dpo": 5})
     base = BackboneConfig(model=proportions.sd15_in_proportion())
     title = f"SD-1.5, all layers, widths / {proportions.NARROWER}"
-    return Case(title, base, proportions.SIZE, 8, {"dro": 1, "dpo": 1})
+    return Case(title, base, proportions.SIZE, 16, 4, {"dro": 1, "dpo": 1})
 
 
 def photographs(side: int) -> list[Pair]:
@@ -99,7 +100,8 @@ def cached(base: BackboneConfig, pairs: list[Pair]) -> PairData:
 class Plain:
     """The plain loop, for both objectives."""
 
-    def __init__(self, base: BackboneConfig) -> None:
+    def __init__(self, what: Case) -> None:
+        base, self.micro = what.base, what.micro
         self.pipe: StableDiffusionPipeline = load_pipeline(base, device=CPU)
         self.unet = self.pipe.unet.to(memory_format=torch.channels_last)
         lora.attach(self.unet, LORA, names=("learner",), seed=0)
@@ -140,9 +142,9 @@ class Plain:
         return x, eps, t.expand(len(prompts))
 
     def step(self, objective: str, pairs: list[Pair]) -> None:
-        half = len(pairs) // 2
-        for some in (pairs[:half], pairs[half:]):
-            (self.loss(objective, some) / 2).backward()
+        for first in range(0, len(pairs), self.micro):
+            some = pairs[first : first + self.micro]
+            (self.loss(objective, some) * len(some) / len(pairs)).backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -169,7 +171,7 @@ class Plain:
 
 
 def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
-    loop, batch, steps = Plain(what.base), what.batch, what.steps[objective]
+    loop, batch, steps = Plain(what), what.batch, what.steps[objective]
     loop.step(objective, pairs[:batch])  # warm-up
     began = time.process_time()
     for i in range(steps):
@@ -184,7 +186,7 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
         objective=objective,  # type: ignore[arg-type]
         steps=steps + 1,
         batch=what.batch,
-        micro_batch=what.batch // 2,
+        micro_batch=what.micro,
         rollout_steps=ROLLOUT,
         checkpoint_every=10**6,
     )
@@ -223,7 +225,7 @@ def flops(call: Callable[[], object]) -> float:
 
 def encoding_share(what: Case, pairs: list[Pair]) -> float:
     """Operations of VAE and text encoder in a plain DPO step; 0.31 in the published SD-1.5."""
-    loop, some = Plain(what.base), pairs[: what.batch]
+    loop, some = Plain(what), pairs[: what.batch]
     images = [photo for _, photo, _ in some] + [twin for _, _, twin in some]
     encoding = flops(lambda: (loop.encode(images), loop.prompts([text for text, _, _ in some])))
     return encoding / flops(lambda: loop.step("dpo", some))
@@ -239,8 +241,8 @@ def main() -> None:
         data = cached(what.base, pairs)
         a_pair = (time.process_time() - began) / PAIRS
         print(
-            f"{what.title}, {what.side}x{what.side}, batch {what.batch}, {os.cpu_count()} cores, "
-            f"one thread; encoding is {encoding_share(what, pairs):.0%} "
+            f"{what.title}, {what.side}x{what.side}, batch {what.batch} in parts of {what.micro}, "
+            f"{os.cpu_count()} cores, one thread; encoding is {encoding_share(what, pairs):.0%} "
             "of a plain DPO step's operations",
             flush=True,
         )
