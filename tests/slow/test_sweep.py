@@ -146,7 +146,7 @@ def test_the_sweep_in_the_docs_works_as_written(tmp_path):
 
 def _check_rungs(sweeping: Job, storage: Path) -> None:
     reached = re.findall(
-        r"^\| stage2\.beta=\S+ select\.top_k=\d+, stage2\.steps=(\d+) \|.*\d", sweeping.output, re.M
+        r"^\| stage2\.beta=\S+ select\.top_k=\d+, stage2\.steps=(\d+) \|.*\[", sweeping.output, re.M
     )
     assert len(reached) == 2
     assert set(reached) <= {"1", "2", "4"}
