@@ -71,7 +71,8 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
             f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
             "this variant a name of its own (run=NAME) or replace the old result with --redo"
         )
-    _check(waiting)  # before anything is cleared
+    if stale:
+        _check(waiting)  # before anything is cleared
     for ledger in stale:
         log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
         ledger.clear()
