@@ -16,7 +16,6 @@ from raypref.evaluate.dpg import (
     counted,
     image_score,
     read_questions,
-    summarise,
 )
 from raypref.images import encode_png
 from raypref.rows import Row
@@ -72,23 +71,6 @@ def test_odd_dependencies_end(table):
     circle = [Question(1, "a", (2,), "x", ""), Question(2, "b", (1, 9), "x", "")]
     assert counted(circle, [True, True]) == [True, True]
     assert counted(circle, [True, False]) == [False, False]
-
-
-def test_the_benchmarks_numbers(table):
-    answered = [
-        ("A red dog, and a cat", [False, True, True, True, True]),  # 1/5
-        ("A red dog, and a cat", [True, True, True, True, False]),  # 4/5
-        ("A quiet  sea", [True, False]),  # 1/2
-    ]
-    assert summarise(answered, table) == pytest.approx(
-        {
-            "dpg": 100 * ((1 / 5 + 4 / 5) / 2 + 1 / 2) / 2,
-            "attribute": 100 * 2 / 2,
-            "entity": 100 * (1 + 2 + 0) / 5,
-            "global": 100 * 1 / 1,
-            "relation": 100 * (2 + 1) / 4,
-        }
-    )
 
 
 class FromTable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -120,31 +120,6 @@ def image_score(questions: Sequence[Question], answers: Sequence[bool]) -> float
     return sum(counted(questions, answers)) / len(questions)
 
 
-def summarise(answered: Iterable[tuple[str, Sequence[bool]]], table: Table) -> dict[str, float]:
-    """The benchmark's numbers, in percent, as published.
-
-    Args:
-        answered: prompt and answers of each image, any number of images a prompt.
-        table: the questions.
-
-    Returns:
-        `dpg`, the mean over prompts of the mean over their images; and for every broad category
-        the mean over its questions of the answers as they were given: there, as in the released
-        script, the parents are not asked.
-    """
-    scores: dict[str, list[float]] = defaultdict(list)
-    by_category: dict[str, list[bool]] = defaultdict(list)
-    for prompt, answers in answered:
-        questions = table[prompt_key(prompt)]
-        scores[prompt_key(prompt)].append(image_score(questions, answers))
-        for question, said in zip(questions, answers, strict=True):
-            by_category[question.category].append(said)
-    means = [_mean(images) for images in scores.values()]
-    return {"dpg": 100 * _mean(means)} | {
-        category: 100 * _mean(said) for category, said in sorted(by_category.items())
-    }
-
-
 class AskQuestions:
     """Stage: ask a model all questions about an image's prompt.
 
@@ -196,7 +171,3 @@ class AskQuestions:
             some = pairs[start : start + size]
             images, texts = zip(*padded(some, size), strict=True)
             yield from self.model.says_yes(images, texts)[: len(some)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
