@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from raypref.evaluate.labels import METRICS
 from raypref.report import charts
-
-HERE = Path(__file__).parent
+from raypref.report.layout import fill
 
 
 def render(*, accuracy: pd.DataFrame, agreement: pd.DataFrame, bias: pd.DataFrame) -> str:
@@ -24,16 +21,9 @@ def render(*, accuracy: pd.DataFrame, agreement: pd.DataFrame, bias: pd.DataFram
         agreement: of `judge.agreement`.
         bias: of `judge.bias`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(label=_label, number=_number)
-    return environment.get_template("judged.html").render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    return fill(
+        "judged.html",
+        filters={"label": _label, "number": _number},
         accuracy=accuracy.to_dict("records"),
         agreement=agreement.to_dict("records"),
         bias=bias.to_dict("records"),

@@ -7,15 +7,11 @@ only, and the page's own policy allows this very script and nothing else.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -23,6 +19,7 @@ from raypref.evaluate import labels, tables
 from raypref.progress import duration
 from raypref.report import charts
 from raypref.report.compared import compared
+from raypref.report.layout import fill
 from raypref.report.views import (
     FunnelStep,
     Picture,
@@ -32,7 +29,6 @@ from raypref.report.views import (
     TrainingView,
 )
 
-HERE = Path(__file__).parent
 PAGE_OF_PAIRS = 24
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
 TWO_LINES = (
@@ -64,22 +60,17 @@ GAPS = ("winner_gap", "loser_gap")  # drawn together: the loss may fall while bo
 
 def render(data: ReportData) -> str:
     """The page as HTML text: small pictures, charts, style and script inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=lambda number: f"{number:,}", duration=duration, number=_number, img=_img
-    )
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    gallery = _gallery(data)
+    return fill(
+        "page.html",
+        filters={
+            "count": lambda number: f"{number:,}",
+            "duration": duration,
+            "number": _number,
+            "img": _img,
+        },
+        script="page.js" if gallery or data.grids else "",
         data=data,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=list(_tiles(data)),
         account=_account(data.funnel),
         pair_count=_pair_count(data),
@@ -87,7 +78,7 @@ def render(data: ReportData) -> str:
             (h, Markup(charts.histogram(h.title, h.values, threshold=h.threshold)))
             for h in data.histograms
         ],
-        gallery=_gallery(data),
+        gallery=gallery,
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,

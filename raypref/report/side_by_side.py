@@ -6,17 +6,13 @@ at a time from one list, so hundreds of rows cost no more to open than ten.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 from PIL import Image
 
 from raypref.config import fingerprint
@@ -30,9 +26,9 @@ from raypref.evaluate.labels import (
     ordered,
 )
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.report.layout import fill
 from raypref.report.pictures import PIXELATED, data_uri, open_image
 
-HERE = Path(__file__).parent
 FILE = "side_by_side.html"
 MOST_ROWS = 500  # prompts with a seed; a thousand pictures of 5 kB are what a page can carry
 ROWS_A_PAGE = 10
@@ -69,20 +65,12 @@ def render(data: Mapping[str, Any], *, made: str = "") -> str:
         data: of `_data`.
         made: what the page was made from; named in its first line.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (HERE / "side_by_side.js").read_text(encoding="utf-8")
-    return environment.get_template("side_by_side.html").render(
+    return fill(
+        "side_by_side.html",
+        filters={},
+        script="side_by_side.js",
         data=data,
         made=made,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
