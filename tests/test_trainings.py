@@ -192,3 +192,11 @@ def test_pairs_made_at_another_resolution_are_refused_by_name(tmp_path):
         execute(load(RunConfig, "tiny", [f"storage={tmp_path}", "images.size=32"]), only=ALIGN)
     assert "images.size: 64 -> 32" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_win_rates_against_a_model_that_is_not_there_are_refused(tmp_path):
+    overrides = ('train=["stage1"]', "table.baseline=both")
+    [evaluation] = [s for s in run(tmp_path, *overrides).steps if s.name == "evaluation"]
+    with pytest.raises(InputError, match=r"table\.baseline=both: the models are base, stage1"):
+        for need in evaluation.needs:
+            need()

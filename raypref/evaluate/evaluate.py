@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import Section, results_of, setting
+from raypref.config import InputError, Section, results_of, setting
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
@@ -159,7 +159,14 @@ class Evaluation:
         """Each raises InputError for what is missing."""
         chosen = [reward(n, self.pickscore, self.others) for n in self.metrics.rewards]
         distance = [self._embedder().check] if self.metrics.distance else []
-        return [self.base.folder, *(config.check for config in chosen), *distance]
+        return [*(config.check for config in chosen), *distance, self._check_baseline]
+
+    def _check_baseline(self) -> None:
+        models = [BASE, *self.loras]
+        if self.table.baseline not in models:
+            raise InputError(
+                f"table.baseline={self.table.baseline}: the models are {', '.join(models)}"
+            )
 
     def run(self, streaming: StreamConfig) -> Work:
         """Generate and score what is missing; resumes what is half done.
