@@ -94,9 +94,8 @@ def search_rows(
                     if before is not None:
                         go_on(before.run, row.run, search.budget.split(".")[0])
                     told = wait_for(row.config, row.row.model, f"{name} {row.label}", news, parent)
-                if isinstance(
-                    told, str
-                ):  # wrong settings or data: not raised, as not to be retried
+                if isinstance(told, str):
+                    # Wrong settings or data. Not raised: Tune would try the same again.
                     tune.report({search.metric: math.nan, "budget": budget, "reason": told})
                     return
                 reached = {"budget": budget, "share": search.factor**rung}
