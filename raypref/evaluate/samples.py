@@ -10,7 +10,7 @@ from pyarrow import fs as pafs
 from raypref.config import results_of
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.lora import FILE_NAME
-from raypref.evaluate.generate import Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
 from raypref.images import encode_png, open_png
 from raypref.ledger import Ledger, filesystem, join, write_bytes
 from raypref.streaming import StreamConfig, stream
@@ -26,7 +26,8 @@ def draw_samples(
 ) -> float:
     """Write `<stage>/samples/step-<number>.png` for every LoRA that a stage kept on its way.
 
-    A file shows the first `samples` prompts side by side, drawn with the first seed.
+    A file shows the first `samples` prompts side by side, drawn with the first seed. Among those
+    of a stage is the base's, as `step-00000000.png`.
 
     Args:
         base: the model that was aligned.
@@ -53,21 +54,26 @@ def draw_samples(
         drawn.clear()
     first_seed = {"seeds": config.seeds[:1]}
     streamed = stream(
-        rows_to_generate(prompts, config.model_copy(update=first_seed), list(kept)),
+        rows_to_generate(prompts, config.model_copy(update=first_seed), [BASE, *kept]),
         stages=[Generate(base, config, loras=kept)],
         ledger=drawn,
         keep=["model", "prompt_id", "image"],
         config=streaming,
     )
-    images: dict[str, dict[int, Image.Image]] = {model: {} for model in kept}
+    images: dict[str, dict[int, Image.Image]] = {model: {} for model in (BASE, *kept)}
     for row in drawn.rows(["model", "prompt_id", "image"]):
         images[row["model"]][row["prompt_id"]] = open_png(row["image"])
+    strips = {}
     for model, by_prompt in images.items():
-        name, step = model.split("/")
         strip = Image.new("RGB", (config.size * len(prompts), config.size))
         for place, image in by_prompt.items():
             strip.paste(image, (config.size * place, 0))
-        write_bytes(join(trained[name].path, "samples", f"{step}.png"), encode_png(strip))
+        strips[model] = encode_png(strip)
+    for model in kept:
+        name, step = model.split("/")
+        samples = join(trained[name].path, "samples")
+        write_bytes(join(samples, f"{step}.png"), strips[model])
+        write_bytes(join(samples, f"step-{0:08d}.png"), strips[BASE])
     return streamed.busy
 
 

@@ -69,7 +69,8 @@ def strips(folder: str, stage: str) -> list[StripView]:
 
     Args:
         folder: the run's folder, local or URI.
-        stage: name of the training; its strips are `<stage>/samples/step-00000050.png`.
+        stage: name of the training; its strips are `<stage>/samples/step-00000050.png`; step 0
+            is the base.
     """
     names = list_files(join(folder, stage, "samples"))
     steps = sorted((int(m[1]), n) for n in names if (m := re.fullmatch(r"step-(\d+)\.png", n)))

@@ -57,7 +57,8 @@
       if (better !== null) {
         const sign = data.metrics[which][3] ? -1 : 1, text = (sign * better).toFixed(digits);
         const shown = Number(text) === 0 ? "+" + Math.abs(text).toFixed(digits) : Number(text) > 0 ? "+" + text : text;
-        line.append(" ", element("span", better > 0 ? "better" : better < 0 ? "worse" : "flat", `(${shown})`));
+        const seen = sign * Number(text); // what is shown as no gain has the colour of none
+        line.append(" ", element("span", seen > 0 ? "better" : seen < 0 ? "worse" : "flat", `(${shown})`));
       }
       caption.append(line);
     }

@@ -20,6 +20,7 @@ FILES = (  # design, section 5
     "pairs/README.md",
     "stage1/pytorch_lora_weights.safetensors",
     "stage1/metrics.parquet",
+    "stage1/samples/step-00000000.png",
     "stage1/samples/step-00000012.png",
     "stage2/pytorch_lora_weights.safetensors",
     "stage2/metrics.parquet",
