@@ -27,6 +27,7 @@ bench: setup  ## ratios against plain loops
 	$(RUN) benchmarks/simulation.py
 	$(RUN) benchmarks/curation.py
 	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/evaluation.py
 
 setup: $(VENV)/.ready
 

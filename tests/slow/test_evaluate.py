@@ -1,5 +1,9 @@
-"""What an evaluation has made is not made again: killed, with a model more, with a reward more."""
+"""What an evaluation has made is not made again: killed, with a model more, with a reward more.
 
+And the number of workers shows in nothing that it makes.
+"""
+
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -82,13 +86,21 @@ def ids(folder: Path) -> Counter[str]:
     return Counter(id_ for table in tables for id_ in table["id"].to_pylist())
 
 
+def pixels(folder: Path) -> dict[str, bytes]:
+    """Every image's PNG, by its id."""
+    tables = (
+        pq.read_table(file, columns=["id", "image"]) for file in folder.rglob("part-*.parquet")
+    )
+    return {row["id"]: row["image"] for table in tables for row in table.to_pylist()}
+
+
 def evaluate(settings: tuple[str, ...], *more: str) -> str:
     code, output = job("evaluate", "tiny", *settings, *more, folder=run_folder(settings) / "logs")
     assert code == 0, output
     return output
 
 
-def test_nothing_is_made_twice(settings: tuple[str, ...]) -> None:
+def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> None:
     folder = run_folder(settings)
     images, scores = folder / "evaluation" / "images", folder / "evaluation" / "scores"
 
@@ -130,3 +142,18 @@ def test_nothing_is_made_twice(settings: tuple[str, ...]) -> None:
     new = {name.split("/")[1] for name in parts(scores).keys() - scored}
     assert new == {"prompt_accuracy"} and "images:" not in output
     assert "Prompt accuracy" in (folder / "evaluation" / "table.md").read_text()
+
+    # The same by two workers of everything, in a run that has nothing yet: equal to the bit.
+    again = folder.with_name("again")
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("evaluation", "report"))
+    two = ("run=again", "evaluate.resources.workers=2", "pickscore.resources.workers=2")
+    evaluate(settings, second, "metrics.critic=tiny:critic.safetensors", *two)
+    key = ["model", "metric", "prompt_id", "seed"]
+    scores_of = {
+        run: pd.read_parquet(run / "evaluation" / "scores.parquet").sort_values(
+            key, ignore_index=True
+        )
+        for run in (folder, again)
+    }
+    pd.testing.assert_frame_equal(*scores_of.values(), check_exact=True)
+    assert pixels(again / "evaluation" / "images") == pixels(images)
