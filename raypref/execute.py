@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
@@ -171,7 +170,7 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
     tracker = Tracker(
         config.tracking,
         storage=config.storage,
-        name=config.run,
+        name=config.run.rsplit("/", 1)[-1] if parent_run_id else config.run,
         settings=settings,
         run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
         parent_run_id=parent_run_id,
@@ -197,13 +196,11 @@ def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> Non
     if "evaluation" in steps and run.evaluation.complete:
         for row in run.evaluation.summary.to_dict("records"):
             tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
-    if "://" not in run.folder:
-        folder = Path(run.folder)
-        tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
-        pages = ["report/index.html", "report/side_by_side.html"]
-        for name in ("config.toml", "run.json", *tables, *pages):
-            tracker.artifact(folder / name)
-        for name, ledger in run.trained.items():
-            if name in steps:
-                tracker.artifact(Path(ledger.path) / FILE_NAME, name)
+    tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
+    pages = ["report/index.html", "report/side_by_side.html"]
+    for name in ("config.toml", "run.json", *tables, *pages):
+        tracker.artifact(join(run.folder, name))
+    for name, ledger in run.trained.items():
+        if name in steps:
+            tracker.artifact(join(ledger.path, FILE_NAME), name)
     tracker.finish("FINISHED")

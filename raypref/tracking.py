@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -18,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from raypref.config import Section, setting
+from raypref.ledger import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +120,14 @@ class Tracker:
             part = batch[start : start + METRIC_BATCH]
             self._try(lambda client, run, part=part: client.log_batch(run, metrics=part))
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Store a file or folder with the run."""
-        if path.is_dir():
-            self._try(lambda client, run: client.log_artifacts(run, str(path), folder or None))
-        elif path.is_file():
-            self._try(lambda client, run: client.log_artifact(run, str(path), folder or None))
+    def artifact(self, path: str, folder: str = "") -> None:
+        """Store a file, local or on an object store, with the run; one that is not there is not."""
+        if self.client is None or (data := read_bytes(path)) is None:
+            return
+        with TemporaryDirectory() as scratch:
+            copy = Path(scratch) / path.rsplit("/", 1)[-1]
+            copy.write_bytes(data)
+            self._try(lambda client, run: client.log_artifact(run, str(copy), folder or None))
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED or FAILED."""

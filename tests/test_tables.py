@@ -175,7 +175,7 @@ SUMMARY = pd.DataFrame(
 GOLDEN = """\
 | model | PickScore ↑ | Texture detail ↑ |
 | --- | --- | --- |
-| base | <u>20.65</u> [20.60, 20.70] paper 20.65 | 1832 [1800, 1861] |
+| base | _20.65_ [20.60, 20.70] paper 20.65 | 1832 [1800, 1861] |
 | stage 1 + stage 2 | **21.04** [20.98, 21.10] (+0.39) paper 21.04 | not run |
 | a\\|b | 20.65 [20.60, 20.70] (+0.00) | not run |
 
@@ -235,15 +235,15 @@ def test_marks_and_names_are_the_papers() -> None:
     lines = tables.markdown(of_means(PAPER)).splitlines()
     assert lines[0] == "| model | PickScore ↑ | UniRwd ↑ | Aes ↑ |"
     assert lines[2] == "| base | 22.42 | 3.30 | 5.44 |"
-    assert lines[3] == "| dpo | <u>22.70</u> (+0.28) | **3.47** (+0.17) | <u>5.44</u> (+0.00) |"
-    assert lines[4].split("|")[2:4] == [" **22.80** (+0.38) ", " <u>3.46</u> (+0.16) "]
+    assert lines[3] == "| dpo | _22.70_ (+0.28) | **3.47** (+0.17) | _5.44_ (+0.00) |"
+    assert lines[4].split("|")[2:4] == [" **22.80** (+0.38) ", " _3.46_ (+0.16) "]
     assert "UniRwd: UnifiedReward; Aes: LAION aesthetic classifier." in lines[-1]
 
 
 def test_the_smallest_is_best_where_less_is_better() -> None:
     means = {"base": {"fid": 3.0}, "dpo": {"fid": 2.0}, "both": {"fid": 1.0}}
     text = tables.markdown(of_means(means))
-    assert "FID ↓" in text and "**1.0**" in text and "<u>2.0</u>" in text
+    assert "FID ↓" in text and "**1.0**" in text and "_2.0_" in text
     assert "biased by the number of images" in text
 
 

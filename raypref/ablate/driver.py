@@ -185,8 +185,7 @@ def _write(
         files["figure.svg"] = figures.draw(found, places=places)
     for file, content in files.items():
         write_bytes(join(folder, file), content.encode())
-        if "://" not in folder:
-            tracker.artifact(Path(folder) / file)
+        tracker.artifact(join(folder, file))
     for row_ in found.summary.itertuples():
         tracker.metrics({f"{row_.model}/{row_.metric}": row_.mean}, step=0)
     tracker.finish("FINISHED")

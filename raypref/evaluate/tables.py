@@ -1,6 +1,7 @@
 """The printed tables, in the paper's form: Markdown, CSV, LaTeX, the published values beside ours.
 
-The best mean of a metric is bold and the second underlined, by the unrounded means.
+The best mean of a metric is bold and the second underlined, in Markdown italic, by the unrounded
+means.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from raypref.evaluate.labels import (
 
 Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> published mean
 
-BEST = {1: "**{}**", 2: "<u>{}</u>"}
+BEST = {1: "**{}**", 2: "_{}_"}
 BEST_LATEX = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 LATEX_SIGNS = {
     **{sign: "\\" + sign for sign in "&%$#_{}"},

@@ -115,7 +115,7 @@ def _check_tracking(storage: Path) -> None:
     (parent,) = [run for run in runs if run.info.run_name == "stages"]
     assert "table.md" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     children = {
-        run.info.run_name.split("/")[-1]: run
+        run.info.run_name: run
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         and run.info.status == "FINISHED"
