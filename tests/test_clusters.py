@@ -110,6 +110,14 @@ def test_pods_run_as_nobody_in_particular(name: str, spec: Any, cluster: Any) ->
             assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
 
 
+def test_the_pod_for_files_is_locked_as_well() -> None:
+    spec = read(CLUSTERS / "kuberay" / "files.yaml")["spec"]
+    run = read(CLUSTERS / "kuberay" / "rayjob.yaml")["spec"]["submitterPodTemplate"]["spec"]
+    for field in ("securityContext", "automountServiceAccountToken", "restartPolicy"):
+        assert spec[field] == run[field]
+    assert spec["containers"][0]["securityContext"] == run["containers"][0]["securityContext"]
+
+
 @pytest.mark.parametrize(("name", "spec", "cluster"), clusters())
 def test_the_head_does_no_work_and_is_not_exposed(name: str, spec: Any, cluster: Any) -> None:
     head = cluster["headGroupSpec"]
