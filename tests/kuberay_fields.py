@@ -120,6 +120,7 @@ KINDS = {
     "RayCluster": ("ray.io/v1", CLUSTER),
     "RayJob": ("ray.io/v1", JOB),
     "PersistentVolumeClaim": ("v1", CLAIM),
+    "Pod": ("v1", POD),
     "NetworkPolicy": ("networking.k8s.io/v1", POLICY),
 }
 

@@ -110,6 +110,14 @@ def test_pods_run_as_nobody_in_particular(name: str, spec: Any, cluster: Any) ->
             assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
 
 
+def test_the_pod_for_files_is_locked_as_well() -> None:
+    spec = read(CLUSTERS / "kuberay" / "files.yaml")["spec"]
+    run = read(CLUSTERS / "kuberay" / "rayjob.yaml")["spec"]["submitterPodTemplate"]["spec"]
+    for field in ("securityContext", "automountServiceAccountToken", "restartPolicy"):
+        assert spec[field] == run[field]
+    assert spec["containers"][0]["securityContext"] == run["containers"][0]["securityContext"]
+
+
 @pytest.mark.parametrize(("name", "spec", "cluster"), clusters())
 def test_the_head_does_no_work_and_is_not_exposed(name: str, spec: Any, cluster: Any) -> None:
     head = cluster["headGroupSpec"]
@@ -245,13 +253,16 @@ def test_the_command_of_a_rayjob_fits_its_cluster(name: str, spec: Any, cluster:
     assert does_not_fit(asked(words), nodes) == {}
 
 
-def test_the_command_of_the_slurm_script_fits_its_allocation() -> None:
+def test_the_commands_of_the_slurm_script_fit_their_allocations() -> None:
     text = SLURM.read_text()
     command = re.search(r"^RUN=\((.*?)\)$", text, re.S | re.M)
+    other = re.search(r"^# +sbatch --.*? # with recipes/(\S+) below$", text, re.S | re.M)
+    assert command is not None and other is not None
     asks = dict(re.findall(r"^#SBATCH --([\w-]+)=(\d+)$", text, re.M))
-    node = (float(asks["cpus-per-task"]), int(asks["gpus-per-node"]))
-    assert command is not None
-    assert does_not_fit(asked(shlex.split(command[1])), [node] * int(asks["nodes"])) == {}
+    instead = asks | dict(re.findall(r"--([\w-]+)=(\d+)", other[0]))
+    for config, given in ((asked(shlex.split(command[1])), asks), (recipe(other[1]), instead)):
+        node = (float(given["cpus-per-task"]), int(given["gpus-per-node"]))
+        assert does_not_fit(config, [node] * int(given["nodes"])) == {}
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
