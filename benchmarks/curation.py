@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raypref.cluster import start_ray
 from raypref.config import load
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photos import Crop, Measure
@@ -28,7 +29,7 @@ from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
 from raypref.rows import INDEX, Stage
-from raypref.streaming import StreamConfig, shared_worker, start_ray, stream
+from raypref.streaming import StreamConfig, shared_worker, stream
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 

@@ -23,12 +23,13 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
+from raypref.cluster import start_ray
 from raypref.curate.colorfulness import colorfulness
 from raypref.curate.photos import Measure
 from raypref.curate.sources import SourceConfig, write_index
 from raypref.images import ImageConfig, center_square, decode, encode_png, open_png
 from raypref.ledger import Ledger
-from raypref.streaming import Selection, StreamConfig, start_ray, stream
+from raypref.streaming import Selection, StreamConfig, stream
 
 SIZE = 512
 WORKERS = 2

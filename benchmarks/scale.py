@@ -24,11 +24,11 @@ import psutil
 import ray
 from PIL import Image
 
+from raypref.cluster import start_ray
 from raypref.config import load
 from raypref.curate.curate import Curation
 from raypref.ledger import in_folder
 from raypref.pipeline import RunConfig
-from raypref.streaming import start_ray
 from raypref.tiny import world
 
 SHARD = 1000

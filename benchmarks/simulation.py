@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from raypref.cluster import start_ray
 from raypref.config import Resources, load
 from raypref.curate.curate import Curation
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rows import REJECT, Row, Stage
-from raypref.streaming import start_ray
 
 PHOTOGRAPHS, PASSING = 10_475, 4_041
 READING = 0.15  # of the device's time a pair, spent on reading and writing images

@@ -6,6 +6,7 @@ python jobs/judge.py sd15 judge.pairs=pickapic/test.parquet run=judge
 import sys
 
 from raypref.cli import DEFAULT_PRESET, DONE, ended, settle_storage
+from raypref.cluster import start_ray
 from raypref.config import InputError, describe, load, presets
 from raypref.evaluate import judge
 from raypref.evaluate.labelled import Judging
@@ -14,7 +15,6 @@ from raypref.ledger import absolute, join, write_bytes
 from raypref.pipeline import RunConfig
 from raypref.report.judged import render
 from raypref.rewards.rewards import reward
-from raypref.streaming import start_ray
 
 USAGE = """\
 usage: python jobs/judge.py [PRESET | FILE.toml] judge.pairs=FILE [key=value ...]

@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
+from raypref.cluster import start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
-from raypref.streaming import start_ray
 from raypref.tracking import Tracker
 from raypref.versions import versions
 

@@ -9,9 +9,7 @@ other.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -24,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+from raypref.cluster import warn_if_short
 from raypref.config import Resources, Section, setting
 from raypref.ledger import Ledger, Where, filesystem, join, read_bytes, write_bytes
 from raypref.progress import Progress
@@ -34,16 +33,6 @@ from raypref.rows import REJECT, Row, Stage, is_rejected
 
 log = logging.getLogger(__name__)
 
-# What keeps the libraries' progress bars and notes out of the workers' output.
-QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    "PYTHONWARNINGS": "ignore",
-}
-# Settings of the driver that its workers must share, on whatever node they are.
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
 _DEVICE = threading.Lock()  # of this process: one block at a time
 STOP = ".stop"  # in a ledger: what is not begun is not wanted any more
 
@@ -73,32 +62,6 @@ class Streamed(NamedTuple):
 
     counts: Counter[str]  # rows by reason; "ok" for those not rejected
     busy: float  # seconds that a worker spent in its device stages, mean over workers
-
-
-def start_ray() -> None:
-    """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
-    if not ray.is_initialized():
-        # Progress is reported by the driver, errors come as exceptions; the rest of what workers
-        # say stays in Ray's log files.
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": _worker_variables()},
-        )
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _worker_variables() -> dict[str, str]:
-    """Environment of the workers; Ray refuses to have one set by the submitted job set again."""
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    taken = submitted.get("runtime_env", {}).get("env_vars", {})
-    return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
 
 
 @dataclass(frozen=True)
@@ -230,6 +193,7 @@ def _run(
     runtime_env: Mapping[str, Any] | None,
 ) -> tuple[float, bool]:
     """Returns the seconds a worker was busy, mean over workers, and whether it was enough."""
+    warn_if_short(progress.label, need, workers=1)  # a pool starts with what is there
     worker: type[_Worker] | Callable[[pa.Table], pa.Table]
     worker = _Worker if need.workers else _Worker(*work)
     dataset = ray.data.from_arrow(blocks).map_batches(

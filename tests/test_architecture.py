@@ -15,8 +15,8 @@ LONGEST_FILE = 400
 # package, or where EXCEPTIONS says so.
 LAYERS = [
     [
-        *("config", "rows", "hub", "images", "ledger", "progress", "room", "streaming"),
-        *("tracking", "versions", "tiny"),
+        *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster"),
+        *("streaming", "tracking", "versions", "tiny"),
     ],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],
@@ -34,7 +34,7 @@ EXCEPTIONS = {
 }
 # Library to the only modules that may import it.
 ONLY_IN = {
-    "ray": {"streaming", "align.train", "ablate.search", "ablate.sweep"},
+    "ray": {"cluster", "streaming", "align.train", "ablate.search", "ablate.sweep"},
     "mlflow": {"tracking"},
 }
 # Must work where Ray is not installed: in a notebook, on a GPU box.

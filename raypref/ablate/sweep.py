@@ -24,13 +24,13 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
+from raypref.cluster import start_ray
 from raypref.config import InputError, Resources
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
 from raypref.ledger import absolute, filesystem, join, read_bytes
 from raypref.pipeline import Run, Step, read_record
 from raypref.room import NoRoomError
-from raypref.streaming import start_ray
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from raypref.align.cache import read_pairs
 from raypref.align.loop import train
 from raypref.align.stage import StageConfig
 from raypref.align.watch import DivergedError, StepMetrics
+from raypref.cluster import warn_if_short
 from raypref.config import InputError
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
 from raypref.diffusion.lora import LoraConfig
@@ -69,6 +70,9 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
     need = job.stage.resources
+    workers = _workers(job.stage)
+    fewest = workers if isinstance(workers, int) else workers[0]
+    warn_if_short(job.name, need, workers=fewest)
     per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
     # Beside the driver: on a host that is lost they would take the training with them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -78,7 +82,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         _worker,
         train_loop_config={"job": job, "queue": queue, "refusals": refusals},
         scaling_config=ScalingConfig(
-            num_workers=_workers(job.stage),  # type: ignore[arg-type]
+            num_workers=workers,  # type: ignore[arg-type]
             # Each change of their number costs the steps since a checkpoint: shrink, hardly grow.
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
             use_gpu=need.num_gpus > 0,

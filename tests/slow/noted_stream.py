@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raypref.cluster import start_ray
 from raypref.config import Resources
 from raypref.ledger import Ledger
 from raypref.rows import Row
-from raypref.streaming import StreamConfig, start_ray, stream
+from raypref.streaming import StreamConfig, stream
 
 ROWS = 96
 BLOCK = 4

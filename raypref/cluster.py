@@ -1,0 +1,68 @@
+"""The Ray cluster a job runs on: joined or started, and whether it has what is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import ray
+from ray.data import DataContext
+
+from raypref.config import Resources
+
+log = logging.getLogger(__name__)
+
+# What keeps the libraries' progress bars and notes out of the workers' output.
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+# Settings of the driver that its workers must share, on whatever node they are.
+PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
+
+
+def start_ray() -> None:
+    """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
+    if not ray.is_initialized():
+        # Progress is reported by the driver, errors come as exceptions; the rest of what workers
+        # say stays in Ray's log files.
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": _worker_variables()},
+        )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _worker_variables() -> dict[str, str]:
+    """Environment of the workers; Ray refuses to have one set by the submitted job set again."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    taken = submitted.get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
+
+
+def warn_if_short(name: str, need: Resources, *, workers: int) -> None:
+    """Say what a cluster has not got for so many workers: Ray waits for it in silence.
+
+    No error: nodes may come on demand.
+    """
+    there = ray.cluster_resources()
+    asked = {"cores": ("CPU", need.num_cpus), "GPUs": ("GPU", need.num_gpus)}
+    lacking = [
+        f"{workers * each:g} {word} ({there.get(key, 0):g} there)"
+        for word, (key, each) in asked.items()
+        if workers * each > there.get(key, 0)
+    ]
+    if lacking:
+        needs = " and ".join(lacking)
+        log.warning("%s: needs %s to begin and waits; see `ray status`", name, needs)
