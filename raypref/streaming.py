@@ -235,7 +235,7 @@ def _run(
     dataset = ray.data.from_arrow(blocks).map_batches(
         worker,
         fn_constructor_args=work if need.workers else None,
-        compute=_pool(need) if need.workers else TaskPoolStrategy(),
+        compute=_pool(need, ranked=enough is not None) if need.workers else TaskPoolStrategy(),
         batch_size=size,  # a block; that it is one must be said in figures when GPUs are asked for
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -267,10 +267,14 @@ def _run(
     return busy, stopped
 
 
-def _pool(need: Resources) -> ActorPoolStrategy:
+def _pool(need: Resources, *, ranked: bool) -> ActorPoolStrategy:
+    at_once = 2 if need.num_gpus else 1
     return ActorPoolStrategy(
         size=need.workers,
-        max_concurrent_calls_per_actor=2 if need.num_gpus else 1,
+        max_concurrent_calls_per_actor=at_once,
+        # Ray would queue as many again: the worker that starts first would hold the best blocks,
+        # one after the other, while all others make what is not wanted.
+        max_tasks_in_flight_per_actor=at_once if ranked else None,
         enable_true_multi_threading=True,  # our own lock guards the models
     )
 
