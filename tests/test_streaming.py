@@ -107,17 +107,6 @@ class Patient(Fragile):
         super().__call__(rows)
 
 
-class Together(Patient):
-    """Two workers on a share of a GPU, which begin together however they were started."""
-
-    resources = Resources(workers=2, batch=8, num_cpus=0.25, num_gpus=0.25)
-
-    def setup(self) -> None:
-        note(self.notes, "there")
-        while sum(noted(self.notes).values()) < self.resources.workers:
-            time.sleep(0.05)
-
-
 class Hungry(Square):
     """Has memory for batches of `most` rows."""
 
@@ -325,25 +314,6 @@ def test_what_is_not_begun_is_left_out_once_it_is_enough(tmp_path):
     assert 4 <= first < COUNT
     before, wanted = first, 10**9
     assert attempt(tmp_path / "second") == COUNT
-
-
-def test_no_worker_queues_the_best_blocks_while_another_makes_later_ones(tmp_path):
-    ledger, numbers = Ledger(str(tmp_path / "ledger"), {}), []
-
-    def enough(part: str) -> bool:
-        numbers.append(ledger.part(part)["seen"].to_pylist())
-        return len(numbers) == 2
-
-    stream(
-        NUMBERS,
-        stages=[Together(tmp_path / "notes", ledger, fails_at=None)],
-        ledger=ledger,
-        keep=["seen"],
-        config=StreamConfig(block_rows=2),
-        enough=enough,
-    )
-    # Each worker works on one block and reads another: of the first four, two are done first.
-    assert all(n < 4 * 2 for rows in numbers[:2] for n in rows)
 
 
 def test_a_block_is_read_while_the_gpu_works_on_another_alone(tmp_path):
