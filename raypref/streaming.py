@@ -236,8 +236,7 @@ def _pool(need: Resources, *, ranked: bool) -> ActorPoolStrategy:
     return ActorPoolStrategy(
         size=need.workers,
         max_concurrent_calls_per_actor=at_once,
-        # Ray would queue as many again: the worker that starts first would hold the best blocks,
-        # one after the other, while all others make what is not wanted.
+        # Ray would queue as many more: the best blocks in the worker that happens to start first.
         max_tasks_in_flight_per_actor=at_once if ranked else None,
         enable_true_multi_threading=True,  # our own lock guards the models
     )
