@@ -10,6 +10,7 @@ Sixteen nodes are some 60 processes and several GiB of memory; they take minutes
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def cluster(nodes: int) -> Iterator[None]:
         for _ in range(nodes):
             made.add_node(wait=False, num_cpus=1, num_gpus=1, object_store_memory=STORE)
         made.wait_for_nodes(timeout=600)
-        ray.init(made.address, logging_level="ERROR", log_to_driver=False)
+        ray.init(made.address, logging_level=logging.ERROR, log_to_driver=False)
         start_ray()
         yield
     finally:

@@ -10,6 +10,7 @@ is measured.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -40,7 +41,7 @@ def _build(folder: Path) -> None:
         eos_token_id=len(tokenizer) - 1,
         pad_token_id=len(tokenizer) - 1,
     )
-    StableDiffusionPipeline(
+    pipe: Any = StableDiffusionPipeline(
         vae=AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -64,4 +65,5 @@ def _build(folder: Path) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipe.save_pretrained(folder)

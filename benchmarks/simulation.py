@@ -8,6 +8,7 @@ Of 10,475 photographs 4,041 pass the gap test and 512 are taken (paper section 3
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -123,7 +124,7 @@ def run(
 def main() -> None:
     """Run the lazy way at the given pace and the exhaustive way quickly, and compare."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.25
-    ray.init(num_cpus=2, num_gpus=1, logging_level="ERROR", log_to_driver=False)
+    ray.init(num_cpus=2, num_gpus=1, logging_level=logging.ERROR, log_to_driver=False)
     start_ray()
     with tempfile.TemporaryDirectory() as folder:
         lazy = run(Path(folder) / "lazy", seconds)

@@ -24,10 +24,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import proportions
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +41,7 @@ from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.prompts import Prompts
 from raypref.tiny.photograph import SIZE, render
 from raypref.tiny.world import caption, sample_scenes
 
@@ -102,7 +104,7 @@ class Plain:
 
     def __init__(self, what: Case) -> None:
         base, self.micro = what.base, what.micro
-        self.pipe: StableDiffusionPipeline = load_pipeline(base, device=CPU)
+        self.pipe: Any = load_pipeline(base, device=CPU)
         self.unet = self.pipe.unet.to(memory_format=torch.channels_last)
         lora.attach(self.unet, LORA, names=("learner",), seed=0)
         lora.activate(self.unet, "learner", train=True)
@@ -183,7 +185,7 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
     """Steps/s, and forwards a sample: their number is drawn with each rollout's stop."""
     steps = what.steps[objective]
     stage = StageConfig(
-        objective=objective,  # type: ignore[arg-type]
+        objective=objective,
         steps=steps + 1,
         batch=what.batch,
         micro_batch=what.micro,
@@ -193,12 +195,12 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
     network, forwards = load_denoiser(what.base, device=CPU), 0
     predict = network.predict
 
-    def counted(x: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
+    def counted(x: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         nonlocal forwards
         forwards += len(x) if clock else 0
         return predict(x, t, prompts)
 
-    network.predict = counted  # type: ignore[method-assign]
+    network.predict = counted  # type: ignore[method-assign, assignment]
     clock: list[float] = []  # after each step; the first is the warm-up
     with tempfile.TemporaryDirectory() as folder:
         train(
