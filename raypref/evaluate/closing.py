@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -20,13 +21,15 @@ from raypref.evaluate.tables import footnote
 HEADLINES = 3  # metrics told apart
 
 
-def closing(summary: pd.DataFrame) -> str:
-    """The table as aligned text, and the last model's gain over the base in its first metrics.
+def closing(summary: pd.DataFrame, *, beside: Collection[str]) -> str:
+    """The table as aligned text, and what the run's last model gained over the base.
 
     Args:
         summary: of `statistics.summarise`.
+        beside: models that are not the run's own.
     """
     models = list(dict.fromkeys(summary["model"]))
+    final = [model for model in models if model not in beside][-1]
     metrics = list(dict.fromkeys(summary["metric"]))
     cells = {(row.model, row.metric): row for row in summary.itertuples()}
     grid = [["", *map(metric_label, metrics)]]
@@ -36,10 +39,10 @@ def closing(summary: pd.DataFrame) -> str:
     gains = [
         row
         for metric in metrics[:HEADLINES]
-        if (row := cells.get((models[-1], metric))) is not None and not math.isnan(row.gain)
+        if (row := cells.get((final, metric))) is not None and not math.isnan(row.gain)
     ]
     if gains:
-        lines += ["", f"{model_label(models[-1])} against {model_label(models[0])}:"]
+        lines += ["", f"{model_label(final)} against {model_label(models[0])}:"]
         lines += [f"  {line}" for line in _aligned([_headline(row) for row in gains])]
     return "\n".join(lines)
 
