@@ -68,7 +68,8 @@ class Hardware(NamedTuple):
 
     name: str
     cores: int  # of all nodes; pass 1 runs on each
-    workers: int  # of passes 2 and 3; each reads on one core, and has one GPU if there are any
+    workers: int  # of passes 2 and 3; each has one GPU if there are any
+    readers: int  # cores on which each of them reads in pass 2; one in pass 3
     device: str  # what a worker's models run on: GPU (its seconds are assumed) or CPU
     look: float  # core seconds a photograph of pass 1
     crop: float  # core seconds a photograph before the models of passes 2 and 3
@@ -80,12 +81,14 @@ class Hardware(NamedTuple):
 
 RECIPES = [
     # One g5.12xlarge: four A10G, 40 Gbit/s.
-    Hardware("4x24gb", 48, 4, "GPU", LOOK, CROP, 1 / 50, 2.5, 4e9, 4 * 1.40),
+    Hardware("4x24gb", 48, 4, 1, "GPU", LOOK, CROP, 1 / 50, 2.5, 4e9, 4 * 1.40),
     # One p5.48xlarge.
-    Hardware("8xh100", 192, 8, "GPU", LOOK, CROP, 1 / 120, 0.6, 10e9, 8 * 7.00),
+    Hardware("8xh100", 192, 8, 3, "GPU", LOOK, CROP, 1 / 120, 0.6, 10e9, 8 * 7.00),
     # Two m6i.2xlarge and the embedded models, one after the other with reading on a worker's core:
     # 196 scores a second and worker, 576 pairs of four steps in 50 s on two (scale.py).
-    Hardware("cpu", 16, 16, "CPU", LOOK, CROP, CROP + 1 / 196, CROP + 2 * 50 / 576, 2e9, 16 * 0.05),
+    Hardware(
+        "cpu", 16, 16, 1, "CPU", LOOK, CROP, CROP + 1 / 196, CROP + 2 * 50 / 576, 2e9, 16 * 0.05
+    ),
 ]
 
 
@@ -106,12 +109,12 @@ def passes(n: float, k: float, on: Hardware) -> list[Pass]:
         bound = max(seconds, key=seconds.__getitem__)
         return Pass(name, start + seconds[bound], bound)
 
-    def workers(name: str, rows: float, each: float) -> Pass:
+    def workers(name: str, rows: float, each: float, readers: int) -> Pass:
         shared = on.workers * EFFICIENCY
         return longest(
             name,
             START,
-            decode=rows * on.crop / shared,
+            decode=rows * on.crop / (shared * readers),
             read=rows * PHOTOGRAPH / on.read,
             **{on.device: rows * each / shared},
         )
@@ -119,8 +122,8 @@ def passes(n: float, k: float, on: Hardware) -> list[Pass]:
     return [
         longest("list", 0.0, driver=n * LIST, read=n * PHOTOGRAPH / DRIVER),
         longest("look", 0.0, decode=n * on.look / on.cores, read=n * PHOTOGRAPH / on.read),
-        workers("score", retained, on.score),
-        workers("pairs", made, on.pair),
+        workers("score", retained, on.score, on.readers),
+        workers("pairs", made, on.pair, 1),
         Pass("tables", n * TABLES + min(k, made) * COPY / DRIVER, "driver"),
     ]
 

@@ -70,7 +70,12 @@ class Resources(Section):
         1, "actors in the pool; 0: stateless tasks on every free core", affects_result=False, ge=0
     )
     batch: int = setting(8, "rows a worker takes at once", affects_result=False, ge=1)
-    num_cpus: float = setting(1.0, "CPU cores a worker holds", affects_result=False, ge=0)
+    num_cpus: float = setting(
+        1.0,
+        "CPU cores a worker holds; with a GPU, blocks it reads meanwhile",
+        affects_result=False,
+        ge=0,
+    )
     num_gpus: float = setting(0.0, "GPUs a worker holds; 0 runs on CPU", affects_result=False, ge=0)
     memory_gib: float = setting(0.0, "memory a worker holds (GiB)", affects_result=False, ge=0)
 

@@ -3,8 +3,8 @@
 Rows flow as Arrow blocks into one fixed pool of actors (or stateless tasks). A worker takes a
 block through all stages and writes it as a ledger part: a kill costs at most the block in each
 worker's hands, what a stage makes never crosses the object store, and only counts come back. A
-worker with a GPU takes two blocks at a time: one is read or written while the GPU works on the
-other.
+worker with a GPU takes more blocks at a time, one a core that it holds and one for the GPU: some
+are read or written while the GPU works on another.
 """
 
 from __future__ import annotations
@@ -232,7 +232,9 @@ def _run(
 
 
 def _pool(need: Resources, *, ranked: bool) -> ActorPoolStrategy:
-    at_once = 2 if need.num_gpus else 1
+    # Of ranked blocks the fewest: those begun after the last one needed are made for nothing.
+    readers = 1 if ranked else max(1, int(need.num_cpus))
+    at_once = 1 + readers if need.num_gpus else 1
     return ActorPoolStrategy(
         size=need.workers,
         max_concurrent_calls_per_actor=at_once,

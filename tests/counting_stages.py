@@ -118,11 +118,11 @@ class Timed:
     reads: tuple[str, ...] = ("n",)
     writes = pa.schema([])
 
-    def __init__(self, name: str, notes: Path, *, num_gpus: float) -> None:
+    def __init__(self, name: str, notes: Path, *, num_gpus: float, num_cpus: float) -> None:
         self.name = name
         self.notes = notes
         workers = int(num_gpus > 0)
-        self.resources = Resources(workers=workers, batch=64, num_cpus=0.25, num_gpus=num_gpus)
+        self.resources = Resources(workers=workers, batch=64, num_cpus=num_cpus, num_gpus=num_gpus)
 
     def setup(self) -> None:
         """Nothing to load."""

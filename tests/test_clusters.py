@@ -202,7 +202,7 @@ def does_not_fit(config: RunConfig, nodes: Nodes) -> dict[str, Resources]:
 
 HARDWARE: dict[str, list[Nodes]] = {
     "4x24gb.toml": [[(2, 1)] * 4, [(8, 4)]],
-    "8xh100.toml": [[(16, 8)]],
+    "8xh100.toml": [[(24, 8)]],
     "cpu.toml": [[(8, 0)] * 2],
 }
 

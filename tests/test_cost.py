@@ -21,7 +21,7 @@ def test_a_million_photographs_to_the_papers_512_pairs() -> None:
 
 def test_the_slowest_resource_of_a_pass_decides_its_time() -> None:
     hardware = COST["Hardware"](
-        "ours", 100, 4, "GPU", look=0.01, crop=0.02, score=0.01, pair=1.0, read=1e9, hour=8.0
+        "ours", 100, 4, 1, "GPU", look=0.01, crop=0.02, score=0.01, pair=1.0, read=1e9, hour=8.0
     )
     share = COST["EFFICIENCY"]
     listed, look, score, pairs, tables = COST["passes"](1e6, 1e4, hardware)

@@ -222,11 +222,12 @@ def test_no_worker_queues_the_best_blocks_while_another_makes_later_ones(tmp_pat
     assert all(n < 4 * 2 for rows in numbers[:2] for n in rows)
 
 
-def test_a_block_is_read_while_the_gpu_works_on_another_alone(tmp_path):
+@pytest.mark.parametrize("cores", [0.25, 2])
+def test_blocks_are_read_while_the_gpu_works_on_another_alone(cores, tmp_path):
     streamed = stream(
         NUMBERS,
         stages=[
-            Timed(name, tmp_path / "notes", num_gpus=gpus)
+            Timed(name, tmp_path / "notes", num_gpus=gpus, num_cpus=cores)
             for name, gpus in (("read", 0), ("paint", 0.25), ("score", 0.25))
         ],
         ledger=Ledger(str(tmp_path / "ledger"), {}),
@@ -243,6 +244,11 @@ def test_a_block_is_read_while_the_gpu_works_on_another_alone(tmp_path):
     assert any(
         begin < end and start < stop for begin, stop in times["read"] for start, end in device
     )
+    # As many are in hand as the worker holds cores, and the one for the GPU: at first all are read.
+    reading = [
+        sum(start <= begin < end for start, end in times["read"]) for begin, _ in times["read"]
+    ]
+    assert max(reading) == 1 + max(1, int(cores))
     assert streamed.busy == pytest.approx(4.0, abs=0.5)
 
 
