@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import time
 from pathlib import Path
 
 import mlflow
@@ -128,14 +127,11 @@ def test_mlflow_has_one_finished_run(full) -> None:
 def test_the_same_command_again_does_nothing(full) -> None:
     run, _ = full
     before = snapshot(run)
-    began = time.monotonic()
     code, output = job("full_pipeline", *WHOLE, f"storage={run.parent}", folder=run.parent / "logs")
-    took = time.monotonic() - began
     assert code == 0, output
     for step in ("pairs", "cache", "stage1", "stage2", "evaluation"):
         assert f"{step}: skipped, complete" in output
     assert snapshot(run) == before
-    assert took < 60, f"{took:.0f} s for nothing"
     record = json.loads((run / "run.json").read_text())
     assert record["steps"]["stage1"]["seconds"] > 0, "what it cost before was forgotten"
 
