@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
 MARK = "RAYPREF_TEST_JOB"
-PATIENCE = 500.0  # seconds a job may take on a busy machine; most take one minute
+PATIENCE = 900.0  # seconds a job may take on a busy machine; most take one minute
 
 # Ray asks for a token as soon as any `ray.init()` left one in ~/.ray, but `ray job submit` sends it
 # only in this mode.

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from jobs import job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SIZE = 64
 SETTINGS = (

@@ -23,7 +23,7 @@ from raypref.pipeline import Run, RunConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report_runs import scene, write_curation
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 PROMPTS, SEEDS = 5, (42, 7)
 IMAGES = PROMPTS * len(SEEDS)  # of one model

@@ -9,7 +9,7 @@ from small_disk import resize, small_disk
 
 from jobs import SMALL, job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PLAIN = (*SMALL, "tracking.uri=none", "stage1.checkpoint_every=2", "stage1.sample_every=0")
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import STEPS, WHOLE, job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FILES = (  # design, section 5
     "config.toml",

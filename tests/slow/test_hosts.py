@@ -22,7 +22,7 @@ from raypref.ledger import Ledger, join, read_bytes
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.chaos,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not hosts.possible(), reason="may not make network namespaces here"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import EVERY, RAY, REPOSITORY, SMALL, TOKEN, Job, node, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

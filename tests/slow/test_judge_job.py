@@ -11,7 +11,7 @@ from PIL import Image
 from jobs import job
 from raypref.rewards.pickscore import PickScoreConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def jpeg(rng: np.random.Generator) -> bytes:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from jobs import EVERY, STEPS, WHOLE, job, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

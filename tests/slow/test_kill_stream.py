@@ -18,7 +18,7 @@ from noted_stream import BLOCK, ROWS, WORKERS
 
 from jobs import REPOSITORY, TOKEN, Job, end, node, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 Head = tuple[Job, dict[str, int]]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from jobs import running
 from raypref.tiny import checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos"
 K = 24

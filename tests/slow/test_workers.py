@@ -30,7 +30,7 @@ from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 from raypref.room import NoRoomError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TIMES = {"seconds", "images_per_second"}
 STEPS, EVERY = 24, 4
