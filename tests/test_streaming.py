@@ -39,7 +39,7 @@ from raypref.streaming import (
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)  # Ray takes our word for the GPU
+    ray.init(num_cpus=4, num_gpus=1, log_to_driver=False)  # Ray takes our word for both
     start_ray()
     # The stages travel whole: workers cannot import them.
     ray.cloudpickle.register_pickle_by_value(counting_stages)
