@@ -52,7 +52,7 @@ def _worker_variables() -> dict[str, str]:
 
 
 def warn_if_short(name: str, need: Resources, *, workers: int) -> None:
-    """Say what a cluster has not got for so many workers: Ray waits for it in silence.
+    """Say what cores and GPUs a cluster has not got for so many workers: Ray waits in silence.
 
     No error: nodes may come on demand.
     """

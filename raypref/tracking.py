@@ -122,12 +122,16 @@ class Tracker:
 
     def artifact(self, path: str, folder: str = "") -> None:
         """Store a file, local or on an object store, with the run; one that is not there is not."""
-        if self.client is None or (data := read_bytes(path)) is None:
-            return
-        with TemporaryDirectory() as scratch:
-            copy = Path(scratch) / path.rsplit("/", 1)[-1]
-            copy.write_bytes(data)
-            self._try(lambda client, run: client.log_artifact(run, str(copy), folder or None))
+
+        def store(client: mlflow.MlflowClient, run: str) -> None:
+            if (data := read_bytes(path)) is None:
+                return
+            with TemporaryDirectory() as scratch:
+                copy = Path(scratch) / path.rsplit("/", 1)[-1]
+                copy.write_bytes(data)
+                client.log_artifact(run, str(copy), folder or None)
+
+        self._try(store)
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED or FAILED."""

@@ -48,7 +48,9 @@ def ours() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False)
+        # With a dashboard: without one Ray Train asks whatever Ray has port 8265 whether its
+        # controller lives, and one that never heard of it ends the workers.
+        ray.init(num_cpus=4, log_to_driver=False)
         yield mark
         ray.shutdown()
 
