@@ -107,6 +107,34 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
     assert "row a" in results.csv(found)
 
 
+def test_what_the_paper_has_stands_in_a_row_without_numbers():
+    found = made({"base": 0.0}, columns=("pickscore", "deqa"))
+    found.labels, found.problems = {"a": "row a"}, {"a": "not given: add x=..."}
+    found.published = {("a", "pickscore"): 21.03, ("a", "deqa"): 3.7}
+    found.summary = found.summary.iloc[:0]
+    assert results.markdown(found).splitlines()[2:5] == [
+        "| model | PickScore ↑ | DeQA ↑ |",
+        "| --- | --- | --- |",
+        "| row a | not given: add x=... paper 21.03 | paper 3.70 |",
+    ]
+
+
+def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
+    found = made(
+        {"base": 0.0, "a": 1.0},
+        columns=("pickscore",),
+        claims=[
+            {"says": "s", "contrast": {"a": 1, "base": -1}},
+            {"says": "of another family", "contrast": {"a": 1, "b": -1}},
+        ],
+    )
+    worse = found.scores.assign(metric="colorfulness", score=-found.scores["score"])
+    found.scores = pd.concat([found.scores, worse])
+    text = claims.moved(found, resamples=100)
+    assert "- s: holds by 1 of 1 metrics of the paper's; does not hold by 1 of 1 others" in text
+    assert "of another family" not in text
+
+
 @pytest.mark.parametrize("plot", ["bars", "curves"])
 def test_a_figure_is_drawn_and_the_same_numbers_give_the_same_file(plot):
     found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot=plot)

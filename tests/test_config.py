@@ -35,6 +35,7 @@ REQUIRED = {
 PAPER_SD15 = {
     "images.size": 512,
     "color.enabled": True,
+    "perturb.kind": "sd15",
     "perturb.model": "stable-diffusion-v1-5/stable-diffusion-inpainting",
     "perturb.steps": 50,
     "perturb.guidance": 7.5,
@@ -119,8 +120,6 @@ def test_a_preset_comes_back_from_the_toml_it_resolves_to(name, tmp_path):
 PAPER_SD35M = {
     "base.family": "sd35m",
     "base.model": "stabilityai/stable-diffusion-3.5-medium",
-    "perturb.kind": "sd35m",
-    "perturb.strength": 1.0,
     "lora.rank": 32,
     "lora.alpha": 64,
     "stage1.steps": 3200,
@@ -135,7 +134,10 @@ PAPER_SD35M = {
     "evaluate.steps": 40,
     "evaluate.guidance": 4.5,
 }
-SAME = ("images.size", "select.", "stage1.batch", "stage2.batch", "stage1.margin", "evaluate.seeds")
+SAME = (
+    *("images.size", "perturb.", "select."),
+    *("stage1.batch", "stage2.batch", "stage1.margin", "evaluate.seeds"),
+)
 
 
 @pytest.mark.parametrize(("key", "value"), PAPER_SD15.items())

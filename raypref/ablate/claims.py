@@ -1,4 +1,4 @@
-"""Which statements of the paper hold in this run, each with the test behind it.
+"""Which statements hold in this run, the paper's and others, each with the test behind it.
 
 A statement is a contrast: a weighted sum of rows' means that it says is above 0 (below, where less
 is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 to 1024 than from
@@ -8,6 +8,7 @@ is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from raypref.evaluate import statistics
 from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, gain_text, interval_text, ordered
 
 NOT_TESTED = "not tested: a row is missing"
+OUTCOMES = ("holds", "does not hold", "not decided")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]
     """
     scores = results.scores.dropna(subset=["score"])
     found = []
-    for metric in ordered(sorted(scores["metric"].unique()), METRICS):
+    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *METRICS])
+    for metric in metrics:
         if claim.metrics and metric not in claim.metrics:
             continue
         part = scores[scores["metric"] == metric]
@@ -121,8 +124,10 @@ def moved(results: Results, *, resamples: int) -> str:
         return ""
     lines = ["### What moved", ""]
     for claim in results.table.claims:
+        if set(claim.contrast) - set(results.labels):
+            continue  # about rows of another family
         tested = verdicts(results, claim, resamples=resamples)
-        lines.append(f"- {claim.says}: {_summary(tested)}")
+        lines.append(f"- {claim.says}: {_summary(tested, results.table.columns)}")
         lines += [f"  - {_told(verdict)}" for verdict in tested]
     lines += [
         "",
@@ -134,15 +139,21 @@ def moved(results: Results, *, resamples: int) -> str:
     return "\n".join(lines)
 
 
-def _summary(tested: Sequence[Verdict]) -> str:
+def _summary(tested: Sequence[Verdict], columns: Collection[str]) -> str:
+    """How often a claim holds; by the columns of the paper's table apart from other metrics."""
     if not tested:
         return NOT_TESTED
-    counts = {
-        outcome: [v for v in tested if v.outcome == outcome]
-        for outcome in ("holds", "does not hold", "not decided")
-    }
-    told = [f"{outcome} by {len(own)}" for outcome, own in counts.items() if own]
-    return f"{', '.join(told)} of {len(tested)} metrics"
+    of_paper = [verdict for verdict in tested if verdict.metric in columns]
+    others = [verdict for verdict in tested if verdict.metric not in columns]
+    if not of_paper or not others:
+        return f"{_counts(tested)} metrics"
+    return f"{_counts(of_paper)} metrics of the paper's; {_counts(others)} others"
+
+
+def _counts(tested: Sequence[Verdict]) -> str:
+    counts = Counter(verdict.outcome for verdict in tested)
+    told = [f"{outcome} by {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
+    return f"{', '.join(told)} of {len(tested)}"
 
 
 def _told(verdict: Verdict) -> str:

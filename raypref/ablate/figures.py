@@ -17,6 +17,7 @@ from raypref.evaluate.labels import METRICS, ordered
 
 OURS, PAPER, GRID = "#1a7f5a", "#8a8a8a", "#dddddd"
 COLUMNS = 3  # panels side by side
+PUBLISHED = "paper (x scaled)"
 # No random ids and no date: the same numbers give the same file.
 STABLE: Any = {"svg.hashsalt": "raypref", "svg.fonttype": "none", "font.size": 8}
 
@@ -74,7 +75,7 @@ def _curves(
     points = sorted((places[name], gain) for name, gain in paper.items() if name in places)
     if points:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=PAPER, marker="D", markersize=3, linestyle="dashed", label="paper")
+        axes.plot(x, y, color=PAPER, marker="D", markersize=3, linestyle="dashed", label=PUBLISHED)
     axes.set_xticks(sorted(set(own["x"])), [f"{x:g}" for x in sorted(set(own["x"]))])
 
 

@@ -134,13 +134,15 @@ def step_names(run: Run, model: str) -> list[str]:
 
 
 def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
-    """The rows of a table, for every training seed; the untrained model has none.
+    """The rows that a table has for the base's family, for every training seed.
 
-    A row whose settings are wrong is planned all the same, with its problem.
+    The untrained model has no training seeds. A row whose settings are wrong is planned all the
+    same, with its problem.
     """
     return [
         plan_row(name, row, config, seed=config.seed + config.training_seed + number)
         for row in table.all_rows()
+        if not row.families or config.base.family in row.families
         for number in range(1 if _untrained(row.model) else config.ablate.seeds)
     ]
 

@@ -111,7 +111,8 @@ def gather(
     if missing:
         names = ", ".join(METRICS.get(metric, metric) for metric in missing)
         notes.append(f"Columns of the paper that were not measured (metrics.rewards): {names}.")
-    return Results(table, scores, statistics.arranged(summary), published, labels, problems, notes)
+    summary = statistics.arranged(summary, first=table.columns)
+    return Results(table, scores, summary, published, labels, problems, notes)
 
 
 def _named(frame: pd.DataFrame, row: PlannedRow) -> pd.DataFrame:
@@ -142,14 +143,14 @@ def markdown(results: Results) -> str:
     labels = {name: _cell(label) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
-    grid, under = "| model |\n| --- |", ""
+    metrics = list(dict.fromkeys(summary["metric"])) or [*results.table.columns] or ["pickscore"]
+    grid, under = tables.head(metrics), ""
     if not summary.empty:
         grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
     head, rule, *lines = grid.splitlines()
     there = iter(lines)
-    columns = head.count(" | ")
     body = [
-        f"| {label} | {_cell(results.problems[name])} {'| ' * columns}".rstrip()
+        _without_numbers(label, results.problems[name], metrics, paper)
         if name in results.problems and name not in set(results.summary["model"])
         else next(there)
         for name, label in labels.items()
@@ -164,6 +165,14 @@ def markdown(results: Results) -> str:
     ]
     text = [f"## {results.table.title}", "", head, rule, *body, "", under.strip(), *notes]
     return "\n".join(text) + "\n"
+
+
+def _without_numbers(
+    label: str, reason: str, metrics: Sequence[str], paper: tables.Published
+) -> str:
+    """A row that has none of its own: the reason, and what the paper has."""
+    reason_cell, *others = [tables.paper_text(label, metric, paper) for metric in metrics]
+    return f"| {' | '.join([label, f'{_cell(reason)} {reason_cell}'.strip(), *others])} |"
 
 
 def _cell(text: str) -> str:
@@ -182,7 +191,7 @@ def spread(results: Results) -> str:
     if scores["training_seed"].nunique() < 2:
         return ""
     means = scores.groupby(["model", "metric", "training_seed"])["score"].mean()
-    metrics = ordered(sorted(scores["metric"].unique()), METRICS)
+    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *METRICS])
     lines = [
         f"| over training seeds | {' | '.join(map(metric_label, metrics))} |",
         "| --- " * (len(metrics) + 1) + "|",

@@ -29,6 +29,7 @@ class Row(Section):
     name: str = setting("", "unique; the name of the published row, where there is one")
     label: str = setting("", "for people; {select.top_k} stands for the value of a setting")
     model: str = setting(OURS, "model of the run that the row shows")
+    families: tuple[str, ...] = setting((), "base families that have the row; empty: all")
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings that differ, by dotted key"
     )
@@ -39,7 +40,10 @@ class Row(Section):
 
 
 class Claim(Section):
-    """One statement of the paper: the weighted sum of rows' means is on the good side of zero."""
+    """One statement: the weighted sum of rows' means is on the good side of zero.
+
+    Those of the shipped tables are the paper's, or say that they are not.
+    """
 
     says: str = setting(..., "the statement")
     contrast: dict[str, float] = Field(..., description="weight of each row's mean")
@@ -77,7 +81,7 @@ class Table(Section):
     title: str = setting(..., "heading")
     base: str = setting("base", "the row that gains are measured against")
     published: str = setting("", "its table in evaluate/published.toml")
-    columns: tuple[str, ...] = setting((), "metrics of the paper's table, in its order")
+    columns: tuple[str, ...] = setting((), "metrics of the paper's table, in its order; come first")
     rows: tuple[Row, ...] = setting((), "rows")
     grid: dict[str, tuple[Value, ...]] = Field({}, description="a row for each combination")
     grid_times: dict[str, tuple[float, ...]] = Field({}, description="the same, as multiples")

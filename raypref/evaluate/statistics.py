@@ -175,10 +175,10 @@ def human_preference(summary: pd.DataFrame, *, base: str = "base") -> pd.DataFra
     return rows
 
 
-def arranged(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows with every model's metrics in the order of the tables."""
+def arranged(summary: pd.DataFrame, *, first: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows with every model's metrics in the order of the tables, some before all others."""
     models = list(dict.fromkeys(summary["model"]))
-    metrics = ordered(summary["metric"], METRICS)
+    metrics = ordered(summary["metric"], [*first, *METRICS])
     place = summary["model"].map(models.index) * len(metrics) + summary["metric"].map(metrics.index)
     return summary.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 

@@ -1,7 +1,6 @@
 """The printed tables, in the paper's form: Markdown, CSV, LaTeX, the published values beside ours.
 
-The best mean of a metric is bold and the second underlined, in Markdown italic, by the unrounded
-means.
+The best mean of a metric is bold and the second underlined, in Markdown italic.
 """
 
 from __future__ import annotations
@@ -131,6 +130,8 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
         f"Mean over {images} images of {prompts} prompts [95% interval, bootstrap over prompts] "
         "(gain over the base)."
     ]
+    if summary["model"].nunique() > 1:
+        sentences.append("The best and the second best are marked, by unrounded means.")
     metrics = list(dict.fromkeys(summary["metric"]))
     spelt = [f"{metric_label(m)}: {SPELT_OUT[m]}" for m in metrics if m in SPELT_OUT]
     if spelt:
@@ -149,9 +150,21 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
     if published and scored & set(published):
         sentences.append(
             "'paper' is the published value (arXiv 2605.19839): comparable for the same base "
-            "model, prompts and number of images only."
+            "model, prompts, numbers of images and pairs, and weights of the metric only."
         )
     return " ".join(sentences)
+
+
+def head(metrics: Iterable[str]) -> str:
+    """The first two lines of a Markdown table of these metrics."""
+    headings = ["model", *map(heading, metrics)]
+    return "\n".join(map(_markdown_row, [headings, ["---"] * len(headings)]))
+
+
+def paper_text(model: str, metric: str, published: Published) -> str:
+    """A published value as it stands in a cell; empty where there is none."""
+    value = published.get((model, metric))
+    return "" if value is None else f"paper {score_text(metric, value)}"
 
 
 def places(summary: pd.DataFrame) -> dict[tuple[str, str], int]:
@@ -184,11 +197,7 @@ def _rows(summary: pd.DataFrame) -> list[tuple[str, list[Any]]]:
 
 
 def _grid(summary: pd.DataFrame, published: Published | None) -> list[str]:
-    metrics = list(dict.fromkeys(summary["metric"]))
-    lines = [
-        _markdown_row(["model", *(heading(metric) for metric in metrics)]),
-        _markdown_row(["---"] * (1 + len(metrics))),
-    ]
+    lines = head(dict.fromkeys(summary["metric"])).splitlines()
     for model, cells in _rows(summary):
         texts = ["not run" if row is None else _cell(row, published or {}) for row in cells]
         lines.append(_markdown_row([model_label(model), *texts]))
@@ -200,8 +209,7 @@ def _cell(row: Any, published: Published) -> str:
     parts = [mean, interval_text(row.metric, row.low, row.high)]
     if not math.isnan(row.gain):
         parts.append(f"({gain_text(row.metric, row.gain)})")
-    if (row.model, row.metric) in published:
-        parts.append(f"paper {score_text(row.metric, published[row.model, row.metric])}")
+    parts.append(paper_text(row.model, row.metric, published))
     return " ".join(part for part in parts if part)
 
 
@@ -213,9 +221,10 @@ def _latex_cell(row: Any, published: Published) -> str:
     text = BEST_LATEX.get(row.place, "{}").format(score_text(row.metric, row.mean))
     if not math.isnan(row.gain):
         text += f" ({gain_text(row.metric, row.gain)})"
-    small = [interval_text(row.metric, row.low, row.high)]
-    if (row.model, row.metric) in published:
-        small.append(f"paper {score_text(row.metric, published[row.model, row.metric])}")
+    small = [
+        interval_text(row.metric, row.low, row.high),
+        paper_text(row.model, row.metric, published),
+    ]
     words = " ".join(part for part in small if part)
     return text + (rf" {{\scriptsize {words}}}" if words else "")
 
