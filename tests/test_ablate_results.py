@@ -115,7 +115,7 @@ def test_what_the_paper_has_stands_in_a_row_without_numbers():
     assert results.markdown(found).splitlines()[2:5] == [
         "| model | PickScore ↑ | DeQA ↑ |",
         "| --- | --- | --- |",
-        "| row a | not given: add x=... paper 21.03 | paper 3.70 |",
+        "| row a | not given: add x=...; paper 21.03 | paper 3.70 |",
     ]
 
 

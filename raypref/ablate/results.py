@@ -171,8 +171,8 @@ def _without_numbers(
     label: str, reason: str, metrics: Sequence[str], paper: tables.Published
 ) -> str:
     """A row that has none of its own: the reason, and what the paper has."""
-    reason_cell, *others = [tables.paper_text(label, metric, paper) for metric in metrics]
-    return f"| {' | '.join([label, f'{_cell(reason)} {reason_cell}'.strip(), *others])} |"
+    first, *others = [tables.paper_text(label, metric, paper) for metric in metrics]
+    return f"| {' | '.join([label, _cell(reason) + (first and f'; {first}'), *others])} |"
 
 
 def _cell(text: str) -> str:
