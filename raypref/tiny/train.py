@@ -4,8 +4,8 @@
 
 The base model and the inpainter see the world out of focus and dull, so that crisp photographs
 have something to teach them. Parts have seeds of their own and may run side by side; `base` and
-`inpaint` need `vae`. The folder then holds what `raypref/tiny/weights` ships. All of it takes about
-four hours of one core, half of that on two.
+`inpaint` need `vae`. The folder then holds what `raypref/tiny/weights` ships, and `vae` once more.
+All of it takes about two hours of one core, half of that on two.
 """
 
 from __future__ import annotations
