@@ -122,16 +122,18 @@ class Tracker:
 
     def artifact(self, path: str, folder: str = "") -> None:
         """Store a file, local or on an object store, with the run; one that is not there is not."""
-
-        def store(client: mlflow.MlflowClient, run: str) -> None:
-            if (data := read_bytes(path)) is None:
-                return
-            with TemporaryDirectory() as scratch:
-                copy = Path(scratch) / path.rsplit("/", 1)[-1]
+        if self.client is None:
+            return
+        with TemporaryDirectory() as scratch:
+            copy = Path(scratch) / path.rsplit("/", 1)[-1]
+            try:
+                if (data := read_bytes(path)) is None:
+                    return
                 copy.write_bytes(data)
-                client.log_artifact(run, str(copy), folder or None)
-
-        self._try(store)
+            except OSError as error:
+                log.warning("tracking: %s could not be read (%s) and is left out", path, error)
+                return
+            self._try(lambda client, run: client.log_artifact(run, str(copy), folder or None))
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED or FAILED."""

@@ -105,6 +105,11 @@ def test_what_is_missing_for_a_row_is_named(tiny):
     rows = {row.row.name: row for row in rows_of("table2", table.read("table2"), tiny)}
     assert rows["civitai"].problem == "not given: add ablate.civitai=..."
     assert not rows["civitai"].given
+    labels = [row.label for row in rows_of("x", table.read("figure8_civitai"), tiny)]
+    assert labels == [
+        "base",
+        *(f"{before}{n * 96 // 512} pairs (paper: {n})" for before, n in PAIRS),
+    ]
     assert rows["both"].given
 
 
@@ -191,6 +196,7 @@ def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
         ("title = 'x'\n[[rows]]\nlabel = 'no name'", "every row needs a name"),
         ("title = 'x'\n[[rows]]\nname = 'a'\n[[rows]]\nname = 'a'", "every row needs a name"),
         ("title = 'x'\nrow = 1", "unknown key 'row'; the nearest known key is 'rows'"),
+        ("title = 'x'\n[[rows]]\nname = 'a'\nfamilies = ['sd35']", "'sd15' or 'sd35m'"),
         (
             "title = 'x'\n[[rows]]\nname = 'a'\n[[claims]]\nsays = 'c'\ncontrast = {b = 1}",
             "claims name rows that are not there: ['b']",
@@ -310,10 +316,14 @@ def test_published_values_are_those_of_the_paper(shared_data):
             check(figure, family, rows)
 
 
-def test_every_published_row_has_a_row(tiny):
+def test_every_published_row_has_a_row():
     for name in table.names():
         own = table.read(name)
         if own.published:
-            rows = {row.name for row in own.all_rows()}
-            published = {row for row, _ in tables.published(own.published, "sd15")}
-            assert published <= rows, name
+            rows = {
+                family: {r.name for r in own.all_rows() if not r.families or family in r.families}
+                for family in ("sd15", "sd35m")
+            }
+            for family in ("sd15", "sd35m"):
+                published = {row for row, _ in tables.published(own.published, family)}
+                assert published <= rows[family], (name, family)

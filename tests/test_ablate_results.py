@@ -1,5 +1,6 @@
 """Results of a table: its rows with their gains, the claims it tests, its figure."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from raypref.ablate import claims, figures, results
 from raypref.ablate.table import Claim, Table
-from raypref.evaluate import statistics
+from raypref.evaluate import statistics, tables
 
 
 def made(means: dict[str, float], *, noise: float = 0.1, seeds: int = 1, **changes: Any) -> Any:
@@ -105,6 +106,19 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
     assert "stage2.beta=-1 is wrong" in lines[3]
     assert {line.count("|") for line in lines} == {3}
     assert "row a" in results.csv(found)
+    assert tables.PAPER not in results.markdown(found)
+    found.published = {("a", "pickscore"): 21.03, ("a", "deqa"): 3.7}
+    assert "| row a | stage2.beta=-1 is wrong; paper 21.03 |" in results.markdown(found)
+    assert results.markdown(found).count(tables.PAPER) == 1
+    rows = pd.read_csv(io.StringIO(results.csv(found)))
+    of_a = rows[rows["model"] == "a"].set_index("metric")["published"]
+    assert of_a.to_dict() == {"pickscore": 21.03, "deqa": 3.7}
+
+
+def test_a_label_may_hold_what_marks_a_cell():
+    found = made({"base": 0.0, "a": 1.0})
+    found.labels["a"] = "x | y"
+    assert "| x \\| y | **" in results.markdown(found)
 
 
 def test_what_the_paper_has_stands_in_a_row_without_numbers():
@@ -117,6 +131,7 @@ def test_what_the_paper_has_stands_in_a_row_without_numbers():
         "| --- | --- | --- |",
         "| row a | not given: add x=...; paper 21.03 | paper 3.70 |",
     ]
+    assert tables.PAPER in results.markdown(found)
 
 
 def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
@@ -132,6 +147,9 @@ def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
     found.scores = pd.concat([found.scores, worse])
     text = claims.moved(found, resamples=100)
     assert "- s: holds by 1 of 1 metrics of the paper's; does not hold by 1 of 1 others" in text
+    found.scores = worse
+    text = claims.moved(found, resamples=100)
+    assert "- s: does not hold by 1 of 1 metrics, none of them the paper's" in text
     assert "of another family" not in text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from raypref import tracking
 from raypref.config import flatten, load
 from raypref.pipeline import RunConfig
 from raypref.tracking import Tracker, TrackingConfig
@@ -115,17 +116,27 @@ def test_many_write_at_once_and_nothing_is_lost(store, caplog):
     assert "lost MLflow" not in caplog.text
 
 
-def test_files_arrive_and_missing_ones_are_passed_by(store, tmp_path):
+def unreadable(path):
+    raise OSError("access denied")
+
+
+def test_files_arrive_and_others_are_passed_by(store, tmp_path, caplog, monkeypatch):
     (tmp_path / "table.md").write_text("| a |")
     (tmp_path / "page.html").write_text("<p>")
     run = tracker(store, name="files")
     run.artifact(str(tmp_path / "table.md"), "tables")
     run.artifact(f"file://{tmp_path}/page.html")
     run.artifact(str(tmp_path / "absent.txt"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "read_bytes", unreadable)
+        run.artifact("s3://bucket/page.html")
+    run.metrics({"loss": 1.0}, step=1)
     listed = client(store)
     assert [a.path for a in listed.list_artifacts(run.run_id, "tables")] == ["tables/table.md"]
     assert {a.path for a in listed.list_artifacts(run.run_id)} == {"tables", "page.html"}
     assert next((store / "mlartifacts").rglob("table.md")).read_text() == "| a |"
+    assert "s3://bucket/page.html could not be read (access denied)" in caplog.text
+    assert len(listed.get_metric_history(run.run_id, "loss")) == 1
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED"])

@@ -120,12 +120,11 @@ def _by_seed(
 
 def moved(results: Results, *, resamples: int) -> str:
     """Which of the table's claims hold in this run, each with the test behind it."""
-    if not results.table.claims:
+    claims = [c for c in results.table.claims if set(c.contrast) <= set(results.labels)]
+    if not claims:  # or all are about rows of another family
         return ""
     lines = ["### What moved", ""]
-    for claim in results.table.claims:
-        if set(claim.contrast) - set(results.labels):
-            continue  # about rows of another family
+    for claim in claims:
         tested = verdicts(results, claim, resamples=resamples)
         lines.append(f"- {claim.says}: {_summary(tested, results.table.columns)}")
         lines += [f"  - {_told(verdict)}" for verdict in tested]
@@ -145,8 +144,10 @@ def _summary(tested: Sequence[Verdict], columns: Collection[str]) -> str:
         return NOT_TESTED
     of_paper = [verdict for verdict in tested if verdict.metric in columns]
     others = [verdict for verdict in tested if verdict.metric not in columns]
-    if not of_paper or not others:
+    if not columns or not others:
         return f"{_counts(tested)} metrics"
+    if not of_paper:
+        return f"{_counts(others)} metrics, none of them the paper's"
     return f"{_counts(of_paper)} metrics of the paper's; {_counts(others)} others"
 
 

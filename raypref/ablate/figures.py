@@ -17,7 +17,7 @@ from raypref.evaluate.labels import METRICS, ordered
 
 OURS, PAPER, GRID = "#1a7f5a", "#8a8a8a", "#dddddd"
 COLUMNS = 3  # panels side by side
-PUBLISHED = "paper (x scaled)"
+PUBLISHED = "paper (same multiples)"
 # No random ids and no date: the same numbers give the same file.
 STABLE: Any = {"svg.hashsalt": "raypref", "svg.fonttype": "none", "font.size": 8}
 
@@ -33,7 +33,7 @@ def draw(results: Results, *, places: Mapping[str, float]) -> str:
         An SVG file.
     """
     summary = results.summary
-    metrics = ordered(summary["metric"], METRICS)
+    metrics = ordered(summary["metric"], [*results.table.columns, *METRICS])
     height = math.ceil(len(metrics) / COLUMNS)
     with mpl.rc_context(STABLE):
         figure = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")

@@ -35,13 +35,15 @@ class SweepConfig(Section):
         "network aligned by Diffusion-DPO, to compare with and to go on from: "
         "mhdang/dpo-sd1.5-text2image-v1 or its folder",
     )
-    spo: str = setting("", "network aligned by SPO, to compare with: repository or folder")
+    spo: str = setting("", "network aligned by SPO, to compare with (SD-1.5): repository or folder")
     flowgrpo: str = setting(
-        "", "LoRA aligned by Flow-GRPO, to compare with and to go on from: repository or folder"
+        "",
+        "LoRA aligned by Flow-GRPO, to compare with and to go on from (SD-3.5-M): repository or "
+        "folder",
     )
     partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
     pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
-    civitai: str = setting("", "source.path of Civitai's images, for table2")
+    civitai: str = setting("", "source.path of Civitai's images, for table2 and figure8_civitai")
     pixart: str = setting("", "PixArt-alpha/PixArt-XL-2-1024-MS or its folder, for table4")
     sd35m: str = setting(
         "", "stabilityai/stable-diffusion-3.5-medium or its folder, for table4's inpainting"
@@ -169,18 +171,19 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
     for training in ("stage1", "stage2", "sft"):
         changes[f"{training}.sample_every"] = 0  # samples over the steps are for one run's page
     try:
-        for key, source in row.copy_.items():
-            if source not in settings:
-                raise InputError(f"copy: there is no setting '{source}'")
-            if not settings[source]:
-                told = f"not given: add {source}=..."
-                return PlannedRow(name, row, labelled(row, base), None, seed, told, given=False)
-            changes[key] = settings[source]
         for key, factor in row.times.items():
             if not isinstance(settings.get(key), int | float):
                 raise InputError(f"times: '{key}' is not a number among the settings")
             whole = isinstance(settings[key], int)
             changes[key] = round(settings[key] * factor) if whole else settings[key] * factor
+        for key, source in row.copy_.items():
+            if source not in settings:
+                raise InputError(f"copy: there is no setting '{source}'")
+            if not settings[source]:
+                told = f"not given: add {source}=..."
+                label = labelled(row, replaced(base, changes | row.set_))
+                return PlannedRow(name, row, label, None, seed, told, given=False)
+            changes[key] = settings[source]
         changes |= row.set_
         config = replaced(base, changes)
         planned = PlannedRow(name, row, labelled(row, config), config, seed)

@@ -140,7 +140,7 @@ def _shortfall(row: PlannedRow) -> list[str]:
 
 def markdown(results: Results) -> str:
     """The table in the paper's form; rows that failed stand at their place with the reason."""
-    labels = {name: _cell(label) for name, label in results.labels.items()}
+    labels = {name: " ".join(label.split()) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
     metrics = list(dict.fromkeys(summary["metric"])) or [*results.table.columns] or ["pickscore"]
@@ -149,15 +149,18 @@ def markdown(results: Results) -> str:
         grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
     head, rule, *lines = grid.splitlines()
     there = iter(lines)
+    with_numbers = set(results.summary["model"])
     body = [
-        _without_numbers(label, results.problems[name], metrics, paper)
-        if name in results.problems and name not in set(results.summary["model"])
-        else next(there)
+        next(there)
+        if name in with_numbers
+        else _without_numbers(label, results.problems.get(name, "no score"), metrics, paper)
         for name, label in labels.items()
     ]
+    if tables.PAPER not in under and any(metric in metrics for _, metric in paper):
+        under = f"{under.strip()} {tables.PAPER}"
     notes = [
         *(
-            f"{labels[n]}: {_cell(why)}."
+            f"{labels[n]}: {' '.join(why.split())}."
             for n, why in results.problems.items()
             if _is_part(results, n)
         ),
@@ -172,12 +175,17 @@ def _without_numbers(
 ) -> str:
     """A row that has none of its own: the reason, and what the paper has."""
     first, *others = [tables.paper_text(label, metric, paper) for metric in metrics]
-    return f"| {' | '.join([label, _cell(reason) + (first and f'; {first}'), *others])} |"
+    told = "; ".join(part for part in (" ".join(reason.split()), first) if part)
+    return tables.markdown_row([label, told, *others])
 
 
 def _cell(text: str) -> str:
     """A text as one cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _published_of(results: Results, name: str) -> dict[str, float]:
+    return {metric: value for (row, metric), value in results.published.items() if row == name}
 
 
 def _is_part(results: Results, name: str) -> bool:
@@ -221,8 +229,9 @@ def csv(results: Results) -> str:
     )
     failed = pd.DataFrame(
         [
-            {"model": n, "label": results.labels[n], "problem": p}
+            {"model": n, "label": results.labels[n], "problem": p, "metric": m, "published": v}
             for n, p in results.problems.items()
+            for m, v in _published_of(results, n).items() or [("", math.nan)]
         ]
     )
     return tables.plain_csv(pd.concat([frame, failed], ignore_index=True))

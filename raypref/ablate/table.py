@@ -29,7 +29,9 @@ class Row(Section):
     name: str = setting("", "unique; the name of the published row, where there is one")
     label: str = setting("", "for people; {select.top_k} stands for the value of a setting")
     model: str = setting(OURS, "model of the run that the row shows")
-    families: tuple[str, ...] = setting((), "base families that have the row; empty: all")
+    families: tuple[Literal["sd15", "sd35m"], ...] = setting(
+        (), "base families that have the row; empty: all"
+    )
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings that differ, by dotted key"
     )

@@ -31,7 +31,7 @@ PIPELINES: dict[str, Any] = {
 
 
 class PerturbConfig(Section):
-    """Prompt-conditioned inpainting; the defaults are the pipeline's own, as in the paper."""
+    """Prompt-conditioned inpainting; the defaults are those of SD-1.5's pipeline, the paper's."""
 
     kind: Literal["sd15", "sd35m", "pixart", "text2image"] = setting(
         "sd15",

@@ -27,6 +27,12 @@ from raypref.evaluate.labels import (
 
 Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> published mean
 
+PAPER = (
+    "'paper' is the published value (arXiv 2605.19839): comparable for the same base model, "
+    "prompts, numbers of images and pairs, and weights of the metric only."
+)
+MARKS = "Best bold, second best italic, by unrounded means."
+MARKS_LATEX = "Best bold, second best underlined, by unrounded means."
 BEST = {1: "**{}**", 2: "_{}_"}
 BEST_LATEX = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 LATEX_SIGNS = {
@@ -50,7 +56,7 @@ def markdown(summary: pd.DataFrame, *, published: Published | None = None) -> st
         published: of `published`, or None to leave the published values out.
     """
     lines = _grid(summary, published)
-    return "\n".join([*lines, "", footnote(summary, published=published), ""])
+    return "\n".join([*lines, "", f"{footnote(summary, published=published)} {MARKS}", ""])
 
 
 def latex(summary: pd.DataFrame, *, published: Published | None = None) -> str:
@@ -61,7 +67,7 @@ def latex(summary: pd.DataFrame, *, published: Published | None = None) -> str:
         published: of `published`, or None to leave the published values out.
     """
     metrics = list(dict.fromkeys(summary["metric"]))
-    lines = [f"% {footnote(summary, published=published)}"]
+    lines = [f"% {footnote(summary, published=published)} {MARKS_LATEX}"]
     lines += [r"\begin{tabular}{l" + "c" * len(metrics) + "}", r"\toprule"]
     lines += [_latex_row(["Method", *(_latex_text(heading(m)) for m in metrics)]), r"\midrule"]
     for model, cells in _rows(summary):
@@ -99,7 +105,7 @@ def categories_markdown(categories: pd.DataFrame) -> str:
         for group, part in of_kind.groupby("group", sort=False):
             prompts = _span(part["n_prompts"])
             blocks.append(f"### {group} ({prompts} prompts)\n\n" + "\n".join(_grid(part, None)))
-    return "\n\n".join([*blocks, footnote(categories), ""])
+    return "\n\n".join([*blocks, f"{footnote(categories)} {MARKS}", ""])
 
 
 def published(table: str, model_family: str = "sd15") -> dict[tuple[str, str], float]:
@@ -130,8 +136,6 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
         f"Mean over {images} images of {prompts} prompts [95% interval, bootstrap over prompts] "
         "(gain over the base)."
     ]
-    if summary["model"].nunique() > 1:
-        sentences.append("The best and the second best are marked, by unrounded means.")
     metrics = list(dict.fromkeys(summary["metric"]))
     spelt = [f"{metric_label(m)}: {SPELT_OUT[m]}" for m in metrics if m in SPELT_OUT]
     if spelt:
@@ -148,17 +152,14 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
         sentences.append("FID is biased by the number of images: compare models of one number.")
     scored = set(zip(summary["model"], summary["metric"], strict=True))
     if published and scored & set(published):
-        sentences.append(
-            "'paper' is the published value (arXiv 2605.19839): comparable for the same base "
-            "model, prompts, numbers of images and pairs, and weights of the metric only."
-        )
+        sentences.append(PAPER)
     return " ".join(sentences)
 
 
 def head(metrics: Iterable[str]) -> str:
     """The first two lines of a Markdown table of these metrics."""
     headings = ["model", *map(heading, metrics)]
-    return "\n".join(map(_markdown_row, [headings, ["---"] * len(headings)]))
+    return "\n".join(map(markdown_row, [headings, ["---"] * len(headings)]))
 
 
 def paper_text(model: str, metric: str, published: Published) -> str:
@@ -200,7 +201,7 @@ def _grid(summary: pd.DataFrame, published: Published | None) -> list[str]:
     lines = head(dict.fromkeys(summary["metric"])).splitlines()
     for model, cells in _rows(summary):
         texts = ["not run" if row is None else _cell(row, published or {}) for row in cells]
-        lines.append(_markdown_row([model_label(model), *texts]))
+        lines.append(markdown_row([model_label(model), *texts]))
     return lines
 
 
@@ -213,7 +214,8 @@ def _cell(row: Any, published: Published) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
