@@ -164,6 +164,11 @@ def test_a_figure_is_drawn_and_the_same_numbers_give_the_same_file(plot):
     assert "paper" in svg
 
 
+@pytest.mark.parametrize("plot", ["bars", "curves"])
+def test_a_figure_of_which_no_row_was_run_is_empty(plot):
+    assert figures.draw(made({"base": 0.0}, plot=plot), places={"a": 4.0}).startswith("<?xml")
+
+
 def test_seeds_that_failed_are_not_replaced_by_others():
     found = made({"base": 0.0, "a": 1.0, "b": 2.0}, seeds=3)
     own = found.scores

@@ -180,7 +180,7 @@ def _write(
     ]
     text = "\n".join(part for part in parts if part)
     files = {"table.md": text, "table.csv": results.csv(found)}
-    if table.plot and not found.summary.empty:
+    if table.plot and found.summary["gain"].notna().any():
         places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
         files["figure.svg"] = figures.draw(found, places=places)
     for file, content in files.items():

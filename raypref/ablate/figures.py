@@ -69,7 +69,7 @@ def _curves(
     axes: Axes, own: pd.DataFrame, paper: Mapping[str, float], places: Mapping[str, float]
 ) -> None:
     own = own[own["model"].isin(list(places))]
-    own = own.assign(x=own["model"].map(places)).sort_values("x")
+    own = own.assign(x=own["model"].map(places).astype(float)).sort_values("x")
     axes.plot(own["x"], own["gain"], color=OURS, marker="o", markersize=4, label="this run")
     axes.fill_between(own["x"], own["gain_low"], own["gain_high"], color=OURS, alpha=0.2)
     points = sorted((places[name], gain) for name, gain in paper.items() if name in places)
