@@ -289,3 +289,8 @@ def test_published_values_are_those_of_the_reference_file(shared_data: Path) -> 
         *("PickScore", "ImgRwd", "UniRwd", "HPSv3", "DeQA", "Aes")
     ]
     assert list(labels.METRICS)[:6] == order
+
+
+def test_models_stand_in_the_order_of_table_3() -> None:
+    of_paper = list(dict.fromkeys(model for model, _ in tables.published("table3")))
+    assert labels.ordered(reversed(of_paper), labels.MODELS) == of_paper

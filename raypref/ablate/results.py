@@ -140,7 +140,7 @@ def _shortfall(row: PlannedRow) -> list[str]:
 
 def markdown(results: Results) -> str:
     """The table in the paper's form; rows that failed stand at their place with the reason."""
-    labels = {name: " ".join(label.split()) for name, label in results.labels.items()}
+    labels = {name: _one_line(label) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
     metrics = list(dict.fromkeys(summary["metric"])) or [*results.table.columns] or ["pickscore"]
@@ -160,7 +160,7 @@ def markdown(results: Results) -> str:
         under = f"{under.strip()} {tables.PAPER}"
     notes = [
         *(
-            f"{labels[n]}: {' '.join(why.split())}."
+            f"{labels[n]}: {_one_line(why)}."
             for n, why in results.problems.items()
             if _is_part(results, n)
         ),
@@ -175,17 +175,18 @@ def _without_numbers(
 ) -> str:
     """A row that has none of its own: the reason, and what the paper has."""
     first, *others = [tables.paper_text(label, metric, paper) for metric in metrics]
-    told = "; ".join(part for part in (" ".join(reason.split()), first) if part)
+    told = "; ".join(part for part in (_one_line(reason), first) if part)
     return tables.markdown_row([label, told, *others])
 
 
-def _cell(text: str) -> str:
-    """A text as one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _published_of(results: Results, name: str) -> dict[str, float]:
-    return {metric: value for (row, metric), value in results.published.items() if row == name}
+def _published_alone(results: Results, name: str) -> dict[str, float]:
+    """What the paper has of a row that has no numbers of its own, by metric."""
+    own = {} if _is_part(results, name) else results.published
+    return {metric: value for (row, metric), value in own.items() if row == name}
 
 
 def _is_part(results: Results, name: str) -> bool:
@@ -200,10 +201,7 @@ def spread(results: Results) -> str:
         return ""
     means = scores.groupby(["model", "metric", "training_seed"])["score"].mean()
     metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *METRICS])
-    lines = [
-        f"| over training seeds | {' | '.join(map(metric_label, metrics))} |",
-        "| --- " * (len(metrics) + 1) + "|",
-    ]
+    rows = [["over training seeds", *map(metric_label, metrics)], ["---"] * (len(metrics) + 1)]
     for name, label in results.labels.items():
         if name not in set(scores["model"]):
             continue
@@ -214,7 +212,8 @@ def spread(results: Results) -> str:
             deviation = f" ± {score_text(metric, float(own.std()))}" if len(own) > 1 else ""
             cells.append(text + deviation)
         count = scores[scores["model"] == name]["training_seed"].nunique()
-        lines.append(f"| {_cell(label)} ({count}) | {' | '.join(cells)} |")
+        rows.append([f"{_one_line(label)} ({count})", *cells])
+    lines = map(tables.markdown_row, rows)
     return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
 
 
@@ -231,7 +230,7 @@ def csv(results: Results) -> str:
         [
             {"model": n, "label": results.labels[n], "problem": p, "metric": m, "published": v}
             for n, p in results.problems.items()
-            for m, v in _published_of(results, n).items() or [("", math.nan)]
+            for m, v in _published_alone(results, n).items() or [("", math.nan)]
         ]
     )
     return tables.plain_csv(pd.concat([frame, failed], ignore_index=True))

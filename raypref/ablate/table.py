@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raypref.config import InputError, Section, build, flatten, setting
+from raypref.diffusion.backbone import FamilyName
 
 TABLES = Path(__file__).parent / "tables"
 OURS = "both"  # the model of a row that does not say: what the last of both stages made
@@ -29,9 +30,7 @@ class Row(Section):
     name: str = setting("", "unique; the name of the published row, where there is one")
     label: str = setting("", "for people; {select.top_k} stands for the value of a setting")
     model: str = setting(OURS, "model of the run that the row shows")
-    families: tuple[Literal["sd15", "sd35m"], ...] = setting(
-        (), "base families that have the row; empty: all"
-    )
+    families: tuple[FamilyName, ...] = setting((), "base families that have the row; empty: all")
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings that differ, by dotted key"
     )

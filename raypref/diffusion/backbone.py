@@ -22,15 +22,14 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+FamilyName = Literal["sd15", "sd35m"]
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class BackboneConfig(Section):
     """The model that is aligned."""
 
-    family: Literal["sd15", "sd35m"] = setting(
-        "sd15", "model family: Stable Diffusion 1.5 or 3.5 Medium"
-    )
+    family: FamilyName = setting("sd15", "model family: Stable Diffusion 1.5 or 3.5 Medium")
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
     )

@@ -12,8 +12,8 @@ MODELS = {
     "start_2": "second start",
     "start_3": "third start",
     "sft": "SFT",
+    "stage2_alone": "stage 2 alone",  # before stage 1, as in the paper's Table 3
     "stage1": "stage 1",
-    "stage2_alone": "stage 2 alone",
     "stage2": "stage 2",
     "sft_stage2": "SFT + stage 2",
     "diffusion_dpo": "Diffusion-DPO",
