@@ -105,7 +105,7 @@ def _work(arguments: Sequence[str], *, only: Collection[str], result: str) -> in
         return DONE
     run = execute(config, only=only, redo="--redo" in flags)
     if result == "Report":
-        print(f"\n{closing(run.evaluation.summary, beside=run.config.evaluate.loras)}\n")
+        print(f"\n{closing(run.evaluation.summary, final=run.final_model)}\n")
         print(f"Time: {duration(time.monotonic() - began)}")
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
         print(f"{name}: {run.folder}/{RESULTS[name].format(final=run.alignment.final)}")

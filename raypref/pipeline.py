@@ -154,6 +154,11 @@ class Run:
         """The ledgers of the trainings."""
         return self.alignment.trained
 
+    @property
+    def final_model(self) -> str:
+        """The model that the run is about, by its name in the tables."""
+        return trainings.shown_as(self.alignment.final, self.alignment.stages)
+
     @cached_property
     def evaluation(self) -> Evaluation:
         """Images, scores, table."""
@@ -359,7 +364,7 @@ class Run:
             images=ev.images.ledgers,
             table=ev.tabulate() if ev.complete else None,
             categories=ev.categories if ev.complete else None,
-            final=trainings.shown_as(self.alignment.final, self.alignment.stages),
+            final=self.final_model,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )

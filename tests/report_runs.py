@@ -16,7 +16,7 @@ from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.report.views import ReportData
 
-MODELS = ("base", "stage1", "stage2_alone", "both")
+MODELS = ("base", "stage2_alone", "stage1", "both")
 TWINS = pa.schema(
     [
         ("id", pa.string()),

@@ -33,7 +33,7 @@ from raypref.report.views import (
     TrainingView,
 )
 
-MODELS = ["base", "stage1", "stage2_alone", "both"]
+MODELS = ["base", "stage2_alone", "stage1", "both"]
 SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]
 ATTACK = """"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}"""
 

@@ -126,7 +126,7 @@ def test_sorting_by_gain_finds_wins_and_losses(page: Any, run: Path) -> None:
     assert "no score" in page.locator('[data-part="list"] > figure').last.text_content()
     page.locator('[data-part="model"]').select_option("stage1")
     lowest = expected_gains(run, "pickscore", "stage1").tail(10).tolist()[::-1]
-    assert gains(page, 1) == pytest.approx(lowest, abs=0.006)
+    assert gains(page, MODELS.index("stage1")) == pytest.approx(lowest, abs=0.006)
 
 
 def test_search_and_strangers_words(page: Any) -> None:

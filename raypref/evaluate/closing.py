@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -21,15 +20,14 @@ from raypref.evaluate.tables import footnote
 HEADLINES = 3  # metrics told apart
 
 
-def closing(summary: pd.DataFrame, *, beside: Collection[str]) -> str:
-    """The table as aligned text, and what the run's last model gained over the base.
+def closing(summary: pd.DataFrame, *, final: str) -> str:
+    """The table as aligned text, and what the final model gained over the base.
 
     Args:
         summary: of `statistics.summarise`.
-        beside: models that are not the run's own.
+        final: the model that the run is about, by its name in the table.
     """
     models = list(dict.fromkeys(summary["model"]))
-    final = [model for model in models if model not in beside][-1]
     metrics = list(dict.fromkeys(summary["metric"]))
     cells = {(row.model, row.metric): row for row in summary.itertuples()}
     grid = [["", *map(metric_label, metrics)]]
