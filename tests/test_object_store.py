@@ -68,6 +68,23 @@ def test_a_folder_of_photographs(bucket: str) -> None:
     assert digest(source) != before
 
 
+def test_an_index_of_many_photographs_takes_few_requests(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = join(bucket, "many")
+    for number in range(20):
+        put(root, f"images/{number}.jpg", JPEG + bytes(number))
+    names = [*(f"images/{number}.jpg" for number in range(20)), "images/gone.jpg", "../set/a.jpg"]
+    lines = [f'{{"file": "{name}", "caption": "x"}}' for name in names]
+    put(root, "index.jsonl", "\n".join(lines).encode())
+    source = SourceConfig(path=join(root, "index.jsonl"))
+    caplog.clear()
+    with caplog.at_level("INFO", "werkzeug"):
+        rows = list(entries(source))
+    assert [row["size"] for row in rows] == [len(JPEG) + n for n in range(20)] + [None, None]
+    assert len(caplog.records) < 10
+
+
 def test_shards_are_read_where_they_lie(bucket: str, tmp_path: Path) -> None:
     shard(tmp_path / "0.tar", [("x.jpg", JPEG), ("x.txt", b"one"), ("y.jpg", JPEG + b"\0")])
     put(join(bucket, "shards"), "0.tar", (tmp_path / "0.tar").read_bytes())

@@ -83,11 +83,22 @@ def test_a_jsonl_index(root: Path) -> None:
     ]
     text = "\n".join(line for line, _ in lines).encode() + b"\n\xff\xfe\n\n"
     (root / "index.jsonl").write_bytes(text)
-    expected = [reason for _, reason in lines] + ["bad_record"]
+    expected = [reason for _, reason in lines] + ["bad_encoding"]
     assert list(outcomes(root / "index.jsonl")) == expected
     assert list(outcomes(root, "jsonl")) == expected
     first = next(entries(SourceConfig(path=str(root / "index.jsonl"))))
     assert fetch(first, locate(str(root)), max_bytes=10**6) == JPEG
+
+
+def test_a_jsonl_index_as_other_programs_write_it(root: Path) -> None:
+    """With a byte order mark, with CRLF; what is not UTF-8 is no caption with holes in it."""
+    text = '{"file": "b.jpg", "caption": "ü"}\r\n{"file": "c.png", "caption": "x"}\r\n'
+    (root / "images" / "index.jsonl").write_text(text, "utf-8-sig", newline="")
+    # Paths are relative to the record file, wherever the source begins.
+    assert captions(root, "jsonl") == [("images/b.jpg", "ü"), ("images/c.png", "x")]
+    assert list(outcomes(root, "jsonl")) == ["ok", "ok"]
+    (root / "images" / "index.jsonl").write_bytes(text.encode("latin-1"))
+    assert list(outcomes(root, "jsonl")) == ["bad_encoding", "ok"]
 
 
 def test_hpdv3_takes_each_real_photograph_once(root: Path) -> None:
@@ -177,7 +188,7 @@ def test_a_parquet_file_of_paths(root: Path) -> None:
     )
     pq.write_table(table, root / "index.parquet")
     expected = ["ok", "outside_root", "missing_file", "no_caption", "missing_file"]
-    assert list(outcomes(root)) == expected
+    assert list(outcomes(root, "parquet")) == expected
 
 
 @pytest.mark.parametrize(

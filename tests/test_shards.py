@@ -77,6 +77,20 @@ def test_samples_of_several_shards(tmp_path: Path) -> None:
     assert index(tmp_path / "1.tar") == [rows[2]]
 
 
+def test_dots_in_names_and_what_macos_adds(tmp_path: Path) -> None:
+    """Every image has the caption of its own name; AppleDouble members are none and split none."""
+    names = ["IMG.0001", "IMG.0002", "IMG.0003"]
+    members = [(f"{n}{end}", data) for n in names for end, data in ((".jpg", JPEG), (".txt", b""))]
+    members = [(n, n[:8].encode() if n.endswith("t") else data) for n, data in members]
+    members += [("IMG.0004.jpg", JPEG), ("b.seg.png", OTHER), ("b.txt", b"of the key")]
+    shard(tmp_path / "0.tar", [m for n, d in members for m in ((f"./._{n}", b"\0\5"), (n, d))])
+    assert [(row["id"], row["caption"]) for row in index(tmp_path)] == [
+        *((f"0.tar#{name}.jpg", name) for name in names),
+        ("0.tar#IMG.0004.jpg", None),
+        ("0.tar#b.seg.png", "of the key"),
+    ]
+
+
 def test_nothing_is_extracted_or_followed(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(JPEG)
     (tmp_path / "set").mkdir()
@@ -119,7 +133,7 @@ def test_nothing_is_extracted_or_followed(tmp_path: Path) -> None:
         "0.tar#twice.jpg": "ok",
         "0.tar#" + "k" * 180 + ".jpg": "ok",
         "0.tar#twice.jpg//1": "ok",
-        "0.tar#latin.jpg": "no_caption",
+        "0.tar#latin.jpg": "bad_encoding",
     }
     assert sorted(tmp_path.rglob("*")) == before
     keys = {row["id"]: row["caption"] for row in index(tmp_path / "set")}

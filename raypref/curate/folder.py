@@ -7,15 +7,18 @@ import io
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from raypref.config import InputError
-from raypref.curate.place import Place, size_of, text_of
+from raypref.curate.place import Place, SourceError, read, sizes
 from raypref.rows import Row, index_row
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".heic")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif"),
+        *(".tiff", ".heic", ".heif", ".avif", ".jxl"),
+    )
 )
 CAPTION_KEYS = ("caption", "prompt", "text")
 SIDECAR_BYTES = 2**20  # a caption file larger than this is none
@@ -24,21 +27,38 @@ TABLE = "captions.csv"
 
 def entries(place: Place) -> Iterator[Row]:
     """What the folder lists, sorted by id."""
-    sizes = dict(place.files())
+    there = dict(place.files())
+    elsewhere = sizes(place)
     rows: list[Row] = []
     listed: Counter[str] = Counter()
-    if TABLE in sizes:
+    if TABLE in there:
         for file, caption in _read_table(place):
             # One photograph may have several captions: each is an input of its own.
             # No file's name contains "//", so the id is no other file's.
             suffix = f"//{listed[file]}" if listed[file] else ""
             listed[file] += 1
-            size = sizes[file] if file in sizes else size_of(place, file)
+            size = there[file] if file in there else elsewhere(file)
             rows.append(index_row(f"{file}{suffix}", file, caption, size=size))
-    for file, size in sizes.items():
+    for file, size in there.items():
         if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in listed:
-            rows.append(index_row(file, file, _sidecar(place, file, sizes), size=size))
+            text, problem = _sidecar(place, file, there)
+            rows.append(index_row(file, file, text, size=size, problem=problem))
     yield from sorted(rows, key=lambda row: row["id"])
+
+
+def caption_in(data: bytes, name: str) -> tuple[str | None, str | None]:
+    """The caption in a sidecar, and what is wrong with it: one of the two at most.
+
+    Args:
+        data: its bytes.
+        name: of the file; tells text from JSON.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        readable = name.encode("utf-8", "backslashreplace").decode()
+        return None, f"bad_encoding: {readable} is not UTF-8 text (byte {error.start})"
+    return (text.strip() if name.lower().endswith(".txt") else caption_of(parse(text))), None
 
 
 def caption_of(content: Any) -> str | None:
@@ -63,10 +83,11 @@ def parse(text: str) -> Any:
 
 def _read_table(place: Place) -> Iterator[tuple[str, str]]:
     table = f"{place.path.rstrip('/')}/{TABLE}"
-    with place.open(TABLE) as file:
-        data = file.read()
     try:
-        text = data.decode("utf-8-sig")
+        with place.open(TABLE) as file:
+            text = file.read().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{table} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{table} is not UTF-8 text: {error}") from None
     # A quote left open would silently swallow the lines after it; strict parsing reports it.
@@ -90,13 +111,13 @@ def _read_table(place: Place) -> Iterator[tuple[str, str]]:
         raise InputError(f"{table}, line {reader.line_num + 1}: {error}") from None
 
 
-def _sidecar(place: Place, photo: str, sizes: dict[str, int]) -> str | None:
-    """The caption beside an image; None where there is none or it cannot be read."""
+def _sidecar(place: Place, photo: str, there: Container[str]) -> tuple[str | None, str | None]:
+    """The caption beside an image, and what is wrong with the file: neither where there is none."""
     stem = posixpath.splitext(photo)[0]
-    if f"{stem}.txt" in sizes:
-        text = text_of(place, f"{stem}.txt", max_bytes=SIDECAR_BYTES)
-        return None if text is None else text.strip()
-    if f"{stem}.json" in sizes:
-        text = text_of(place, f"{stem}.json", max_bytes=SIDECAR_BYTES)
-        return None if text is None else caption_of(parse(text))
-    return None
+    for name in (f"{stem}.txt", f"{stem}.json"):
+        if name in there:
+            try:
+                return caption_in(read(place, name, max_bytes=SIDECAR_BYTES), name)
+            except SourceError as error:
+                return None, f"{error.reason}: {error.message}"
+    return None, None

@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 
 from raypref.config import InputError
 from raypref.curate.folder import CAPTION_KEYS
-from raypref.curate.place import Place, RemotePlace, SourceError, size_of
+from raypref.curate.place import Place, RemotePlace, SourceError, sizes
 from raypref.rows import Row, index_row
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "img")
 PATH_COLUMNS = ("path", "file", "file_name", "image_path")
 _BATCH = 4096  # captions in memory at once
-GROUP_BYTES = 2**32  # of a row group: a small file can unpack to anything
+GROUP_BYTES = 2**32  # of a row group's images: a small file can unpack to anything
 
 
 def entries(place: Place) -> Iterator[Row]:
     """Every row of every file, in order."""
+    beside = sizes(place)
     for file, size in _files(place):
         names = _schema(place, file).names
         caption = _pick(names, CAPTION_KEYS, file, "caption")
@@ -35,7 +36,7 @@ def entries(place: Place) -> Iterator[Row]:
         else:
             for row, (text, path) in enumerate(_cells(place, file, [caption, image])):
                 uri = posixpath.normpath(_text(path) or "")
-                yield index_row(_id(file, row), uri, _text(text), size=size_of(place, uri))
+                yield index_row(_id(file, row), uri, _text(text), size=beside(uri))
 
 
 def pickapic(place: Place) -> Iterator[Row]:
@@ -87,8 +88,7 @@ def _cell(place: Place, file: str, size: int, column: str, row: int) -> Any:
     for group, (rows, group_bytes) in enumerate(_groups(place, file, size, column)):
         if row < first + rows:
             if group_bytes > GROUP_BYTES:
-                message = f"{file}: a row group of {group_bytes} bytes, more than {GROUP_BYTES}"
-                raise SourceError("too_many_bytes", message)
+                raise _too_large(file, group_bytes)
             return _value(_image_column(place, file, size, column, group)[row - first])
         first += rows
     raise SourceError("no_image", f"{file} has no row {row}")
@@ -114,7 +114,9 @@ def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Sca
     """The rows' cells of some columns."""
     try:
         with place.open(file) as opened:
-            for batch in pq.ParquetFile(opened).iter_batches(_BATCH, columns=columns):
+            # As the file holds them: what it has once, and names for each row, is once in memory.
+            table = pq.ParquetFile(opened, read_dictionary=columns)
+            for batch in table.iter_batches(_BATCH, columns=columns):
                 yield from zip(*(batch[column] for column in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is not a sound Parquet file: {error}") from None
@@ -156,8 +158,21 @@ def _within(path: str, column: str) -> bool:
 def _image_column(place: Place, file: str, size: int, column: str, group: int) -> pa.ChunkedArray:
     """The images of one row group. Kept, because the rows of a block follow one another in it."""
     del size
+    images, unpacked = [], 0
     with place.open(file) as opened:
-        return pq.ParquetFile(opened).read_row_group(group, columns=[column])[column]
+        # Row by row: the file may hold an image once and name it for each row.
+        rows = pq.ParquetFile(opened).iter_batches(1, row_groups=[group], columns=[column])
+        for row in rows:
+            images.append(row[column])
+            unpacked += row.nbytes
+            if unpacked > GROUP_BYTES:
+                raise _too_large(file, unpacked)
+    return pa.chunked_array(images)
+
+
+def _too_large(file: str, group_bytes: int) -> SourceError:
+    message = f"{file}: a row group of {group_bytes} bytes or more, more than {GROUP_BYTES}"
+    return SourceError("too_many_bytes", message)
 
 
 def _pick(columns: list[str], names: tuple[str, ...], file: str, what: str) -> str:

@@ -41,7 +41,7 @@ class Measure:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns or reject."""
         for row in rows:
-            problem = _problem(row, self.source.max_caption)
+            problem = _problem(row)
             if problem is not None:
                 reject(row, self.name, *problem)
                 continue
@@ -129,7 +129,7 @@ def _read(
         return None
 
 
-def _problem(row: Row, longest: int) -> tuple[str, str] | None:
+def _problem(row: Row) -> tuple[str, str] | None:
     """Reason and message of what is wrong with an entry before it is read."""
     if row["problem"] is not None:
         reason, _, message = row["problem"].partition(": ")
@@ -137,8 +137,6 @@ def _problem(row: Row, longest: int) -> tuple[str, str] | None:
     caption = row["caption"]
     if caption is None or not caption.strip():
         return "no_caption", "the photograph has no caption"
-    if len(caption) > longest:
-        return "caption_too_long", f"{len(caption)} characters; source.max_caption is {longest}"
     if "\0" in caption:
         return "bad_caption", "the caption contains a NUL character"
     return None

@@ -6,19 +6,24 @@ All reading of a source goes through here: names are relative to the place, none
 from __future__ import annotations
 
 import io
+import logging
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, NoReturn
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from raypref.config import InputError
 
+log = logging.getLogger(__name__)
+
 SCAN_BYTES = 2**20
+FOLDERS = 16  # of an object store whose listings are kept at a time
 
 
 class File(NamedTuple):
@@ -74,19 +79,28 @@ def scan(place: Place, name: str) -> io.BufferedReader:
     return io.BufferedReader(place.open(name), SCAN_BYTES)  # type: ignore[arg-type]
 
 
-def size_of(place: Place, name: str) -> int | None:
-    """Bytes of a file that an entry names; None where there is none in this place."""
+def sizes(place: Place) -> Callable[[str], int | None]:
+    """Tells the bytes of files that entries name; None where there is none in this place.
+
+    Of an object store whole folders are listed: one request a thousand files, not one each.
+    """
+    if isinstance(place, LocalPlace):
+        return partial(_size, place)
+    listing = lru_cache(FOLDERS)(place.sizes)
+
+    def size(name: str) -> int | None:
+        try:
+            return listing(posixpath.dirname(name)).get(name)
+        except SourceError:
+            return None
+
+    return size
+
+
+def _size(place: Place, name: str) -> int | None:
     try:
         return place.size(name)
     except SourceError:  # it will be a reject when it is read
-        return None
-
-
-def text_of(place: Place, name: str, *, max_bytes: int) -> str | None:
-    """A small text file, or None where it is missing, too large, foreign or no text."""
-    try:
-        return read(place, name, max_bytes=max_bytes).decode("utf-8-sig")
-    except (SourceError, UnicodeDecodeError):
         return None
 
 
@@ -117,21 +131,29 @@ class LocalPlace:
     def files(self) -> Iterator[File]:
         """All files, sorted in each folder, the folder's own before those of its folders.
 
-        A name that is not UTF-8 comes escaped, and no file has that name.
+        A name that is not UTF-8 comes escaped, and no file has that name. A link that leads nowhere
+        is listed too, with no bytes; one to a folder is not followed.
+
+        Raises:
+            InputError: a folder cannot be listed.
         """
         if self.only is not None:
             yield self._file(Path(self.base, self.only))
             return
-        for folder, below, names in os.walk(self.base):
+        for folder, below, names in os.walk(self.base, onerror=_unlisted):
             below.sort()
+            for name in below:
+                if Path(folder, name).is_symlink():
+                    _tell_of_link(str(Path(folder, name)))
             for name in sorted(names):
                 path = Path(folder, name)
-                if path.is_file():  # no broken link, no pipe
+                if path.is_file() or not path.exists():  # no pipe
                     yield self._file(path)
 
     def _file(self, path: Path) -> File:
         name = os.fsencode(path.relative_to(self.base).as_posix())
-        return File(name.decode("utf-8", "backslashreplace"), path.stat().st_size)
+        size = path.stat().st_size if path.exists() else 0
+        return File(name.decode("utf-8", "backslashreplace"), size)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none. SourceError when the name leads out."""
@@ -155,6 +177,15 @@ class LocalPlace:
         """The file, to be read and sought in."""
         self._check(name)
         return Path(self.base, name).open("rb")
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    raise InputError(f"source.path: the folder {error.filename} cannot be listed: {error.strerror}")
+
+
+@lru_cache  # once for each
+def _tell_of_link(path: str) -> None:
+    log.warning("%s is a link to a folder and is not followed; what is there is left out", path)
 
 
 def _real(path: str) -> str:
@@ -185,6 +216,14 @@ class RemotePlace:
         self._check(name)
         info = self.fs.get_file_info(f"{self.base}/{name}")
         return info.size if info.is_file else None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the objects right below a folder. SourceError when its name leads out."""
+        self._check(posixpath.join(folder, "any"))
+        where = f"{self.base}/{folder}".rstrip("/")
+        found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
+        start = len(self.base) + 1
+        return {info.path[start:]: info.size for info in found if info.is_file}
 
     def _check(self, name: str) -> None:
         """An object store knows no links, only names."""

@@ -8,35 +8,42 @@ from __future__ import annotations
 import itertools
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raypref.config import InputError
 from raypref.curate.folder import CAPTION_KEYS, caption_of, parse
 from raypref.curate.parquet import PATH_COLUMNS
-from raypref.curate.place import Place, scan, size_of
+from raypref.curate.place import Place, scan, sizes
 from raypref.rows import Row, index_row
 
 _LINE_BYTES = 2**24  # of one record
+_Sizes = Callable[[str], int | None]
 
 
 def jsonl(place: Place) -> Iterator[Row]:
     """Lines such as `{"file": "a.jpg", "caption": "a dog"}`; an unreadable line is a reject."""
+    size = sizes(place)
     for file, _ in place.files():
         if not file.endswith(".jsonl"):
             continue
-        with scan(place, file) as opened:
+        try:
+            lines = scan(place, file)
+        except OSError as error:
+            raise InputError(f"{place.path}: {file} cannot be read: {error}") from None
+        with lines as opened:
             for number in itertools.count(1):
                 line = opened.readline(_LINE_BYTES)
                 if not line:
                     break
                 if line.strip():
-                    yield _line(place, file, number, line)
+                    yield _line(size, file, number, line)
 
 
 def hpdv3(place: Place) -> Iterator[Row]:
     """HPDv3's all.json: the images whose model is `real_images`, once each, with their prompt."""
     seen: set[str] = set()
+    size = sizes(place)
     for number, record in enumerate(_list(place, "all.json")):
         if not isinstance(record, dict):
             yield _bad_record("all.json", number)
@@ -51,7 +58,7 @@ def hpdv3(place: Place) -> Iterator[Row]:
             stem = posixpath.splitext(posixpath.basename(path))[0]
             if stem not in seen:  # the same photograph occurs in several records
                 seen.add(stem)
-                yield _row(place, f"{number:09d}#{stem}", _path(path), record.get("prompt"))
+                yield _row(size, f"{number:09d}#{stem}", _path(path), record.get("prompt"))
 
 
 def civitai(place: Place) -> Iterator[Row]:
@@ -59,14 +66,16 @@ def civitai(place: Place) -> Iterator[Row]:
     content = _json(place, "prompts.json")
     if not isinstance(content, dict):
         raise InputError(f"{place.path}: prompts.json must map file names to records")
+    size = sizes(place)
     for name in sorted(content):
         prompt = content[name].get("prompt") if isinstance(content[name], dict) else None
-        yield _row(place, _text(name), _path(f"images/{name}"), prompt)
+        yield _row(size, _text(name), _path(f"images/{name}"), prompt)
 
 
 def imagereward(place: Place) -> Iterator[Row]:
     """ImageRewardDB: of every record the generations of the best rank."""
     seen: set[str] = set()
+    size = sizes(place)
     for file, _ in place.files():
         if not file.endswith(".json") or "/" in file:
             continue
@@ -81,19 +90,25 @@ def imagereward(place: Place) -> Iterator[Row]:
             for path in best:
                 if path not in seen:
                     seen.add(path)
-                    yield _row(place, _text(path), _path(path), record.get("prompt"))
+                    yield _row(size, _text(path), _path(path), record.get("prompt"))
 
 
-def _line(place: Place, file: str, number: int, line: bytes) -> Row:
-    record = parse(line.decode("utf-8", "replace"))
+def _line(size: _Sizes, file: str, number: int, line: bytes) -> Row:
+    id_ = f"{file}#{number:09d}"
+    try:
+        record = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError:
+        problem = f"bad_encoding: line {number} of {file} is not UTF-8 text"
+        return index_row(id_, file, None, problem=problem)
     path = None
     if isinstance(record, dict):
         path = next((record[key] for key in PATH_COLUMNS if key in record), None)
     if not isinstance(path, str):
         wanted = f"a file ({', '.join(PATH_COLUMNS)}) and a caption ({', '.join(CAPTION_KEYS)})"
         problem = f"bad_record: line {number} of {file} is no JSON object with {wanted}"
-        return index_row(f"{file}#{number:09d}", file, None, problem=problem)
-    return _row(place, f"{file}#{number:09d}", _path(path), caption_of(record))
+        return index_row(id_, file, None, problem=problem)
+    beside = posixpath.join(posixpath.dirname(file), path)
+    return _row(size, id_, _path(beside), caption_of(record))
 
 
 def _bad_record(file: str, number: int, side: str = "") -> Row:
@@ -101,9 +116,9 @@ def _bad_record(file: str, number: int, side: str = "") -> Row:
     return index_row(f"{file}#{number:09d}/{side}", file, None, problem=problem)
 
 
-def _row(place: Place, id_: str, path: str, caption: Any) -> Row:
+def _row(size: _Sizes, id_: str, path: str, caption: Any) -> Row:
     text = caption_of({"caption": caption})
-    return index_row(id_, path, text, size=size_of(place, path))
+    return index_row(id_, path, text, size=size(path))
 
 
 def _path(value: str) -> str:

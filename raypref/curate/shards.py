@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
-from raypref.curate.folder import IMAGE_SUFFIXES, SIDECAR_BYTES, caption_of, parse
+from raypref.curate.folder import IMAGE_SUFFIXES, SIDECAR_BYTES, caption_in
 from raypref.curate.place import Place, RemotePlace, SourceError, scan
 from raypref.rows import Row, index_row
 
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 READERS = 8  # shards listed side by side
 HEADER_BYTES = 2**16  # of a long name or an extended header
+APPLE_DOUBLE = "._"  # macOS puts such a member, no image whatever its name says, before each file
 _DESCRIBES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -27,7 +28,9 @@ _DESCRIBES = (
 
 
 def entries(place: Place) -> Iterator[Row]:
-    """The images of every shard, in order; captions come from `key.txt` or `key.json`.
+    """The images of every shard, in order; captions come from the text of the same name.
+
+    That is `photo.0001.txt` or `.json` for `photo.0001.jpg`, or else that of the key, `photo.txt`.
 
     After the first one some shards are listed at once, each in memory as a whole: an object store
     answers many readers.
@@ -70,7 +73,7 @@ def _shard(place: Place, shard: str, file: IO[bytes]) -> Iterator[Row]:
             for member in tar:
                 # Else all headers of the shard stay in memory.
                 tar.members = []  # type: ignore[attr-defined]
-                if member.isdir():
+                if member.isdir() or posixpath.basename(member.name).startswith(APPLE_DOUBLE):
                     continue
                 if sample and _key(member) != _key(sample[0]):
                     yield from _images(shard, file, sample, seen)
@@ -111,26 +114,34 @@ class _Member(tarfile.TarInfo):
 
 def _key(member: tarfile.TarInfo) -> str:
     """Folder and name up to the first dot, as WebDataset defines it."""
-    folder, _, name = member.name.rpartition("/")
-    return f"{folder}/{name.split('.')[0]}"
+    folder, name = posixpath.split(member.name)
+    return posixpath.join(folder, name.split(".")[0])
+
+
+def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Folder and name up to the last dot, and what follows in lower case."""
+    stem, suffix = posixpath.splitext(member.name)
+    return stem, suffix.lower()
 
 
 def _images(
     shard: str, file: IO[bytes], sample: list[tarfile.TarInfo], seen: Counter[str]
 ) -> Iterator[Row]:
-    texts = {posixpath.splitext(member.name)[1].lower(): member for member in sample}
-    caption = _caption(file, texts)
+    texts = {_split(member): member for member in sample}
     for member in sample:
-        if posixpath.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
+        stem, suffix = _split(member)
+        if suffix not in IMAGE_SUFFIXES:
             continue
+        kinds = itertools.product((stem, _key(member)), (".txt", ".json"))
+        text = next((texts[kind] for kind in kinds if kind in texts), None)
+        caption, problem = (None, None) if text is None else _caption(file, text)
         name = member.name.encode("utf-8", "backslashreplace").decode()
         again = f"//{seen[name]}" if seen[name] else ""  # a tar may hold a name twice
         seen[name] += 1
         # Links would read what lies elsewhere; sparse files are not stored as they are.
         plain = member.isreg() and not member.issparse()
-        problem = (
-            None if plain else f"not_a_file: {name} in {shard} is a link, device or sparse file"
-        )
+        if not plain:
+            problem = f"not_a_file: {name} in {shard} is a link, device or sparse file"
         yield index_row(
             f"{shard}#{name}{again}",
             shard,
@@ -141,16 +152,12 @@ def _images(
         )
 
 
-def _caption(file: IO[bytes], texts: dict[str, tarfile.TarInfo]) -> str | None:
-    member = texts.get(".txt") or texts.get(".json")
-    if member is None or not member.isreg() or member.issparse() or member.size > SIDECAR_BYTES:
-        return None
+def _caption(file: IO[bytes], member: tarfile.TarInfo) -> tuple[str | None, str | None]:
+    """What a text member says, or the problem with it."""
+    if not member.isreg() or member.issparse() or member.size > SIDECAR_BYTES:
+        return None, None
     place = file.tell()
     file.seek(member.offset_data)
     data = file.read(member.size)
     file.seek(place)  # where the archive's reader left it
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return text.strip() if texts.get(".txt") else caption_of(parse(text))
+    return caption_in(data, member.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -93,9 +94,19 @@ def entries(config: SourceConfig) -> Iterator[Row]:
     place = config.place()
     try:
         listed = LAYOUTS[_layout(config, place)](place)
-        yield from itertools.islice(listed, config.limit or None)
+        for row in itertools.islice(listed, config.limit or None):
+            yield _short(row, config.max_caption)
     except SourceError as error:  # a table or shard that the listing itself needs
         raise InputError(f"source.path: '{config.path}': {error}") from None
+
+
+def _short(row: Row, longest: int) -> Row:
+    """The entry, its caption cut where it is too long: such a row will be a reject."""
+    caption = row["caption"]
+    if caption is None or len(caption) <= longest:
+        return row
+    problem = f"caption_too_long: {len(caption)} characters; source.max_caption is {longest}"
+    return row | {"caption": caption[:longest], "problem": row["problem"] or problem}
 
 
 def _usable(config: SourceConfig) -> Iterator[Row]:
@@ -191,8 +202,16 @@ def fetch(row: Row, place: Place, *, max_bytes: int) -> bytes:
     return read(place, row["uri"], max_bytes=max_bytes)
 
 
+def _kind(name: str) -> str | None:
+    """The layout that a file speaks for. Beside photographs a .jsonl file may be anything."""
+    end = posixpath.splitext(name)[1].lower()
+    if name == folder.TABLE or end in folder.IMAGE_SUFFIXES:
+        return "folder"
+    return _BY_SUFFIX[end] if end in (".parquet", ".tar") else None
+
+
 def _layout(config: SourceConfig, place: Place) -> str:
-    """The one asked for, or told by the one file; of a folder, by what lies directly in it."""
+    """The one asked for, or told by the files: those directly in a folder, or else all below it."""
     if config.layout != "auto":
         return config.layout
     if place.only is not None:
@@ -201,12 +220,12 @@ def _layout(config: SourceConfig, place: Place) -> str:
                 return kind
         ends = ", ".join(_BY_SUFFIX)
         raise InputError(f"source.path: '{place.path}' is a file, and none of {ends}")
-    names = [file.name for file in place.files() if "/" not in file.name]
-    # Beside photographs a .jsonl file may be anything.
-    kinds = {"folder"} if folder.TABLE in names else set()
-    for end in (".parquet", ".tar"):
-        if any(name.endswith(end) for name in names):
-            kinds.add(_BY_SUFFIX[end])
+    direct: set[str] = set()
+    deeper: set[str] = set()
+    for file in place.files():
+        if (told := _kind(file.name)) is not None:
+            (deeper if "/" in file.name else direct).add(told)
+    kinds = direct or deeper
     if len(kinds) > 1:
         found = " and ".join(sorted(kinds))
         raise InputError(
