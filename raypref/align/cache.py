@@ -8,7 +8,7 @@ latent is not the latent of the mirrored image, hence both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +78,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class PairData:
-    """All pairs as tensors, in the order of their ids."""
+    """All pairs as tensors, in the order of their ids, in the host's memory: they may be many."""
 
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
     embeddings: Prompts  # N captions
@@ -86,15 +86,6 @@ class PairData:
 
     def __len__(self) -> int:
         return len(self.moments)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> PairData:
-        """The same data elsewhere or in another precision."""
-        return replace(
-            self,
-            moments=self.moments.to(device, dtype),
-            embeddings=self.embeddings.to(device, dtype),
-            unconditional=self.unconditional.to(device, dtype),
-        )
 
     def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Prompts:
         """The captions of B pairs; dropped ones become the empty one."""
@@ -113,10 +104,10 @@ class PairData:
         Args:
             indices: pairs.
             flips: whether to take the mirrored image.
-            noise_BCHW: standard normal draws.
+            noise_BCHW: standard normal draws, where and as precise as the latents shall be.
             which: 0 for the chosen image, 1 for the rejected.
         """
-        moments = self.moments[list(indices), which, [int(flip) for flip in flips]]
+        moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
         mean, log_variance = moments[:, 0], moments[:, 1]
         return mean + torch.exp(0.5 * log_variance) * noise_BCHW
 
@@ -138,20 +129,24 @@ def rows_to_encode(pairs: Ledger) -> pa.Table:
 
 def read_pairs(ledger: Ledger) -> PairData:
     """Load the cache into memory."""
+    ids = set(ledger.table(["id"])["id"].to_pylist())
+    places = {id_: place for place, id_ in enumerate(sorted(ids - {UNCONDITIONAL}))}
     columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
-    # Row by row: as one Arrow column the captions of SD-3.5 would pass its 2 GiB.
-    rows = {row["id"]: row for row in ledger.rows(["id", *columns])}
-    pairs = [rows[id_] for id_ in sorted(rows) if id_ != UNCONDITIONAL]
-    return PairData(
-        moments=torch.stack([_unpack(row["moments"], row["moments_shape"]) for row in pairs]),
-        embeddings=stack([_prompt(row) for row in pairs]),
-        unconditional=_prompt(rows[UNCONDITIONAL]),
-    )
-
-
-def _prompt(row: Row) -> Prompts:
-    sequence_LD = _unpack(row["embedding"], row["embedding_shape"])
-    return Prompts(sequence_LD, _unpack(row["pooled"], [-1]))
+    pairs: dict[str, Tensor] = {}
+    # Row by row into their place: gathered first they would take twice the memory, and as one
+    # Arrow column the captions of SD-3.5 would pass its 2 GiB.
+    for row in ledger.rows(["id", *columns]):
+        sequence_LD = _unpack(row["embedding"], row["embedding_shape"])
+        pooled_P = _unpack(row["pooled"], [-1])
+        if row["id"] == UNCONDITIONAL:
+            unconditional = Prompts(sequence_LD, pooled_P)
+            continue
+        moments = _unpack(row["moments"], row["moments_shape"])
+        for name, value in (("moments", moments), ("text", sequence_LD), ("pooled", pooled_P)):
+            if name not in pairs:
+                pairs[name] = value.new_empty((len(places), *value.shape))
+            pairs[name][places[row["id"]]] = value
+    return PairData(pairs["moments"], Prompts(pairs["text"], pairs["pooled"]), unconditional)
 
 
 def _pack(values: Tensor) -> tuple[bytes, list[int]]:

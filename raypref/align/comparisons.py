@@ -83,6 +83,7 @@ def _compare_to_trajectory(
     """
     n, train_steps = stage.rollout_steps, len(denoiser.timesteps_T)
     pairs, flips, prompts, (offsets_B, stop_B), noises = _draw(
+        denoiser,
         data,
         stage,
         samples,
@@ -123,9 +124,9 @@ def _compare_to_image(
     the image with the learner too, which is `policy_lag=1`.
     """
     pairs, flips, prompts, (timesteps_B,), noises = _draw(
-        data, stage, samples, denoiser.draw_timestep
+        denoiser, data, stage, samples, denoiser.draw_timestep
     )
-    timesteps_B = timesteps_B.to(data.moments.device)
+    timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = noises
     grid_n = denoiser.sampling_timesteps(stage.rollout_steps)
     lora.activate(denoiser.module, POLICY)
@@ -156,9 +157,9 @@ def compare_pair(
     half of their pairs face different ways; here it is one draw a pair.
     """
     pairs, flips, prompts, (timesteps_B,), noises = _draw(
-        data, stage, samples, denoiser.draw_timestep
+        denoiser, data, stage, samples, denoiser.draw_timestep
     )
-    timesteps_B = timesteps_B.to(data.moments.device)
+    timesteps_B = timesteps_B.to(denoiser.device)
     photo_noise, twin_noise, noise_BCHW = noises
     photo_BCHW = data.latents(pairs, flips, photo_noise, which=0)
     twin_BCHW = data.latents(pairs, flips, twin_noise, which=1)
@@ -234,17 +235,18 @@ class _Draws(NamedTuple):
     pairs: list[int]
     flips: list[bool]
     prompts: Prompts
-    numbers: list[Tensor]  # each [B]
+    numbers: list[Tensor]  # each [B], on the CPU
     noises: tuple[Tensor, ...]  # three standard normals of the latents' shape
 
 
 def _draw(
+    denoiser: Denoiser,
     data: PairData,
     stage: StageConfig,
     samples: Sequence[Sample],
     *numbers: Callable[[torch.Generator], Tensor],
 ) -> _Draws:
-    """All that is random about samples, on the CPU: one result anywhere.
+    """All that is random about samples, drawn on the CPU: one result anywhere.
 
     Of each sample's generator, in this order: two uniforms, for the flip and for dropping the
     caption; the scalars that `numbers` draw; three latents of noise.
@@ -257,10 +259,11 @@ def _draw(
         drawn.append([draw(generator) for draw in numbers])
         noises.append(torch.randn((3, *data.moments.shape[-3:]), generator=generator))
     pairs = [sample.pair for sample in samples]
+    where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
     return _Draws(
         pairs,
         flips,
-        data.prompts(pairs, dropped),
+        data.prompts(pairs, dropped).to(*where),
         [torch.stack(column) for column in zip(*drawn, strict=True)],
-        torch.stack(noises, dim=1).to(data.moments).unbind(),
+        torch.stack(noises, dim=1).to(*where).unbind(),
     )

@@ -93,7 +93,7 @@ def train(
 
     Args:
         denoiser: the network, without adapters yet.
-        data: the pairs, on any device.
+        data: the pairs, in the host's memory; what a step needs goes to the device.
         stage: objective, schedule, batch.
         lora_config: shape of the adapter.
         name: name of the stage; part of every seed.
@@ -110,7 +110,6 @@ def train(
     Raises:
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
-    data = data.to(denoiser.device, torch.promote_types(denoiser.dtype, torch.float32))
     state = _prepare(denoiser, stage, lora_config, seed=seed, start=start)
     _restore(state, folder)
     _require_one_step(state, group, device=denoiser.device)
