@@ -130,7 +130,7 @@ def settle_storage(config: C) -> C:
     A relative storage then means a folder below the home directory.
     """
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not submitted or "://" in config.storage or Path(config.storage).is_absolute():
+    if not submitted or "://" in config.storage or config.storage.startswith(("/", "~")):
         return config
     storage = str(Path.home() / config.storage)
     logging.info("submitted as a Ray job: storage=%s is %s", config.storage, storage)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -50,8 +52,10 @@ def setting(default: Any, doc: str, *, affects_result: bool = True, **limits: An
 
 
 def _absolute_if_there(text: str) -> str:
-    there = bool(text) and Path(text).expanduser().exists()
-    return str(Path(text).expanduser().absolute()) if there else text
+    with suppress(RuntimeError):  # "~nobody": whoever reads it says so
+        if text and (path := Path(text).expanduser()).exists():
+            return str(path.absolute())
+    return text
 
 
 # A local path, or something else such as a hub id. Made absolute where it exists, because workers
@@ -143,6 +147,11 @@ def flatten(section: Section) -> dict[str, Any]:
 def to_toml(section: Section) -> str:
     """The resolved settings as TOML text that `load` reads back to the same section."""
     return tomli_w.dumps(section.model_dump(exclude_none=True))
+
+
+def without_secrets(text: str) -> str:
+    """A text for others to read: of addresses in it, `name:password@` becomes `***@`."""
+    return re.sub(r"(?<=://)[^/@\s\"':]*:[^/@\s\"']*@", "***@", text)
 
 
 def describe(model: type[Section]) -> list[str]:

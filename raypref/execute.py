@@ -15,7 +15,7 @@ from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
 from raypref.cluster import start_ray
-from raypref.config import InputError, fingerprint, flatten, to_toml
+from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora import FILE_NAME
 from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
@@ -175,13 +175,16 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
         run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
         parent_run_id=parent_run_id,
     )
+    # What a training that is not part of the run any more once took is not told of this run.
+    names = {step.name for step in run.steps}
     record |= {
+        "steps": {name: facts for name, facts in record["steps"].items() if name in names},
         "fingerprint": identity,
         "seed": config.seed,
         "mlflow_run_id": tracker.run_id,
         "versions": versions(),
     }
-    write_bytes(join(run.folder, "config.toml"), to_toml(config).encode())
+    write_bytes(join(run.folder, "config.toml"), without_secrets(to_toml(config)).encode())
     _write_record(run, record)
     return tracker, record
 

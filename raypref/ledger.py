@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypref import __version__
-from raypref.config import changed_keys, fingerprint
+from raypref.config import InputError, changed_keys, fingerprint, without_secrets
 from raypref.room import MAKE_ROOM, NoRoomError, full_disk
 
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
@@ -36,10 +36,17 @@ State = Literal["absent", "partial", "complete", "stale"]
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a local path or URI, and the path within it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    """The pyarrow filesystem of a local path or URI, and the path within it.
+
+    Raises:
+        InputError: it is no such address, or there is no such person's home.
+    """
+    try:
+        if "://" in path:
+            return pafs.FileSystem.from_uri(path)
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    except (pa.ArrowInvalid, RuntimeError) as error:
+        raise InputError(f"{without_secrets(path)} cannot be used: {error}") from None
 
 
 def absolute(path: str) -> str:

@@ -22,7 +22,7 @@ from raypref.align.stage import StageConfig
 from raypref.align.train import train_stage
 from raypref.align.trainings import Training
 from raypref.align.watch import StepMetrics
-from raypref.config import InputError, Section, results_of, setting, to_toml
+from raypref.config import InputError, Section, results_of, setting, to_toml, without_secrets
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
 from raypref.diffusion import parts
@@ -354,7 +354,7 @@ class Run:
         ev = self.evaluation
         data = collect(
             name=self.config.run,
-            config_toml=to_toml(self.config),
+            config_toml=without_secrets(to_toml(self.config)),
             seed=self.config.seed,
             record=read_record(self.folder),
             folder=self.folder,

@@ -18,8 +18,8 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from raypref.config import Section, setting
-from raypref.ledger import read_bytes
+from raypref.config import Section, setting, without_secrets
+from raypref.ledger import absolute, join, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Tracker:
         try:
             client = mlflow.MlflowClient(tracking_uri=uri)
             known = client.get_experiment_by_name(config.experiment)
-            artifacts = None if config.uri else str(Path(storage).absolute() / "mlartifacts")
+            artifacts = None if config.uri else join(absolute(storage), "mlartifacts")
             experiment = (
                 known.experiment_id
                 if known
@@ -90,12 +90,17 @@ class Tracker:
                 tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
                 run = client.create_run(experiment, run_name=name, tags=tags)
                 self.run_id = run.info.run_id
-                params = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in settings.items()]
+                params = [
+                    Param(key, without_secrets(str(value))[:LONGEST_VALUE])
+                    for key, value in settings.items()
+                ]
                 for start in range(0, len(params), BATCH):
                     client.log_batch(self.run_id, params=params[start : start + BATCH])
             self.client = client
-        except (MlflowException, OSError) as error:
-            log.warning("tracking: MLflow at %s is out of reach (%s); going on without", uri, error)
+        # An import: a database without its driver.
+        except (MlflowException, OSError, ImportError) as error:
+            told = without_secrets(uri), without_secrets(str(error))
+            log.warning("tracking: MLflow at %s is out of reach (%s); going on without", *told)
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record metrics of one step."""
@@ -177,6 +182,6 @@ def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
 def _default_uri(storage: str) -> str:
     if "://" in storage:
         return ""
-    folder = Path(storage).absolute()
+    folder = Path(absolute(storage))
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from report_runs import gather, make, scene, write_page
 
 from raypref.evaluate import statistics
-from raypref.ledger import Ledger
+from raypref.ledger import Ledger, write_bytes
 from raypref.report.collect import _mlflow, prompt_gains
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -189,6 +189,7 @@ def test_a_second_report_writes_no_picture_again(run: Path) -> None:
 
 def test_what_the_run_holds_is_gathered(run: Path) -> None:
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
+    write_bytes(str(run / "sft" / "pytorch_lora_weights.safetensors"), b"")
     data = gather(run, pairs)
     colors, gaps = data.histograms
     assert len(colors.values) == 178 and len(gaps.values) == 146 and gaps.threshold == 0.02
@@ -196,6 +197,7 @@ def test_what_the_run_holds_is_gathered(run: Path) -> None:
     assert [strip.step for strip in data.training[0].strips] == [0, 50, 100, 150, 200]
     links = {(link.what, link.href) for link in data.links}
     assert ("LoRA", "../stage2/pytorch_lora_weights.safetensors") in links
+    assert not [href for _, href in links if "sft" in href]  # of settings that were replaced
     assert data.costs[0].device_share == 0.42 and data.costs[1].device_share is None
     assert data.links[-1].text.endswith(f"sqlite:///{run.parent}/mlflow.db")
     assert _mlflow("1f", "https://me:secret@host/x", "runs/a").href == "https://host/x/#/runs/1f"

@@ -22,6 +22,7 @@ from raypref.config import (
     results_of,
     setting,
     to_toml,
+    without_secrets,
 )
 from raypref.pipeline import RunConfig
 
@@ -372,6 +373,11 @@ def test_changed_keys_are_told_with_old_and_new():
         "lr: 2 -> 3",
         "new: '(absent)' -> None",
     ]
+
+
+def test_names_and_passwords_of_addresses_are_left_out():
+    text = 'a = "s3://key:se%2Fcret@bucket/x"\nb = "hf://datasets/a/b@main"\nc = "gs://me@bucket"'
+    assert without_secrets(text) == text.replace("key:se%2Fcret@", "***@")
 
 
 def test_sections_are_frozen():

@@ -11,7 +11,7 @@ from corpus import encode, scene
 
 from raypref.config import InputError
 from raypref.curate.place import SourceError, locate
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
+from raypref.curate.sources import SourceConfig, digest, entries, fetch, unchanged
 from raypref.rows import INDEX, Row
 
 JPEG = encode(scene(), "JPEG")
@@ -287,6 +287,17 @@ def test_a_caption_file_that_is_not_utf8_says_so(photos):
     row = index(photos)[0]
     assert row["caption"] is None
     assert row["problem"] == "bad_encoding: a.txt is not UTF-8 text (byte 3)"
+
+
+def test_a_source_is_listed_once_for_many_runs_of_a_table(photos):
+    table(photos, "file,caption\na.jpg,x\n")
+    source = SourceConfig(path=str(photos))
+    with unchanged():
+        first = digest(source)
+        table(photos, "file,caption\na.jpg,y\n")
+        assert digest(SourceConfig(path=str(photos))) == first
+        assert digest(SourceConfig(path=str(photos), limit=1)) != first
+    assert digest(source) != first
 
 
 def test_a_place_that_is_none_is_named(photos, tmp_path):

@@ -163,7 +163,10 @@ def test_a_run_that_is_gone_from_the_store_is_begun_anew(store):
     assert client(store).get_run(anew.run_id).data.params == {"lr": "1"}
 
 
-@pytest.mark.parametrize("uri", ["nonsense://host", "sqlite:////proc/none/mlflow.db"])
+@pytest.mark.parametrize(
+    "uri",
+    ["nonsense://host", "sqlite:////proc/none/mlflow.db", "mssql+pymssql://host/without-driver"],
+)
 def test_a_store_out_of_reach_is_a_warning(uri, tmp_path, caplog):
     config = TrackingConfig(uri=uri)
     with caplog.at_level(logging.WARNING):
@@ -175,6 +178,15 @@ def test_a_store_out_of_reach_is_a_warning(uri, tmp_path, caplog):
     (message,) = [record.message for record in caplog.records if "tracking" in record.message]
     assert uri in message
     assert "going on without" in message
+
+
+def test_a_password_is_told_to_nobody(store, tmp_path, caplog):
+    run = tracker(store, name="x", settings={"tracking.uri": "https://bob:secret@host/x", "b": 2})
+    assert client(store).get_run(run.run_id).data.params["tracking.uri"] == "https://***@host/x"
+    config = TrackingConfig(uri="nonsense://bob:secret@host")
+    with caplog.at_level(logging.WARNING):
+        Tracker(config, storage=str(tmp_path), name="x", settings={}, run_id=None)
+    assert "nonsense://***@host" in caplog.text and "secret" not in caplog.text
 
 
 def test_a_store_lost_on_the_way_is_one_warning(tmp_path, caplog):

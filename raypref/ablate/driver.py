@@ -26,7 +26,8 @@ from raypref.ablate.plan import (
 from raypref.ablate.search import check_search, search_rows
 from raypref.ablate.sweep import record_shared, run_rows
 from raypref.ablate.table import Table, names, read
-from raypref.config import InputError, fingerprint, flatten, to_toml
+from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
+from raypref.curate.sources import unchanged
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
 from raypref.ledger import absolute, join, write_bytes
@@ -51,6 +52,7 @@ def tables_of(source: str) -> dict[str, Table]:
     return {Path(name).stem if name.endswith(".toml") else name: read(name) for name in chosen}
 
 
+@unchanged()
 def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
     """What the tables would do, without doing it."""
     _check(tables, config)
@@ -65,6 +67,7 @@ def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
     return "\n".join([text, *searches])
 
 
+@unchanged()
 def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     """Run the rows of all tables that are not done, then write every table."""
     _check(tables, config)
@@ -143,7 +146,7 @@ def _begin(name: str, config: AblateConfig) -> Tracker:
     )
     told: dict[str, Any] = {"fingerprint": identity, "mlflow_run_id": tracker.run_id, "steps": {}}
     write_bytes(join(folder, "run.json"), json.dumps(told, indent=1).encode())
-    write_bytes(join(folder, "config.toml"), to_toml(config).encode())
+    write_bytes(join(folder, "config.toml"), without_secrets(to_toml(config)).encode())
     return tracker
 
 
@@ -179,13 +182,16 @@ def _write(
         _where(rows),
     ]
     text = "\n".join(part for part in parts if part)
-    files = {"table.md": text, "table.csv": results.csv(found)}
-    if table.plot and found.summary["gain"].notna().any():
-        places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
-        files["figure.svg"] = figures.draw(found, places=places)
-    for file, content in files.items():
+
+    def keep(file: str, content: str) -> None:
         write_bytes(join(folder, file), content.encode())
         tracker.artifact(join(folder, file))
+
+    keep("table.md", text)
+    keep("table.csv", results.csv(found))
+    if table.plot and found.summary["gain"].notna().any():
+        places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
+        keep("figure.svg", figures.draw(found, places=places))
     for row_ in found.summary.itertuples():
         tracker.metrics({f"{row_.model}/{row_.metric}": row_.mean}, step=0)
     tracker.finish("FINISHED")

@@ -49,7 +49,8 @@ def draw(results: Results, *, places: Mapping[str, float]) -> str:
             axes.axhline(0, color="black", linewidth=0.7)
             axes.grid(axis="y", color=GRID, linewidth=0.6)
             axes.set_axisbelow(True)
-            axes.set_title(f"{METRICS.get(metric, metric)}, gain over {results.table.base}")
+            title = f"{METRICS.get(metric, metric)}, gain over {results.table.base}"
+            axes.set_title(title, parse_math=False)
             if number == 0:
                 axes.legend(frameon=False)
         target = io.BytesIO()
@@ -93,4 +94,5 @@ def _bars(
         x, y = zip(*shown, strict=True)
         axes.plot(x, y, "D", color=PAPER, markersize=4, label="paper")
     told = [labels[name].replace(" + ", "\n+ ") for name in names]
-    axes.set_xticks(list(spots), told, rotation=35, ha="right", rotation_mode="anchor")
+    how = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
+    axes.set_xticks(list(spots), told, **how)

@@ -112,7 +112,10 @@ def locate(path: str) -> Place:
     """
     if "://" in path:
         return _remote(path)
-    root = Path(path).expanduser()
+    try:
+        root = Path(path).expanduser()
+    except RuntimeError as error:  # of whose home
+        raise InputError(f"source.path: '{path}': {error}") from None
     if not root.exists():
         raise InputError(f"source.path: there is no folder or file '{path}'")
     if root.is_dir():

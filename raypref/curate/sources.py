@@ -12,6 +12,7 @@ import json
 import posixpath
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -129,6 +130,20 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
         )
 
 
+_known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Within, a source is listed once, however many runs ask for its digest: tables have many."""
+    global _known
+    before, _known = _known, {}
+    try:
+        yield
+    finally:
+        _known = before
+
+
 def digest(config: SourceConfig) -> str:
     """16 hex digits that change when an entry, a caption or an image's size changes.
 
@@ -138,6 +153,14 @@ def digest(config: SourceConfig) -> str:
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
     """
+    if _known is None:
+        return _digest(config)
+    if config not in _known:
+        _known[config] = _digest(config)
+    return _known[config]
+
+
+def _digest(config: SourceConfig) -> str:
     place, total = config.place(), hashlib.sha256()
     if _layout(config, place) != "webdataset":
         for row in _usable(config):

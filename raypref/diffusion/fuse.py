@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
 from pathlib import Path
 
 import torch
@@ -68,10 +69,13 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
 
 
 def _move(scratch: Path, folder: str) -> None:
-    """Copy a folder to where it belongs, what makes it a pipeline last."""
+    """Copy a folder to where it belongs, each file whole, what makes it a pipeline last."""
     fs, root = filesystem(folder)
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == "model_index.json"):
         target = f"{root}/{path.relative_to(scratch)}"
-        fs.create_dir(target.rpartition("/")[0], recursive=True)
-        pafs.copy_files(str(path), target, pafs.LocalFileSystem(), fs)
+        within = target.rpartition("/")[0]
+        fs.create_dir(within, recursive=True)
+        temporary = f"{within}/.{path.name}.{uuid.uuid4().hex}"
+        pafs.copy_files(str(path), temporary, pafs.LocalFileSystem(), fs)
+        fs.move(temporary, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from raypref.config import without_secrets
 from raypref.evaluate.labels import LOWER_IS_BETTER, digits
 from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
@@ -116,7 +117,7 @@ def collect(
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=[(key, value) for key, value in record.get("versions", {}).items() if value],
-        links=_links(folder, record, tracking_uri),
+        links=_links(folder, record, trained, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
@@ -241,13 +242,15 @@ def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
     return Cost(step, seconds, amount, rate, facts["state"], facts.get("device_share"))
 
 
-def _links(folder: str, record: Mapping[str, Any], tracking_uri: str) -> list[Link]:
+def _links(
+    folder: str, record: Mapping[str, Any], trained: Collection[str], tracking_uri: str
+) -> list[Link]:
     fs, root = filesystem(folder)
-    there = [fs.get_file_info(f"{root}/{path}").is_file for path, _, _ in RESULTS]
+    other = TITLES.keys() - set(trained)  # may be there from settings that were replaced
     links = [
         Link(what, text, f"../{path}")
-        for (path, what, text), found in zip(RESULTS, there, strict=True)
-        if found
+        for path, what, text in RESULTS
+        if path.partition("/")[0] not in other and fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")
     if run_id:
@@ -262,7 +265,7 @@ def _mlflow(run_id: str, uri: str, folder: str) -> Link:
         host = address.netloc.rpartition("@")[2]
         web = f"{address.scheme}://{host}{address.path.rstrip('/')}"
         return Link("MLflow", f"run {run_id}", f"{web}/#/runs/{run_id}")
-    store = uri or f"sqlite:///{folder.rsplit('/', 1)[0]}/mlflow.db"
+    store = without_secrets(uri) or f"sqlite:///{folder.rsplit('/', 1)[0]}/mlflow.db"
     return Link("MLflow", f"run {run_id}; mlflow ui --backend-store-uri {store}")
 
 
