@@ -169,6 +169,12 @@ def test_a_figure_of_which_no_row_was_run_is_empty(plot):
     assert figures.draw(made({"base": 0.0}, plot=plot), places={"a": 4.0}).startswith("<?xml")
 
 
+def test_a_dollar_sign_in_a_label_is_no_formula():
+    found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot="bars")
+    found.labels["a"] = "costs $5_$"
+    assert "costs $5_$" in figures.draw(found, places={})
+
+
 def test_seeds_that_failed_are_not_replaced_by_others():
     found = made({"base": 0.0, "a": 1.0, "b": 2.0}, seeds=3)
     own = found.scores

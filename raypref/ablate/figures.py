@@ -94,5 +94,5 @@ def _bars(
         x, y = zip(*shown, strict=True)
         axes.plot(x, y, "D", color=PAPER, markersize=4, label="paper")
     told = [labels[name].replace(" + ", "\n+ ") for name in names]
-    how = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
+    how: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
     axes.set_xticks(list(spots), told, **how)
