@@ -4,8 +4,10 @@
 
 The base model and the inpainter see the world out of focus and dull, so that crisp photographs
 have something to teach them. Parts have seeds of their own and may run side by side; `base` and
-`inpaint` need `vae`. The folder then holds what `raypref/tiny/weights` ships, and `vae` once more.
-All of it takes about two hours of one core, half of that on two.
+`inpaint` need `vae`. The folder then holds what `raypref/tiny/weights` ships, and `vae` once more:
+to the byte on an AMD EPYC with one thread (OMP_NUM_THREADS=1) and the versions of
+constraints.txt; another processor rounds otherwise, and another model comes out. All of it takes
+two to four hours of one core, half of that on two.
 """
 
 from __future__ import annotations
