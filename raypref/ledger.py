@@ -15,7 +15,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -46,7 +46,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
             return pafs.FileSystem.from_uri(path)
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     except (pa.ArrowInvalid, RuntimeError) as error:
-        raise InputError(f"{without_secrets(path)} cannot be used: {error}") from None
+        raise InputError(without_secrets(f"{path} cannot be used: {error}")) from None
 
 
 def absolute(path: str) -> str:
@@ -80,21 +80,35 @@ def write_bytes(path: str, data: bytes) -> None:
     Raises:
         NoRoomError: the disk is full; nothing is left of the attempt.
     """
+    with _whole(path, len(data)) as (fs, temporary), fs.open_output_stream(temporary) as stream:
+        stream.write(data)
+
+
+def copy_in(file: Path, path: str) -> None:
+    """Copy a local file of any size to where it appears only when it is whole.
+
+    Raises:
+        NoRoomError: the disk is full; nothing is left of the attempt.
+    """
+    with _whole(path, file.stat().st_size) as (fs, temporary):
+        pafs.copy_files(str(file), temporary, pafs.LocalFileSystem(), fs)
+
+
+@contextmanager
+def _whole(path: str, count: int) -> Iterator[tuple[pafs.FileSystem, str]]:
+    """Where to write `count` bytes; at the end they are moved to their place, or gone."""
     fs, target = filesystem(path)
     folder, _, name = target.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
     try:
         fs.create_dir(folder, recursive=True)
-        with fs.open_output_stream(temporary) as stream:
-            stream.write(data)
+        yield fs, temporary
         fs.move(temporary, target)
     except OSError as error:
         with suppress(OSError):  # there may be none
             fs.delete_file(temporary)
         if full_disk(error):
-            raise NoRoomError(
-                f"{path}: no space left for {len(data):,} bytes; {MAKE_ROOM}"
-            ) from error
+            raise NoRoomError(f"{path}: no space left for {count:,} bytes; {MAKE_ROOM}") from error
         raise
 
 

@@ -119,6 +119,7 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, here, capsys):
     assert job(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
+    assert "secret" not in line
     for part in says:
         assert part in line
     assert not (here / "runs").exists(), "work was begun"
@@ -152,8 +153,9 @@ def test_missing_models_are_told_all_at_once_with_the_way_to_get_them(monkeypatc
         ("mine", "{here}/mine/run", "{here}/home/mine/run"),
         ("{here}/x", "{here}/x/run", "{here}/x/run"),
         ("file://{here}/x", "file://{here}/x/run", "file://{here}/x/run"),
+        ("~/x", "{here}/home/x/run", "{here}/home/x/run"),
     ],
-    ids=["relative", "absolute", "uri"],
+    ids=["relative", "absolute", "uri", "home"],
 )
 def test_a_submitted_job_writes_below_the_home_directory(
     storage, alone, submitted, here, monkeypatch, capsys

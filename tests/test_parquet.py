@@ -61,6 +61,15 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_not_read(tmp_path, monkeypatc
     assert {reason(row, tmp_path) for row in index(tmp_path)} == {"too_many_bytes"}
 
 
+def test_captions_that_unpack_to_gigabytes_are_not_read(tmp_path, monkeypatch):
+    texts = pa.table({"caption": [f"{n}" + "x" * 2**20 for n in range(8)], "image": [JPEG] * 8})
+    pq.write_table(texts, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**16
+    monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**22)
+    with pytest.raises(InputError, match=r"a\.parquet: captions of \d+ bytes"):
+        index(tmp_path)
+
+
 def test_a_file_that_names_one_value_for_every_row_is_not_unpacked(tmp_path, monkeypatch):
     """Its metadata tells the bytes of the value once."""
     value, text = os.urandom(2**20), "x" * 2**20

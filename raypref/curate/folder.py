@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from raypref.config import InputError
-from raypref.curate.place import Place, SourceError, read, sizes
+from raypref.curate.place import Place, RemotePlace, SourceError, read, sizes
 from raypref.rows import Row, index_row
 
 IMAGE_SUFFIXES = frozenset(
@@ -87,6 +87,8 @@ def _read_table(place: Place) -> Iterator[tuple[str, str]]:
         with place.open(TABLE) as file:
             text = file.read().decode("utf-8-sig")
     except OSError as error:
+        if isinstance(place, RemotePlace):
+            raise  # the network: the job goes on when it is started again
         raise InputError(f"{table} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{table} is not UTF-8 text: {error}") from None

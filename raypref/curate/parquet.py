@@ -18,7 +18,7 @@ from raypref.rows import Row, index_row
 IMAGE_COLUMNS = ("image", "jpg", "png", "img")
 PATH_COLUMNS = ("path", "file", "file_name", "image_path")
 _BATCH = 4096  # captions in memory at once
-GROUP_BYTES = 2**32  # of a row group's images: a small file can unpack to anything
+GROUP_BYTES = 2**32  # of what is read of a row group: a small file can unpack to anything
 
 
 def entries(place: Place) -> Iterator[Row]:
@@ -116,6 +116,9 @@ def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Sca
         with place.open(file) as opened:
             # As the file holds them: what it has once, and names for each row, is once in memory.
             table = pq.ParquetFile(opened, read_dictionary=columns)
+            for group in map(table.metadata.row_group, range(table.num_row_groups)):
+                if (unpacked := _unpacked(group, columns)) > GROUP_BYTES:
+                    raise InputError(f"{file}: captions of {unpacked} bytes in a row group")
             for batch in table.iter_batches(_BATCH, columns=columns):
                 yield from zip(*(batch[column] for column in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
@@ -144,14 +147,18 @@ def _groups(place: Place, file: str, size: int, column: str) -> list[tuple[int, 
         metadata = pq.read_metadata(opened)
     groups = []
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        chunks = map(group.column, range(group.num_columns))
-        unpacked = (c.total_uncompressed_size for c in chunks if _within(c.path_in_schema, column))
-        groups.append((group.num_rows, sum(unpacked)))
+        groups.append((group.num_rows, _unpacked(group, [column])))
     return groups
 
 
-def _within(path: str, column: str) -> bool:
-    return path == column or path.startswith(f"{column}.")
+def _unpacked(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Bytes of some columns, of what a dictionary holds once."""
+    chunks = map(group.column, range(group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] in columns
+    )
 
 
 @lru_cache(maxsize=2)  # a worker can read two blocks at a time

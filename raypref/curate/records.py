@@ -14,7 +14,7 @@ from typing import Any
 from raypref.config import InputError
 from raypref.curate.folder import CAPTION_KEYS, caption_of, parse
 from raypref.curate.parquet import PATH_COLUMNS
-from raypref.curate.place import Place, scan, sizes
+from raypref.curate.place import Place, RemotePlace, scan, sizes
 from raypref.rows import Row, index_row
 
 _LINE_BYTES = 2**24  # of one record
@@ -30,6 +30,8 @@ def jsonl(place: Place) -> Iterator[Row]:
         try:
             lines = scan(place, file)
         except OSError as error:
+            if isinstance(place, RemotePlace):
+                raise  # the network: the job goes on when it is started again
             raise InputError(f"{place.path}: {file} cannot be read: {error}") from None
         with lines as opened:
             for number in itertools.count(1):

@@ -227,8 +227,8 @@ def fetch(row: Row, place: Place, *, max_bytes: int) -> bytes:
 
 def _kind(name: str) -> str | None:
     """The layout that a file speaks for. Beside photographs a .jsonl file may be anything."""
-    end = posixpath.splitext(name)[1].lower()
-    if name == folder.TABLE or end in folder.IMAGE_SUFFIXES:
+    end = posixpath.splitext(name)[1]
+    if name == folder.TABLE or end.lower() in folder.IMAGE_SUFFIXES:
         return "folder"
     return _BY_SUFFIX[end] if end in (".parquet", ".tar") else None
 

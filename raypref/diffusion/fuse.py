@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import uuid
 from pathlib import Path
 
 import torch
-from pyarrow import fs as pafs
 from safetensors.torch import load
 
 from raypref.config import InputError, Section, setting
@@ -19,7 +17,7 @@ from raypref.diffusion.backbone import (
     load_pipeline,
 )
 from raypref.diffusion.lora import FILE_NAME
-from raypref.ledger import filesystem, join, read_bytes
+from raypref.ledger import copy_in, join, read_bytes
 
 
 class ModelConfig(Section):
@@ -70,12 +68,6 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
 
 def _move(scratch: Path, folder: str) -> None:
     """Copy a folder to where it belongs, each file whole, what makes it a pipeline last."""
-    fs, root = filesystem(folder)
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == "model_index.json"):
-        target = f"{root}/{path.relative_to(scratch)}"
-        within = target.rpartition("/")[0]
-        fs.create_dir(within, recursive=True)
-        temporary = f"{within}/.{path.name}.{uuid.uuid4().hex}"
-        pafs.copy_files(str(path), temporary, pafs.LocalFileSystem(), fs)
-        fs.move(temporary, target)
+        copy_in(path, join(folder, str(path.relative_to(scratch))))
