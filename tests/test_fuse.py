@@ -67,7 +67,7 @@ def test_the_merged_pipeline_draws_what_base_and_lora_draw(trained, tmp_path):
     without = image(plain)
     plain.load_lora_weights(str(trained))
     merged = DiffusionPipeline.from_pretrained(tmp_path)  # finds the class by the index
-    assert not [path for path in tmp_path.rglob(".*")], "unfinished files"
+    assert not list(tmp_path.rglob(".*")), "unfinished files"
     assert not [name for name, _ in merged.unet.named_parameters() if "lora" in name]
     assert np.abs(image(merged) - image(plain)).max() <= 1
     assert np.abs(image(plain) - without).mean() > 1

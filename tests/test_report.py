@@ -339,6 +339,14 @@ def test_less_is_better_where_the_table_says_so(made: ReportData) -> None:
     assert '<span class="worse">▲ +' in text and "less is better" in text
 
 
+def test_a_gain_without_an_interval_claims_nothing(made: ReportData) -> None:
+    assert made.table is not None
+    bare = made.table.assign(gain_low=np.nan, gain_high=np.nan)
+    text = render(dataclasses.replace(made, table=bare, published={}, prompt_gains=[]))
+    assert '<span class="flat"> +' in text
+    assert not re.findall(r'<span class="\w+">[▲▼≈]', text)
+
+
 def test_an_unfinished_run_says_so() -> None:
     page = Page(render(ReportData(title="t", subtitle="s", config_toml="seed = 0")))
     assert [a["id"] for a in page.all("section")] == SECTIONS

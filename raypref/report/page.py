@@ -257,6 +257,7 @@ def _score(row: Any, published: tables.Published) -> _Score:
     has_gain = not math.isnan(row.gain)
     # NaN intervals, of a single prompt, claim nothing.
     rises, falls = row.gain_low > 0, row.gain_high < 0
+    level = row.gain_low <= 0 <= row.gain_high
     good, bad = (falls, rises) if row.metric in labels.LOWER_IS_BETTER else (rises, falls)
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
@@ -264,7 +265,7 @@ def _score(row: Any, published: tables.Published) -> _Score:
         gain=labels.gain_text(row.metric, row.gain) if has_gain else "",
         gain_interval=labels.interval_text(row.metric, row.gain_low, row.gain_high),
         trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
-        mark=("▲" if rises else "▼" if falls else "≈") if has_gain else "",
+        mark=("▲" if rises else "▼" if falls else "≈" if level else "") if has_gain else "",
         paper="" if paper is None else labels.score_text(row.metric, paper),
     )
 
