@@ -12,7 +12,7 @@ demo: setup  ## the whole job on the embedded default
 	$(RUN) jobs/full_pipeline.py tiny run=demo
 
 test: setup  ## unit tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## tests that take minutes: whole runs, kills, several workers
 	$(RUN) -m pytest -m "slow or chaos" -n 2 --dist loadfile --durations=0 --durations-min=20
