@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -79,8 +79,9 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     beside = {"num_cpus": 0, "scheduling_strategy": here}
     queue, refusals = (Queue(actor_options=beside) for _ in range(2))
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "queue": queue, "refusals": refusals},
+        # Not by `train_loop_config`: Ray's controller, a process of its own, would read that, and
+        # import every model for it.
+        partial(_worker, job, queue, refusals),
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]
             # Each change of their number costs the steps since a checkpoint: shrink, hardly grow.
@@ -149,10 +150,8 @@ class _TorchGroup:
             torch.distributed.all_reduce(values)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(job: StageJob, queue: Queue, refusals: Queue) -> None:
     """What every rank runs."""
-    job: StageJob = config["job"]
-    refusals: Queue = config["refusals"]
     if not refusals.empty():
         return  # a group before this one found that training cannot go on
     context = ray.train.get_context()
@@ -172,7 +171,7 @@ def _worker(config: dict[str, Any]) -> None:
             folder=job.folder,
             start=job.start,
             group=group,
-            on_step=config["queue"].put,
+            on_step=queue.put,
         )
         if group.rank == 0:
             write_table(join(job.folder, "metrics.parquet"), _table(history))
