@@ -47,6 +47,8 @@ WITHOUT_RAY = [
     "raypref.evaluate.generate",
     "raypref.report.page",
 ]
+# Run in tasks, a process each: importing torch would take longer than their work.
+WITHOUT_TORCH = ["raypref.curate.photos", "raypref.evaluate.metrics"]
 
 
 def modules() -> dict[str, Path]:
@@ -128,8 +130,9 @@ def test_a_library_is_known_to_few(library):
     assert users == ONLY_IN[library]
 
 
-def test_what_needs_no_ray_works_without():
-    code = "import sys; sys.modules['ray'] = None; import " + ", ".join(WITHOUT_RAY)
+@pytest.mark.parametrize(("library", "names"), [("ray", WITHOUT_RAY), ("torch", WITHOUT_TORCH)])
+def test_what_needs_no_library_works_without(library, names):
+    code = f"import sys; sys.modules['{library}'] = None; import " + ", ".join(names)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

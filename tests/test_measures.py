@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from raypref.config import InputError, build, results_of
-from raypref.evaluate.measures import MetricsConfig, PixelMetrics, measures
+from raypref.evaluate.measures import MetricsConfig, measures
+from raypref.evaluate.metrics import PixelMetrics
 from raypref.images import encode_png
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import (

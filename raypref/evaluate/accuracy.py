@@ -14,7 +14,7 @@ from raypref.config import Location, Resources
 from raypref.images import open_png
 from raypref.rows import Row
 from raypref.tiny import world
-from raypref.tiny.models import Critic
+from raypref.tiny.critic import Critic
 from raypref.tiny.photograph import SIZE
 
 

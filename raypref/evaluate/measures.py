@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from pydantic import field_validator
 
-from raypref.config import Location, Resources, Section, setting
-from raypref.curate.colorfulness import colorfulness
+from raypref.config import Location, Section, setting
 from raypref.evaluate.accuracy import PromptAccuracy
 from raypref.evaluate.dpg import AskQuestions, read_questions
-from raypref.evaluate.metrics import texture_detail
-from raypref.images import open_png
+from raypref.evaluate.metrics import PixelMetrics
 from raypref.rewards.base import Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import (
@@ -26,7 +23,7 @@ from raypref.rewards.rewards import (
     reward_names,
     runtime_env,
 )
-from raypref.rows import Row, Stage
+from raypref.rows import Stage
 
 
 class MetricsConfig(Section):
@@ -87,25 +84,6 @@ class Measure(NamedTuple):
     def columns(self) -> list[str]:
         """What it writes."""
         return list(self.stage.writes.names)
-
-
-class PixelMetrics:
-    """Stage: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
-
-    name = "pixels"
-    reads: tuple[str, ...] = ("image",)
-    writes = pa.schema([("texture_detail", pa.float32()), ("colorfulness", pa.float32())])
-    resources = Resources(workers=0, batch=8)
-
-    def setup(self) -> None:
-        """Nothing to load."""
-
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the columns."""
-        for row in rows:
-            image = open_png(row["image"])
-            row["texture_detail"] = texture_detail(image)
-            row["colorfulness"] = colorfulness(image)
 
 
 def measures(

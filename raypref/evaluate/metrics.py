@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
+
+from raypref.config import Resources
+from raypref.curate.colorfulness import colorfulness
+from raypref.images import open_png
+from raypref.rows import Row
 
 
 def texture_detail(image: Image.Image) -> float:
@@ -26,3 +32,22 @@ def texture_detail(image: Image.Image) -> float:
     padded = np.pad(grey_hw, 1, mode="reflect")
     neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     return float((neighbours - 4.0 * grey_hw).var())
+
+
+class PixelMetrics:
+    """Stage: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
+
+    name = "pixels"
+    reads: tuple[str, ...] = ("image",)
+    writes = pa.schema([("texture_detail", pa.float32()), ("colorfulness", pa.float32())])
+    resources = Resources(workers=0, batch=8)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the columns."""
+        for row in rows:
+            image = open_png(row["image"])
+            row["texture_detail"] = texture_detail(image)
+            row["colorfulness"] = colorfulness(image)

@@ -19,7 +19,7 @@ def path(name: str) -> Path:
     Args:
         name: `sd15` (StableDiffusionPipeline), `sd15-inpaint` (StableDiffusionInpaintPipeline),
             `pickscore` (CLIPModel with its processor and tokenizer), `u2netp.safetensors` (state of
-            U2NETP) or `critic.safetensors` (state of `models.Critic`).
+            U2NETP) or `critic.safetensors` (state of `critic.Critic`).
 
     Raises:
         InputError: there is no such checkpoint.

@@ -31,6 +31,7 @@ from transformers import CLIPImageProcessorPil
 
 from raypref.curate.u2net import U2NETP
 from raypref.tiny import models
+from raypref.tiny.critic import MOST_THINGS, Critic
 from raypref.tiny.drawn import World, draw_world, hole, mask_tensor, tensor
 from raypref.tiny.fit import Noise, fit, tokens
 from raypref.tiny.photograph import SIZE
@@ -183,7 +184,7 @@ def train_scorer(world: World, folder: Path, scale: float) -> None:
 
 def train_critic(world: World, folder: Path, scale: float) -> None:
     """The classifier of shapes and colours that judges prompt accuracy."""
-    critic = models.Critic()
+    critic = Critic()
     shapes, colours = _labels(world.scenes)
 
     def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -233,8 +234,8 @@ def _batches(world: World, times: int) -> list[np.ndarray]:
 
 def _labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
     """Class of shape and of colour at each place, [N, 2]; a missing thing is the last class."""
-    shapes = torch.full((len(scenes), models.MOST_THINGS), len(SHAPES))
-    colours = torch.full((len(scenes), models.MOST_THINGS), len(COLOURS))
+    shapes = torch.full((len(scenes), MOST_THINGS), len(SHAPES))
+    colours = torch.full((len(scenes), MOST_THINGS), len(COLOURS))
     for row, scene in enumerate(scenes):
         for place, thing in enumerate(scene.things):
             shapes[row, place] = SHAPES.index(thing.shape)
