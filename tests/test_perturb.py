@@ -87,6 +87,16 @@ def test_a_twin_depends_on_seed_and_key_alone(kind):
     assert max(difference(together[key], wider[key]) for key in together) <= 1, "only rounding"
 
 
+def test_in_float64_no_pixel_feels_the_batch():
+    """Sums run in another order over another batch; half precision of the weights aside."""
+    rows = make_rows(5)
+    made = [
+        twins(of_kind("sd15", dtype="float64", resources=Resources(batch=size)), rows, batch=size)
+        for size in (2, 5)
+    ]
+    assert all((made[0][key] == made[1][key]).all() for key in made[0])
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart"])
 def test_pasted_twins_are_the_photograph_outside_the_mask(kind):
     rows = make_rows(2)

@@ -90,6 +90,9 @@ def test_a_score_does_not_depend_on_its_batch(pickscore):
     backwards = pickscore.score(images[::-1], prompts[::-1])[::-1]
     np.testing.assert_allclose(together, alone, atol=1e-4, rtol=0)
     np.testing.assert_allclose(together, backwards, atol=1e-4, rtol=0)
+    exact = TINY.model_copy(update={"dtype": "float64"}).load()  # and then not in the last bit
+    halves = [*exact.score(images[:2], prompts[:2]), *exact.score(images[2:], prompts[2:])]
+    assert exact.score(images, prompts).tolist() == halves
 
 
 def test_scores_are_one_float32_an_image(pickscore):

@@ -1,10 +1,17 @@
-"""One whole run, undisturbed, that several files compare with."""
+"""One whole run, undisturbed, that several files compare with; who shares it runs together."""
 
 from pathlib import Path
 
 import pytest
 
 from jobs import WHOLE, job
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one process; so do all that need the whole run, which is made once."""
+    for item in items:
+        needs = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("full" if "full" in needs else item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ SMALL = (
     "source.limit=40",
     "perturb.steps=4",
     "select.top_k=8",
+    "saliency.resources.workers=1",
     "stage1.steps=4",
     "stage1.batch=8",
     "stage1.sample_every=2",

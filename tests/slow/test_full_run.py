@@ -1,8 +1,6 @@
-"""The whole job on the embedded world: what it leaves, what it skips, and its parts in a row."""
+"""The whole job on the embedded world: what it leaves and what it skips."""
 
-import csv
 import json
-import shutil
 from pathlib import Path
 
 import mlflow
@@ -136,23 +134,9 @@ def test_the_same_command_again_does_nothing(full) -> None:
     assert record["steps"]["stage1"]["seconds"] > 0, "what it cost before was forgotten"
 
 
-def test_the_parts_in_a_row_are_the_whole(full, tmp_path: Path) -> None:
-    """`curate` and `align` are held to the whole run by test_kill.py."""
-    run, _ = full
-    command = (*WHOLE, f"storage={tmp_path}")
-    code, output = job("align", *command, folder=tmp_path / "logs")
+def test_a_part_without_the_one_before_it_is_refused(tmp_path: Path) -> None:
+    """`curate` and `align` are held to the whole run by test_kill.py, `evaluate` by its own."""
+    code, output = job("align", *WHOLE, f"storage={tmp_path}", folder=tmp_path / "logs")
     assert code == 2, output
     assert "pairs of" in output and "run the job before this one" in output
     assert not (tmp_path / "run").exists()
-
-    for name in ("curate", "photos", "rejects", "pairs", "cache", "stage1", "stage2"):
-        shutil.copytree(run / name, tmp_path / "run" / name)
-    code, output = job("evaluate", *command, folder=tmp_path / "logs")
-    assert code == 0, output
-    assert output.splitlines()[-1].startswith("Report: ")
-
-    def table(folder: Path) -> list[list[str]]:
-        with (folder / "evaluation" / "table.csv").open(newline="") as file:
-            return list(csv.reader(file))
-
-    assert table(tmp_path / "run") == table(run)

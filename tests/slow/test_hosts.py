@@ -16,7 +16,7 @@ from hosts import Host, ray_node
 from object_store import BUCKET, BURST, SECRET, ObjectStore, object_store
 from safetensors.torch import load
 
-from jobs import RAY, REPOSITORY, SMALL, TOKEN, job, running
+from jobs import RAY, REPOSITORY, TOKEN, WHOLE, running
 from raypref.ledger import Ledger, join, read_bytes
 
 pytestmark = [
@@ -28,13 +28,8 @@ pytestmark = [
 
 RUN = join(BUCKET, "runs", "run")
 SETTINGS = (
-    *SMALL,
-    "source.limit=48",
-    "curate.exhaustive=true",
-    "stream.block_rows=4",
-    "stage1.steps=30",
-    "stage1.checkpoint_every=5",
-    "stage1.sample_every=0",
+    *WHOLE,
+    "saliency.resources.workers=2",
     "stage1.resources.workers=2",
     "stage1.min_workers=1",
     "run=run",
@@ -49,16 +44,6 @@ class Outcome:
     output: str
     costs: dict[str, float]  # seconds from each kill to the next finished piece of work
     store: ObjectStore
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a run on disk that nobody disturbed."""
-    storage = tmp_path_factory.mktemp("quiet")
-    for part in ("curate", "align"):
-        code, output = job(part, *SETTINGS, f"storage={storage}", folder=storage)
-        assert code == 0, output
-    return str(storage / "run")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +109,11 @@ def latest(store: ObjectStore, prefix: str) -> set[str]:
     }
 
 
-def test_pairs_and_lora_are_those_of_an_undisturbed_run(quiet: str, disturbed: Outcome) -> None:
+def test_pairs_and_lora_are_those_of_an_undisturbed_run(
+    full: tuple[Path, str], disturbed: Outcome
+) -> None:
+    """That one had a worker of each kind, on one host and a disk."""
+    quiet = str(full[0])
     for part, seconds in disturbed.costs.items():
         print(f"a host lost in {part}: {seconds:.0f} s until the next piece of work was done")
     ours, theirs = (Ledger(join(run, "pairs"), {}).table().to_pylist() for run in (RUN, quiet))

@@ -55,19 +55,6 @@ def submit(
         return job.wait(800), job.output
 
 
-def test_the_whole_job_submitted(head, checkout: Path, tmp_path: Path) -> None:
-    code, output = submit(
-        head, checkout, "jobs/full_pipeline.py", *SMALL, f"storage={tmp_path}", folder=tmp_path
-    )
-    assert code == 0, output
-    assert "succeeded" in output
-    assert (tmp_path / "run" / "report" / "index.html").is_file()
-    unpacked = list(head[1].scratch.glob("ray/session_*/runtime_resources/**/_ray_pkg_*"))
-    uploaded = {path.name for package in unpacked for path in package.rglob("*")}
-    assert "full_pipeline.py" in uploaded
-    assert "large.bin" not in uploaded, "results or an environment were uploaded"
-
-
 def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> None:
     code, output = submit(
         *(head, checkout, "jobs/full_pipeline.py", "tiny", "select.topk=3"),
@@ -120,3 +107,8 @@ def test_followed_stopped_and_submitted_again(head, checkout: Path, tmp_path: Pa
     assert min(again) > done, "steps before the checkpoint were done again"
     assert list((run / "pairs").glob("part-*"))
     assert (run / "report" / "index.html").is_file()
+
+    unpacked = list(head[1].scratch.glob("ray/session_*/runtime_resources/**/_ray_pkg_*"))
+    uploaded = {path.name for package in unpacked for path in package.rglob("*")}
+    assert "full_pipeline.py" in uploaded
+    assert "large.bin" not in uploaded, "results or an environment were uploaded"

@@ -58,10 +58,9 @@ def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
         assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-6), name
 
 
-@pytest.mark.parametrize("exhaustive", [True, False])
-def test_driver_killed_while_it_curates(quiet: Path, exhaustive: bool, tmp_path: Path) -> None:
-    """Not exhaustive: how many pairs are made may differ; which are selected may not."""
-    settings = WHOLE if exhaustive else [s for s in WHOLE if s != "curate.exhaustive=true"]
+def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
+    """How many pairs are made may differ, and fewer than all are; which are selected may not."""
+    settings = [word for word in WHOLE if word != "curate.exhaustive=true"]
     command = ("curate", *settings, f"storage={tmp_path}")
     run = tmp_path / "run"
     twins = run / "curate" / "twins"
@@ -89,9 +88,6 @@ def test_driver_killed_while_it_curates(quiet: Path, exhaustive: bool, tmp_path:
     assert all(row == expected[row["id"]] for row in made)
     for name in ("pairs", "rejects"):
         assert rows(run / name) == rows(quiet / name)
-    if exhaustive:
-        assert len(made) == len(expected)
-        assert rows(run / "photos") == rows(quiet / "photos")
 
 
 def test_worker_then_driver_killed_while_they_train(quiet: Path, tmp_path: Path) -> None:

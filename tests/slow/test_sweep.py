@@ -166,9 +166,11 @@ def test_weak_settings_are_stopped_at_the_rungs(by, tmp_path):
         {"space": {"x": {"low": 0, "high": 1}}, "samples": 8, "rungs": 3, "factor": 2, "by": by}
     )
 
+    factor = search.factor  # of itself, `search` would have each trial import the models
+
     def trial(point: dict[str, float]) -> None:
         for rung in range(3):
-            tune.report({"pickscore": point["x"], "share": search.factor**rung})
+            tune.report({"pickscore": point["x"], "share": factor**rung})
 
     how = sweep_search.settle(search, str(tmp_path), load_config("tiny", []))
     how.max_concurrent_trials = 1

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TIMES = {"seconds", "images_per_second"}
 STEPS, EVERY = 24, 4
 SHARED = {"steps": STEPS, "batch": 7, "micro_batch": 2, "lr": 2e-4, "checkpoint_every": EVERY}
-STAGES = {  # 7 samples share out evenly over neither two nor four workers
+STAGES = {  # 7 samples share out evenly over neither two nor three workers
     "dro": StageConfig(objective="dro", rollout_steps=5, policy_lag=2, ema_decay=0.9, **SHARED),
     "dpo": StageConfig(objective="dpo", warmup_steps=3, **SHARED),
 }
@@ -110,7 +110,7 @@ def straight(
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("objective", "workers", "killed"),
-    [("dpo", 2, None), ("dpo", 2, 0), ("dro", 4, -1)],
+    [("dpo", 2, 0), ("dro", 3, -1)],
 )
 def test_workers_do_what_one_process_does(
     ours: str,
@@ -118,16 +118,16 @@ def test_workers_do_what_one_process_does(
     straight: dict[str, tuple[Path, list[StepMetrics]]],
     objective: str,
     workers: int,
-    killed: int | None,
+    killed: int,
     tmp_path: Path,
 ) -> None:
-    """With several workers, and with one of them killed after a few steps: the same LoRA."""
+    """With several workers, of which one is killed after a few steps: the same LoRA."""
     stage = STAGES[objective].model_copy(update={"resources": Resources(workers=workers)})
     seen: list[StepMetrics] = []
 
     def on_step(metrics: StepMetrics) -> None:
         seen.append(metrics)
-        if killed is not None and len(seen) == EVERY + 2:
+        if len(seen) == EVERY + 2:
             pids = sorted(processes(ours, "RayTrainWorker"))
             assert len(pids) == workers
             os.kill(pids[killed], signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_workers_do_what_one_process_does(
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
     again = len(steps) - STEPS
     print(f"{objective}, {workers} workers, killed {killed}: {again} steps done twice")
-    assert again == 0 if killed is None else 0 < again < STEPS - EVERY
+    assert 0 < again < STEPS - EVERY
     last = {int(metrics["step"]): metrics for metrics in seen}
     for metrics in expected:
         theirs = last[int(metrics["step"])]
