@@ -7,6 +7,7 @@ import pytest
 from jobs import WHOLE, job
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests go to one process; so do all that need the whole run, which is made once."""
     for item in items:
