@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jobs import BIN, RAY, TOKEN, Job, running
+from jobs import BIN, RAY, TOKEN, Job, ray_start
 
 SUBNET = "10.77.13"
 GATEWAY = f"{SUBNET}.254"  # this machine itself, as the hosts see it
@@ -80,7 +80,7 @@ class Host:
 @contextmanager
 def ray_node(host: Host, *arguments: str, folder: Path, env: dict[str, str]) -> Iterator[Job]:
     """`ray start --block` on a host."""
-    with running(
+    with ray_start(
         *(*host.inside, RAY, "start", *arguments, "--block", f"--node-ip-address={host.address}"),
         "--object-store-memory=200000000",
         folder=folder,
@@ -93,7 +93,6 @@ def ray_node(host: Host, *arguments: str, folder: Path, env: dict[str, str]) -> 
             **env,
         },
     ) as job:
-        job.wait_for(lambda: "Ray runtime started" in job.output, 120)
         yield job
 
 

@@ -182,7 +182,7 @@ def node(
     if "--head" in arguments:
         names += ["port", "dashboard-port", "ray-client-server-port"]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
-    with running(
+    with ray_start(
         *(RAY, "start", *arguments, "--block", f"--num-cpus={cores}", f"--node-ip-address={ip}"),
         *(f"--{name}={port}" for name, port in ports.items()),
         folder=folder,
@@ -193,8 +193,22 @@ def node(
             **TOKEN,
         },
     ) as job:
-        job.wait_for(lambda: "Ray runtime started" in job.output, 120)
         yield job, ports
+
+
+@contextmanager
+def ray_start(*command: str, folder: Path, env: dict[str, str]) -> Iterator[Job]:
+    """A node that is up; started again where Ray gave up on it, which it does after 30 s."""
+    for attempts_left in (2, 1, 0):
+        with running(*command, folder=folder, env=env) as job:
+            try:
+                job.wait_for(lambda: "Ray runtime started" in job.output, 120)
+            except AssertionError:
+                if attempts_left and "timed out during startup" in job.output:
+                    continue
+                raise
+            yield job
+            return
 
 
 def _free_ports(count: int) -> list[int]:
