@@ -137,7 +137,9 @@ def test_the_sweep_in_the_docs_works_as_written(tmp_path):
     assert command
     # As written but for its size.
     own = tmp_path / command[2]
-    own.write_text(sweep.replace("samples = 12", "samples = 2").replace("[48, 64, 96]", "[4, 8]"))
+    for large, small in (("samples = 12", "samples = 2"), ("rungs = 3", "rungs = 2")):
+        sweep = sweep.replace(large, small)
+    own.write_text(sweep.replace("[48, 64, 96]", "[8]"))
     arguments = (command[1], str(own), *SMALL, f"storage={tmp_path / 'runs'}", "ablate.at_once=1")
     with running(sys.executable, *arguments, folder=tmp_path / "log") as sweeping:
         assert sweeping.wait(1500) == 0, sweeping.output
@@ -149,14 +151,14 @@ def _check_rungs(sweeping: Job, storage: Path) -> None:
         r"^\| stage2\.beta=\S+ select\.top_k=\d+, stage2\.steps=(\d+) \|.*\[", sweeping.output, re.M
     )
     assert len(reached) == 2
-    assert set(reached) <= {"1", "2", "4"}
+    assert set(reached) <= {"2", "4"}
     assert "4" in reached  # one went the whole way
     # A longer training went on from the shorter one: it has its first steps, to the microsecond.
     told = [pd.read_parquet(path) for path in (storage / "steps").glob("stage2-*/metrics.parquet")]
     seconds = {tuple(frame.sort_values("step")["seconds"]) for frame in told}
     whole = [each for each in seconds if len(each) == 4]
     assert whole
-    assert all(each[:2] in seconds and each[:1] in seconds for each in whole)
+    assert all(each[:2] in seconds for each in whole)
 
 
 @pytest.mark.slow
