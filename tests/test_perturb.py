@@ -88,7 +88,7 @@ def test_a_twin_depends_on_seed_and_key_alone(kind):
 
 
 def test_in_float64_no_pixel_feels_the_batch():
-    """Sums run in another order over another batch; half precision of the weights aside."""
+    """Sums run in another order over another batch: by less than moves a pixel."""
     rows = make_rows(5)
     made = [
         twins(of_kind("sd15", dtype="float64", resources=Resources(batch=size)), rows, batch=size)

@@ -59,7 +59,7 @@ def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
 
 
 def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
-    """How many pairs are made may differ, and fewer than all are; which are selected may not."""
+    """How many pairs are made may differ; which are selected may not."""
     settings = [word for word in WHOLE if word != "curate.exhaustive=true"]
     command = ("curate", *settings, f"storage={tmp_path}")
     run = tmp_path / "run"

@@ -167,7 +167,6 @@ def test_weak_settings_are_stopped_at_the_rungs(by, tmp_path):
     search = table.Search.model_validate(
         {"space": {"x": {"low": 0, "high": 1}}, "samples": 8, "rungs": 3, "factor": 2, "by": by}
     )
-
     factor = search.factor  # of itself, `search` would have each trial import the models
 
     def trial(point: dict[str, float]) -> None:
