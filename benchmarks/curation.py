@@ -29,7 +29,8 @@ from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
 from raypref.rows import INDEX, Stage
-from raypref.streaming import StreamConfig, shared_worker, stream
+from raypref.streaming import StreamConfig, stream
+from raypref.worker import shared_worker
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 

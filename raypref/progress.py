@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
+
+SILENCE = 8.0  # seconds without a line after which one says what is being waited for
 
 
 class Work(NamedTuple):
@@ -19,6 +24,8 @@ class Work(NamedTuple):
 
 class Progress:
     """Logs done, rate, time left and a note, at most once in a while.
+
+    The rate counts from the first finished units: before them, workers start and models load.
 
     Args:
         label: what is going on.
@@ -35,25 +42,91 @@ class Progress:
         self.every = every
         self.before = self.done = done
         self.start = self.last = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first units were finished, how many
 
     def add(self, count: int, *, note: str) -> None:
         """Count finished units; log a line when the last one is old enough."""
         self.done += count
         now = time.monotonic()
+        if self.first is None:
+            self.first = (now, self.done)
         if now - self.last >= self.every and self.before < self.done < self.total:
             self.last = now
-            rate = (self.done - self.before) / (now - self.start)
-            left = (self.total - self.done) / rate
-            log.info("%s, %s, ETA %.0f s", self._line(rate), note, left)
+            rate = self._rate()
+            left = f", ETA {duration((self.total - self.done) / rate)}" if rate else ""
+            log.info("%s, %s%s", self._line(rate), note, left)
 
     def finish(self, *, note: str) -> None:
         """Log the last line."""
         took = time.monotonic() - self.start
-        rate = (self.done - self.before) / max(took, 1e-9)
-        log.info("%s, %s, took %.0f s", self._line(rate), note, took)
+        log.info("%s, %s, took %s", self._line(self._rate()), note, duration(took))
+
+    def _rate(self) -> float:
+        """Units per second since the first ones were finished; 0 while that is unknown."""
+        if self.first is None or self.done == self.first[1]:
+            return 0.0
+        began, count = self.first
+        return (self.done - count) / max(time.monotonic() - began, 1e-9)
 
     def _line(self, rate: float) -> str:
-        return f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s"
+        speed = f", {rate:.2f} {self.unit}/s" if rate else ""
+        return f"{self.label}: {self.done}/{self.total} {self.unit}{speed}"
+
+
+@contextmanager
+def waiting(what: str | Callable[[], str]) -> Iterator[None]:
+    """While this lasts, say what is being waited for whenever no line was logged for 8 s.
+
+    Args:
+        what: such as `stage1: starting 2 workers`; called each time where it changes.
+    """
+    _silence.watch()
+    waited_for = (what, time.monotonic())
+    _silence.stack.append(waited_for)
+    try:
+        yield
+    finally:
+        _silence.stack.remove(waited_for)
+
+
+class _Silence(logging.Handler):
+    """Notes when the project last logged a line, and breaks the silence."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.stack: list[tuple[str | Callable[[], str], float]] = []  # innermost last
+        self.last = time.monotonic()
+        self.watching = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the moment."""
+        self.last = time.monotonic()
+
+    def watch(self) -> None:
+        """Begin to watch, once."""
+        if not self.watching:
+            self.watching = True
+            logging.getLogger("raypref").addHandler(self)
+            threading.Thread(target=self._speak, daemon=True).start()
+
+    def _speak(self) -> None:
+        while True:
+            time.sleep(max(0.1, self.last + SILENCE - time.monotonic()))
+            now = time.monotonic()
+            if now - self.last < SILENCE:
+                continue
+            self.last = now
+            for what, began in self.stack[-1:]:
+                text = what() if callable(what) else what
+                log.info("%s (%s so far)", text, duration(now - began))
+
+
+_silence = _Silence()
+
+
+def counted(number: int, unit: str) -> str:
+    """A number of things: `1 worker`, `2 workers`."""
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

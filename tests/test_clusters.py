@@ -20,7 +20,7 @@ from raypref.config import Resources, load, results_of
 from raypref.curate.curate import Curation
 from raypref.ledger import in_folder
 from raypref.pipeline import RunConfig
-from raypref.streaming import shared_worker
+from raypref.worker import shared_worker
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "clusters"

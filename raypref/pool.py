@@ -1,0 +1,250 @@
+"""Blocks onto Ray Data: a pool of actors that stays for the passes that follow, or tasks.
+
+An actor pool is one Ray Data execution that is fed block by block. It ends when a pass needs
+workers of another shape, not when a pass ends: the processes, their imports, and models that the
+next pass uses too, stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray import cloudpickle
+from ray.data import ActorPoolStrategy, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raypref import loaded
+from raypref.config import Resources
+from raypref.worker import Worker
+
+
+def run_tasks(
+    worker: Worker, blocks: Sequence[pa.Table], *, size: int, runtime_env: Mapping[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """Send blocks through stateless tasks on every free core; yields what each answers.
+
+    Args:
+        worker: pickled into every task.
+        blocks: in the order in which they should be begun.
+        size: rows of a block.
+        runtime_env: Ray's description of an environment of the tasks' own.
+    """
+    dataset = ray.data.from_arrow(list(blocks)).map_batches(
+        worker,
+        compute=TaskPoolStrategy(),
+        batch_size=size,
+        **_remote(worker.need, runtime_env),
+    )
+    dataset.context.execution_no_progress_timeout_s = -1  # a block may take its time
+    yield from dataset.iter_rows()
+
+
+def _remote(need: Resources, runtime_env: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `map_batches` is told of a worker."""
+    return {
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "num_cpus": need.num_cpus,
+        "num_gpus": need.num_gpus or None,
+        "memory": int(need.memory_gib * 2**30) or None,
+        "runtime_env": dict(runtime_env) if runtime_env else None,
+    }
+
+
+def at_once(need: Resources, *, ranked: bool) -> int:
+    """Blocks that an actor has in hand: with a GPU, some are read while it works on another.
+
+    Of ranked blocks the fewest: those begun after the last one needed are made for nothing.
+    """
+    readers = 1 if ranked else max(1, int(need.num_cpus))
+    return 1 + readers if need.num_gpus else 1
+
+
+class Pool:
+    """A started pool of actors.
+
+    Args:
+        need: how many there are and what each holds.
+        concurrency: blocks that each has in hand.
+        runtime_env: Ray's description of an environment of their own.
+    """
+
+    def __init__(
+        self, need: Resources, *, concurrency: int, runtime_env: Mapping[str, Any] | None
+    ) -> None:
+        self.alive = True
+        self.started = False  # once one has answered
+        self._passes = 0
+        # On the driver's node: on a host that is lost they would take blocks with them.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        feed = ray.data.read_datasource(
+            _Feed(self._board),
+            override_num_blocks=1,
+            ray_remote_args={"num_cpus": 0, "scheduling_strategy": here},
+        )
+        self._dataset = feed.map_batches(
+            _Host,
+            fn_constructor_args=(self._board,),
+            compute=ActorPoolStrategy(
+                size=need.workers,
+                max_concurrent_calls_per_actor=concurrency,
+                # Ray would queue as many more: the best blocks in the worker that starts first.
+                max_tasks_in_flight_per_actor=concurrency,
+                enable_true_multi_threading=True,  # our own lock guards the models
+            ),
+            batch_size=1,
+            **_remote(need, runtime_env),
+        )
+        # Blocks are handed on as they come, not gathered, and none may come for hours.
+        self._dataset.context.target_max_block_size = 1
+        self._dataset.context.target_min_block_size = 1
+        self._dataset.context.execution_no_progress_timeout_s = -1
+        self._answers: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+        self._drain = threading.Thread(target=self._collect, daemon=True)
+        self._drain.start()
+
+    def run(self, worker: Worker, blocks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
+        """Send the blocks of one pass through the actors; yields what each answers.
+
+        Args:
+            worker: what to do with them.
+            blocks: in the order in which they should be begun.
+        """
+        number, self._passes = self._passes, self._passes + 1
+        # By themselves: a pass with the same stages goes on with the models as they are.
+        stages = cloudpickle.dumps((worker.stages, [branch.stages for branch in worker.branches]))
+        ray.get(self._board.post.remote(number, stages, cloudpickle.dumps(worker)))
+        data = [cloudpickle.dumps((number, block)) for block in blocks]
+        ray.get(self._board.feed.remote(data))
+        self.alive = False  # until all are done: what is left of a pass that fails is not wanted
+        for _ in blocks:
+            answer = self._answers.get()
+            if not isinstance(answer, pa.Table):
+                raise answer or RuntimeError("the pool of workers ended")
+            self.started = True
+            yield from answer.to_pylist()
+        self.alive = True
+
+    def close(self) -> None:
+        """End the actors; blocks that are not begun are left out."""
+        if self.alive:
+            ray.get(self._board.feed.remote([None]))
+        else:
+            ray.kill(self._board)  # the feed fails, and with it the execution
+        self.alive = False
+        self._drain.join(timeout=30)
+
+    def _collect(self) -> None:
+        """Hand on what comes out of the execution."""
+        try:
+            for bundle in self._dataset.iter_internal_ref_bundles():
+                for ref in bundle.block_refs:
+                    self._answers.put(ray.get(ref))
+            self._answers.put(None)
+        except BaseException as error:  # raised where the answers are read
+            self._answers.put(error)
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where the driver leaves blocks, and what to do with them."""
+
+    def __init__(self) -> None:
+        self.blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.work = (-1, b"", b"")
+
+    async def post(self, number: int, stages: bytes, worker: bytes) -> None:
+        """What the blocks of a pass go through."""
+        self.work = (number, stages, worker)
+
+    async def feed(self, blocks: list[bytes | None]) -> None:
+        """Add blocks; None ends the feed."""
+        for block in blocks:
+            self.blocks.put_nowait(block)
+
+    async def next(self) -> bytes | None:
+        """The next block, as soon as there is one."""
+        return await self.blocks.get()
+
+    async def current(self) -> tuple[int, bytes, bytes]:
+        """Number of the pass, its stages, its worker."""
+        return self.work
+
+
+class _Feed(Datasource):  # type: ignore[misc]
+    """The blocks on a board, as they come."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__()
+        self.board = board
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task that reads to the end."""
+        board = self.board
+
+        def read() -> Iterator[pa.Table]:
+            while (block := ray.get(board.next.remote())) is not None:
+                yield pa.table({"block": pa.array([block], pa.large_binary())})
+
+        return [
+            ReadTask(
+                read,
+                BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None),
+            )
+        ]
+
+
+class _Host:
+    """An actor: does with a block what its pass says."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.number = -1
+        self.stages = b""
+        self.worker: Worker | None = None
+        self.switching = threading.Lock()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        number, block = cloudpickle.loads(batch["block"][0].as_py())
+        with self.switching:
+            if number != self.number:
+                self._switch(number)
+        assert self.worker is not None
+        return self.worker(block)
+
+    def _switch(self, number: int) -> None:
+        """Take over another pass; models that it uses too stay loaded."""
+        current, stages, pickled = ray.get(self.board.current.remote())
+        assert current == number, "a block of a pass that has ended"
+        worker: Worker = cloudpickle.loads(pickled)
+        before = self.worker
+        if before is not None and stages == self.stages:
+            worker.take_over(before)
+        else:
+            used = loaded.used_by(worker.all_stages)
+            self.worker = before = None
+            free_memory()
+            del used
+        self.number, self.stages, self.worker = number, stages, worker
+
+
+def free_memory() -> None:
+    """Return the memory of models that nobody holds any more."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

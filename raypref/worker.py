@@ -1,0 +1,211 @@
+"""What one worker does with a block of rows: read, through the stages, into the ledgers. No Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from raypref.config import Resources
+from raypref.ledger import Ledger, join, read_bytes
+from raypref.room import in_batches, no_room
+from raypref.rows import REJECT, Row, Stage, is_rejected
+
+_DEVICE = threading.Lock()  # of this process: one block at a time
+STOP = ".stop"  # in a ledger: blocks that are not begun are not wanted any more
+
+# From a block to its rows and the name of the part that they will be; None: their ids name it.
+Reader = Callable[[pa.Table], tuple[pa.Table, str | None]]
+
+# Reply for a block of which nothing was written.
+_NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": "", "no_room": ""}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Rows on their way into one ledger.
+
+    A row that one branch rejects goes its way in the others.
+    """
+
+    stages: Sequence[Stage]  # in order; each adds columns or rejects rows
+    ledger: Ledger
+    keep: Sequence[str]  # columns of the finished rows, besides `id` and the reject columns
+
+    def columns(self) -> list[str]:
+        """Columns of the finished rows."""
+        return list(dict.fromkeys(["id", *self.keep, *REJECT.names]))
+
+
+class Worker:
+    """Takes Arrow blocks through the stages, whole batches of live rows, and writes them.
+
+    Args:
+        read: from a block to its rows.
+        stages: what every row goes through first.
+        branches: where it goes then; several of them see equal rows.
+        schema: columns of the rows as they are read.
+        need: what this worker holds.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        stages: Sequence[Stage],
+        branches: Sequence[Branch],
+        schema: pa.Schema,
+        need: Resources,
+    ) -> None:
+        self.read = read
+        self.stages = stages
+        self.branches = branches
+        self.need = need
+        self.ready = False
+        before = _schema_after(_with(schema, REJECT), stages)
+        self.schemas = [_schema_after(before, branch.stages) for branch in branches]
+
+    @property
+    def all_stages(self) -> list[Stage]:
+        """Those of all rows, then those of each branch."""
+        return [*self.stages, *(stage for branch in self.branches for stage in branch.stages)]
+
+    def empty(self) -> list[pa.Table]:
+        """A finished table without rows per branch: it tells readers the columns."""
+        pairs = zip(self.branches, self.schemas, strict=True)
+        return [schema.empty_table().select(branch.columns()) for branch, schema in pairs]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Returns only what the driver counts, or why there is no room: Ray need not try again."""
+        try:
+            return self._finish(block)
+        except Exception as error:
+            if not (line := no_room(error)):
+                raise
+            return _answer(no_room=line)
+
+    def set_up(self) -> None:
+        """Load what the stages need, once."""
+        if self.ready:
+            return
+        if self.need.workers:  # tasks hold no models, and are quicker to start without torch
+            import torch
+
+            # A worker that holds a fraction of a core must not start a thread per core.
+            torch.set_num_threads(max(1, int(self.need.num_cpus)))
+        for stage in self.all_stages:
+            stage.setup()
+        self.ready = True
+
+    def take_over(self, other: Worker) -> None:
+        """Go on with the stages of another worker, which are equal to this one's and set up."""
+        self.stages, self.ready = other.stages, other.ready
+        self.branches = [
+            replace(branch, stages=theirs.stages)
+            for branch, theirs in zip(self.branches, other.branches, strict=True)
+        ]
+
+    def _finish(self, block: pa.Table) -> pa.Table:
+        with nullcontext() if self.ready else _DEVICE:
+            self.set_up()
+        if self._stopped():
+            return _answer()
+        table, name = self.read(block)
+        rows: list[Row] = table.to_pylist()
+        before, device, after = _around_models(self.stages)
+        copies: list[list[Row]] = []
+        pending = [_around_models(branch.stages) for branch in self.branches]
+        notes = _apply(before, rows)
+        with _DEVICE:
+            if self._stopped():  # while it waited
+                return _answer()
+            began = time.monotonic()
+            notes += _apply(device, rows)
+            if any(models for _, models, _ in pending):
+                notes += _apply(after, rows)
+                after = []
+                copies = self._copies(rows)
+                for (early, models, _), own in zip(pending, copies, strict=True):
+                    if models:
+                        notes += _apply(early, own) + _apply(models, own)
+            busy = time.monotonic() - began
+        notes += _apply(after, rows)
+        copies = copies or self._copies(rows)
+        for (_, _, late), own in zip(pending, copies, strict=True):
+            notes += _apply(late, own)
+        for branch, schema, own in zip(self.branches, self.schemas, copies, strict=True):
+            done = pa.Table.from_pylist(own, schema=schema).select(branch.columns())
+            part = branch.ledger.write_part(done, name)
+        rejected = sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True)))
+        return _answer(part=part, rows=len(rows), rejected=rejected, busy=busy, notes=notes)
+
+    def _copies(self, rows: list[Row]) -> list[list[Row]]:
+        """The rows of each branch; the images in them are shared."""
+        if len(self.branches) == 1:
+            return [rows]
+        return [[dict(row) for row in rows] for _ in self.branches]
+
+    def _stopped(self) -> bool:
+        return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None
+
+
+def shared_worker(needs: Sequence[Resources]) -> Resources:
+    """What a worker needs that runs several stages one after another.
+
+    Their models stay loaded side by side, so shares of its one GPU and memory add up; cores serve
+    one stage at a time, so the largest demand counts. The stage that asks for most workers
+    decides how many there are.
+    """
+    return Resources(
+        workers=max(need.workers for need in needs),
+        num_cpus=max(need.num_cpus for need in needs),
+        num_gpus=min(1, round(sum(need.num_gpus for need in needs), 4)),
+        memory_gib=sum(need.memory_gib for need in needs),
+    )
+
+
+def needs_of(stages: Sequence[Stage]) -> list[Resources]:
+    """What each model among the stages needs: stages of equal settings share one."""
+    models: list[Any] = []
+    needs = []
+    for stage in stages:
+        model = getattr(stage, "config", stage)
+        if model not in models:
+            models.append(model)
+            needs.append(stage.resources)
+    return needs
+
+
+def _schema_after(schema: pa.Schema, stages: Sequence[Stage]) -> pa.Schema:
+    """The columns after the stages."""
+    for stage in stages:
+        missing = set(stage.reads) - set(schema.names)
+        assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"
+        schema = _with(schema, stage.writes)
+    return schema
+
+
+def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
+    return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
+
+
+def _answer(**told: Any) -> pa.Table:
+    return pa.Table.from_pylist([_NOTHING | told])
+
+
+def _around_models(stages: Sequence[Stage]) -> tuple[Sequence[Stage], ...]:
+    """The stages before the first that holds a model, up to the last that does, and after it."""
+    models = [number for number, stage in enumerate(stages) if stage.resources.workers]
+    first, last = (models[0], models[-1] + 1) if models else (0, 0)
+    return stages[:first], stages[first:last], stages[last:]
+
+
+def _apply(stages: Sequence[Stage], rows: list[Row]) -> str:
+    """Returns lines to tell people."""
+    return "".join(
+        in_batches(stage, [row for row in rows if not is_rejected(row)]) for stage in stages
+    )
