@@ -11,6 +11,7 @@ from raypref.config import InputError, describe, load, presets
 from raypref.evaluate import judge
 from raypref.evaluate.labelled import Judging
 from raypref.evaluate.tables import plain_csv
+from raypref.kept import release
 from raypref.ledger import absolute, join, write_bytes
 from raypref.pipeline import RunConfig
 from raypref.report.judged import render
@@ -50,7 +51,10 @@ def work(arguments: list[str]) -> int:
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
     start_ray()
-    pairs = judging.run(config.stream)
+    try:
+        pairs = judging.run(config.stream)
+    finally:
+        release()
     tables = {
         "accuracy": judge.accuracy(pairs, list(rewards), resamples=config.table.resamples),
         "agreement": judge.agreement(pairs, list(rewards)),

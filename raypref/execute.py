@@ -17,8 +17,10 @@ from raypref.align.trainings import BY_WEIGHT
 from raypref.cluster import start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora import FILE_NAME
+from raypref.kept import release
 from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
+from raypref.progress import waiting as waiting_for
 from raypref.tracking import Tracker
 from raypref.versions import versions
 
@@ -102,20 +104,34 @@ def carry_out(
     run.tracker, record = _open_record(run, parent_run_id)
     if any(step.needs and not step.done for step in waiting):
         start_ray()
+    try:
+        _take(run, waiting, record, turn)
+    except BaseException:
+        run.tracker.finish("FAILED")
+        raise
+    finally:
+        release()
+    _store_results(run, run.tracker, steps={step.name for step in waiting})
+
+
+def _take(
+    run: Run,
+    waiting: Iterable[Step],
+    record: dict[str, Any],
+    turn: Callable[[Step], AbstractContextManager[object]],
+) -> None:
+    """Run one step after another, and record each."""
     for step in waiting:
         if step.done:
             log.info("%s: skipped, complete", step.name)
             continue
-        try:
-            with turn(step):
-                if step.done:  # another run did it in the meantime
-                    log.info("%s: shared, complete", step.name)
-                    continue
-                began = time.monotonic()
+        with turn(step):
+            if step.done:  # another run did it in the meantime
+                log.info("%s: shared, complete", step.name)
+                continue
+            began = time.monotonic()
+            with waiting_for(f"{step.name}: working"):
                 work = step.run()
-        except BaseException:
-            run.tracker.finish("FAILED")
-            raise
         seconds = time.monotonic() - began
         record["steps"][step.name] = {
             "seconds": seconds,
@@ -127,7 +143,6 @@ def carry_out(
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
-    _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
 def _stale(steps: Iterable[Step]) -> list[Ledger]:

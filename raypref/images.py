@@ -166,6 +166,11 @@ def open_png(data: bytes) -> Image.Image:
     return image
 
 
+def as_image(value: bytes | Image.Image) -> Image.Image:
+    """The image of a row's column: PNG bytes of ours, or decoded by an earlier stage."""
+    return value if isinstance(value, Image.Image) else open_png(value)
+
+
 def _open(data: bytes) -> Image.Image:
     """Read the header; no pixel is decoded."""
     try:

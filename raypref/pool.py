@@ -7,7 +7,6 @@ next pass uses too, stay.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import queue
 import sys
@@ -24,6 +23,7 @@ from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref import loaded
+from raypref.board import Board
 from raypref.config import Resources
 from raypref.worker import Worker
 
@@ -86,12 +86,14 @@ class Pool:
         self.started = False  # once one has answered
         self._passes = 0
         # On the driver's node: on a host that is lost they would take blocks with them.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        node = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        self._board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         feed = ray.data.read_datasource(
             _Feed(self._board),
             override_num_blocks=1,
-            ray_remote_args={"num_cpus": 0, "scheduling_strategy": here},
+            num_cpus=0,
+            label_selector={"ray.io/node-id": node},
         )
         self._dataset = feed.map_batches(
             _Host,
@@ -156,33 +158,7 @@ class Pool:
             self._answers.put(error)
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Where the driver leaves blocks, and what to do with them."""
-
-    def __init__(self) -> None:
-        self.blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.work = (-1, b"", b"")
-
-    async def post(self, number: int, stages: bytes, worker: bytes) -> None:
-        """What the blocks of a pass go through."""
-        self.work = (number, stages, worker)
-
-    async def feed(self, blocks: list[bytes | None]) -> None:
-        """Add blocks; None ends the feed."""
-        for block in blocks:
-            self.blocks.put_nowait(block)
-
-    async def next(self) -> bytes | None:
-        """The next block, as soon as there is one."""
-        return await self.blocks.get()
-
-    async def current(self) -> tuple[int, bytes, bytes]:
-        """Number of the pass, its stages, its worker."""
-        return self.work
-
-
-class _Feed(Datasource):  # type: ignore[misc]
+class _Feed(Datasource):
     """The blocks on a board, as they come."""
 
     def __init__(self, board: Any) -> None:

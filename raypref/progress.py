@@ -105,7 +105,7 @@ class _Silence(logging.Handler):
     def watch(self) -> None:
         """Begin to watch, once."""
         if not self.watching:
-            self.watching = True
+            self.watching, self.last = True, time.monotonic()
             logging.getLogger("raypref").addHandler(self)
             threading.Thread(target=self._speak, daemon=True).start()
 

@@ -25,7 +25,7 @@ from raypref.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.progress import Progress, counted, waiting
 from raypref.room import NoRoomError
 from raypref.rows import Stage
-from raypref.worker import STOP, Branch, Worker, needs_of, shared_worker
+from raypref.worker import STOP, Branch, Reader, Worker, needs_of, shared_worker
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Selection:
     ledger: Ledger
     where: Where = None  # only rows that fulfil this condition
     without: frozenset[str] = frozenset()  # ids left out
+    columns: tuple[str, ...] | None = None  # those read, `id` among them; None: all
 
     @property
     def condition(self) -> Where:
@@ -73,9 +74,14 @@ class Selection:
         others = ~pc.field("id").isin(pa.array(sorted(self.without), pa.string()))
         return others if self.where is None else self.where & others
 
+    def schema(self) -> pa.Schema:
+        """The columns that are read."""
+        schema = self.ledger.schema()
+        return schema if self.columns is None else pa.schema(map(schema.field, self.columns))
+
     def part(self, name: str) -> pa.Table:
         """The selected rows of one part."""
-        table = self.ledger.part(name, where=self.where)
+        table = self.ledger.part(name, self.columns, where=self.where)
         if not self.without:
             return table
         # An expression with all these ids would be prepared anew for every part.
@@ -159,6 +165,7 @@ def stream_branches(
     for ledger in ledgers:
         ledger.begin()
     _forget_stop(ledgers[0])
+    read: Reader
     if isinstance(rows, pa.Table):
         done = set.intersection(*(ledger.done_ids() for ledger in ledgers))
         new = [id_ not in done for id_ in rows["id"].to_pylist()]
@@ -170,7 +177,7 @@ def stream_branches(
         there = set.intersection(*(set(ledger.parts()) for ledger in ledgers))
         names = [name for name in rows.ledger.parts() if name not in there]
         size, blocks = 1, [pa.table({"part": [name]}) for name in names]
-        schema, read = rows.ledger.schema(), _ReadPart(rows)
+        schema, read = rows.schema(), _ReadPart(rows)
         total = rows.ledger.count(rows.condition)
         before = min(ledger.count() for ledger in ledgers)
     if before:

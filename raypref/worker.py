@@ -67,7 +67,10 @@ class Worker:
         self.need = need
         self.ready = False
         before = _schema_after(_with(schema, REJECT), stages)
-        self.schemas = [_schema_after(before, branch.stages) for branch in branches]
+        self.schemas = [
+            pa.schema(map(_schema_after(before, branch.stages).field, branch.columns()))
+            for branch in branches
+        ]
 
     @property
     def all_stages(self) -> list[Stage]:
@@ -76,8 +79,7 @@ class Worker:
 
     def empty(self) -> list[pa.Table]:
         """A finished table without rows per branch: it tells readers the columns."""
-        pairs = zip(self.branches, self.schemas, strict=True)
-        return [schema.empty_table().select(branch.columns()) for branch, schema in pairs]
+        return [schema.empty_table() for schema in self.schemas]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Returns only what the driver counts, or why there is no room: Ray need not try again."""
@@ -138,7 +140,7 @@ class Worker:
         for (_, _, late), own in zip(pending, copies, strict=True):
             notes += _apply(late, own)
         for branch, schema, own in zip(self.branches, self.schemas, copies, strict=True):
-            done = pa.Table.from_pylist(own, schema=schema).select(branch.columns())
+            done = pa.Table.from_pylist(own, schema=schema)
             part = branch.ledger.write_part(done, name)
         rejected = sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True)))
         return _answer(part=part, rows=len(rows), rejected=rejected, busy=busy, notes=notes)

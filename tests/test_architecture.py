@@ -16,7 +16,7 @@ LONGEST_FILE = 400
 LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster"),
-        *("streaming", "tracking", "versions", "tiny"),
+        *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
     ],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],
@@ -34,7 +34,16 @@ EXCEPTIONS = {
 }
 # Library to the only modules that may import it.
 ONLY_IN = {
-    "ray": {"cluster", "streaming", "align.train", "ablate.search", "ablate.sweep"},
+    "ray": {
+        "board",
+        "cluster",
+        "pool",
+        "align.desk",
+        "align.rank",
+        "align.train",
+        "ablate.search",
+        "ablate.sweep",
+    },
     "mlflow": {"tracking"},
 }
 # Must work where Ray is not installed: in a notebook, on a GPU box.

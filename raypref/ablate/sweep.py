@@ -28,6 +28,7 @@ from raypref.cluster import start_ray
 from raypref.config import InputError, Resources
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
+from raypref.kept import release
 from raypref.ledger import absolute, filesystem, join, read_bytes
 from raypref.pipeline import Run, Step, read_record
 from raypref.room import NoRoomError
@@ -91,6 +92,7 @@ def turn(held: Any, step: Step) -> Iterator[None]:
     try:
         yield
     finally:
+        release()  # no row holds workers while it waits for another
         ended.set()
         renewing.join()  # or it could take what is given back
         ray.get(held.give_back.remote(holder))

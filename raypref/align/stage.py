@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from raypref.config import Resources, Section, setting
+
+if TYPE_CHECKING:
+    from raypref.diffusion.backbone import BackboneConfig
+    from raypref.diffusion.lora import LoraConfig
+    from raypref.ledger import Ledger
 
 
 class StageConfig(Section):
@@ -110,3 +116,21 @@ class StageConfig(Section):
             "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
         }
         return self.lr * left[self.schedule]
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All a worker needs to know; paths are absolute, workers have directories of their own.
+
+    `draws` names the stream of random numbers; two stages with the same one see the same samples.
+    """
+
+    name: str
+    draws: str
+    base: BackboneConfig
+    lora: LoraConfig
+    stage: StageConfig
+    cache: Ledger
+    folder: str
+    start: str | None
+    seed: int

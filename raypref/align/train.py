@@ -1,64 +1,48 @@
-"""A training stage on Ray Train: one process a worker, gradients summed by torch.distributed.
+"""Trainings on Ray Train: one process per worker, gradients summed by torch.distributed.
 
-A worker that dies brings the group down; Ray Train starts it again and the loop goes on from its
-last checkpoint. Metrics travel to the driver through a queue, so that console and MLflow live in
-one place.
+A worker that dies brings the group down; Ray Train starts it again and the loop resumes from the
+last checkpoint. A group stays for the trainings that follow, as long as they ask for the same
+workers: jobs reach it, and metrics leave it, through an actor beside the driver, so that console
+and MLflow live in one place.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import ray
-import ray.train
-import ray.train.torch
-import torch
-import torch.distributed
+from ray import cloudpickle
+from ray.exceptions import GetTimeoutError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypref.align.cache import read_pairs
-from raypref.align.loop import train
-from raypref.align.stage import StageConfig
-from raypref.align.watch import DivergedError, StepMetrics
+from raypref.align.desk import Desk
+from raypref.align.stage import StageConfig, StageJob
 from raypref.cluster import warn_if_short
-from raypref.config import InputError
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
-from raypref.diffusion.lora import LoraConfig
-from raypref.ledger import Ledger, filesystem, join, write_table
-from raypref.room import NoRoomError, out_of_memory
+from raypref.config import Resources
+from raypref.kept import keep
+from raypref.ledger import filesystem, join
+from raypref.progress import counted, waiting
+
+if TYPE_CHECKING:
+    from raypref.align.watch import StepMetrics
+
+log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+END_SECONDS = 60.0  # for workers to end
 RESIZE_SECONDS = 600.0  # between two looks whether more workers could join
 
 
-@dataclass(frozen=True)
-class StageJob:
-    """All a worker needs to know; paths are absolute, workers have directories of their own.
-
-    `draws` names the stream of random numbers; two stages with the same one see the same samples.
-    """
-
-    name: str
-    draws: str
-    base: BackboneConfig
-    lora: LoraConfig
-    stage: StageConfig
-    cache: Ledger
-    folder: str
-    start: str | None
-    seed: int
-
-
 def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> None:
-    """Train a stage with `stage.resources.workers` workers; returns when its LoRA is written.
+    """Train with `stage.resources.workers` workers; returns when the LoRA is written.
 
     Args:
         job: what to train, from what, to where.
@@ -69,67 +53,104 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         InputError: the LoRA to start from does not fit.
         NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
-    need = job.stage.resources
-    workers = _workers(job.stage)
-    fewest = workers if isinstance(workers, int) else workers[0]
-    warn_if_short(job.name, need, workers=fewest)
-    per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
-    # Beside the driver: on a host that is lost they would take the training with them.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    beside = {"num_cpus": 0, "scheduling_strategy": here}
-    queue, refusals = (Queue(actor_options=beside) for _ in range(2))
-    trainer = TorchTrainer(
-        # Not by `train_loop_config`: Ray's controller, a process of its own, would read that, and
-        # import every model for it.
-        partial(_worker, job, queue, refusals),
-        scaling_config=ScalingConfig(
-            num_workers=workers,  # type: ignore[arg-type]
-            # Each change of their number costs the steps since a checkpoint: shrink, hardly grow.
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
-            use_gpu=need.num_gpus > 0,
-            resources_per_worker={key: value for key, value in per_worker.items() if value},
-        ),
-        run_config=RunConfig(
-            # Ray's own record of the attempt; checkpoints are ours, so nothing is resumed from it.
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=join(job.folder, "ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    broken: list[Exception] = []
-    listener = threading.Thread(target=_listen, args=(queue, on_step, broken), daemon=True)
-    listener.start()
-    try:
-        trainer.fit()
-        refused = [] if refusals.empty() else [refusals.get()]
-    finally:
-        queue.put(None)
-        listener.join()
-        queue.shutdown()
-        refusals.shutdown()
-    fs, path = filesystem(join(job.folder, "ray"))
-    fs.delete_dir(path)
-    for error in (*refused, *broken):
-        raise error
+    need, workers = job.stage.resources, _workers(job.stage)
+    warn_if_short(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
+    shape = ("training", workers, need.model_copy(update={"batch": 1}))
+    group = keep(shape, lambda: Group(workers, need, folder=job.folder))
+    if not group.started:
+        log.info("%s: starting %s", job.name, counted(need.workers, "worker"))
+    group.train(job, on_step)
 
 
-def _listen(queue: Queue, on_step: Callable[[StepMetrics], None], broken: list[Exception]) -> None:
-    """Hand on the metrics of every step; None ends it.
+class Group:
+    """A started group of Ray Train workers that trains one job after another.
 
-    An error in `on_step` goes to `broken`: nobody would see it in this thread.
+    Args:
+        workers: how many there must be, or the fewest and the most.
+        need: what each holds.
+        folder: below which Ray keeps its own record while the group lives, local or URI.
     """
-    while True:
-        try:
-            told = queue.get(timeout=60)
-        except Empty:
-            continue
-        if told is None:
-            return
-        if not broken:
+
+    def __init__(self, workers: int | tuple[int, int], need: Resources, *, folder: str) -> None:
+        self.alive = True
+        self.started = False  # once a worker has spoken
+        self._record = join(folder, "ray")
+        # Beside the driver: on a host that is lost it would take the training with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = Desk.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
+        trainer = TorchTrainer(
+            # Not by `train_loop_config`: Ray's controller, a process of its own, would read that,
+            # and import every model for it.
+            partial(_work, self._desk, need),
+            scaling_config=ScalingConfig(
+                num_workers=workers,  # type: ignore[arg-type]
+                # Each change of their number costs the steps since a checkpoint: hardly grow.
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
+                use_gpu=need.num_gpus > 0,
+                resources_per_worker={key: value for key, value in per_worker.items() if value},
+            ),
+            run_config=RunConfig(
+                # Ray's own record of the attempt; checkpoints are ours: nothing is resumed from it.
+                name=f"attempt-{uuid.uuid4().hex[:8]}",
+                storage_path=self._record,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        self._failure: list[BaseException] = []
+        self._fit = threading.Thread(target=self._run, args=(trainer,), daemon=True)
+        self._fit.start()
+
+    def train(self, job: StageJob, on_step: Callable[[StepMetrics], None]) -> None:
+        """Train one job; returns when its LoRA is written. Raises as `train_stage` does."""
+        state = ["waiting for its workers to start"]
+        self.alive = False  # until the job is done: a group that failed takes no other
+        ray.get(self._desk.give.remote(cloudpickle.dumps(job)))
+        with waiting(lambda: f"{job.name}: {state[0]}"):
+            while True:
+                for kind, value in self._news():
+                    self.started = True
+                    if kind == "step":
+                        on_step(value)
+                        state[0] = f"step {value['step']:.0f} is done, working on the next"
+                    elif kind == "state":
+                        state[0] = value
+                        log.info("%s: %s", job.name, value)
+                    elif kind == "refused":
+                        raise value
+                    else:
+                        # Ray Train counts the failures of all jobs: a clean group takes the next.
+                        self.alive = ray.get(self._desk.starts_of_groups.remote()) == 1
+                        return
+
+    def _news(self) -> list[tuple[str, Any]]:
+        """What the workers told since the last call; waits for it."""
+        told = self._desk.news.remote()
+        while True:
             try:
-                on_step(told)
-            except Exception as error:
-                broken.append(error)
+                return [
+                    (kind, cloudpickle.loads(value)) for kind, value in ray.get(told, timeout=1)
+                ]
+            except GetTimeoutError:
+                if not self._fit.is_alive():
+                    ended = RuntimeError("Ray Train ended before the training did")
+                    raise (self._failure or [ended])[0] from None
+
+    def _run(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # raised where the news are read
+            self._failure.append(error)
+
+    def close(self) -> None:
+        """End the workers, and forget what Ray noted of them."""
+        self.alive = False
+        ray.get(self._desk.close.remote())
+        self._fit.join(timeout=END_SECONDS)
+        ray.kill(self._desk)
+        fs, path = filesystem(self._record)
+        with suppress(FileNotFoundError):  # the training was cleared
+            fs.delete_dir(path)
 
 
 def _workers(stage: StageConfig) -> int | tuple[int, int]:
@@ -138,73 +159,8 @@ def _workers(stage: StageConfig) -> int | tuple[int, int]:
     return (stage.min_workers, most) if 0 < stage.min_workers < most else most
 
 
-@dataclass(frozen=True)
-class _TorchGroup:
-    """The ranks of this Ray Train worker group."""
+def _work(desk: Any, need: Resources) -> None:
+    """What Ray Train starts on every rank. Only there the models' libraries are imported."""
+    from raypref.align.rank import work
 
-    rank: int
-    world: int
-
-    def sum(self, values: torch.Tensor) -> None:
-        if self.world > 1:
-            torch.distributed.all_reduce(values)
-
-
-def _worker(job: StageJob, queue: Queue, refusals: Queue) -> None:
-    """What every rank runs."""
-    if not refusals.empty():
-        return  # a group before this one found that training cannot go on
-    context = ray.train.get_context()
-    group = _TorchGroup(context.get_world_rank(), context.get_world_size())
-    need = job.stage.resources
-    torch.set_num_threads(max(1, int(need.num_cpus)))
-    device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
-    try:
-        denoiser = load_denoiser(job.base, device=device)
-        history = train(
-            denoiser,
-            read_pairs(job.cache),
-            job.stage,
-            job.lora,
-            name=job.draws,
-            seed=job.seed,
-            folder=job.folder,
-            start=job.start,
-            group=group,
-            on_step=queue.put,
-        )
-        if group.rank == 0:
-            write_table(join(job.folder, "metrics.parquet"), _table(history))
-    except (DivergedError, InputError) as error:
-        # Not raised: Ray Train would start the group again, and the same would happen again.
-        if group.rank == 0:
-            refusals.put(error)
-        return
-    except RuntimeError as error:
-        if out_of_memory(error):
-            refusals.put(NoRoomError(_advice(job)))
-        elif isinstance(error, NoRoomError):
-            refusals.put(error)
-        raise  # other ranks wait for this one; the group that starts again ends at once
-
-
-def _advice(job: StageJob) -> str:
-    """What to change when memory ran out."""
-    key, stage = job.draws, job.stage  # stage2_alone has the settings of stage2
-    fixes = [f"{key}.micro_batch={stage.micro_batch // 2}"] if stage.micro_batch > 1 else []
-    if not stage.gradient_checkpointing:
-        fixes.append(f"{key}.gradient_checkpointing=true")
-    if stage.objective == "dro" and stage.rollout_batch > 1:
-        fixes.append(f"{key}.rollout_batch={stage.rollout_batch // 2}")
-    return (
-        f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
-        f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
-        "the run goes on from the last checkpoint"
-    )
-
-
-def _table(history: list[StepMetrics]) -> pa.Table:
-    """A row a step; the columns are the same whether or not the stage was resumed."""
-    names = sorted(history[0].keys() - {"step"})
-    fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
-    return pa.Table.from_pylist(history, schema=pa.schema(fields))
+    work(desk, need)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from raypref import hub
 from raypref.config import Location, Resources
-from raypref.images import open_png
+from raypref.images import as_image
 from raypref.rows import Row
 from raypref.tiny import world
 from raypref.tiny.critic import Critic
@@ -43,7 +43,7 @@ class PromptAccuracy:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
         size = (SIZE, SIZE)  # what the classifier was trained on
-        pixels = np.stack([np.asarray(open_png(row["image"]).resize(size)) for row in rows])
+        pixels = np.stack([np.asarray(as_image(row["image"]).resize(size)) for row in rows])
         x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         for row, seen in zip(rows, self.critic.things(x_BCHW), strict=True):
             named = world.things(row["prompt"])

@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raypref.config import InputError, Resources
-from raypref.images import open_png
+from raypref.images import as_image
 from raypref.rows import Row, padded, reject
 
 ORIGIN = "https://github.com/TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
@@ -163,7 +163,7 @@ class AskQuestions:
         pairs = [
             (image, question.text)
             for row, questions in asked
-            for image in [open_png(row[self.column])]
+            for image in [as_image(row[self.column])]
             for question in questions
         ]
         size = self.resources.batch

@@ -11,29 +11,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypref.config import InputError, Section, results_of, setting
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
-from raypref.evaluate.measures import Measure, MetricsConfig, measures
+from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
 from raypref.evaluate.prompts import Prompt
 from raypref.evaluate.shelf import Shelf
 from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
-from raypref.rewards.base import Embed, EmbedderConfig
+from raypref.rewards.base import Decode, Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import RewardsConfig, embedder, reward
 from raypref.rows import Stage
-from raypref.streaming import Selection, StreamConfig, stream
+from raypref.streaming import Selection, StreamConfig, stream, stream_branches
+from raypref.worker import Branch
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
 
@@ -171,7 +171,8 @@ class Evaluation:
     def run(self, streaming: StreamConfig) -> Work:
         """Generate and score what is missing; resumes what is half done.
 
-        Measures run one after another, each on all models: one reward is in memory at a time.
+        Measures whose models fit beside each other run in one pass: an image is read and decoded
+        once for all of them.
         """
         models = _unfinished(self.images)
         count, busy = 0, 0.0
@@ -183,32 +184,43 @@ class Evaluation:
             keep = [*FACTS, "image"]
             busy += stream(rows, stages=stages, ledger=models, keep=keep, config=streaming).busy
             count = rows.num_rows
+        # Usually there is one group: all models lack the same measures.
+        groups: dict[tuple[str, ...], dict[str, Measure]] = {}
         for name, measure in self.measures.items():
-            scores = _unfinished(self.scores(name))
-            if scores:
-                images = Shelf(
-                    self.images.path, ledgers={m: self.images.ledgers[m] for m in scores.ledgers}
-                )
-                busy += stream(
-                    Selection(images),
-                    stages=[measure.stage],
-                    ledger=scores,
-                    keep=[*FACTS, *measure.columns],
-                    config=streaming,
-                    runtime_env=measure.runtime_env,
-                ).busy
+            if scores := _unfinished(self.scores(name)):
+                groups.setdefault(tuple(scores.ledgers), {})[name] = measure
+        for lacking, chosen in groups.items():
+            for together in passes(chosen):
+                busy += self._measure(together, lacking, streaming)
         if self.metrics.distance and self.reference.state() != "complete":
             busy += self._embed_photographs(streaming)
         return Work(count, "images", busy)
 
+    def _measure(
+        self, together: Mapping[str, Measure], models: Sequence[str], streaming: StreamConfig
+    ) -> float:
+        """One pass over the images of some models, for measures that these lack."""
+        common, own = in_one_pass(together, column="image")
+        return stream_branches(
+            Selection(_some(self.images, models)),
+            label=", ".join(together),
+            stages=common,
+            branches=[
+                Branch(own[name], _some(self.scores(name), models), [*FACTS, *measure.columns])
+                for name, measure in together.items()
+            ],
+            config=streaming,
+            runtime_env=next(iter(together.values())).runtime_env,
+        ).busy
+
     def _embed_photographs(self, streaming: StreamConfig) -> float:
-        photographs = self.pairs.table(["chosen"])
-        rows = photographs.select(["id"]).append_column(
-            "image", pc.struct_field(photographs["chosen"], "bytes")
-        )
-        embed = [Embed(self._embedder(), column="image")]
-        keep = ["embedding"]
-        return stream(rows, stages=embed, ledger=self.reference, keep=keep, config=streaming).busy
+        return stream(
+            Selection(self.pairs, columns=("id", "chosen")),
+            stages=[Decode("chosen"), Embed(self._embedder(), column="chosen")],
+            ledger=self.reference,
+            keep=["embedding"],
+            config=streaming,
+        ).busy
 
     def _embedder(self) -> EmbedderConfig:
         return embedder(self.metrics.embedder, self.pickscore, self.others)
@@ -277,5 +289,10 @@ class Evaluation:
 
 def _unfinished(shelf: Shelf) -> Shelf | None:
     """The ledgers of a shelf that are not complete."""
-    left = {m: own for m, own in shelf.ledgers.items() if own.state() != "complete"}
-    return Shelf(shelf.path, ledgers=left) if left else None
+    left = [model for model, own in shelf.ledgers.items() if own.state() != "complete"]
+    return _some(shelf, left) if left else None
+
+
+def _some(shelf: Shelf, models: Sequence[str]) -> Shelf:
+    """The ledgers of some models."""
+    return Shelf(shelf.path, ledgers={model: shelf.ledgers[model] for model in models})

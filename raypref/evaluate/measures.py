@@ -1,4 +1,4 @@
-"""What can be said of a stored image, each in a pass of its own: rewards, pixels, embeddings."""
+"""What can be said of a stored image: rewards, pixels, embeddings; and which share a pass."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from raypref.config import Location, Section, setting
 from raypref.evaluate.accuracy import PromptAccuracy
 from raypref.evaluate.dpg import AskQuestions, read_questions
 from raypref.evaluate.metrics import PixelMetrics
-from raypref.rewards.base import Embed, Score
+from raypref.rewards.base import Decode, Embed, Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import (
+    LARGE,
     RewardsConfig,
     embedder,
     embedder_names,
@@ -24,6 +25,7 @@ from raypref.rewards.rewards import (
     runtime_env,
 )
 from raypref.rows import Stage
+from raypref.worker import needs_of
 
 
 class MetricsConfig(Section):
@@ -73,7 +75,7 @@ class MetricsConfig(Section):
 
 
 class Measure(NamedTuple):
-    """One pass over stored images."""
+    """Something that is said of every stored image."""
 
     stage: Stage
     settings: Mapping[str, object]  # what decides its values
@@ -116,3 +118,65 @@ def measures(
         embed = Embed(model, column="image")
         found[metrics.embedding] = Measure(embed, {"embedder": model}, [])
     return found
+
+
+def passes(chosen: Mapping[str, Measure]) -> list[dict[str, Measure]]:
+    """Which measures look at the images together: their models fit on one worker's GPU.
+
+    Models of billions of weights, and those with an environment of their own, are alone in memory.
+
+    Args:
+        chosen: measures by name, in order.
+    """
+    found: list[dict[str, Measure]] = []
+    for name, measure in chosen.items():
+        for together in found:
+            stages = [m.stage for m in (*together.values(), measure)]
+            if not any(map(_alone, (*together.values(), measure))) and _fit(stages):
+                together[name] = measure
+                break
+        else:
+            found.append({name: measure})
+    return found
+
+
+def _alone(measure: Measure) -> bool:
+    return measure.runtime_env is not None or isinstance(
+        getattr(measure.stage, "config", None), LARGE
+    )
+
+
+def _fit(stages: Sequence[Stage]) -> bool:
+    """Whether the shares of a GPU that models hold are no more than one."""
+    return sum(need.num_gpus for need in needs_of(stages)) <= 1
+
+
+def in_one_pass(
+    together: Mapping[str, Measure], *, column: str
+) -> tuple[list[Stage], dict[str, list[Stage]]]:
+    """The stages of one pass: those of every image, then those of each measure.
+
+    An image is decoded once. Where its embedding is wanted too, a reward of the same model scores
+    that: the image goes through the model once.
+
+    Args:
+        together: measures by name.
+        column: holds the image, as PNG bytes.
+    """
+    common: list[Stage] = [Decode(column)]
+    own: dict[str, list[Stage]] = {name: [measure.stage] for name, measure in together.items()}
+    for name, measure in together.items():
+        if isinstance(measure.stage, Embed):
+            common.append(measure.stage)
+            own[name] = []
+            for other, (stage, *_) in together.items():
+                if isinstance(stage, Score) and stage.config == measure.stage.config:
+                    own[other] = [
+                        Score(
+                            stage.config,
+                            columns=stage.columns,
+                            prompt=stage.prompt,
+                            embedded=True,
+                        )
+                    ]
+    return common, own

@@ -8,7 +8,7 @@ from PIL import Image
 
 from raypref.config import Resources
 from raypref.curate.colorfulness import colorfulness
-from raypref.images import open_png
+from raypref.images import as_image
 from raypref.rows import Row
 
 
@@ -48,6 +48,6 @@ class PixelMetrics:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns."""
         for row in rows:
-            image = open_png(row["image"])
+            image = as_image(row["image"])
             row["texture_detail"] = texture_detail(image)
             row["colorfulness"] = colorfulness(image)

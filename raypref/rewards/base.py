@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from raypref.config import Resources
-from raypref.images import open_png
+from raypref.images import as_image, open_png
+from raypref.loaded import shared
 from raypref.rows import Row, padded, reject
 
 
@@ -27,6 +28,13 @@ class Embedder(Protocol):
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of unit length, float32 [B, D]."""
+
+
+class EmbeddingReward(Embedder, Protocol):
+    """A reward that needs of an image its embedding only."""
+
+    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Scores of images given by their embeddings, as `embed` returns them: float32 [B]."""
 
 
 class RewardConfig(Protocol):
@@ -61,12 +69,37 @@ class EmbedderConfig(Protocol):
         """Load the model onto its device."""
 
 
+class Decode:
+    """Stage: PNG bytes to a decoded image, once for all stages after it.
+
+    Args:
+        column: holds the PNG bytes, or a struct with them as `bytes`; the image takes its place.
+    """
+
+    name = "decode"
+    writes = pa.schema([])
+    resources = Resources(workers=0, batch=1)
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.reads: tuple[str, ...] = (column,)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Replace the column's values."""
+        for row in rows:
+            value = row[self.column]
+            row[self.column] = open_png(value["bytes"] if isinstance(value, dict) else value)
+
+
 class Embed:
     """Stage: add the image's embedding.
 
     Args:
         config: which model.
-        column: holds the image, as PNG bytes.
+        column: holds the image, as PNG bytes or decoded.
     """
 
     name = "embed"
@@ -80,12 +113,13 @@ class Embed:
 
     def setup(self) -> None:
         """Load the model."""
-        self.model = self.config.load()
+        self.model = shared(self.config, self.config.load)
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
-        embeddings = self.model.embed([open_png(row[self.column]) for row in rows])
-        for row, embedding in zip(rows, embeddings, strict=True):
+        full = padded(rows, self.resources.batch)
+        embeddings = self.model.embed([as_image(row[self.column]) for row in full])
+        for row, embedding in zip(rows, embeddings, strict=False):
             row["embedding"] = embedding.tolist()
 
 
@@ -94,31 +128,46 @@ class Score:
 
     Args:
         config: which reward model.
-        columns: image column (PNG bytes) to the score column it gets.
+        columns: image column (PNG bytes or decoded images) to the score column it gets.
         prompt: column that holds the prompt.
+        embedded: whether the column `embedding` holds what the same model's `Embed` made of the
+            one image column: the image is not looked at again.
     """
 
     name = "score"
 
-    def __init__(self, config: RewardConfig, *, columns: Mapping[str, str], prompt: str) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        columns: Mapping[str, str],
+        prompt: str,
+        embedded: bool = False,
+    ) -> None:
+        assert not embedded or len(columns) == 1, "the embedding is that of one image"
         self.config = config
         self.columns = dict(columns)
         self.prompt = prompt
-        self.reads: tuple[str, ...] = (*self.columns, prompt)
+        self.embedded = embedded
+        self.reads: tuple[str, ...] = (*self.columns, prompt, *(["embedding"] if embedded else []))
         self.writes = pa.schema([(name, pa.float32()) for name in self.columns.values()])
         self.resources = config.resources
 
     def setup(self) -> None:
         """Load the reward model."""
-        self.reward = self.config.load()
+        self.reward = shared(self.config, self.config.load)
 
     def __call__(self, rows: list[Row]) -> None:
         """Score the rows' images."""
         full = padded(rows, self.resources.batch)
         prompts = [row[self.prompt] for row in full]
         for image_column, score_column in self.columns.items():
-            images = [open_png(row[image_column]) for row in full]
-            scores = self.reward.score(images, prompts)
+            if self.embedded:
+                embeddings = np.array([row["embedding"] for row in full], dtype=np.float32)
+                scores = cast(EmbeddingReward, self.reward).score_embedded(embeddings, prompts)
+            else:
+                images = [as_image(row[image_column]) for row in full]
+                scores = self.reward.score(images, prompts)
             for row, score in zip(rows, scores, strict=False):
                 row[score_column] = float(score)
                 if not math.isfinite(score):

@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.diffusion.backbone import DTYPES, DType, pick_device
@@ -70,9 +72,16 @@ class ClipScore:
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
+        return self._score(self.clip.images(images), prompts)
+
+    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
+        return self._score(torch.from_numpy(embeddings).to(self.clip.model.device), prompts)
+
+    def _score(self, image_BD: Tensor, prompts: Sequence[str]) -> np.ndarray:
         if self.variant == "hessel":
             prompts = [HESSEL_PREFIX + prompt for prompt in prompts]
-        cosine_B = self.clip.cosines(images, prompts)
+        cosine_B = (image_BD * self.clip.texts(prompts)).sum(dim=-1)
         if self.variant == "cosine":
             return scores(cosine_B)
         weight = 100.0 if self.variant == "percent" else HESSEL_WEIGHT

@@ -65,9 +65,16 @@ class PickScore:
         """Image embeddings of unit length, float32 [B, D]."""
         return self._image_features(images).cpu().numpy()
 
-    @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
+        return self._score(self._image_features(images), prompts)
+
+    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
+        return self._score(torch.from_numpy(embeddings).to(self.device), prompts)
+
+    @torch.no_grad()
+    def _score(self, image_BD: torch.Tensor, prompts: Sequence[str]) -> np.ndarray:
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -75,7 +82,6 @@ class PickScore:
             max_length=77,
             return_tensors="pt",
         ).to(self.device)
-        image_BD = self._image_features(images)
         text_BD = self.model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output

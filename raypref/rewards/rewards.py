@@ -20,6 +20,8 @@ from raypref.rewards.vqascore import VQAScoreConfig
 
 EMBEDDERS = ("pickscore", "clipscore", "dinov2")  # those with an `embed`, for the distances
 EMBED_ONLY = ("dinov2",)  # score nothing
+# Models of billions of weights: never in memory beside another one.
+LARGE = (DeQAConfig, HPSv3Config, UnifiedRewardConfig, VQAScoreConfig)
 
 
 class RewardsConfig(Section):

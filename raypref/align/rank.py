@@ -1,0 +1,122 @@
+"""What every rank of a group of Ray Train workers runs: one training after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from ray import cloudpickle
+
+from raypref.align.cache import read_pairs
+from raypref.align.loop import train
+from raypref.align.stage import StageJob
+from raypref.align.watch import DivergedError, StepMetrics
+from raypref.config import InputError, Resources
+from raypref.diffusion.backbone import load_denoiser, pick_device
+from raypref.ledger import join, write_table
+from raypref.room import NoRoomError, out_of_memory
+
+
+@dataclass(frozen=True)
+class _TorchGroup:
+    """The ranks of this Ray Train worker group."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: torch.Tensor) -> None:
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+
+
+def work(desk: Any, need: Resources) -> None:
+    """Do one job after another, until there is none.
+
+    Args:
+        desk: a handle of `desk.Desk`.
+        need: what this worker holds.
+    """
+    context = ray.train.get_context()
+    group = _TorchGroup(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(max(1, int(need.num_cpus)))
+    device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
+    number = ray.get(desk.begin.remote(group.rank))
+    while (job := ray.get(desk.job.remote(number))) is not None:
+        if not _train(cloudpickle.loads(job), desk, group, device):
+            return
+        number += 1
+
+
+def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -> bool:
+    """One rank's part of a job; returns False when it was refused."""
+
+    def tell(kind: str, value: Any = None) -> Any:
+        return desk.tell.remote(kind, cloudpickle.dumps(value))
+
+    def note(kind: str, value: Any) -> None:
+        if group.rank == 0:
+            tell(kind, value)
+
+    try:
+        note("state", f"loading {job.base.model}")
+        denoiser = load_denoiser(job.base, device=device)
+        history = train(
+            denoiser,
+            read_pairs(job.cache),
+            job.stage,
+            job.lora,
+            name=job.draws,
+            seed=job.seed,
+            folder=job.folder,
+            start=job.start,
+            group=group,
+            on_step=partial(note, "step"),
+        )
+        if group.rank == 0:
+            write_table(join(job.folder, "metrics.parquet"), _table(history))
+            ray.get(tell("done"))
+        return True
+    except DivergedError as error:
+        # Every rank finds it at the same step. Not raised: Ray Train would start the group again.
+        note("refused", error)
+        return False
+    except InputError as error:
+        ray.get(tell("refused", error))
+        if group.world > 1:
+            raise  # others may wait for this rank; the group that starts again ends at once
+        return False
+    except RuntimeError as error:
+        if out_of_memory(error):
+            ray.get(tell("refused", NoRoomError(_advice(job))))
+        elif isinstance(error, NoRoomError):
+            ray.get(tell("refused", error))
+        raise  # as above
+
+
+def _advice(job: StageJob) -> str:
+    """What to change when memory ran out."""
+    key, stage = job.draws, job.stage  # stage2_alone has the settings of stage2
+    fixes = [f"{key}.micro_batch={stage.micro_batch // 2}"] if stage.micro_batch > 1 else []
+    if not stage.gradient_checkpointing:
+        fixes.append(f"{key}.gradient_checkpointing=true")
+    if stage.objective == "dro" and stage.rollout_batch > 1:
+        fixes.append(f"{key}.rollout_batch={stage.rollout_batch // 2}")
+    return (
+        f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
+        f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
+        "the run goes on from the last checkpoint"
+    )
+
+
+def _table(history: list[StepMetrics]) -> pa.Table:
+    """A row a step; the columns are the same whether or not the stage was resumed."""
+    names = sorted(history[0].keys() - {"step"})
+    fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
+    return pa.Table.from_pylist(history, schema=pa.schema(fields))
