@@ -8,12 +8,10 @@ import sys
 from raypref.cli import DEFAULT_PRESET, DONE, ended, settle_storage
 from raypref.cluster import start_ray
 from raypref.config import InputError, describe, load, presets
-from raypref.evaluate import judge
 from raypref.evaluate.labelled import Judging
 from raypref.evaluate.tables import plain_csv
 from raypref.ledger import absolute, join, write_bytes
 from raypref.pipeline import RunConfig
-from raypref.report.judged import render
 from raypref.rewards.rewards import reward
 
 USAGE = """\
@@ -38,6 +36,9 @@ def main(arguments: list[str]) -> int:
 
 
 def work(arguments: list[str]) -> int:
+    from raypref.evaluate import judge
+    from raypref.report.judged import render
+
     if unknown := [word for word in arguments if word.startswith("-")]:
         raise InputError(f"unknown option {' '.join(unknown)}; see --help")
     words = list(arguments)

@@ -15,7 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 from raypref.config import InputError, describe, load, presets, to_toml
-from raypref.diffusion.lora import FILE_NAME
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
 from raypref.pipeline import Run, RunConfig

@@ -25,36 +25,17 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from raypref.cluster import warn_if_short
-from raypref.config import Resources, Section, setting
+from raypref.config import Resources
 from raypref.ledger import Ledger, Where, filesystem, join, read_bytes, write_bytes
 from raypref.progress import Progress
 from raypref.room import NoRoomError, in_batches, no_room
 from raypref.rows import REJECT, Row, Stage, is_rejected
+from raypref.stream_config import StreamConfig
 
 log = logging.getLogger(__name__)
 
 _DEVICE = threading.Lock()  # of this process: one block at a time
 STOP = ".stop"  # in a ledger: what is not begun is not wanted any more
-
-
-class StreamConfig(Section):
-    """How rows are cut into blocks."""
-
-    block_rows: int = setting(
-        64,
-        "rows a block of models' work: what a kill can cost each worker",
-        affects_result=False,
-        ge=1,
-    )
-    part_rows: int = setting(
-        256,
-        "rows a part in passes over all inputs, before pairs are made",
-        affects_result=False,
-        ge=1,
-    )
-    progress_seconds: float = setting(
-        5.0, "seconds between two progress lines", affects_result=False, ge=0
-    )
 
 
 class Streamed(NamedTuple):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 from raypref.align import trainings
-from raypref.align.stage import StageConfig
-from raypref.align.train import StageJob
+from raypref.align.stage import StageConfig, StageJob
 from raypref.config import results_of
 from raypref.diffusion import lora_files, parts
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.ledger import Ledger, Place, placed
 
 

@@ -1,11 +1,15 @@
-"""The settings of one training stage."""
+"""The settings of one training stage, and all that a worker of it needs to know."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from raypref.config import Resources, Section, setting
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.lora_config import LoraConfig
+from raypref.ledger import Ledger
 
 
 class StageConfig(Section):
@@ -110,3 +114,21 @@ class StageConfig(Section):
             "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
         }
         return self.lr * left[self.schedule]
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All a worker needs to know; paths are absolute, workers have directories of their own.
+
+    `draws` names the stream of random numbers; two stages with the same one see the same samples.
+    """
+
+    name: str
+    draws: str
+    base: BackboneConfig
+    lora: LoraConfig
+    stage: StageConfig
+    cache: Ledger
+    folder: str
+    start: str | None
+    seed: int

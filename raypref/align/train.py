@@ -26,35 +26,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref.align.cache import read_pairs
 from raypref.align.loop import train
-from raypref.align.stage import StageConfig
+from raypref.align.stage import StageConfig, StageJob
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.cluster import warn_if_short
 from raypref.config import InputError
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, pick_device
-from raypref.diffusion.lora import LoraConfig
-from raypref.ledger import Ledger, filesystem, join, write_table
+from raypref.device import pick_device
+from raypref.diffusion.backbone import load_denoiser
+from raypref.ledger import filesystem, join, write_table
 from raypref.room import NoRoomError, out_of_memory
 
 MAX_FAILURES = 3
 RESIZE_SECONDS = 600.0  # between two looks whether more workers could join
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """All a worker needs to know; paths are absolute, workers have directories of their own.
-
-    `draws` names the stream of random numbers; two stages with the same one see the same samples.
-    """
-
-    name: str
-    draws: str
-    base: BackboneConfig
-    lora: LoraConfig
-    stage: StageConfig
-    cache: Ledger
-    folder: str
-    start: str | None
-    seed: int
 
 
 def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> None:

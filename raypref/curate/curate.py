@@ -43,7 +43,7 @@ from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import INDEX, REJECT, Row, Stage
-from raypref.streaming import Selection, StreamConfig, stream
+from raypref.stream_config import StreamConfig
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,8 @@ class Curation:
         Raises:
             InputError: not one pair was left; says where the photographs were lost.
         """
+        from raypref.streaming import Selection, stream
+
         c = self.config
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
@@ -211,6 +213,8 @@ class Curation:
         Returns:
             The ranking and the busy seconds of a worker.
         """
+        from raypref.streaming import stream
+
         c = self.config
         numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
         ranking = Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)

@@ -13,16 +13,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypref.config import InputError, Section, results_of, setting
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.evaluate import statistics, tables
-from raypref.evaluate.distance import cmmd_summary, fid_summary
+from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.measures import Measure, MetricsConfig, measures
 from raypref.evaluate.prompts import Prompt
@@ -33,7 +32,10 @@ from raypref.rewards.base import Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import RewardsConfig, embedder, reward
 from raypref.rows import Stage
-from raypref.streaming import Selection, StreamConfig, stream
+from raypref.stream_config import StreamConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
 
@@ -173,6 +175,8 @@ class Evaluation:
 
         Measures run one after another, each on all models: one reward is in memory at a time.
         """
+        from raypref.streaming import Selection, stream
+
         models = _unfinished(self.images)
         count, busy = 0, 0.0
         if models:
@@ -202,6 +206,8 @@ class Evaluation:
         return Work(count, "images", busy)
 
     def _embed_photographs(self, streaming: StreamConfig) -> float:
+        from raypref.streaming import stream
+
         photographs = self.pairs.table(["chosen"])
         rows = photographs.select(["id"]).append_column(
             "image", pc.struct_field(photographs["chosen"], "bytes")
@@ -216,6 +222,8 @@ class Evaluation:
     @cached_property
     def long(self) -> pd.DataFrame:
         """One row an image and metric: `statistics.SCORES` and `category`. All must be complete."""
+        import pandas as pd
+
         parts = []
         for name, measure in self.measures.items():
             if measure.scores:
@@ -231,6 +239,11 @@ class Evaluation:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """The table's numbers. All must be complete."""
+        import pandas as pd
+
+        from raypref.evaluate import statistics
+        from raypref.evaluate.distance import cmmd_summary, fid_summary
+
         resamples = self.table.resamples
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
         parts = [summary, statistics.human_preference(summary, base=BASE)]
@@ -245,6 +258,8 @@ class Evaluation:
     @cached_property
     def categories(self) -> pd.DataFrame:
         """The same for the prompts of each category. All must be complete."""
+        from raypref.evaluate import statistics
+
         groups = {number: prompt.groups for number, prompt in enumerate(self.prompts)}
         resamples = self.table.resamples
         return statistics.by_category(self.long, groups, base=BASE, resamples=resamples)
@@ -256,6 +271,8 @@ class Evaluation:
 
     def tabulate(self) -> pd.DataFrame:
         """Write scores and tables where people look for them; returns the table's numbers."""
+        from raypref.evaluate import statistics
+
         summary, paper = self.summary, self.published()
         wins = statistics.win_rates(
             self.long, baseline=self.table.baseline, resamples=self.table.resamples

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.rewards.clip import clip_folder, load_clip, scores
 
 KEY = "rewards.clipscore.model"
@@ -61,7 +61,7 @@ class ClipScore:
             clip_folder(config.model, key=KEY),
             key=KEY,
             device=pick_device(config.resources.num_gpus),
-            dtype=DTYPES[config.dtype],
+            dtype=torch_dtype(config.dtype),
         )
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.hub import model_folder
 from raypref.rewards.clip import Clip, processed, scores
 from raypref.rewards.pickscore import PickScoreConfig

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 KEY = "rewards.vqascore.model"
@@ -76,7 +75,7 @@ class VQAScore:
         asked = [f"{plain(question)} Please answer yes or no." for question in questions]
         log_BV = self.vlm.next_token(images, asked)
         yes_B, no_B = (log_BV[:, ids].logsumexp(-1) for ids in (self.yes, self.no))
-        return torch.gt(yes_B, no_B).tolist()
+        return (yes_B > no_B).tolist()
 
     def _ways(self, answer: str) -> list[int]:
         """First tokens of the ways to write an answer."""
