@@ -29,7 +29,8 @@ from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
 from raypref.rows import INDEX, Stage
-from raypref.streaming import StreamConfig, shared_worker, stream
+from raypref.stream_config import StreamConfig
+from raypref.streaming import shared_worker, stream
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 

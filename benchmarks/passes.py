@@ -29,7 +29,8 @@ from raypref.curate.photos import Measure
 from raypref.curate.sources import SourceConfig, write_index
 from raypref.images import ImageConfig, center_square, decode, encode_png, open_png
 from raypref.ledger import Ledger
-from raypref.streaming import Selection, StreamConfig, stream
+from raypref.stream_config import StreamConfig
+from raypref.streaming import Selection, stream
 
 SIZE = 512
 WORKERS = 2

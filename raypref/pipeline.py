@@ -37,16 +37,7 @@ from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.labelled import JudgeConfig
 from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
-from raypref.ledger import (
-    Ledger,
-    Place,
-    absolute,
-    in_folder,
-    join,
-    placed,
-    read_bytes,
-    write_bytes,
-)
+from raypref.ledger import Ledger, Place, absolute, in_folder, join, placed, read_bytes, write_bytes
 from raypref.progress import Progress, Work
 from raypref.rewards.rewards import RewardsConfig
 from raypref.stream_config import StreamConfig

@@ -29,7 +29,8 @@ from raypref.config import Resources
 from raypref.ledger import Ledger
 from raypref.room import NoRoomError
 from raypref.rows import REJECT, Row, reject
-from raypref.streaming import Selection, StreamConfig, shared_worker, stream
+from raypref.stream_config import StreamConfig
+from raypref.streaming import Selection, shared_worker, stream
 
 
 @pytest.fixture(scope="module", autouse=True)

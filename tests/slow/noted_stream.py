@@ -16,7 +16,8 @@ from raypref.cluster import start_ray
 from raypref.config import Resources
 from raypref.ledger import Ledger
 from raypref.rows import Row
-from raypref.streaming import StreamConfig, stream
+from raypref.stream_config import StreamConfig
+from raypref.streaming import stream
 
 ROWS = 96
 BLOCK = 4
