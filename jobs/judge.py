@@ -36,9 +36,6 @@ def main(arguments: list[str]) -> int:
 
 
 def work(arguments: list[str]) -> int:
-    from raypref.evaluate import judge
-    from raypref.report.judged import render
-
     if unknown := [word for word in arguments if word.startswith("-")]:
         raise InputError(f"unknown option {' '.join(unknown)}; see --help")
     words = list(arguments)
@@ -48,6 +45,10 @@ def work(arguments: list[str]) -> int:
     rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
     for settings in rewards.values():
         settings.check()
+    # Here: a wrong setting is told before these libraries are loaded.
+    from raypref.evaluate import judge
+    from raypref.report.judged import render
+
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
     start_ray()
