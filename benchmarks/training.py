@@ -40,7 +40,7 @@ from raypref.align.objectives import Errors, denoising_error, dpo_loss, dro_loss
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.diffusion.prompts import Prompts
 from raypref.tiny.photograph import SIZE, render
 from raypref.tiny.world import caption, sample_scenes

@@ -8,13 +8,11 @@ import sys
 from raypref.cli import DEFAULT_PRESET, DONE, ended, settle_storage
 from raypref.cluster import start_ray
 from raypref.config import InputError, describe, load, presets
-from raypref.evaluate import judge
 from raypref.evaluate.labelled import Judging
 from raypref.evaluate.tables import plain_csv
 from raypref.kept import release
 from raypref.ledger import absolute, join, write_bytes
 from raypref.pipeline import RunConfig
-from raypref.report.judged import render
 from raypref.rewards.rewards import reward
 
 USAGE = """\
@@ -48,6 +46,10 @@ def work(arguments: list[str]) -> int:
     rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
     for settings in rewards.values():
         settings.check()
+    # Here: a wrong setting is told before these libraries are loaded.
+    from raypref.evaluate import judge
+    from raypref.report.judged import render
+
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
     start_ray()

@@ -10,17 +10,17 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-# Read when the libraries are imported, so it must come first.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
 from raypref.config import InputError, describe, load, presets, to_toml
-from raypref.diffusion.lora import FILE_NAME
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
 from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
 from raypref.room import no_room
+
+# Read when the libraries are imported, which is when a step runs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 C = TypeVar("C", bound=RunConfig)
 

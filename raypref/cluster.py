@@ -6,9 +6,6 @@ import json
 import logging
 import os
 
-import ray
-from ray.data import DataContext
-
 from raypref.config import Resources
 
 log = logging.getLogger(__name__)
@@ -27,6 +24,9 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
 
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
+    import ray
+    from ray.data import DataContext
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
     if not ray.is_initialized():
@@ -56,6 +56,8 @@ def warn_if_short(name: str, need: Resources, *, workers: int) -> None:
 
     No error: nodes may come on demand.
     """
+    import ray
+
     there = ray.cluster_resources()
     asked = {"cores": ("CPU", need.num_cpus), "GPUs": ("GPU", need.num_gpus)}
     lacking = [

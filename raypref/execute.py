@@ -16,7 +16,7 @@ from typing import Any
 from raypref.align.trainings import BY_WEIGHT
 from raypref.cluster import start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
-from raypref.diffusion.lora import FILE_NAME
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.kept import release
 from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record

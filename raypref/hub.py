@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
 from raypref.config import InputError
 from raypref.tiny import checkpoints
 
@@ -106,6 +104,8 @@ def _download(repo: str, name: str, *, key: str, fix: str) -> Path:
 @cache
 def _fetch(repo: str, name: str) -> Path | str:
     """The file, or why it cannot be had. Asked once: several steps need the same model."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
     try:
         cached = try_to_load_from_cache(repo, name)
         if isinstance(cached, str):

@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypref import __version__
 from raypref.config import InputError, changed_keys, fingerprint, without_secrets
 from raypref.room import MAKE_ROOM, NoRoomError, full_disk
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
 Place: TypeAlias = Callable[[str, str], str]  # name and fingerprint of a ledger -> its directory
@@ -303,10 +305,12 @@ class Ledger:
                     rewritten.add(self.write_part(table))
                 fs.delete_file(f"{root}/{part}")
 
-    def _dataset(self) -> pyarrow.dataset.Dataset:
+    def _dataset(self) -> Dataset:
+        from pyarrow.dataset import dataset  # brings pandas along
+
         fs, root = filesystem(self.path)
         files = [f"{root}/{part}" for part in self.parts()]
-        return pyarrow.dataset.dataset(files, format="parquet", filesystem=fs)
+        return dataset(files, format="parquet", filesystem=fs)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         data = read_bytes(join(self.path, name))

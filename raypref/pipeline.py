@@ -3,6 +3,10 @@
     pairs -> cache -> the trainings that `train` names -> evaluation -> card -> report
 
 How the steps are run, skipped, resumed or refused is in `execute.py`.
+
+Torch, diffusers, Ray and MLflow take seconds to import. To read settings and to plan needs none of
+them, so a module that holds settings or a row stage imports such a library in the functions that
+use it, and a step imports here what it runs.
 """
 
 from __future__ import annotations
@@ -12,46 +16,35 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypref.align import trainings
 from raypref.align.alignment import Alignment
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.check import check_pairs
 from raypref.align.stage import StageConfig
-from raypref.align.train import train_stage
 from raypref.align.trainings import Training
-from raypref.align.watch import StepMetrics
 from raypref.config import InputError, Section, results_of, setting, to_toml, without_secrets
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
 from raypref.diffusion import parts
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.fuse import ModelConfig, fuse
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.evaluate import tables
 from raypref.evaluate.evaluate import Evaluation, TableConfig
 from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.labelled import JudgeConfig
 from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
-from raypref.ledger import (
-    Ledger,
-    Place,
-    absolute,
-    in_folder,
-    join,
-    placed,
-    read_bytes,
-    write_bytes,
-)
+from raypref.ledger import Ledger, Place, absolute, in_folder, join, placed, read_bytes, write_bytes
 from raypref.progress import Progress, Work
-from raypref.report.card import model_card
-from raypref.report.collect import collect
-from raypref.report.page import render
 from raypref.rewards.rewards import RewardsConfig
 from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
+
+if TYPE_CHECKING:
+    from raypref.align.watch import StepMetrics
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +235,7 @@ class Run:
         return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
+
         check_pairs(self.curation.pairs, side=self.config.images.size)
         rows = rows_to_encode(self.curation.pairs)
         stages = [Encode(self.config.base, self.config.cache)]
@@ -262,6 +256,8 @@ class Run:
         return (self.trained[stage],)
 
     def _train(self, name: str) -> Work:
+        from raypref.align.train import train_stage
+
         job, ledger = self.alignment.jobs[name], self.trained[name]
         ledger.begin()
         busy = 0.0
@@ -329,6 +325,8 @@ class Run:
         return Work(1, "pipelines")
 
     def _card(self) -> Work:
+        from raypref.report.card import model_card
+
         c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
         if final.state() != "complete" or self.curation.pairs.state() != "complete":
             return Work(0, "cards")
@@ -351,6 +349,9 @@ class Run:
         return Work(1, "cards")
 
     def _report(self) -> Work:
+        from raypref.report.collect import collect
+        from raypref.report.page import render
+
         ev = self.evaluation
         data = collect(
             name=self.config.run,

@@ -11,15 +11,13 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import mlflow
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from typing import TYPE_CHECKING, Any
 
 from raypref.config import Section, setting, without_secrets
 from raypref.ledger import absolute, join, read_bytes
+
+if TYPE_CHECKING:
+    import mlflow
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +70,11 @@ class Tracker:
         if not uri:
             log.info("tracking: off, the runs are not on a local disk; set tracking.uri")
             return
+        import mlflow
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
         # MLflow announces its database migrations on every start.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -105,6 +108,8 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record metrics of one step."""
         if self.client is not None:
+            from mlflow.entities import Metric
+
             now = int(time.time() * 1000)
             # A restarted worker tells the steps since its checkpoint again.
             fresh = {key: value for key, value in values.items() if step > self.last.get(key, -1)}
@@ -114,6 +119,10 @@ class Tracker:
 
     def history(self, rows: Iterable[Mapping[str, float]], *, prefix: str) -> None:
         """Record the metrics of many steps at once, each row with its `step`."""
+        if self.client is None:
+            return
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         batch = [
             Metric(_allowed(f"{prefix}/{key}"), value, now, int(row["step"]))
@@ -147,6 +156,8 @@ class Tracker:
     def _try(self, call: Any) -> None:
         if self.client is None:
             return
+        from mlflow.exceptions import MlflowException
+
         for attempt in range(ATTEMPTS):
             try:
                 call(self.client, self.run_id)
@@ -171,6 +182,8 @@ def _allowed(name: str) -> str:
 
 def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
     """Open an earlier run again; False where the store does not have it any more."""
+    from mlflow.exceptions import MlflowException
+
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:

@@ -79,10 +79,6 @@ def test_embeddings_have_unit_length(clipscore):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
 
 
-def test_a_model_is_loaded_once(config):
-    assert config.load() is config.load()
-
-
 def test_a_missing_model_is_said_before_any_work(tmp_path):
     for model, said in ((str(tmp_path), "config.json"), ("openai/none", "hf download openai/none")):
         with pytest.raises(InputError) as caught:

@@ -19,7 +19,7 @@ from raypref.config import InputError, results_of
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser
 from raypref.diffusion.fuse import fuse
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.report.card import model_card
 
 BASE = BackboneConfig(model=str(small.path("sd15")))

@@ -16,7 +16,7 @@ from torch import Tensor
 from raypref.config import InputError, build
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.diffusion.prompts import Prompts
 from raypref.evaluate.generate import (
     BASE,

@@ -12,6 +12,7 @@ from PIL import Image
 from raypref.config import InputError
 from raypref.evaluate import judge
 from raypref.evaluate.labelled import JudgeConfig, Load, Pair, Properties, Ref
+from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import encode_png
 from raypref.report.judged import render
 
@@ -73,7 +74,7 @@ def test_a_bias_is_measured_against_people() -> None:
     rng = np.random.default_rng(2)
     more = rng.normal(0, 1, 800)
     labels = (rng.random(800) < 0.5).astype(float)
-    others = {name: rng.normal(0, 1, 800).tolist() for name in judge.PROPERTIES}
+    others = {name: rng.normal(0, 1, 800).tolist() for name in PROPERTIES}
     others["brightness"] = more.tolist()
     likes_light = np.where(rng.random(800) < 0.8, more, -more)
     rows = judge.bias(pairs(labels.tolist(), likes_light.tolist(), **others), ["pickscore"])
@@ -84,17 +85,17 @@ def test_a_bias_is_measured_against_people() -> None:
 
 
 def test_properties_by_hand() -> None:
-    flat = judge.properties(Image.new("RGB", (8, 8), (255, 255, 255)))
+    flat = properties(Image.new("RGB", (8, 8), (255, 255, 255)))
     assert flat == {"brightness": 1, "contrast": 0, "saturation": 0, "composition": 1}
-    assert judge.properties(Image.new("RGB", (8, 8), (255, 0, 0)))["saturation"] == 1
+    assert properties(Image.new("RGB", (8, 8), (255, 0, 0)))["saturation"] == 1
     halves = np.zeros((8, 8, 3), np.uint8)
     halves[:, 4:] = 255
-    split = judge.properties(Image.fromarray(halves))
+    split = properties(Image.fromarray(halves))
     assert (split["brightness"], split["contrast"]) == (0.5, 0.5)
     assert split["composition"] == pytest.approx(1), "the edge runs through the middle"
     corner = np.zeros((64, 64, 3), np.uint8)
     corner[:2, :2] = 255
-    assert judge.properties(Image.fromarray(corner))["composition"] < 0.1
+    assert properties(Image.fromarray(corner))["composition"] < 0.1
 
 
 # ------------------------------------------------------------------ layouts
@@ -186,7 +187,7 @@ def test_a_missing_or_broken_image_is_a_reject(tmp_path: Path) -> None:
 
 def test_the_page() -> None:
     rng = np.random.default_rng(3)
-    more = {name: rng.normal(0, 1, 60).tolist() for name in (*judge.PROPERTIES, "<hpsv3>")}
+    more = {name: rng.normal(0, 1, 60).tolist() for name in (*PROPERTIES, "<hpsv3>")}
     frame = pairs(rng.integers(0, 2, 60).tolist(), rng.normal(0, 1, 60).tolist(), **more)
     rewards = ["pickscore", "<hpsv3>"]
     page = render(
@@ -194,5 +195,5 @@ def test_the_page() -> None:
         agreement=judge.agreement(frame, rewards),
         bias=judge.bias(frame, rewards, resamples=100),
     )
-    assert page.count("<svg") == len(judge.PROPERTIES)
+    assert page.count("<svg") == len(PROPERTIES)
     assert "PickScore and &lt;hpsv3&gt;" in page and "<hpsv3>" not in page

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from raypref.config import InputError
 from raypref.diffusion import parts
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_pipeline
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 
 CPU = torch.device("cpu")
 BASE = BackboneConfig(model=str(small.path("sd15")))

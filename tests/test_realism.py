@@ -8,6 +8,7 @@ import small
 from reward_states import tiny_world
 
 from raypref.config import InputError
+from raypref.loaded import shared
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.realism import Realism, RealismConfig
 
@@ -34,9 +35,8 @@ def test_the_score_is_a_difference_of_pickscores(realism):
 
 
 def test_the_model_is_that_of_pickscore(realism):
-    pickscore = PickScoreConfig(model=FOLDER, processor=FOLDER).load()
-    assert CONFIG.load() is realism
-    assert realism.clip.model is pickscore.model
+    settings = PickScoreConfig(model=FOLDER, processor=FOLDER)
+    assert realism.clip.model is shared(settings, settings.load).model
 
 
 def test_a_missing_model_is_said_before_any_work(tmp_path):

@@ -28,7 +28,7 @@ from raypref.config import InputError, load
 from raypref.curate.publish import PAIRS
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.diffusion.parts import check_base
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.images import encode_png, open_png

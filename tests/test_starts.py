@@ -23,7 +23,7 @@ from raypref.align.stage import StageConfig
 from raypref.config import InputError
 from raypref.diffusion import lora, lora_files, network, parts
 from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 
 # As Flow-GRPO publishes for SD-3.5-Medium.
 SD3_TARGETS = tuple(
@@ -203,12 +203,12 @@ def test_a_file_is_as_good_as_its_folder(tmp_path):
 
 
 def kohya(folder: Path) -> None:
-    save_file({"lora_unet_x.lora_down.weight": torch.ones(4, 2)}, folder / lora.FILE_NAME)
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(4, 2)}, folder / FILE_NAME)
 
 
 def text_encoder_too(folder: Path) -> None:
     tensors = {"text_encoder.x.lora_A.weight": torch.ones(4, 2)}
-    save_file(tensors, folder / lora.FILE_NAME)
+    save_file(tensors, folder / FILE_NAME)
 
 
 def no_config(folder: Path) -> None:
@@ -243,7 +243,7 @@ def wide(folder: Path) -> None:
         (no_alpha, "does not say its alpha"),
         (kohya, "kohya's layout"),
         (text_encoder_too, "holds text_encoder.x.lora_A.weight; only weights of the unet"),
-        (lambda folder: (folder / lora.FILE_NAME).write_bytes(b"x" * 99), "not a safetensors file"),
+        (lambda folder: (folder / FILE_NAME).write_bytes(b"x" * 99), "not a safetensors file"),
     ],
 )
 def test_what_cannot_be_a_start_is_refused_in_one_line(

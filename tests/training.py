@@ -12,7 +12,7 @@ from raypref.align.loop import Alone, Group, train
 from raypref.align.stage import StageConfig
 from raypref.align.watch import StepMetrics
 from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.tiny.world import caption, sample_scenes
 
 CPU = torch.device("cpu")

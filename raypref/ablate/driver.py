@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypref.ablate import claims, figures, results
 from raypref.ablate.cost import Rates, describe_plan
 from raypref.ablate.plan import (
     AblateConfig,
     PlannedRow,
+    check_search,
     open_run,
     rows_of,
     step_names,
 )
-from raypref.ablate.search import check_search, search_rows
-from raypref.ablate.sweep import record_shared, run_rows
 from raypref.ablate.table import Table, names, read
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.curate.sources import unchanged
@@ -70,6 +68,9 @@ def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
 @unchanged()
 def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     """Run the rows of all tables that are not done, then write every table."""
+    from raypref.ablate.search import search_rows
+    from raypref.ablate.sweep import run_rows
+
     _check(tables, config)
     planned = {name: rows_of(name, table, config) for name, table in tables.items()}
     everything = [row for rows in planned.values() for row in rows]
@@ -160,6 +161,9 @@ def _write(
     tracker: Tracker,
 ) -> Made:
     """Write a table and record it; returns what is printed."""
+    from raypref.ablate import claims, figures, results
+    from raypref.ablate.sweep import record_shared
+
     folder = absolute(join(config.storage, config.run, name))
     own = {row: reason for (of, row), reason in failed.items() if of == name}
     for row in rows:  # those that found everything done were not run: they get their record here

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from raypref.ablate.table import Row, Table, labelled
+from raypref.ablate.table import Row, Search, Table, labelled
 from raypref.align import trainings
 from raypref.config import InputError, Section, flatten, load, replaced, setting
 from raypref.evaluate.generate import BASE
@@ -196,6 +196,28 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
 
 def _slug(name: str, seed: int) -> str:
     return re.sub(r"[^\w.=-]+", "-", name).strip("-") + f"-seed{seed}"
+
+
+def check_search(search: Search, config: AblateConfig) -> int:
+    """See that a search can be decided; returns the whole budget.
+
+    Raises:
+        InputError: the budget is no whole number, or the metric is not measured.
+    """
+    whole = flatten(config).get(search.budget)
+    if not isinstance(whole, int):
+        raise InputError(
+            f"search.budget='{search.budget}' is not a whole number among the settings"
+        )
+    measures = open_run(config, BASE).evaluation.measures.values()
+    measured = [name for measure in measures for name in measure.scores]
+    measured += ["cmmd", "fid"] if config.metrics.distance else []
+    if search.metric not in measured:
+        raise InputError(
+            f"search.metric='{search.metric}' is not measured (metrics.rewards); there are: "
+            f"{', '.join(measured)}"
+        )
+    return whole
 
 
 @dataclass

@@ -27,12 +27,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, plan_row
+from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
 from raypref.ablate.sweep import fit, last_line, news_of_rows, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
-from raypref.config import InputError, fingerprint, flatten
-from raypref.evaluate.generate import BASE
+from raypref.config import fingerprint
 from raypref.evaluate.labels import LOWER_IS_BETTER
 from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
 from raypref.pipeline import Run
@@ -41,28 +40,6 @@ log = logging.getLogger(__name__)
 
 # Times that a setting known already is drawn again: by the sampler, then evenly over the space.
 REDRAWS = {"sampler": 100, "random": 1000}
-
-
-def check_search(search: Search, config: AblateConfig) -> int:
-    """See that a search can be decided; returns the whole budget.
-
-    Raises:
-        InputError: the budget is no whole number, or the metric is not measured.
-    """
-    whole = flatten(config).get(search.budget)
-    if not isinstance(whole, int):
-        raise InputError(
-            f"search.budget='{search.budget}' is not a whole number among the settings"
-        )
-    measures = open_run(config, BASE).evaluation.measures.values()
-    measured = [name for measure in measures for name in measure.scores]
-    measured += ["cmmd", "fid"] if config.metrics.distance else []
-    if search.metric not in measured:
-        raise InputError(
-            f"search.metric='{search.metric}' is not measured (metrics.rewards); there are: "
-            f"{', '.join(measured)}"
-        )
-    return whole
 
 
 def search_rows(

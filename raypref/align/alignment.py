@@ -9,7 +9,7 @@ from raypref.align.stage import StageConfig, StageJob
 from raypref.config import results_of
 from raypref.diffusion import lora_files, parts
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.ledger import Ledger, Place, placed
 
 

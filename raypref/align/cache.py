@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import ImageOps
-from torch import Tensor
 
 from raypref.config import Resources, Section
-from raypref.diffusion.backbone import BackboneConfig, load_encoder, pick_device
+from raypref.device import pick_device
+from raypref.diffusion.backbone import BackboneConfig, load_encoder
 from raypref.diffusion.prompts import Prompts, stack
 from raypref.images import open_png
 from raypref.ledger import Ledger
 from raypref.rows import IMAGE, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNCONDITIONAL = ""  # id of the extra row that holds the embedding of the empty caption
 FLIPS = 2  # as taken, mirrored
@@ -109,7 +112,7 @@ class PairData:
         """
         moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
         mean, log_variance = moments[:, 0], moments[:, 1]
-        return mean + torch.exp(0.5 * log_variance) * noise_BCHW
+        return mean + (0.5 * log_variance).exp() * noise_BCHW
 
 
 def rows_to_encode(pairs: Ledger) -> pa.Table:
@@ -154,5 +157,7 @@ def _pack(values: Tensor) -> tuple[bytes, list[int]]:
 
 
 def _unpack(data: bytes, shape: Sequence[int]) -> Tensor:
+    import torch
+
     values = np.frombuffer(data, dtype=np.float32).copy()
     return torch.from_numpy(values).reshape(tuple(shape))

@@ -19,7 +19,8 @@ from raypref.align.loop import train
 from raypref.align.stage import StageJob
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources
-from raypref.diffusion.backbone import load_denoiser, pick_device
+from raypref.device import pick_device
+from raypref.diffusion.backbone import load_denoiser
 from raypref.ledger import join, write_table
 from raypref.room import NoRoomError, out_of_memory
 

@@ -1,17 +1,15 @@
-"""The settings of one training stage."""
+"""The settings of one training stage, and all that a worker of it needs to know."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from raypref.config import Resources, Section, setting
-
-if TYPE_CHECKING:
-    from raypref.diffusion.backbone import BackboneConfig
-    from raypref.diffusion.lora import LoraConfig
-    from raypref.ledger import Ledger
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.lora_config import LoraConfig
+from raypref.ledger import Ledger
 
 
 class StageConfig(Section):

@@ -167,6 +167,7 @@ class Curation:
         Raises:
             InputError: not one pair was left; says where the photographs were lost.
         """
+
         c = self.config
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
@@ -211,6 +212,7 @@ class Curation:
         Returns:
             The ranking and the busy seconds of a worker.
         """
+
         c = self.config
         numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
         ranking = Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
-from diffusers import (
-    StableDiffusion3InpaintPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-)
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
-from raypref.diffusion.pixart import PixArtAlphaInpaintPipeline
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, padded, seed_of
 
-# The perturbations of the paper's Table 4.
-PIPELINES: dict[str, Any] = {
-    "sd15": StableDiffusionInpaintPipeline,
-    "sd35m": StableDiffusion3InpaintPipeline,
-    "pixart": PixArtAlphaInpaintPipeline,
-    "text2image": StableDiffusionPipeline,
-}
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["sd15", "sd35m", "pixart", "text2image"]  # the perturbations of the paper's Table 4
 
 
 class PerturbConfig(Section):
     """Prompt-conditioned inpainting; the defaults are those of SD-1.5's pipeline, the paper's."""
 
-    kind: Literal["sd15", "sd35m", "pixart", "text2image"] = setting(
+    kind: Kind = setting(
         "sd15",
         "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha; or a whole new picture by SD-1.5 from "
         "the caption alone",
@@ -77,10 +67,10 @@ class Inpaint:
     def setup(self) -> None:
         """Load the pipeline, without the safety checker (it would blacken twins)."""
         unchecked = {"safety_checker": None, "requires_safety_checker": False}
-        self.pipeline = PIPELINES[self.config.kind].from_pretrained(
+        self.pipeline = pipeline_of(self.config.kind).from_pretrained(
             self.config.folder(),
             variant=self.config.variant or None,
-            dtype=DTYPES[self.config.dtype],
+            dtype=torch_dtype(self.config.dtype),
             **(unchecked if self.config.kind in ("sd15", "text2image") else {}),
         )
         self.pipeline.to(pick_device(self.resources.num_gpus))
@@ -110,7 +100,23 @@ class Inpaint:
             row["rejected"] = encode_png(whole)
 
     def _generator(self, key: str) -> torch.Generator:
+        import torch
+
         return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", key))
+
+
+def pipeline_of(kind: Kind) -> Any:
+    """The class of a perturbation's pipeline."""
+    import diffusers
+
+    from raypref.diffusion.pixart import PixArtAlphaInpaintPipeline
+
+    return {
+        "sd15": diffusers.StableDiffusionInpaintPipeline,
+        "sd35m": diffusers.StableDiffusion3InpaintPipeline,
+        "pixart": PixArtAlphaInpaintPipeline,
+        "text2image": diffusers.StableDiffusionPipeline,
+    }[kind]
 
 
 def _pasted(twin: Image.Image, photo: Image.Image, mask: Image.Image) -> Image.Image:

@@ -7,19 +7,19 @@ answer decides, whichever of "yes" and "no" is likelier, so that there is always
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 from raypref.images import open_png
 from raypref.rows import Row, padded, reject
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ANSWERS = ("yes", "no")
 
@@ -57,18 +57,23 @@ class Photographic:
 
     def setup(self) -> None:
         """Load the model."""
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
         folder = self.config.folder()
         # Not the processor as a whole: that of Qwen's models needs torchvision for videos.
         self.images = AutoImageProcessor.from_pretrained(folder)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[self.config.dtype])
-        self.model: Any = model.eval()
+        dtype = torch_dtype(self.config.dtype)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        self.model: Any = model.eval().requires_grad_(False)
         self.model.to(pick_device(self.resources.num_gpus))
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)
         self.answers = [sorted(yes - no), sorted(no - yes)]
 
     def __call__(self, rows: list[Row]) -> None:
         """Reject the artworks."""
+        import torch
+
         images = [open_png(row["chosen"]) for row in padded(rows, self.resources.batch)]
         for row, (yes, no) in zip(rows, self.likelihoods(images).tolist(), strict=False):
             if yes > no:
@@ -77,9 +82,10 @@ class Photographic:
                     row, self.name, "not_a_photograph", f"an artwork, the model says ({chance:.2f})"
                 )
 
-    @torch.no_grad()
     def likelihoods(self, images: Sequence[Image.Image]) -> Tensor:
         """Log-likelihood, up to a constant an image, of "yes" and "no": float32 [B, 2]."""
+        import torch
+
         question = [{"type": "image"}, {"type": "text", "text": self.config.question}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
-from torch import nn
 
 from raypref import hub
 from raypref.config import Location, Resources, Section, setting
-from raypref.curate.u2net import U2Net, load_u2net
+from raypref.device import pick_device
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, reject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from raypref.curate.u2net import U2Net
 
 THRESHOLD = 128  # soft values above it (of 0..255) belong to the salient region
 
@@ -69,10 +74,12 @@ class Saliency:
         Raises:
             InputError: no such checkpoint, or the file is none.
         """
-        on_gpu = torch.cuda.is_available() and self.resources.num_gpus > 0
-        model = load_u2net(self.config.file(), key="saliency.weights").to(
-            "cuda" if on_gpu else "cpu"
-        )
+        import torch
+
+        from raypref.curate.u2net import load_u2net
+
+        model = load_u2net(self.config.file(), key="saliency.weights")
+        model.to(pick_device(self.resources.num_gpus))
         # Convolutions read this layout faster: 1.3 to 1.8 times on a CPU.
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -92,7 +99,6 @@ class Saliency:
             row["mask"] = encode_png(Image.fromarray(salient.astype(np.uint8) * 255))
 
 
-@torch.inference_mode()
 def saliency_map(
     model: nn.Module, images: Sequence[Image.Image], *, side: int = 320
 ) -> list[np.ndarray]:
@@ -115,12 +121,15 @@ def saliency_map(
         One uint8 array (H, W) per image, 0..255; all 0 where the network sees no difference
         between any two places.
     """
+    import torch
+
     weight = next(model.parameters())
     maps = []
     for image in images:
         x_1CHW = _prepare(image, side).to(weight.device, weight.dtype)
         x_1CHW = x_1CHW.to(memory_format=torch.channels_last)
-        fused = model(x_1CHW)[0][0, 0].float().cpu().numpy()
+        with torch.inference_mode():
+            fused = model(x_1CHW)[0][0, 0].float().cpu().numpy()
         maps.append(_resize_back(_stretch(fused), image.size))
     return maps
 
@@ -128,6 +137,8 @@ def saliency_map(
 def _prepare(image: Image.Image, side: int) -> torch.Tensor:
     """The network's input, float32 (1, 3, side, side)."""
     assert image.mode == "RGB", f"saliency of an image of mode {image.mode}"
+    import torch
+
     small = image.resize((side, side), Image.Resampling.BILINEAR)
     pixels_HWC = np.asarray(small, dtype=np.float32) / 255
     normalised = (pixels_HWC - _MEAN) / _STD

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raypref.config import Location, Section, setting
-from raypref.diffusion import network, sd3, sd15
-from raypref.diffusion.prompts import Prompts
-from raypref.diffusion.samplers import Solver
+from raypref.device import DType, torch_dtype
 from raypref.hub import model_folder
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from raypref.diffusion.prompts import Prompts
+    from raypref.diffusion.samplers import Solver
+
 FamilyName = Literal["sd15", "sd35m"]
-DType = Literal["float64", "float32", "bfloat16", "float16"]
+# The module of each holds `FAMILY`. Imported when a model is loaded: it takes seconds.
+MODULES: dict[FamilyName, str] = {
+    "sd15": "raypref.diffusion.sd15",
+    "sd35m": "raypref.diffusion.sd3",
+}
 
 
 class BackboneConfig(Section):
@@ -99,63 +100,44 @@ class Family:
     options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
 
 
-FAMILIES = {
-    "sd15": Family(
-        sd15.SD15Encoder,
-        sd15.SD15Denoiser,
-        sd15.PIPELINE,
-        parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
-        # The checker would replace images it dislikes by black ones and so distort every score.
-        options={"safety_checker": None, "requires_safety_checker": False},
-    ),
-    "sd35m": Family(
-        sd3.SD3Encoder,
-        sd3.SD3Denoiser,
-        sd3.PIPELINE,
-        parts=(
-            "vae",
-            *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
-            "transformer",
-            "scheduler",
-        ),
-        options={},
-    ),
-}
+def family(name: FamilyName) -> Family:
+    """A family by its name."""
+    found: Family = import_module(MODULES[name]).FAMILY
+    return found
 
 
 def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
     """Load the VAE and the text encoders."""
-    return FAMILIES[config.family].encoder(
-        config.folder(), variant=config.variant, device=device, dtype=DTYPES[config.dtype]
+    return family(config.family).encoder(
+        config.folder(), variant=config.variant, device=device, dtype=torch_dtype(config.dtype)
     )
 
 
 def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
     """Load the network that is trained."""
-    denoiser: Denoiser = FAMILIES[config.family].denoiser(
-        config.folder(), variant=config.variant, device=device, dtype=DTYPES[config.dtype]
+    denoiser: Denoiser = family(config.family).denoiser(
+        config.folder(), variant=config.variant, device=device, dtype=torch_dtype(config.dtype)
     )
     if config.network:
+        from raypref.diffusion import network
+
         network.replace(denoiser.module, config.network, component=denoiser.component)
     return denoiser
 
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
     """Load the whole text-to-image pipeline, quiet, without a safety checker."""
-    family = FAMILIES[config.family]
-    pipeline = family.pipeline.from_pretrained(
+    own = family(config.family)
+    pipeline = own.pipeline.from_pretrained(
         config.folder(),
         variant=config.variant or None,
-        dtype=DTYPES[config.dtype],
-        **family.options,
+        dtype=torch_dtype(config.dtype),
+        **own.options,
     )
     if config.network:
-        component = family.denoiser.component
+        from raypref.diffusion import network
+
+        component = own.denoiser.component
         network.replace(pipeline.components[component], config.network, component=component)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
-
-
-def pick_device(num_gpus: float) -> torch.device:
-    """The GPU when the stage asks for one and there is one, else the CPU."""
-    return torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")

@@ -5,18 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import load
-
 from raypref.config import InputError, Section, setting
-from raypref.diffusion.backbone import (
-    DTYPES,
-    BackboneConfig,
-    DType,
-    load_denoiser,
-    load_pipeline,
-)
-from raypref.diffusion.lora import FILE_NAME
+from raypref.device import DType, torch_dtype
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.ledger import copy_in, join, read_bytes
 
 
@@ -49,6 +41,9 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
     Raises:
         InputError: there are no LoRA weights.
     """
+    import torch
+    from safetensors.torch import load
+
     data = read_bytes(join(lora, FILE_NAME))
     if data is None:
         raise InputError(f"no LoRA weights in {lora}")
@@ -60,7 +55,7 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
     pipeline.load_lora_weights(load(data))
     pipeline.fuse_lora(components=[denoiser.component])
     pipeline.unload_lora_weights()
-    pipeline.to(dtype=DTYPES[dtype])
+    pipeline.to(dtype=torch_dtype(dtype))
     with tempfile.TemporaryDirectory() as scratch:
         pipeline.save_pretrained(scratch)
         _move(Path(scratch), folder)

@@ -18,21 +18,10 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from raypref.config import InputError, Section, setting
+from raypref.config import InputError
+from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.ledger import join, read_bytes, write_bytes
 from raypref.rows import seed_of
-
-FILE_NAME = "pytorch_lora_weights.safetensors"
-
-
-class LoraConfig(Section):
-    """The shape of the adapter. Rank 4, alpha 4 on attention is the paper's for SD-1.5."""
-
-    rank: int = setting(4, "rank of the update", ge=1)
-    alpha: float = setting(4.0, "scale: the update is alpha/rank * B A", gt=0)
-    targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"), "names of the linear layers that get an update"
-    )
 
 
 def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:

@@ -11,18 +11,15 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from diffusers.utils import convert_unet_state_dict_to_peft
-from safetensors import SafetensorError
-from safetensors.torch import load as decode
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypref.config import InputError
-from raypref.diffusion import lora
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.hub import first_file
 from raypref.ledger import absolute, join, read_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -51,6 +48,10 @@ def read(ref: str, *, key: str, component: str) -> Found:
     Raises:
         InputError: not there, another layout, or for another part of the pipeline.
     """
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load as decode
+
     path, data, peft = _find(ref, key=key)
     try:
         tensors = decode(data)
@@ -91,6 +92,8 @@ def identity(ref: str, *, key: str) -> str:
 
 def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
+    from raypref.diffusion import lora
+
     found = read(ref, key=key, component=component)
     # The scale is folded in already: alpha = rank adds none.
     plain = LoraConfig(rank=found.rank, alpha=found.rank)
@@ -99,7 +102,7 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
 
 def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
     """Path and content of the weights, and peft's configuration where it is that layout."""
-    names = (lora.FILE_NAME, PEFT_WEIGHTS)
+    names = (FILE_NAME, PEFT_WEIGHTS)
     if "://" in ref or Path(ref).expanduser().exists():
         here = absolute(ref if "://" in ref else str(Path(ref).expanduser()))
         paths = [here] if here.endswith(".safetensors") else [join(here, name) for name in names]

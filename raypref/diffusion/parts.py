@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DiffusionPipeline
-from torch import nn
-
 from raypref.config import InputError
-from raypref.diffusion import lora, lora_files, network
-from raypref.diffusion.backbone import FAMILIES, BackboneConfig
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion import lora_files
+from raypref.diffusion.backbone import BackboneConfig, family
+from raypref.diffusion.lora_config import LoraConfig
 
 
 def component_of(base: BackboneConfig) -> str:
     """The pipeline's name for the network that is trained, `unet` or `transformer`."""
-    return str(FAMILIES[base.family].denoiser.component)
+    return str(family(base.family).denoiser.component)
 
 
 def check_base(base: BackboneConfig) -> None:
@@ -24,8 +21,12 @@ def check_base(base: BackboneConfig) -> None:
     Raises:
         InputError: names the parts that are missing, or the weight that differs.
     """
+    from diffusers import DiffusionPipeline
+
+    from raypref.diffusion import network
+
     folder, component = base.folder(), component_of(base)
-    index, parts = network.config(DiffusionPipeline, folder), FAMILIES[base.family].parts
+    index, parts = network.config(DiffusionPipeline, folder), family(base.family).parts
     absent = [part for part in parts if index.get(part, [None])[0] is None]
     if Path(folder).is_dir():
         absent = [part for part in parts if part in absent or not (Path(folder) / part).is_dir()]
@@ -52,6 +53,10 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
     Raises:
         InputError: it is no multiple of the pixels that a latent, or a patch of them, stands for.
     """
+    from diffusers import AutoencoderKL
+
+    from raypref.diffusion import network
+
     folder, component = base.folder(), component_of(base)
     blocks = network.config(AutoencoderKL, folder, "vae")["block_out_channels"]
     own = network.config(network.CLASSES[component], folder, component)
@@ -67,6 +72,10 @@ def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
     Raises:
         InputError: names the target without a layer, or the precision.
     """
+    from torch import nn
+
+    from raypref.diffusion import network
+
     if base.dtype == "float16":
         raise InputError(
             "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
@@ -88,6 +97,8 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
     Raises:
         InputError: they are not there, or of another layout, rank or other layers.
     """
+    from raypref.diffusion import lora, network
+
     component = component_of(base)
     found = lora_files.read(ref, key=key, component=component)
     bare = network.skeleton(base.folder(), component, component=component)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Prompts:
 
 def stack(prompts: Sequence[Prompts]) -> Prompts:
     """Single captions to a batch."""
+    import torch
+
     return Prompts(
         torch.stack([p.sequence_BLD for p in prompts]), torch.stack([p.pooled_BP for p in prompts])
     )

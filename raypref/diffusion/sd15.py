@@ -12,10 +12,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from raypref.config import InputError
 from raypref.diffusion import latents
+from raypref.diffusion.backbone import Family
 from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import DPMSolverPP2M
-
-PIPELINE = StableDiffusionPipeline
 
 
 class SD15Encoder:
@@ -118,3 +117,13 @@ class SD15Denoiser:
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             return self.module(x_BCHW, timesteps_B, prompts.sequence_BLD).sample
+
+
+FAMILY = Family(
+    SD15Encoder,
+    SD15Denoiser,
+    StableDiffusionPipeline,
+    parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+    # The checker would replace images it dislikes by black ones and so distort every score.
+    options={"safety_checker": None, "requires_safety_checker": False},
+)

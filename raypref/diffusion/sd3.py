@@ -19,10 +19,9 @@ from torch import Tensor
 
 from raypref.config import InputError
 from raypref.diffusion import latents
+from raypref.diffusion.backbone import Family
 from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import FlowEuler
-
-PIPELINE = StableDiffusion3Pipeline
 
 # The pipeline's default, so that training reads what generation reads. The released code trains on
 # 128 and generates with 256.
@@ -138,3 +137,17 @@ class SD3Denoiser:
                 pooled_projections=prompts.pooled_BP,
                 timestep=timesteps_B,
             ).sample
+
+
+FAMILY = Family(
+    SD3Encoder,
+    SD3Denoiser,
+    StableDiffusion3Pipeline,
+    parts=(
+        "vae",
+        *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
+        "transformer",
+        "scheduler",
+    ),
+    options={},
+)

@@ -6,15 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
-import torch
-from safetensors.torch import load_file
 
 from raypref import hub
 from raypref.config import Location, Resources
 from raypref.images import as_image
 from raypref.rows import Row
 from raypref.tiny import world
-from raypref.tiny.critic import Critic
 from raypref.tiny.photograph import SIZE
 
 
@@ -35,13 +32,18 @@ class PromptAccuracy:
 
     def setup(self) -> None:
         """Load the classifier."""
+        from safetensors.torch import load_file
+
+        from raypref.tiny.critic import Critic
+
         file = hub.weight_file(self.weights, key="metrics.critic", origin="raypref.tiny.train")
-        self.critic = Critic().eval()
+        self.critic = Critic().eval().requires_grad_(False)
         self.critic.load_state_dict({k: v.float() for k, v in load_file(file).items()})
 
-    @torch.no_grad()
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
+        import torch
+
         size = (SIZE, SIZE)  # what the classifier was trained on
         pixels = np.stack([np.asarray(as_image(row["image"]).resize(size)) for row in rows])
         x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

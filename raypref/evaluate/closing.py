@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from raypref.evaluate.labels import (
     LOWER_IS_BETTER,
@@ -16,6 +14,9 @@ from raypref.evaluate.labels import (
     score_text,
 )
 from raypref.evaluate.tables import footnote
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADLINES = 3  # metrics told apart
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from raypref.config import InputError, Resources
 from raypref.images import as_image
+from raypref.loaded import shared
 from raypref.rows import Row, padded, reject
 
 ORIGIN = "https://github.com/TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
@@ -143,7 +144,7 @@ class AskQuestions:
 
     def setup(self) -> None:
         """Load the model."""
-        self.model = self.config.load()
+        self.model = shared(self.config, self.config.load)
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns."""

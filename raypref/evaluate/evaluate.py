@@ -13,15 +13,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from raypref.config import InputError, Section, results_of, setting
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.evaluate import statistics, tables
-from raypref.evaluate.distance import cmmd_summary, fid_summary
+from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
 from raypref.evaluate.prompts import Prompt
@@ -34,6 +33,9 @@ from raypref.rewards.rewards import RewardsConfig, embedder, reward
 from raypref.rows import Stage
 from raypref.streaming import Selection, StreamConfig, stream, stream_branches
 from raypref.worker import Branch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
 
@@ -174,6 +176,7 @@ class Evaluation:
         Measures whose models fit beside each other run in one pass: an image is read and decoded
         once for all of them.
         """
+
         models = _unfinished(self.images)
         count, busy = 0, 0.0
         if models:
@@ -228,6 +231,8 @@ class Evaluation:
     @cached_property
     def long(self) -> pd.DataFrame:
         """One row an image and metric: `statistics.SCORES` and `category`. All must be complete."""
+        import pandas as pd
+
         parts = []
         for name, measure in self.measures.items():
             if measure.scores:
@@ -243,6 +248,11 @@ class Evaluation:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """The table's numbers. All must be complete."""
+        import pandas as pd
+
+        from raypref.evaluate import statistics
+        from raypref.evaluate.distance import cmmd_summary, fid_summary
+
         resamples = self.table.resamples
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
         parts = [summary, statistics.human_preference(summary, base=BASE)]
@@ -257,6 +267,8 @@ class Evaluation:
     @cached_property
     def categories(self) -> pd.DataFrame:
         """The same for the prompts of each category. All must be complete."""
+        from raypref.evaluate import statistics
+
         groups = {number: prompt.groups for number, prompt in enumerate(self.prompts)}
         resamples = self.table.resamples
         return statistics.by_category(self.long, groups, base=BASE, resamples=resamples)
@@ -268,6 +280,8 @@ class Evaluation:
 
     def tabulate(self) -> pd.DataFrame:
         """Write scores and tables where people look for them; returns the table's numbers."""
+        from raypref.evaluate import statistics
+
         summary, paper = self.summary, self.published()
         wins = statistics.win_rates(
             self.long, baseline=self.table.baseline, resamples=self.table.resamples

@@ -9,13 +9,12 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
-import torch
 from pydantic import field_validator
-from safetensors.torch import load
 
 from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.diffusion.backbone import BackboneConfig, load_pipeline, pick_device
-from raypref.diffusion.lora import FILE_NAME
+from raypref.device import pick_device
+from raypref.diffusion.backbone import BackboneConfig, load_pipeline
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.labels import MODELS
 from raypref.evaluate.prompts import Prompt, read_prompts
 from raypref.images import encode_png
@@ -167,6 +166,8 @@ class Generate:
 
     def setup(self) -> None:
         """Load the pipeline and every LoRA."""
+        from safetensors.torch import load
+
         device = pick_device(self.resources.num_gpus)
         self.pipeline = load_pipeline(self.base, device=device)
         for model, folder in self.loras.items():
@@ -176,6 +177,8 @@ class Generate:
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
+        import torch
+
         for model, group in groupby(rows, key=lambda row: row["model"]):
             self._activate(model)
             batch = list(group)

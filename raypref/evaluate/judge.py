@@ -12,18 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from raypref.evaluate import statistics
+from raypref.evaluate.metrics import PROPERTIES
 
 ACCURACY = ("reward", "accuracy", "low", "high", "chance", "tie_gap", "n_pairs", "n_unscored")
 BIAS = ("reward", "property", "share", "people", "bias", "low", "high", "n_pairs")
-PROPERTIES = {
-    "brightness": "mean grey level, 0..1",
-    "contrast": "standard deviation of the grey level",
-    "saturation": "mean saturation (HSV), 0..1",
-    "composition": "how near the middle the detail lies, 0 (corner) .. 1 (centre)",
-}
 
 
 def accuracy(pairs: pd.DataFrame, rewards: Sequence[str], *, resamples: int = 2000) -> pd.DataFrame:
@@ -137,34 +131,6 @@ def bias(pairs: pd.DataFrame, rewards: Sequence[str], *, resamples: int = 2000) 
             shares = (float(share.mean()), float(theirs.mean()))
             rows.append((reward, prop, *shares, mean, low, high, int(known.sum())))
     return pd.DataFrame(rows, columns=list(BIAS))
-
-
-def properties(image: Image.Image) -> dict[str, float]:
-    """Brightness, contrast, saturation and composition of an RGB image (see `PROPERTIES`).
-
-    The detail's place is the centre of gravity of the grey image's gradient magnitudes; its
-    distance from the middle is taken relative to half the diagonal. A flat image counts as centred.
-    """
-    grey_hw = np.asarray(image.convert("L"), np.float64) / 255
-    saturation_hw = np.asarray(image.convert("HSV"), np.float64)[..., 1] / 255
-    height, width = grey_hw.shape
-    rows, columns = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in (height, width))
-    detail_hw = np.hypot(*(_slope(grey_hw, axis) for axis in (0, 1)))
-    total = detail_hw.sum()
-    off = 0.0
-    if total > 0:
-        y, x = (detail_hw.sum(1) @ rows) / total, (detail_hw.sum(0) @ columns) / total
-        off = math.hypot(y * height, x * width) / math.hypot(height, width)
-    return {
-        "brightness": float(grey_hw.mean()),
-        "contrast": float(grey_hw.std()),
-        "saturation": float(saturation_hw.mean()),
-        "composition": 1.0 - off,
-    }
-
-
-def _slope(grey_hw: np.ndarray, axis: int) -> np.ndarray:
-    return np.gradient(grey_hw, axis=axis) if grey_hw.shape[axis] > 1 else np.zeros_like(grey_hw)
 
 
 def _points(gaps: np.ndarray, labels: np.ndarray, tie_gaps: np.ndarray) -> np.ndarray:

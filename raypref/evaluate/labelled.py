@@ -8,21 +8,23 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import field_validator
 
 from raypref.config import InputError, Location, Resources, Section, results_of, setting
-from raypref.evaluate.judge import PROPERTIES, properties
+from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
 from raypref.rewards.base import RewardConfig, Score
 from raypref.rewards.rewards import reward_names, runtime_env
 from raypref.rows import Row, Stage, reject
 from raypref.streaming import StreamConfig, stream
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Ref(NamedTuple):
@@ -166,6 +168,8 @@ class Judging:
         Returns:
             The pairs as `judge.accuracy` and `judge.bias` take them.
         """
+        import pandas as pd
+
         images = dict.fromkeys(
             (ref, pair.prompt) for pair in self.pairs for ref in (pair.first, pair.second)
         )
@@ -235,7 +239,7 @@ class Load:
 
 
 class Properties:
-    """Stage: what an image looks like, whatever it shows (`judge.properties`)."""
+    """Stage: what an image looks like, whatever it shows (`metrics.properties`)."""
 
     name = "properties"
     reads: tuple[str, ...] = ("image",)

@@ -9,7 +9,7 @@ from pyarrow import fs as pafs
 
 from raypref.config import results_of
 from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.lora import FILE_NAME
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
 from raypref.images import encode_png, open_png
 from raypref.ledger import Ledger, filesystem, join, write_bytes
@@ -39,6 +39,7 @@ def draw_samples(
     Returns:
         How long a worker was busy, in seconds.
     """
+
     kept = {
         f"{name}/{step}": join(ledger.path, "milestones", step)
         for name, ledger in trained.items()

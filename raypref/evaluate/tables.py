@@ -9,9 +9,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raypref.config import InputError
 from raypref.evaluate.labels import (
@@ -24,6 +22,9 @@ from raypref.evaluate.labels import (
     model_label,
     score_text,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> published mean
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from raypref.diffusion import network
-from raypref.diffusion.backbone import FAMILIES, BackboneConfig
+from raypref.diffusion.backbone import BackboneConfig, family
 from raypref.report.collect import FILTERS
 
 METHOD = """\
@@ -112,8 +112,8 @@ def _public(ref: str) -> str:
 
 
 def _loading(base: BackboneConfig, model: str, replaced: str) -> list[str]:
-    kind = FAMILIES[base.family].pipeline.__name__
-    component = FAMILIES[base.family].denoiser.component
+    kind = family(base.family).pipeline.__name__
+    component = family(base.family).denoiser.component
     names, more = [kind], ""
     if replaced:
         names.append(network.CLASSES[component].__name__)

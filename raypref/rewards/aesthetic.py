@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
-from transformers import CLIPConfig
 
 from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import weight_file
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
 from raypref.rewards.clip import clip_folder, load_clip, scores
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEY = "rewards.aesthetic.model"
 HEAD_KEY = "rewards.aesthetic.head"
@@ -58,8 +57,8 @@ class AestheticConfig(Section):
         _fitting_head(self)
 
     def load(self) -> Aesthetic:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return Aesthetic(self)
 
 
 class Aesthetic:
@@ -75,10 +74,12 @@ class Aesthetic:
         device = pick_device(config.resources.num_gpus)
         self.head = head.to(device).eval()
         self.clip = load_clip(
-            clip_folder(config.model, key=KEY), key=KEY, device=device, dtype=DTYPES[config.dtype]
+            clip_folder(config.model, key=KEY),
+            key=KEY,
+            device=device,
+            dtype=torch_dtype(config.dtype),
         )
 
-    @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images: float32 [B]. The prompts are not looked at."""
         return scores(self.head(self.clip.images(images))[:, 0])
@@ -100,6 +101,8 @@ def load_head(path: Path) -> nn.Sequential:
 
 
 def _fitting_head(config: AestheticConfig) -> nn.Sequential:
+    from transformers import CLIPConfig
+
     path = weight_file(config.head, key=HEAD_KEY, origin=ORIGIN)
     clip = load_part(CLIPConfig, clip_folder(config.model, key=KEY), key=KEY)
     head = load_head(path)
@@ -111,8 +114,3 @@ def _fitting_head(config: AestheticConfig) -> nn.Sequential:
             f"{config.model} have {clip.projection_dim}; set {KEY}={fitting}, or another head"
         )
     return head
-
-
-@lru_cache(maxsize=1)
-def _load(config: AestheticConfig) -> Aesthetic:
-    return Aesthetic(config)

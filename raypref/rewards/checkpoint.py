@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from raypref.config import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SHOWN = 3  # names of an error line; a wrong file misses hundreds
 
@@ -47,6 +45,9 @@ def load_folder(kind: Any, source: str, *, key: str) -> Any:
     Raises:
         InputError: no weights, damaged ones, or those of another model.
     """
+    import torch
+    from safetensors import SafetensorError
+
     try:
         # Mismatched sizes are reported by name below, with all else that is wrong.
         model, found = kind.from_pretrained(
@@ -73,6 +74,8 @@ def load_state(
     Raises:
         InputError: a shape is not that of the configuration.
     """
+    import torch
+
     model, found = kind.from_pretrained(
         None,
         config=config,
@@ -98,6 +101,9 @@ def read_state(path: Path, *, key: str, origin: str) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged or holds something else.
     """
+    import torch
+    from safetensors.torch import load_file
+
     try:  # foreign bytes: the unpickler raises whatever they make it raise, and runs no code
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -106,7 +112,7 @@ def read_state(path: Path, *, key: str, origin: str) -> dict[str, Tensor]:
         raise _unusable(key, str(path), f"not {origin}", error) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{key}: '{path}' is not {origin}: it is no dict of tensors")
     return state
 
@@ -148,6 +154,8 @@ def linear_layers(
     Raises:
         InputError: a layer does not fit the one before it, or the last has more than one output.
     """
+    from torch import nn
+
     layers = []
     for name in names:
         weight, bias = state[f"{name}.weight"].float(), state[f"{name}.bias"].float()

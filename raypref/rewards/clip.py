@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from raypref.hub import model_folder
 from raypref.rewards.checkpoint import load_folder, load_part, require_vocabulary
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
 CONTEXT = 77  # tokens a prompt is cut at
 
-Pixels = Callable[[Sequence[Image.Image]], Tensor]
+Pixels: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
 
 
 class Clip:
@@ -33,21 +34,23 @@ class Clip:
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.pixels = pixels
 
-    @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of B images: [B, D]."""
+        from torch.nn.functional import normalize
+
         features_BD = self.model.get_image_features(
             pixel_values=self.pixels(images).to(self.model.device, self.model.dtype)
         ).pooler_output
-        return F.normalize(features_BD.float(), dim=-1)
+        return normalize(features_BD.float(), dim=-1)
 
-    @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings of B prompts: [B, D]."""
+        from torch.nn.functional import normalize
+
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -58,7 +61,7 @@ class Clip:
         features_BD = self.model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
-        return F.normalize(features_BD.float(), dim=-1)
+        return normalize(features_BD.float(), dim=-1)
 
     def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Cosine of each image with its own prompt: [B], -1..1."""
@@ -82,6 +85,8 @@ def load_clip(source: str, *, key: str, device: torch.device, dtype: torch.dtype
     Raises:
         InputError: one of the three is missing or not CLIP's.
     """
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
     processor = load_part(CLIPImageProcessorPil, source, key=key)
     model = load_folder(CLIPModel, source, key=key).to(device=device, dtype=dtype)
     return Clip(model, load_tokenizer(source, model, key=key), processed(processor))
@@ -93,6 +98,8 @@ def load_tokenizer(source: str, model: Any, *, key: str) -> CLIPTokenizer:
     Raises:
         InputError: it is not there, or of another model.
     """
+    from transformers import CLIPTokenizer
+
     tokenizer = load_part(CLIPTokenizer, source, key=key)
     require_vocabulary(tokenizer, model.config.text_config.vocab_size, key=key, source=source)
     return tokenizer

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.rewards.clip import clip_folder, load_clip, scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "rewards.clipscore.model"
 
@@ -45,8 +45,8 @@ class ClipScoreConfig(Section):
         clip_folder(self.model, key=KEY)
 
     def load(self) -> ClipScore:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return ClipScore(self)
 
 
 class ClipScore:
@@ -63,7 +63,7 @@ class ClipScore:
             clip_folder(config.model, key=KEY),
             key=KEY,
             device=pick_device(config.resources.num_gpus),
-            dtype=DTYPES[config.dtype],
+            dtype=torch_dtype(config.dtype),
         )
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -76,6 +76,8 @@ class ClipScore:
 
     def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
+        import torch
+
         return self._score(torch.from_numpy(embeddings).to(self.clip.model.device), prompts)
 
     def _score(self, image_BD: Tensor, prompts: Sequence[str]) -> np.ndarray:
@@ -86,8 +88,3 @@ class ClipScore:
             return scores(cosine_B)
         weight = 100.0 if self.variant == "percent" else HESSEL_WEIGHT
         return scores(weight * cosine_B.clamp(min=0))
-
-
-@lru_cache(maxsize=1)
-def _load(config: ClipScoreConfig) -> ClipScore:
-    return ClipScore(config)

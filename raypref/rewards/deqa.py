@@ -8,16 +8,13 @@ module must run in that environment: it imports nothing of the project that need
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.device import pick_device, torch_dtype
 from raypref.hub import model_folder
 
 KEY = "rewards.deqa.model"
@@ -67,8 +64,8 @@ class DeQAConfig(Section):
         model_folder(self.model, key=KEY, probe="config.json")
 
     def load(self) -> DeQA:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return DeQA(self)
 
 
 class DeQA:
@@ -79,6 +76,10 @@ class DeQA:
     """
 
     def __init__(self, config: DeQAConfig) -> None:
+        import torch
+        import transformers
+        from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+
         config.check()
         folder = model_folder(config.model, key=KEY, probe="config.json")
         source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": True}
@@ -87,7 +88,7 @@ class DeQA:
             self.images = AutoImageProcessor.from_pretrained(folder, **source)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                torch_dtype=torch.__dict__[config.dtype],  # the old name of `dtype`
+                torch_dtype=torch_dtype(config.dtype),  # the old name of `dtype`
                 attn_implementation="eager",
                 use_safetensors=True,
                 **source,
@@ -99,9 +100,8 @@ class DeQA:
                 f"{transformers.__version__} ({type(error).__name__}: {said}); it needs a Python "
                 f"with {', '.join(PINS)}"
             ) from None
-        gpu = config.resources.num_gpus and torch.cuda.is_available()
-        self.device = torch.device("cuda" if gpu else "cpu")
-        self.model = model.to(self.device).eval()
+        self.device = pick_device(config.resources.num_gpus)
+        self.model = model.to(self.device).eval().requires_grad_(False)
         before, after = (self.tokenizer(text).input_ids for text in PROMPT)
         if after[0] == self.tokenizer.bos_token_id:
             after = after[1:]
@@ -109,8 +109,8 @@ class DeQA:
         self.levels = [
             self.tokenizer(level, add_special_tokens=False).input_ids[0] for level in LEVELS
         ]
+        self.worth_5 = torch.tensor(list(LEVELS.values()), device=self.device)
 
-    @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images: float32 [B]."""
         assert len(images) == len(prompts)
@@ -122,8 +122,7 @@ class DeQA:
             images=pixels.to(self.device, self.model.dtype),
         )["logits"]
         chances_B5 = logits_BLV[:, -1, self.levels].float().softmax(-1)
-        worth_5 = torch.tensor(list(LEVELS.values()), device=self.device)
-        return (chances_B5 @ worth_5).cpu().numpy()
+        return (chances_B5 @ self.worth_5).cpu().numpy()
 
 
 def square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
@@ -132,8 +131,3 @@ def square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
-
-
-@lru_cache(maxsize=1)
-def _load(config: DeQAConfig) -> DeQA:
-    return DeQA(config)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from transformers import BitImageProcessorPil, Dinov2Model
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 from raypref.rewards.checkpoint import load_folder, load_part
 
@@ -42,8 +38,8 @@ class DinoV2Config(Section):
         return model_folder(self.model, key=KEY, probe="preprocessor_config.json")
 
     def load(self) -> DinoV2:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return DinoV2(self)
 
 
 class DinoV2:
@@ -55,22 +51,21 @@ class DinoV2:
     """
 
     def __init__(self, config: DinoV2Config) -> None:
+        from transformers import BitImageProcessorPil, Dinov2Model
+
         folder = config.folder()
         self.device = pick_device(config.resources.num_gpus)
         self.image_processor = load_part(BitImageProcessorPil, folder, key=KEY)
         self.model = load_folder(Dinov2Model, folder, key=KEY)
-        self.model.to(device=self.device, dtype=DTYPES[config.dtype]).eval()
+        self.model.to(device=self.device, dtype=torch_dtype(config.dtype))
+        self.model.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of unit length, float32 [B, D]."""
+        from torch.nn.functional import normalize
+
         pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         features_BD = self.model(
             pixel_values=pixels.to(self.device, self.model.dtype)
         ).pooler_output
-        return F.normalize(features_BD.float(), dim=-1).cpu().numpy()
-
-
-@lru_cache(maxsize=1)
-def _load(config: DinoV2Config) -> DinoV2:
-    return DinoV2(config)
+        return normalize(features_BD.float(), dim=-1).cpu().numpy()

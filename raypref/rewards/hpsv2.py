@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
 from raypref.rewards.checkpoint import load_part, load_state, read_state, require_names
 from raypref.rewards.clip import Clip, Pixels, load_tokenizer, scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPModel
 
 KEY = "rewards.hpsv2.model"
 BASE_KEY = "rewards.hpsv2.base"
@@ -86,8 +84,8 @@ class HPSv2Config(Section):
         return weight_file(self.model, key=KEY, origin=ORIGIN), base
 
     def load(self) -> HPSv2:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return HPSv2(self)
 
 
 class HPSv2:
@@ -99,12 +97,14 @@ class HPSv2:
     """
 
     def __init__(self, config: HPSv2Config) -> None:
+        from transformers import CLIPConfig
+
         path, base = config.files()
         clip = load_part(CLIPConfig, base, key=BASE_KEY)
         model = load_open_clip(path, clip)
         device = pick_device(config.resources.num_gpus)
         self.clip = Clip(
-            model.to(device=device, dtype=DTYPES[config.dtype]),  # type: ignore[call-arg]
+            model.to(device=device, dtype=torch_dtype(config.dtype)),  # type: ignore[call-arg]
             load_tokenizer(base, model, key=BASE_KEY),
             letterboxed(clip.vision_config.image_size),
         )
@@ -125,6 +125,10 @@ def letterboxed(side: int) -> Pixels:
     side becomes `side`, by antialiased bicubic resampling of the float tensor, and black is added
     at both ends of the other. Square images are not padded.
     """
+    import torch
+    import torch.nn.functional as F
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
     mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
@@ -178,6 +182,8 @@ def load_open_clip(path: Path, config: Any) -> CLIPModel:
     Raises:
         InputError: the file is damaged, or names or shapes are not those of the configuration.
     """
+    from transformers import CLIPModel
+
     where: dict[str, Any] = {"key": KEY, "path": path, "origin": f"HPSv2, from {ORIGIN}"}
     for tower in (config.text_config, config.vision_config):
         tower.hidden_act = "gelu"  # of open_clip's ViT-H-14, whatever the base says
@@ -186,8 +192,3 @@ def load_open_clip(path: Path, config: Any) -> CLIPModel:
     state = read_state(path, key=KEY, origin=where["origin"])
     require_names(state, table, **where)
     return load_state(CLIPModel, config, to_transformers(state, table), **where)
-
-
-@lru_cache(maxsize=1)
-def _load(config: HPSv2Config) -> HPSv2:
-    return HPSv2(config)

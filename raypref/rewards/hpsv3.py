@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2VLModel
 
 from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType, pick_device
+from raypref.device import DType, pick_device
 from raypref.hub import weight_file
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 KEY, BASE_KEY = "rewards.hpsv3.model", "rewards.hpsv3.base"
 PIXELS = 256 * 28 * 28  # of an image, up to rounding to whole tokens
@@ -98,8 +96,8 @@ class HPSv3Config(Section):
         weight_file(self.model, key=KEY, origin="https://huggingface.co/MizzenAI/HPSv3")
 
     def load(self) -> HPSv3:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return HPSv3(self)
 
 
 class HPSv3:
@@ -109,6 +107,10 @@ class HPSv3:
     """
 
     def __init__(self, config: HPSv3Config) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from transformers import AutoConfig, Qwen2VLModel
+
         base = checked_folder(config.base, key=BASE_KEY, kinds=["qwen2_vl"])
         file = weight_file(config.model, key=KEY, origin="https://huggingface.co/MizzenAI/HPSv3")
         try:
@@ -140,13 +142,12 @@ class HPSv3:
             raise InputError(f"{KEY}: rm_head does not fit: {lines[-1].strip()}") from None
         self.device = pick_device(config.resources.num_gpus)
         self.backbone.to(self.device)
-        self.head.to(self.device).eval()
+        self.head.to(self.device).eval().requires_grad_(False)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
         return self.distribution(images, prompts)[:, 0].cpu().numpy()
 
-    @torch.no_grad()
     def distribution(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Both outputs of the head, mean first: float32 [B, 2]."""
         texts = [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
@@ -158,6 +159,8 @@ class HPSv3:
 
 def make_head(width: int) -> nn.Sequential:
     """The head, always in float32."""
+    from torch import nn
+
     return nn.Sequential(
         nn.Linear(width, 1024),
         nn.ReLU(),
@@ -191,8 +194,3 @@ def renamed(name: str) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     raise KeyError(f"unknown weight {name}")
-
-
-@lru_cache(maxsize=1)
-def _load(config: HPSv3Config) -> HPSv3:
-    return HPSv3(config)

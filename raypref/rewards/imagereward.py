@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import isqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import (
-    BertTokenizer,
-    BlipTextConfig,
-    BlipTextModel,
-    BlipVisionConfig,
-    BlipVisionModel,
-    CLIPImageProcessorPil,
-)
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
 from raypref.rewards.checkpoint import (
     linear_layers,
@@ -32,6 +21,10 @@ from raypref.rewards.checkpoint import (
     require_names,
     require_vocabulary,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 KEY = "rewards.imagereward.model"
 TOKENIZER_KEY = "rewards.imagereward.tokenizer"
@@ -114,8 +107,8 @@ class ImageRewardConfig(Section):
         return weight_file(self.model, key=KEY, origin=ORIGIN), tokenizer
 
     def load(self) -> ImageReward:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return ImageReward(self)
 
 
 class Parts(NamedTuple):
@@ -135,6 +128,8 @@ class ImageReward:
     """
 
     def __init__(self, config: ImageRewardConfig) -> None:
+        from transformers import BertTokenizer, CLIPImageProcessorPil
+
         path, tokenizer = config.files()
         vision, text, head = load_checkpoint(path)
         self.tokenizer = load_part(BertTokenizer, tokenizer, key=TOKENIZER_KEY)
@@ -144,12 +139,13 @@ class ImageReward:
         self.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-        self.device, dtype = pick_device(config.resources.num_gpus), DTYPES[config.dtype]
-        self.vision = vision.to(device=self.device, dtype=dtype).eval()  # type: ignore[call-arg]
-        self.text = text.to(device=self.device, dtype=dtype).eval()  # type: ignore[call-arg]
-        self.head = head.to(self.device).eval()
+        self.device, dtype = pick_device(config.resources.num_gpus), torch_dtype(config.dtype)
+        self.vision = vision.to(device=self.device, dtype=dtype)  # type: ignore[call-arg]
+        self.text = text.to(device=self.device, dtype=dtype)  # type: ignore[call-arg]
+        self.head = head.to(self.device)
+        for part in (self.vision, self.text, self.head):
+            part.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images against their prompts (cut at 35 tokens): float32 [B]."""
         tokens = self.tokenizer(
@@ -197,6 +193,8 @@ def load_checkpoint(path: Path) -> Parts:
     Raises:
         InputError: the file is damaged or of another model.
     """
+    from transformers import BlipTextModel, BlipVisionModel
+
     origin = f"ImageReward, from {ORIGIN}"
     state = read_state(path, key=KEY, origin=origin)
     state = {name: tensor for name, tensor in state.items() if name not in UNUSED}
@@ -223,6 +221,8 @@ def load_checkpoint(path: Path) -> Parts:
 
 def vision_config(state: Mapping[str, Tensor]) -> BlipVisionConfig:
     """The image tower that tensors under transformers' names belong to."""
+    from transformers import BlipVisionConfig
+
     width, _, _, patch = state["embeddings.patch_embedding.weight"].shape
     places = state["embeddings.position_embedding"].shape[1] - 1  # one is the class token's
     return BlipVisionConfig(
@@ -238,6 +238,8 @@ def vision_config(state: Mapping[str, Tensor]) -> BlipVisionConfig:
 
 def text_config(state: Mapping[str, Tensor]) -> BlipTextConfig:
     """The text tower that tensors under transformers' names belong to."""
+    from transformers import BlipTextConfig
+
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=vocabulary,
@@ -259,8 +261,3 @@ def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
     """Layers under a prefix; at least the first, so that an error can name what it lacks."""
     layers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
     return max(1, len(layers))
-
-
-@lru_cache(maxsize=1)
-def _load(config: ImageRewardConfig) -> ImageReward:
-    return ImageReward(config)

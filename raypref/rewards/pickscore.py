@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PickScoreConfig(Section):
@@ -40,8 +41,8 @@ class PickScoreConfig(Section):
         self.processor_folder()
 
     def load(self) -> PickScore:
-        """The model, loaded once a process: several stages of a worker share it."""
-        return _load(self)
+        """Load the model onto its device."""
+        return PickScore(self)
 
 
 class PickScore:
@@ -51,6 +52,9 @@ class PickScore:
     """
 
     def __init__(self, config: PickScoreConfig) -> None:
+        import torch
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
         model, processor = config.model_folder(), config.processor_folder()
         self.device = pick_device(config.resources.num_gpus)
         # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
@@ -58,8 +62,8 @@ class PickScore:
         self.tokenizer = CLIPTokenizer.from_pretrained(processor)
         self.model = CLIPModel.from_pretrained(model, dtype=torch.float32)
         self.scale = self.model.logit_scale.exp().item()  # bfloat16 would make 99 of its 100
-        self.model.to(device=self.device, dtype=DTYPES[config.dtype])  # type: ignore[call-arg]
-        self.model.eval()
+        self.model.to(device=self.device, dtype=torch_dtype(config.dtype))  # type: ignore[call-arg]
+        self.model.eval().requires_grad_(False)
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Image embeddings of unit length, float32 [B, D]."""
@@ -71,10 +75,13 @@ class PickScore:
 
     def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
+        import torch
+
         return self._score(torch.from_numpy(embeddings).to(self.device), prompts)
 
-    @torch.no_grad()
     def _score(self, image_BD: torch.Tensor, prompts: Sequence[str]) -> np.ndarray:
+        from torch.nn.functional import cosine_similarity
+
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -85,18 +92,14 @@ class PickScore:
         text_BD = self.model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
-        cosine_B = torch.nn.functional.cosine_similarity(image_BD, text_BD.float())
+        cosine_B = cosine_similarity(image_BD, text_BD.float())
         return (self.scale * cosine_B).cpu().numpy()
 
-    @torch.no_grad()
     def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        from torch.nn.functional import normalize
+
         pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         features_BD = self.model.get_image_features(
             pixel_values=pixels.to(self.device, self.model.dtype)
         ).pooler_output
-        return torch.nn.functional.normalize(features_BD.float(), dim=-1)
-
-
-@lru_cache(maxsize=1)
-def _load(config: PickScoreConfig) -> PickScore:
-    return PickScore(config)
+        return normalize(features_BD.float(), dim=-1)

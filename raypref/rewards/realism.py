@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.hub import model_folder
+from raypref.loaded import shared
 from raypref.rewards.clip import Clip, processed, scores
 from raypref.rewards.pickscore import PickScoreConfig
 
@@ -40,8 +40,8 @@ class RealismConfig(Section):
         model_folder(self.processor, key="rewards.realism.processor", probe=probe)
 
     def load(self) -> Realism:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return Realism(self)
 
 
 class Realism:
@@ -54,23 +54,18 @@ class Realism:
 
     def __init__(self, config: RealismConfig) -> None:
         config.check()
-        pickscore = PickScoreConfig(
+        settings = PickScoreConfig(
             model=config.model,
             processor=config.processor,
             dtype=config.dtype,
             resources=config.resources,
-        ).load()
-        self.scale = pickscore.scale
-        self.clip = Clip(pickscore.model, pickscore.tokenizer, processed(pickscore.image_processor))
+        )
+        self.pickscore = own = shared(settings, settings.load)
+        self.clip = Clip(own.model, own.tokenizer, processed(own.image_processor))
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Score B images with their prompts (cut at 77 tokens, prefix included): float32 [B]."""
         photo_BD = self.clip.texts([PHOTO + prompt for prompt in prompts])
         render_BD = self.clip.texts([RENDER + prompt for prompt in prompts])
         towards_B = (self.clip.images(images) * (photo_BD - render_BD)).sum(dim=-1)
-        return scores(self.scale * towards_B)
-
-
-@lru_cache(maxsize=1)
-def _load(config: RealismConfig) -> Realism:
-    return Realism(config)
+        return scores(self.pickscore.scale * towards_B)

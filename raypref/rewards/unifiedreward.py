@@ -6,13 +6,12 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 log = logging.getLogger(__name__)
@@ -56,8 +55,8 @@ class UnifiedRewardConfig(Section):
         checked_folder(self.model, key=KEY, kinds=["qwen2_5_vl"])
 
     def load(self) -> UnifiedReward:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return UnifiedReward(self)
 
 
 class UnifiedReward:
@@ -100,8 +99,3 @@ def parse(answer: str) -> float:
     numbers = _SCORE.findall(answer)
     score = float(numbers[-1]) if numbers else math.nan
     return score if 1 <= score <= 5 else math.nan
-
-
-@lru_cache(maxsize=1)
-def _load(config: UnifiedRewardConfig) -> UnifiedReward:
-    return UnifiedReward(config)

@@ -7,18 +7,16 @@ videos that nobody asks about here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from PIL import Image
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from raypref.config import InputError
-from raypref.diffusion.backbone import DTYPES, DType, pick_device
+from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _PROBES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -30,6 +28,8 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
     Raises:
         InputError: it cannot be had, or is not of these kinds.
     """
+    from transformers import AutoConfig
+
     for probe in _PROBES:
         folder = model_folder(ref, key=key, probe=probe)
     try:
@@ -42,21 +42,23 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
 
 
 def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **options: Any) -> Any:
-    """`from_pretrained` in evaluation mode, which refuses weights that do not fit the model.
+    """`from_pretrained`, frozen, which refuses weights that do not fit the model.
 
     Raises:
         InputError: weights are missing, surplus, damaged or of another shape.
     """
+    from safetensors import SafetensorError
+
     try:
         model, report = loader.from_pretrained(
-            folder, dtype=DTYPES[dtype], output_loading_info=True, **options
+            folder, dtype=torch_dtype(dtype), output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{key}: the weights cannot be loaded: {_line(error)}") from None
     for what in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, report[f"{what}_keys"])):
             raise InputError(f"{key}: {len(names)} weights are {what}, such as {names[0]}")
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def plain(prompt: str) -> str:
@@ -74,6 +76,11 @@ class Reader:
     """
 
     def __init__(self, folder: str, *, key: str, pixels: int | None = None) -> None:
+        from transformers import AutoTokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+
         limits: dict[str, Any] = (
             {} if pixels is None else {"min_pixels": pixels, "max_pixels": pixels}
         )
@@ -121,17 +128,17 @@ class VisionLanguage:
     """
 
     def __init__(self, folder: str, *, key: str, dtype: DType, num_gpus: float) -> None:
+        from transformers import AutoModelForImageTextToText
+
         self.read = Reader(folder, key=key)
         self.model = pretrained(AutoModelForImageTextToText, folder, key=key, dtype=dtype)
         self.model.to(pick_device(num_gpus))
 
-    @torch.no_grad()
     def next_token(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
         """Log-probability of each token to begin the answer: float32 [B, V], on the CPU."""
         logits_B1V = self.model(**self._inputs(images, questions), logits_to_keep=1).logits
         return logits_B1V[:, -1].float().log_softmax(-1).cpu()
 
-    @torch.no_grad()
     def answers(
         self, images: Sequence[Image.Image], questions: Sequence[str], *, max_new_tokens: int
     ) -> list[str]:

@@ -8,14 +8,12 @@ scores of different models cannot be compared, so name the model with the number
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-import torch
 from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.diffusion.backbone import DType
+from raypref.device import DType
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 KEY = "rewards.vqascore.model"
@@ -45,8 +43,8 @@ class VQAScoreConfig(Section):
             raise InputError("rewards.vqascore.question: it must hold {prompt}")
 
     def load(self) -> VQAScore:
-        """The model, loaded once a process."""
-        return _load(self)
+        """Load the model onto its device."""
+        return VQAScore(self)
 
 
 class VQAScore:
@@ -76,14 +74,9 @@ class VQAScore:
         asked = [f"{plain(question)} Please answer yes or no." for question in questions]
         log_BV = self.vlm.next_token(images, asked)
         yes_B, no_B = (log_BV[:, ids].logsumexp(-1) for ids in (self.yes, self.no))
-        return torch.gt(yes_B, no_B).tolist()
+        return (yes_B > no_B).tolist()
 
     def _ways(self, answer: str) -> list[int]:
         """First tokens of the ways to write an answer."""
         words = (answer, answer.capitalize(), answer.upper())
         return sorted({self.vlm.read.tokenizer(word).input_ids[0] for word in words})
-
-
-@lru_cache(maxsize=1)
-def _load(config: VQAScoreConfig) -> VQAScore:
-    return VQAScore(config)

@@ -17,7 +17,7 @@ from jobs import job, start
 from raypref.config import load
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.lora import LoraConfig
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.pipeline import Run, RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

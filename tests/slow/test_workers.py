@@ -20,8 +20,8 @@ from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
 from raypref.align.cache import UNCONDITIONAL, read_pairs
-from raypref.align.stage import StageConfig
-from raypref.align.train import StageJob, train_stage
+from raypref.align.stage import StageConfig, StageJob
+from raypref.align.train import train_stage
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources, load
 from raypref.diffusion.backbone import load_denoiser
