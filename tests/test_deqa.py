@@ -109,4 +109,4 @@ def test_the_module_needs_little_of_the_project():
     while new:
         needed |= new
         new = {name for module in new for name in own_imports(MODULES[module])} - needed
-    assert needed <= {"rewards.deqa", "config", "hub", "tiny", "tiny.checkpoints"}
+    assert needed <= {"rewards.deqa", "config", "device", "hub", "tiny", "tiny.checkpoints"}
