@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
 
 from raypref.config import Resources
+from raypref.progress import waiting
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +35,38 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
     if not ray.is_initialized():
+        where = os.environ.get("RAY_ADDRESS")
+        what = f"joining the Ray cluster at {where}" if where else "starting Ray"
+        log.info("%s", what)
         # Progress is reported by the driver, errors come as exceptions; the rest of what workers
         # say stays in Ray's log files.
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": _worker_variables()},
-        )
+        with waiting(what), _without_note():
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": _worker_variables()},
+            )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _without_note() -> Iterator[None]:
+    """Keep Ray's line on its own log level, which it writes past Python, off the terminal."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            others = [line for line in said if b"Set ray log level from" not in line]
+            os.write(2, b"".join(others))
 
 
 def _worker_variables() -> dict[str, str]:

@@ -64,6 +64,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
+    log.info("%s: %s", run.folder, " -> ".join(step.name for step in run.steps))
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
     stale = _stale(waiting)
@@ -100,8 +101,10 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    _check(waiting)
-    run.tracker, record = _open_record(run, parent_run_id)
+    with waiting_for("looking for the models and the data"):
+        _check(waiting)
+    with waiting_for(f"opening the record of the run ({run.config.tracking.uri or 'MLflow'})"):
+        run.tracker, record = _open_record(run, parent_run_id)
     if any(step.needs and not step.done for step in waiting):
         start_ray()
     try:
