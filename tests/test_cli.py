@@ -161,6 +161,9 @@ def test_a_submitted_job_writes_below_the_home_directory(
     storage, alone, submitted, here, monkeypatch, capsys
 ):
     """Ray deletes the working directory of a job: what is relative goes elsewhere."""
+    # The rendered world is found where it was, not made again below the new home.
+    cache = os.environ.get("RAYPREF_CACHE") or Path.home() / ".cache" / "raypref"
+    monkeypatch.setenv("RAYPREF_CACHE", str(cache))
     monkeypatch.setenv("HOME", str(here / "home"))
     command = [f"storage={storage.format(here=here)}", "--dry-run"]
     assert job(*command) == 0
