@@ -173,6 +173,14 @@ def test_a_submitted_job_writes_below_the_home_directory(
     assert f"# Steps of {submitted.format(here=here)}:" in capsys.readouterr().out
 
 
+def test_a_part_without_the_one_before_it_is_refused(here, capsys):
+    assert job("source.path=photos", only=("cache", "stage1")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: pairs of ")
+    assert "run the job before this one" in line
+    assert not (here / "runs").exists(), "work was begun"
+
+
 def test_the_scripts_exit_with_the_status():
     """One real process: exit status 2, a single line on stderr, nothing else said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -159,6 +159,13 @@ def job(name: str, *arguments: str, folder: Path, patience: float = PATIENCE) ->
         return running_job.wait(patience), running_job.output
 
 
+def copy_of(run: Path, storage: Path) -> Path:
+    """A run that has all that `run` has up to its trainings, for a job that goes on from there."""
+    for name in ("curate", "photos", "rejects", "pairs", "cache"):
+        shutil.copytree(run / name, storage / "run" / name)
+    return storage / "run"
+
+
 @contextmanager
 def start(name: str, *arguments: str, folder: Path) -> Iterator[Job]:
     """Start `jobs/NAME.py`."""
