@@ -54,7 +54,7 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
         "sft.resources.workers=1",
         "model.fused=true",
     )
-    status, output = job("full_pipeline", *settings, folder=tmp_path / "log", patience=600)
+    status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
     assert status == 0, output
     run = tmp_path / "runs" / "run"
     assert f"LoRA: {run}/stage2/pytorch_lora_weights.safetensors" in output
