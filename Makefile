@@ -15,7 +15,7 @@ test: setup  ## unit tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## tests that take minutes: whole runs, kills, several workers
-	$(RUN) -m pytest -m "slow or chaos" -n 2 --dist loadfile --durations=0 --durations-min=20
+	$(RUN) -m pytest -m "slow or chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style and types
 	$(BIN)/ruff format --check .

@@ -146,7 +146,7 @@ def noted(folder: Path) -> Counter[str]:
 
 def wait_for_a_part(ledger: Ledger) -> None:
     """Wait until a block has been written."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not ledger.parts():
         assert time.monotonic() < deadline
         time.sleep(0.05)

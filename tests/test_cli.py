@@ -161,6 +161,9 @@ def test_a_submitted_job_writes_below_the_home_directory(
     storage, alone, submitted, here, monkeypatch, capsys
 ):
     """Ray deletes the working directory of a job: what is relative goes elsewhere."""
+    # The rendered world is found where it was, not made again below the new home.
+    cache = os.environ.get("RAYPREF_CACHE") or Path.home() / ".cache" / "raypref"
+    monkeypatch.setenv("RAYPREF_CACHE", str(cache))
     monkeypatch.setenv("HOME", str(here / "home"))
     command = [f"storage={storage.format(here=here)}", "--dry-run"]
     assert job(*command) == 0
@@ -168,6 +171,14 @@ def test_a_submitted_job_writes_below_the_home_directory(
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert job(*command) == 0
     assert f"# Steps of {submitted.format(here=here)}:" in capsys.readouterr().out
+
+
+def test_a_part_without_the_one_before_it_is_refused(here, capsys):
+    assert job("source.path=photos", only=("cache", "stage1")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: pairs of ")
+    assert "run the job before this one" in line
+    assert not (here / "runs").exists(), "work was begun"
 
 
 def test_the_scripts_exit_with_the_status():

@@ -1,7 +1,5 @@
 """What a cluster has is known, and what it has not got is said."""
 
-from collections.abc import Iterator
-
 import pytest
 import ray
 
@@ -9,14 +7,10 @@ from raypref.cluster import warn_if_short
 from raypref.config import Resources
 
 
-@pytest.fixture(autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)  # Ray takes our word for the GPU
-    yield
-    ray.shutdown()
-
-
-def test_what_the_cluster_has_not_got_is_said(caplog):
+def test_what_the_cluster_has_not_got_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     need = Resources(workers=3, num_cpus=1, num_gpus=1)
     warn_if_short("stage1", need, workers=1)
     assert not caplog.messages

@@ -16,7 +16,7 @@ from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 
 FAMILIES = {"sd15": SD15, "sd35m": SD3}
-COMMON = {"steps": 20, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
+COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
 DRO = StageConfig(
     objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.02, clip=0.05, **COMMON
 )

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raypref.ablate import search, table
@@ -59,6 +61,25 @@ def test_settings_outside_of_the_space_are_not_gone_on_with(tmp_path):
     remember(tmp_path, [{"a": 3, "b": "z"}, {"a": 3}, {"a": 2, "b": "y"}])
     searcher = search.settle(described(CHOICES), str(tmp_path), load_config("tiny", [])).search_alg
     assert drawn(searcher, 1) == [{"a": 2, "b": "y"}]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("pickscore", max), ("fid", min)])
+def test_weak_settings_are_stopped_at_the_rungs(metric, best, tmp_path):
+    own = table.Search.model_validate(
+        {"space": {"a": [1]}, "samples": 8, "rungs": 3, "factor": 2, "metric": metric}
+    )
+    scheduler = search.settle(own, str(tmp_path), load_config("tiny", [])).scheduler
+    reached = {}
+    for value in (3, 6, 1, 8, 2, 7, 4, 5):
+        trial = SimpleNamespace(trial_id=str(value), stopped=False)
+        scheduler.on_trial_add(None, trial)
+        for rung in range(3):
+            reached[value] = share = own.factor**rung
+            told = {metric: float(value), "share": share}
+            if scheduler.on_trial_result(None, trial, told) != TrialScheduler.CONTINUE:
+                break
+    assert reached[best(reached)] == 4
+    assert min(reached.values()) == 1
 
 
 def test_settings_that_failed_have_no_value():

@@ -42,7 +42,7 @@ def photographs(count: int) -> list[tuple[str, Image.Image]]:
     """Caption and image of scenes: fields of colour, made of whole numbers alone.
 
     What is rendered with fractions differs from processor to processor by a level of 255 here and
-    there, and the golden losses would with it.
+    there, and whether a step is clipped could with it.
     """
     rng = np.random.default_rng(3)
     fields = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)

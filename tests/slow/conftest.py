@@ -7,6 +7,23 @@ from filelock import FileLock
 
 from jobs import WHOLE, job
 
+# Files in the order in which two processes take them (--dist loadfile --no-loadscope-reorder):
+# first the whole run that others need and a file that does not need it, then the longest first.
+ORDER = (
+    *("test_full_run.py", "test_sweep.py", "test_evaluate.py", "test_hosts.py", "test_kill.py"),
+    *("test_on_top.py", "test_kill_stream.py", "test_job_submit.py", "test_bad_folder.py"),
+    *("test_workers.py", "test_full_disk.py", "test_waves.py", "test_remake.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests by ORDER; what is not in it comes last."""
+
+    def place(item: pytest.Item) -> int:
+        return ORDER.index(item.path.name) if item.path.name in ORDER else len(ORDER)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def full(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> tuple[Path, str]:

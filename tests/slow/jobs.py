@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
 MARK = "RAYPREF_TEST_JOB"
-PATIENCE = 900.0  # seconds a job may take on a busy machine; most take one minute
+PATIENCE = 1500.0  # seconds that a job may take on a slow and busy machine; most take a minute
 
 # Ray asks for a token as soon as any `ray.init()` left one in ~/.ray, but `ray job submit` sends it
 # only in this mode.
@@ -106,7 +106,7 @@ class Job:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         # Ray's agents may stay for half a minute; they compute and write nothing.
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + PATIENCE / 5
         while (
             cluster.workers("MapWorker")
             if cluster
@@ -134,6 +134,7 @@ def running(
     # Ray's sockets need a short path.
     own = scratch or Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
     defaults = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    defaults["RAY_raylet_start_wait_time_s"] = "300"  # by default a driver waits 30 s for its node
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -153,10 +154,17 @@ def running(
             shutil.rmtree(own, ignore_errors=True)
 
 
-def job(name: str, *arguments: str, folder: Path, patience: float = PATIENCE) -> tuple[int, str]:
+def job(name: str, *arguments: str, folder: Path) -> tuple[int, str]:
     """Run `jobs/NAME.py` to its end; exit status and output."""
     with start(name, *arguments, folder=folder) as running_job:
-        return running_job.wait(patience), running_job.output
+        return running_job.wait(), running_job.output
+
+
+def copy_of(run: Path, storage: Path) -> Path:
+    """A run that has all that `run` has up to its trainings, for a job that goes on from there."""
+    for name in ("curate", "photos", "rejects", "pairs", "cache"):
+        shutil.copytree(run / name, storage / "run" / name)
+    return storage / "run"
 
 
 @contextmanager
@@ -202,7 +210,7 @@ def ray_start(*command: str, folder: Path, env: dict[str, str]) -> Iterator[Job]
     for attempts_left in (2, 1, 0):
         with running(*command, folder=folder, env=env) as job:
             try:
-                job.wait_for(lambda: "Ray runtime started" in job.output, 120)
+                job.wait_for(lambda: "Ray runtime started" in job.output)
             except AssertionError:
                 if attempts_left and "timed out during startup" in job.output:
                     continue

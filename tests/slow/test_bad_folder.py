@@ -25,6 +25,7 @@ SETTINGS = (
     "color.enabled=false",  # all sound photographs go through the models
     "select.min_gap=-100.0",
     "select.top_k=500",
+    "saliency.resources.workers=1",
     "tracking.uri=none",
 )
 

@@ -1,4 +1,4 @@
-"""What an evaluation has made is not made again: killed, with a model more, with a reward more.
+"""What an evaluation has made is not made again: killed, then with a model and a reward more.
 
 And the number of workers shows in nothing that it makes.
 """
@@ -104,30 +104,26 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     folder = run_folder(settings)
     images, scores = folder / "evaluation" / "images", folder / "evaluation" / "scores"
 
-    # Killed in the middle of generation.
+    # Killed as soon as there are scores: every image is made.
     with start("evaluate", "tiny", *settings, folder=folder / "logs") as running:
-        running.wait_for(lambda: len(parts(images)) >= 2)
+        running.wait_for(lambda: len(parts(scores)) >= 1)
         running.kill_driver()
-    before = parts(images)
-    there = ids(images).total()
-    assert 8 <= there < len(OURS) * IMAGES
-    output = evaluate(settings)
-    assert f"images: {there} of {len(OURS) * IMAGES} rows were done before" in output
-    assert before.items() <= parts(images).items()
-    made = ids(images)
-    assert made.total() == len(made) == len(OURS) * IMAGES
-
-    # A second run's LoRA, of another rank, and one more measure: only its own images are made, and
-    # of the others nothing but the new measure is taken.
     before, scored = parts(images), parts(scores)
+    assert ids(images).total() == len(OURS) * IMAGES
+
+    # Gone on with, a model more and a reward more. Of the images only those of the new model are
+    # made; of the others nothing is measured twice.
     second = f"evaluate.loras={{second = '{folder.parent / 'second'}'}}"
     critic = "metrics.critic=tiny:critic.safetensors"
     output = evaluate(settings, second, critic)
     assert before.items() <= parts(images).items() and scored.items() <= parts(scores).items()
     assert {name.split("/")[0] for name in parts(images).keys() - before} == {"second"}
     assert f"images: {IMAGES}/{IMAGES} rows" in output
-    new = {tuple(name.split("/")[:2]) for name in parts(scores).keys() - scored}
-    assert {metric for model, metric in new if model != "second"} == {"prompt_accuracy"}
+    made = ids(images)
+    assert made.total() == len(made) == (len(OURS) + 1) * IMAGES
+    for ledger in {manifest.parent for manifest in scores.rglob("manifest.json")}:
+        measured = ids(ledger)
+        assert measured.total() == len(measured) == IMAGES, ledger
     long = pd.read_parquet(folder / "evaluation" / "scores.parquet")
     assert {"prompt", "prompt_id", "category", "seed", "model", "metric", "score"} == {*long}
     assert set(long["model"]) == {*OURS, "second"}

@@ -132,11 +132,3 @@ def test_the_same_command_again_does_nothing(full) -> None:
     assert snapshot(run) == before
     record = json.loads((run / "run.json").read_text())
     assert record["steps"]["stage1"]["seconds"] > 0, "what it cost before was forgotten"
-
-
-def test_a_part_without_the_one_before_it_is_refused(tmp_path: Path) -> None:
-    """`curate` and `align` are held to the whole run by test_kill.py."""
-    code, output = job("align", *WHOLE, f"storage={tmp_path}", folder=tmp_path / "logs")
-    assert code == 2, output
-    assert "pairs of" in output and "run the job before this one" in output
-    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,9 @@ SETTINGS = (
     "stage1.resources.workers=2",
     "stage1.min_workers=1",
     "run=run",
-    "tracking.uri=none",
+    *("evaluate.limit=1", "evaluate.seeds=[1]"),
+    *("metrics.distance=false", "metrics.critic=''"),
+    *("stage1.sample_every=0", "stage2.sample_every=0", "tracking.uri=none"),
 )
 
 
@@ -65,40 +67,34 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         for machine in (first, second):
             node(machine, f"--address={head.address}:6379", "--num-cpus=1")
 
-        output, costs = "", {}
+        costs = {}
         killings = {
-            # job, which host dies, what is counted, how much of it there is at the kill
-            "curate": (first, "curate/twins/part-", 2),
-            "full_pipeline": (second, "stage1/checkpoints/step-", 1),
+            # which host dies, what is counted, how much of it there is at the kill
+            "curation": (first, "curate/twins/part-", 2),
+            "training": (second, "stage1/checkpoints/step-", 1),
         }
-        for part, (victim, counted, enough) in killings.items():
-            with submitted(head, part, folder=folder) as started:
-                done = counter(store, counted)
-                started.wait_for(lambda: done() >= enough)  # noqa: B023
+        with submitted(head, folder=folder) as job:
+            for part, (victim, counted, enough) in killings.items():
+                job.wait_for(lambda: len(latest(store, counted)) >= enough)  # noqa: B023
                 victim.kill()
                 before, began = latest(store, counted), time.monotonic()
-                started.wait_for(lambda: latest(store, counted) != before)  # noqa: B023
+                job.wait_for(lambda: latest(store, counted) != before)  # noqa: B023
                 costs[part] = time.monotonic() - began
-                assert started.wait() == 0, started.output
-                output += started.output
-            if part == "curate":
-                node(victim, f"--address={head.address}:6379", "--num-cpus=1")
-        yield Outcome(output, costs, store)
+                if part == "curation":
+                    node(victim, f"--address={head.address}:6379", "--num-cpus=1")
+            assert job.wait() == 0, job.output
+            yield Outcome(job.output, costs, store)
 
 
-def submitted(head: Host, part: str, *, folder: Path) -> Any:
-    """`ray job submit` of a job, from the head."""
+def submitted(head: Host, *, folder: Path) -> Any:
+    """`ray job submit` of the whole job, from the head."""
     return running(
         *(*head.inside, RAY, "job", "submit", f"--address=http://{head.address}:8265"),
-        *(f"--working-dir={REPOSITORY}", "--", "python", f"jobs/{part}.py", *SETTINGS),
+        *(f"--working-dir={REPOSITORY}", "--", "python", "jobs/full_pipeline.py", *SETTINGS),
         f"storage={join(BUCKET, 'runs')}",
         folder=folder,
         env=TOKEN,
     )
-
-
-def counter(store: ObjectStore, prefix: str) -> Callable[[], int]:
-    return lambda: len(latest(store, prefix))
 
 
 def latest(store: ObjectStore, prefix: str) -> set[str]:

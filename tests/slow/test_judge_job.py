@@ -57,6 +57,3 @@ def test_a_pick_a_pic_file_is_judged(tmp_path: Path) -> None:
 
     code, output = job("judge", *command, folder=tmp_path / "logs")
     assert code == 0 and "rows/s" not in output, output
-
-    code, output = job("judge", "tiny", f"storage={tmp_path}", folder=tmp_path / "logs")
-    assert code == 2 and "error: judge.pairs is required" in output

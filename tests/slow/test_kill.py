@@ -5,7 +5,6 @@ The driver started its Ray itself, as on a laptop; streams on a cluster are in t
 
 import os
 import re
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import EVERY, STEPS, WHOLE, job, start
+from jobs import EVERY, STEPS, WHOLE, copy_of, job, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -92,9 +91,8 @@ def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
 
 def test_worker_then_driver_killed_while_they_train(quiet: Path, tmp_path: Path) -> None:
     """The worker comes back by itself; after the driver's end the same command goes on."""
-    run = tmp_path / "run"
-    for name in ("curate", "photos", "rejects", "pairs"):
-        shutil.copytree(quiet / name, run / name)
+    run = copy_of(quiet, tmp_path)
+    cache = parts(run / "cache")
     command = ("align", *WHOLE, f"storage={tmp_path}")
     saved = run / "stage1" / "checkpoints"
 
@@ -118,7 +116,6 @@ def test_worker_then_driver_killed_while_they_train(quiet: Path, tmp_path: Path)
     assert last().name == f"step-{step:08d}.safetensors"
     assert step < STEPS, "the kill came too late to test anything"
     assert not (run / "stage1" / "pytorch_lora_weights.safetensors").exists()
-    cache = parts(run / "cache")
 
     code, output = job(*command, folder=tmp_path)
 

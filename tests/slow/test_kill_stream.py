@@ -65,7 +65,7 @@ def times(folder: Path, stage: str) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize(("gpus", "kills"), [(0.0, (0, 1, 6)), (0.5, (0, 3))])
+@pytest.mark.parametrize(("gpus", "kills"), [(0.0, (0, 6)), (0.5, (3,))])
 def test_a_killed_stream_repeats_at_most_one_block_a_worker(
     head: Head, gpus: float, kills: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_killed_stream_repeats_at_most_one_block_a_worker(
 
 def test_a_killed_actor_repeats_at_most_its_block(head: Head, tmp_path: Path) -> None:
     """The job goes on by itself: Ray starts the actor again and gives it the block once more."""
-    kills = (0, 3, 6)
+    kills = (0, 6)
     with noted(head, tmp_path) as stream:
         for parts_before in kills:
             stream.wait_for(
@@ -133,17 +133,14 @@ def in_hand(node: Job, folder: Path) -> bool:
     return bool(taken - written(folder))
 
 
-@pytest.mark.parametrize("parts_before", [0, 2, 4])
-def test_a_killed_node_repeats_at_most_its_block(
-    head: Head, parts_before: int, tmp_path: Path
-) -> None:
+def test_a_killed_node_repeats_at_most_its_block(head: Head, tmp_path: Path) -> None:
     """Two nodes, a worker on each; one dies with all its processes and the other does the rest."""
     address = f"--address=127.0.0.1:{head[1]['port']}"
     with (
-        node(tmp_path / "logs", address, cores=1, ip=f"127.0.0.{parts_before + 2}") as (second, _),
+        node(tmp_path / "logs", address, cores=1, ip="127.0.0.2") as (second, _),
         noted(head, tmp_path, cores=1) as stream,
     ):
-        stream.wait_for(lambda: in_hand(second, tmp_path) and len(parts(tmp_path)) >= parts_before)
+        stream.wait_for(lambda: in_hand(second, tmp_path) and len(parts(tmp_path)) >= 2)
         end(second.mark)
         assert stream.wait() == 0, stream.output
     for stage in ("quick", "slow"):

@@ -10,6 +10,9 @@ import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from jobs import SMALL, job
+from raypref.config import InputError, load
+from raypref.execute import execute
+from raypref.pipeline import RunConfig
 from raypref.tiny import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -51,7 +54,7 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
         "sft.resources.workers=1",
         "model.fused=true",
     )
-    status, output = job("full_pipeline", *settings, folder=tmp_path / "log", patience=600)
+    status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
     assert status == 0, output
     run = tmp_path / "runs" / "run"
     assert f"LoRA: {run}/stage2/pytorch_lora_weights.safetensors" in output
@@ -69,10 +72,9 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
     assert index["_class_name"] == "StableDiffusionPipeline"
 
     # A LoRA of another rank is refused before anything is done.
-    status, output = job(
-        "full_pipeline", *settings, "run=other", "lora.rank=4", folder=tmp_path / "log"
-    )
-    assert status == 2
+    with pytest.raises(InputError) as refused:
+        execute(load(RunConfig, "tiny", [*settings[1:], "run=other", "lora.rank=4"]))
+    output = str(refused.value)
     assert "stage1.start: the LoRA in" in output
     assert "has rank 8, and lora.rank is 4; set lora.rank=8 lora.alpha=16" in output
     assert not (tmp_path / "runs" / "other").exists()
