@@ -48,7 +48,7 @@ class Progress:
         """Count finished units; log a line when the last one is old enough."""
         self.done += count
         now = time.monotonic()
-        if self.first is None:
+        if self.first is None and count:
             self.first = (now, self.done)
         if now - self.last >= self.every and self.before < self.done < self.total:
             self.last = now

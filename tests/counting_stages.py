@@ -1,5 +1,6 @@
 """Stages that count, fail, wait or run out of memory, and leave a mark of what they did."""
 
+import os
 import time
 import uuid
 from collections import Counter
@@ -10,6 +11,7 @@ import torch
 
 from raypref.config import Resources
 from raypref.ledger import Ledger
+from raypref.loaded import shared
 from raypref.rows import Row, reject
 
 COUNT = 23
@@ -110,6 +112,33 @@ class Hungry(Square):
         if self.resources.batch > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         super().__call__(rows)
+
+
+class Model:
+    """Something that can be held."""
+
+
+class Holder(Square):
+    """Holds a model that stages of the same settings share; notes its loads and its process."""
+
+    name = "holder"
+    writes = pa.schema([("pid", pa.int64())])
+
+    def __init__(self, notes: Path, config: str, resources: Resources) -> None:
+        super().__init__(notes, resources)
+        self.config = config
+
+    def setup(self) -> None:
+        self.model = shared(self.config, self._load)
+
+    def _load(self) -> Model:
+        note(self.notes, "load")
+        return Model()
+
+    def __call__(self, rows: list[Row]) -> None:
+        note(self.notes, f"pid {os.getpid()}")
+        for row in rows:
+            row["pid"] = os.getpid()
 
 
 class Timed:

@@ -1,11 +1,11 @@
-"""What is measured: chosen by name, in a pass of its own, known by what decides its values."""
+"""What is measured: chosen by name, known by what decides its values, as few passes as fit."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from raypref.config import InputError, build, results_of
-from raypref.evaluate.measures import MetricsConfig, measures
+from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, passes
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.images import encode_png
 from raypref.rewards.pickscore import PickScoreConfig
@@ -106,3 +106,58 @@ def test_pixel_metrics_fill_both_columns() -> None:
     row = {"image": encode_png(Image.new("RGB", (8, 8), (10, 20, 30)))}
     PixelMetrics()([row])
     assert row["texture_detail"] == 0 and row["colorfulness"] > 0
+
+
+def names(found: list[dict]) -> list[list[str]]:
+    return [list(together) for together in found]
+
+
+def test_measures_whose_models_fit_on_a_gpu_share_a_pass() -> None:
+    share = {name: {"resources": {"num_gpus": 0.4}} for name in ("clipscore", "aesthetic")}
+    others = build(RewardsConfig, {**share, "hpsv3": {"resources": {"num_gpus": 0.1}}})
+    half = PICKSCORE.resources.model_copy(update={"num_gpus": 0.5})
+    pickscore = PICKSCORE.model_copy(update={"resources": half})
+    metrics = MetricsConfig(rewards=("pickscore", "hpsv3", "clipscore", "aesthetic"))
+    found = names(passes(measures(metrics, pickscore, others)))
+    # The embedding is PickScore's own: one model. Seven billion weights stay alone.
+    together = ["pickscore", "clipscore", "pixels", "embedding_pickscore"]
+    assert found == [together, ["hpsv3"], ["aesthetic"]]
+
+
+def test_what_needs_an_environment_of_its_own_is_alone() -> None:
+    metrics = MetricsConfig(rewards=("deqa", "pickscore"), distance=False)
+    chosen = measures(metrics, PICKSCORE, RewardsConfig())
+    chosen["pickscore"] = chosen["pickscore"]._replace(runtime_env={"pip": ["x"]})
+    assert names(passes(chosen)) == [["deqa"], ["pickscore"], ["pixels"]]
+
+
+@pytest.mark.parametrize("name", ["pickscore", "clipscore"])
+def test_a_score_of_the_embedding_is_that_of_the_image(name: str, monkeypatch) -> None:
+    """To the bit, and the image tower runs once for both."""
+    others = build(RewardsConfig, {"clipscore": {"model": "tiny:pickscore"}})
+    metrics = MetricsConfig(rewards=(name,), embedder=name)
+    found = measures(metrics, PICKSCORE, others)
+    del found["pixels"]
+    common, own = in_one_pass(found, column="image")
+    rng = np.random.default_rng(0)
+    rows = [
+        {"image": encode_png(Image.fromarray(p)), "prompt": f"a photo of a red ball {i}"}
+        for i, p in enumerate(rng.integers(0, 256, (7, 64, 64, 3), dtype=np.uint8))
+    ]
+    apart = [dict(row) for row in rows]
+    for measure in found.values():
+        measure.stage.setup()
+        measure.stage(apart)
+    (embed,), (score,) = common[1:], own[name]
+    score.setup()
+    tower = score.reward.clip if name == "clipscore" else score.reward
+    method = "images" if name == "clipscore" else "_image_features"
+    seen = []
+    looked = getattr(tower, method)
+    monkeypatch.setattr(tower, method, lambda images: seen.append(len(images)) or looked(images))
+    embed.model = score.reward
+    for stage in (*common, *own[name], *own[f"embedding_{name}"]):
+        stage(rows)
+    assert seen == [embed.resources.batch]
+    for row, other in zip(rows, apart, strict=True):
+        assert row[name] == other[name] and row["embedding"] == other["embedding"]

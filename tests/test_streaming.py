@@ -16,6 +16,7 @@ from counting_stages import (
     COUNT,
     NUMBERS,
     Fragile,
+    Holder,
     Hungry,
     Next,
     Patient,
@@ -31,8 +32,8 @@ from raypref.kept import release
 from raypref.ledger import Ledger
 from raypref.room import NoRoomError
 from raypref.rows import REJECT, Row, reject
-from raypref.streaming import Selection, StreamConfig, stream
-from raypref.worker import shared_worker
+from raypref.streaming import Selection, StreamConfig, stream, stream_branches
+from raypref.worker import Branch, shared_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,6 +170,62 @@ def test_only_selected_rows_of_a_ledger_are_read_and_a_half_done_one_is_finished
     assert ledger.table().to_pylist() == expected
     # The two or three even numbers of the lost part; the worker is still there, set up.
     assert noted(tmp_path / "square").total() - calls == 1
+
+
+def test_passes_of_one_shape_share_workers_and_models_that_both_hold(tmp_path):
+    def attempt(name: str, model: str, cores: float = 0.25) -> None:
+        stage = Holder(tmp_path / name, model, Resources(workers=1, batch=8, num_cpus=cores))
+        ledger = Ledger(str(tmp_path / "ledgers" / name), {})
+        stream(NUMBERS, stages=[stage], ledger=ledger, keep=["pid"], config=StreamConfig())
+
+    release()
+    attempt("first", "a")
+    attempt("second", "a")
+    attempt("third", "b")
+    attempt("fourth", "a")
+    attempt("fifth", "a", cores=0.5)
+    loads = {name: noted(tmp_path / name) for name in ("first", "second", "third", "fourth")}
+    pids = {name.split()[1] for notes in loads.values() for name in notes if "pid" in name}
+    assert len(pids) == 1, "one process for all of one shape"
+    loaded = {name: sum("load" in note for note in notes) for name, notes in loads.items()}
+    assert loaded == {"first": 1, "second": 0, "third": 1, "fourth": 1}
+    other = {name.split()[1] for name in noted(tmp_path / "fifth") if "pid" in name}
+    assert other.isdisjoint(pids)
+
+
+def test_a_pass_fills_several_ledgers_and_finishes_the_half_done(tmp_path):
+    source = Ledger(str(tmp_path / "source"), {})
+    source.begin()
+    for start in range(0, COUNT, 5):
+        source.write_part(NUMBERS.slice(start, 5), f"part-{start:03d}.parquet")
+    source.commit(expected=COUNT, counts={})
+    need = Resources(workers=1, batch=4, num_cpus=0.25)
+    ledgers = {name: Ledger(str(tmp_path / name), {}) for name in ("squares", "numbers")}
+
+    def attempt() -> None:
+        stream_branches(
+            Selection(source),
+            label="both",
+            stages=[],
+            branches=[
+                Branch([Square(tmp_path / "notes", need)], ledgers["squares"], ["square"]),
+                Branch([], ledgers["numbers"], ["n"]),
+            ],
+            config=StreamConfig(),
+        )
+
+    attempt()
+    whole = {name: ledger.table().to_pylist() for name, ledger in ledgers.items()}
+    assert [row["n"] for row in whole["numbers"]] == list(range(COUNT))
+    assert all(row["reject_reason"] is None for row in whole["numbers"])
+    assert sum(row["reject_reason"] == "three" for row in whole["squares"]) == 2
+    lost = ledgers["numbers"].parts()[1]
+    for file in (lost, "manifest.json"):
+        (tmp_path / "numbers" / file).unlink()
+    before = noted(tmp_path / "notes").total()
+    attempt()
+    assert noted(tmp_path / "notes").total() - before == 2, "five rows, in batches of four"
+    assert {name: ledger.table().to_pylist() for name, ledger in ledgers.items()} == whole
 
 
 def test_what_is_not_begun_is_left_out_once_it_is_enough(tmp_path):

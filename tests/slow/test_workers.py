@@ -18,7 +18,7 @@ from training import BASE, LORA, pairs
 
 from jobs import MARK, processes
 from raypref.align import loop
-from raypref.align import train as align_train
+from raypref.align import rank as align_rank
 from raypref.align.cache import UNCONDITIONAL, read_pairs
 from raypref.align.stage import StageConfig, StageJob
 from raypref.align.train import train_stage
@@ -201,8 +201,8 @@ def test_what_would_happen_again_is_not_tried_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(align_train, "train", training)
-    for module in (align_train, sys.modules[__name__]):  # as they are here
+    monkeypatch.setattr(align_rank, "train", training)
+    for module in (align_rank, sys.modules[__name__]):  # as they are here
         ray.cloudpickle.register_pickle_by_value(module)
     stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=workers)})
     job = StageJob(
@@ -220,7 +220,7 @@ def test_what_would_happen_again_is_not_tried_again(
         with pytest.raises(error, match=says):
             train_stage(job, on_step=lambda metrics: None)
     finally:
-        for module in (align_train, sys.modules[__name__]):
+        for module in (align_rank, sys.modules[__name__]):
             ray.cloudpickle.unregister_pickle_by_value(module)
     # At most once a rank: one may have refused before the other began.
     ranks = [path.name.split("-")[1] for path in tmp_path.glob("called-*")]

@@ -1,0 +1,90 @@
+"""A worker without Ray: branches of one pass do not see each other."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from raypref.config import Resources
+from raypref.images import encode_png
+from raypref.ledger import Ledger
+from raypref.rewards import base
+from raypref.rewards.base import Decode
+from raypref.rows import REJECT, Row, reject
+from raypref.worker import Branch, Worker, needs_of, shared_worker
+
+IMAGES = pa.table(
+    {
+        "id": [f"{n}" for n in range(5)],
+        "image": [encode_png(Image.new("RGB", (8, 8), (40 * n, 0, 0))) for n in range(5)],
+    }
+)
+
+
+class Red:
+    """Reads the red of an image; rejects the image where it is `unwanted`."""
+
+    name = "red"
+    reads: tuple[str, ...] = ("image",)
+
+    def __init__(self, column: str, *, unwanted: int, workers: int) -> None:
+        self.column = column
+        self.unwanted = unwanted
+        self.writes = pa.schema([(column, pa.int64())])
+        self.resources = Resources(workers=workers, batch=2)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        for row in rows:
+            red = row["image"].getpixel((0, 0))[0]
+            if red == self.unwanted:
+                reject(row, self.name, "unwanted", f"{red}")
+            row[self.column] = red
+
+
+def through(folder: Path, *workers: int) -> list[Ledger]:
+    """Send the images through a branch per number of workers; the first rejects 0, then 40, ..."""
+    ledgers = [Ledger(str(folder / f"{n}"), {}) for n in range(len(workers))]
+    branches = [
+        Branch([Red(f"red{n}", unwanted=40 * n, workers=need)], ledgers[n], [f"red{n}"])
+        for n, need in enumerate(workers)
+    ]
+    worker = Worker(
+        lambda block: (block, None), [Decode("image")], branches, IMAGES.schema, Resources()
+    )
+    answer = worker(IMAGES).to_pylist()[0]
+    assert answer["rows"] == 5 and answer["rejected"] == len(workers) and not answer["no_room"]
+    return ledgers
+
+
+@pytest.mark.parametrize("workers", [(1, 1), (1, 0), (0, 0)], ids=["models", "one model", "none"])
+def test_what_one_branch_rejects_goes_its_way_in_the_other(workers, tmp_path: Path) -> None:
+    for number, ledger in enumerate(through(tmp_path, *workers)):
+        table = ledger.table()
+        assert table.column_names == ["id", f"red{number}", *REJECT.names]
+        assert table[f"red{number}"].to_pylist() == [0, 40, 80, 120, 160]
+        reasons = [None] * 5
+        reasons[number] = "unwanted"
+        assert table["reject_reason"].to_pylist() == reasons
+
+
+def test_an_image_is_decoded_once_for_all_branches(tmp_path: Path, monkeypatch) -> None:
+    decoded = []
+    monkeypatch.setattr(
+        base, "open_png", lambda data, was=base.open_png: decoded.append(data) or was(data)
+    )
+    through(tmp_path, 1, 0, 1)
+    assert len(decoded) == IMAGES.num_rows
+
+
+def test_stages_of_equal_settings_share_a_model() -> None:
+    class Holds:
+        def __init__(self, config: str, num_gpus: float) -> None:
+            self.config = config
+            self.resources = Resources(num_gpus=num_gpus)
+
+    stages = [Holds("a", 0.3), Holds("b", 0.2), Holds("a", 0.3)]
+    assert shared_worker(needs_of(stages)).num_gpus == 0.5
