@@ -212,6 +212,11 @@ class Ledger:
         found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         return sorted(f.base_name for f in found if f.base_name.startswith("part-"))
 
+    def has_part(self, name: str) -> bool:
+        """Whether a part is there."""
+        fs, root = filesystem(self.path)
+        return bool(fs.get_file_info(f"{root}/{name}").is_file)
+
     def part(
         self, name: str, columns: Sequence[str] | None = None, *, where: Where = None
     ) -> pa.Table:

@@ -143,8 +143,7 @@ def stream_branches(
 ) -> Streamed:
     """Send rows through common stages, then through those of each branch into its ledger.
 
-    One pass: a row is read once, and its image decoded once, for all branches. A block that some
-    branch lacks is done again for all, with the same result.
+    One pass: a row is read once, and its image decoded once, for all branches.
 
     Args:
         rows: as for `stream`.
@@ -181,7 +180,7 @@ def stream_branches(
         total = rows.ledger.count(rows.condition)
         before = min(ledger.count() for ledger in ledgers)
     if before:
-        log.info("%s: resuming, %d of %d rows were done before", label, before, total)
+        log.info("%s: %d of %d rows were done before", label, before, total)
     need = shared_worker(needs_of([*stages, *(s for b in branches for s in b.stages)]))
     worker = Worker(read, stages, branches, schema, need)
     busy, stopped = 0.0, False

@@ -120,7 +120,12 @@ class Worker:
         rows: list[Row] = table.to_pylist()
         before, device, after = _around_models(self.stages)
         copies: list[list[Row]] = []
-        pending = [_around_models(branch.stages) for branch in self.branches]
+        lacking = [
+            (branch, schema)
+            for branch, schema in zip(self.branches, self.schemas, strict=True)
+            if name is None or not branch.ledger.has_part(name)  # else written before a kill
+        ]
+        pending = [_around_models(branch.stages) for branch, _ in lacking]
         notes = _apply(before, rows)
         with _DEVICE:
             if self._stopped():  # while it waited
@@ -130,26 +135,20 @@ class Worker:
             if any(models for _, models, _ in pending):
                 notes += _apply(after, rows)
                 after = []
-                copies = self._copies(rows)
+                copies = _copies(rows, len(lacking))
                 for (early, models, _), own in zip(pending, copies, strict=True):
                     if models:
                         notes += _apply(early, own) + _apply(models, own)
             busy = time.monotonic() - began
         notes += _apply(after, rows)
-        copies = copies or self._copies(rows)
+        copies = copies or _copies(rows, len(lacking))
         for (_, _, late), own in zip(pending, copies, strict=True):
             notes += _apply(late, own)
-        for branch, schema, own in zip(self.branches, self.schemas, copies, strict=True):
+        for (branch, schema), own in zip(lacking, copies, strict=True):
             done = pa.Table.from_pylist(own, schema=schema)
-            part = branch.ledger.write_part(done, name)
+            name = branch.ledger.write_part(done, name)
         rejected = sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True)))
-        return _answer(part=part, rows=len(rows), rejected=rejected, busy=busy, notes=notes)
-
-    def _copies(self, rows: list[Row]) -> list[list[Row]]:
-        """The rows of each branch; the images in them are shared."""
-        if len(self.branches) == 1:
-            return [rows]
-        return [[dict(row) for row in rows] for _ in self.branches]
+        return _answer(part=name, rows=len(rows), rejected=rejected, busy=busy, notes=notes)
 
     def _stopped(self) -> bool:
         return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None
@@ -193,6 +192,11 @@ def _schema_after(schema: pa.Schema, stages: Sequence[Stage]) -> pa.Schema:
 
 def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
+
+
+def _copies(rows: list[Row], count: int) -> list[list[Row]]:
+    """The rows of each branch; the images in them are shared."""
+    return [rows] if count == 1 else [[dict(row) for row in rows] for _ in range(count)]
 
 
 def _answer(**told: Any) -> pa.Table:

@@ -224,7 +224,7 @@ def test_a_pass_fills_several_ledgers_and_finishes_the_half_done(tmp_path):
         (tmp_path / "numbers" / file).unlink()
     before = noted(tmp_path / "notes").total()
     attempt()
-    assert noted(tmp_path / "notes").total() - before == 2, "five rows, in batches of four"
+    assert noted(tmp_path / "notes").total() == before, "the squares were all there"
     assert {name: ledger.table().to_pylist() for name, ledger in ledgers.items()} == whole
 
 

@@ -67,6 +67,11 @@ class Shelf(Ledger):
         """Names of the parts of all."""
         return [f"{model}/{part}" for model, own in self.ledgers.items() for part in own.parts()]
 
+    def has_part(self, name: str) -> bool:
+        """Whether a part is there."""
+        model, _, own = name.partition("/")
+        return self.ledgers[model].has_part(own)
+
     def part(
         self, name: str, columns: Sequence[str] | None = None, *, where: Where = None
     ) -> pa.Table:

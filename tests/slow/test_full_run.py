@@ -1,6 +1,7 @@
 """The whole job on the embedded world: what it leaves and what it skips."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -77,6 +78,9 @@ def test_everything_promised_is_there(full) -> None:
         parts = {path.name for path in (run / name).glob("part-*")}
         assert set(manifest["parts"]) == parts
         assert len(column(run / name, "id")) == manifest["rows"]
+    # One group of workers for both trainings; one pool for the passes before, one for those after.
+    started = re.findall(r"(\w[\w, ]*): starting \d workers?", output)
+    assert started == ["scored", "stage1", "samples"]
     left = [path for path in run.rglob(".*") if path.is_file()]
     assert not left, "unfinished files were left"
 

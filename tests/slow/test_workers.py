@@ -26,6 +26,7 @@ from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources, load
 from raypref.diffusion.backbone import load_denoiser
 from raypref.diffusion.prompts import Prompts
+from raypref.kept import release
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 from raypref.room import NoRoomError
@@ -144,6 +145,7 @@ def test_workers_do_what_one_process_does(
         seed=0,
     )
     train_stage(job, on_step=on_step)
+    release()
 
     folder, expected = straight[objective]
     steps = [int(metrics["step"]) for metrics in seen]
@@ -180,9 +182,19 @@ def diverged(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[S
     raise DivergedError("loss is nan")
 
 
+def misfit(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[StepMetrics]:
+    """In place of training: rank 1 alone finds that its weights do not fit; rank 0 waits for it."""
+    (Path(folder) / f"called-{group.rank}-{uuid.uuid4().hex}").touch()
+    if group.rank == 1:
+        raise InputError("the LoRA on this host is of another model")
+    group.sum(torch.zeros(1))
+    return []
+
+
 @pytest.mark.parametrize(
     ("training", "workers", "error", "says"),
     [
+        (misfit, 2, InputError, r"^the LoRA on this host is of another model$"),
         (
             *(starved, 2),
             NoRoomError,
@@ -220,6 +232,7 @@ def test_what_would_happen_again_is_not_tried_again(
         with pytest.raises(error, match=says):
             train_stage(job, on_step=lambda metrics: None)
     finally:
+        release()
         for module in (align_rank, sys.modules[__name__]):
             ray.cloudpickle.unregister_pickle_by_value(module)
     # At most once a rank: one may have refused before the other began.
