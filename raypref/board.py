@@ -9,25 +9,34 @@ import ray
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where the driver leaves blocks, and what to do with them."""
+    """The blocks of one pass after another, numbered, and what to do with them."""
 
     def __init__(self) -> None:
-        self.blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.work = (-1, b"", b"")
+        self.blocks: list[bytes | None] = []
+        self.work = (0, 0, b"", b"")
+        self.changed = asyncio.Condition()
 
-    async def post(self, number: int, stages: bytes, worker: bytes) -> None:
-        """What the blocks of a pass go through."""
-        self.work = (number, stages, worker)
+    async def post(self, stages: bytes, worker: bytes, blocks: list[bytes]) -> int:
+        """Begin a pass; the blocks of those before are done. Returns the number of its first."""
+        async with self.changed:
+            first = len(self.blocks)
+            self.work = (first, first + len(blocks), stages, worker)
+            self.blocks = [*([b""] * first), *blocks]  # numbers stay
+            self.changed.notify_all()
+            return first
 
-    async def feed(self, blocks: list[bytes | None]) -> None:
-        """Add blocks; None ends the feed."""
-        for block in blocks:
-            self.blocks.put_nowait(block)
+    async def end(self) -> None:
+        """There will be no more blocks."""
+        async with self.changed:
+            self.blocks.append(None)
+            self.changed.notify_all()
 
-    async def next(self) -> bytes | None:
-        """The next block, as soon as there is one."""
-        return await self.blocks.get()
+    async def block(self, number: int) -> bytes | None:
+        """A block, as soon as it is there; None at the end."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.blocks) > number)
+            return self.blocks[number]
 
-    async def current(self) -> tuple[int, bytes, bytes]:
-        """Number of the pass, its stages, its worker."""
+    async def current(self) -> tuple[int, int, bytes, bytes]:
+        """The pass: numbers of its first block and of the one after it; stages; worker."""
         return self.work

@@ -8,6 +8,7 @@ next pass uses too, stay.
 from __future__ import annotations
 
 import gc
+import itertools
 import queue
 import sys
 import threading
@@ -84,7 +85,6 @@ class Pool:
     ) -> None:
         self.alive = True
         self.started = False  # once one has answered
-        self._passes = 0
         # On the driver's node: on a host that is lost they would take blocks with them.
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -123,25 +123,27 @@ class Pool:
             worker: what to do with them.
             blocks: in the order in which they should be begun.
         """
-        number, self._passes = self._passes, self._passes + 1
-        # By themselves: a pass with the same stages goes on with the models as they are.
+        # Stages by themselves: a pass with the same ones goes on with the models as they are.
         stages = cloudpickle.dumps((worker.stages, [branch.stages for branch in worker.branches]))
-        ray.get(self._board.post.remote(number, stages, cloudpickle.dumps(worker)))
-        data = [cloudpickle.dumps((number, block)) for block in blocks]
-        ray.get(self._board.feed.remote(data))
+        data = [cloudpickle.dumps(block) for block in blocks]
         self.alive = False  # until all are done: what is left of a pass that fails is not wanted
-        for _ in blocks:
-            answer = self._answers.get()
-            if not isinstance(answer, pa.Table):
-                raise answer or RuntimeError("the pool of workers ended")
+        first = ray.get(self._board.post.remote(stages, cloudpickle.dumps(worker), data))
+        left = set(range(first, first + len(blocks)))
+        while left:
+            answers = self._answers.get()
+            if not isinstance(answers, pa.Table):
+                raise answers or RuntimeError("the pool of workers ended")
             self.started = True
-            yield from answer.to_pylist()
+            for answer in answers.to_pylist():
+                if answer["block"] in left:  # else Ray did a block again
+                    left.remove(answer["block"])
+                    yield answer
         self.alive = True
 
     def close(self) -> None:
         """End the actors; blocks that are not begun are left out."""
         if self.alive:
-            ray.get(self._board.feed.remote([None]))
+            ray.get(self._board.end.remote())
         else:
             ray.kill(self._board)  # the feed fails, and with it the execution
         self.alive = False
@@ -174,8 +176,12 @@ class _Feed(Datasource):
         board = self.board
 
         def read() -> Iterator[pa.Table]:
-            while (block := ray.get(board.next.remote())) is not None:
-                yield pa.table({"block": pa.array([block], pa.large_binary())})
+            # By number: a task that Ray starts again must yield the same once more.
+            for number in itertools.count():
+                if (block := ray.get(board.block.remote(number))) is None:
+                    return
+                data = pa.array([block], pa.large_binary())
+                yield pa.table({"number": [number], "block": data})
 
         return [
             ReadTask(
@@ -190,33 +196,33 @@ class _Host:
 
     def __init__(self, board: Any) -> None:
         self.board = board
-        self.number = -1
+        self.numbers = range(0)  # blocks of the pass at hand
         self.stages = b""
         self.worker: Worker | None = None
+        self.used: list[Any] = []  # models of the pass before that this one uses too
         self.switching = threading.Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        number, block = cloudpickle.loads(batch["block"][0].as_py())
+        number, block = batch["number"][0].as_py(), batch["block"][0].as_py()
         with self.switching:
-            if number != self.number:
-                self._switch(number)
+            if number >= self.numbers.stop:
+                self._switch()
+        if number not in self.numbers:  # of a pass that has ended
+            return pa.table({"block": [number]})
         assert self.worker is not None
-        return self.worker(block)
+        answer = self.worker(cloudpickle.loads(block))
+        return answer.append_column("block", pa.array([number]))
 
-    def _switch(self, number: int) -> None:
-        """Take over another pass; models that it uses too stay loaded."""
-        current, stages, pickled = ray.get(self.board.current.remote())
-        assert current == number, "a block of a pass that has ended"
+    def _switch(self) -> None:
+        """Take over the next pass; models that it uses too stay loaded."""
+        first, end, stages, pickled = ray.get(self.board.current.remote())
         worker: Worker = cloudpickle.loads(pickled)
-        before = self.worker
-        if before is not None and stages == self.stages:
-            worker.take_over(before)
+        if self.worker is not None and stages == self.stages:
+            worker.take_over(self.worker)
         else:
-            used = loaded.used_by(worker.all_stages)
-            self.worker = before = None
+            self.used, self.worker = loaded.used_by(worker.all_stages), None
             free_memory()
-            del used
-        self.number, self.stages, self.worker = number, stages, worker
+        self.numbers, self.stages, self.worker = range(first, end), stages, worker
 
 
 def free_memory() -> None:

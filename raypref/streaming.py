@@ -253,10 +253,18 @@ def _answers(
 
 def _waited_for(progress: Progress, worker: Worker) -> str:
     """What a pass that says nothing waits for."""
-    names = ", ".join(dict.fromkeys(stage.name for stage in worker.all_stages))
     if progress.first is None:
-        return f"{progress.label}: workers start and load {names}"
+        models = ", ".join(_models(worker.all_stages))
+        return f"{progress.label}: workers start" + (f" and load {models}" if models else "")
+    names = ", ".join(dict.fromkeys(stage.name for stage in worker.all_stages))
     return f"{progress.label}: {progress.done}/{progress.total} rows, working on {names}"
+
+
+def _models(stages: Sequence[Stage]) -> list[str]:
+    """Hub ids, folders or files of the models that stages hold, as their settings name them."""
+    sections = [value for stage in stages for value in vars(stage).values()]
+    names = [getattr(s, key, "") for s in sections for key in ("model", "weights")]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _follow(
