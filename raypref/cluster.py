@@ -77,6 +77,13 @@ def _worker_variables() -> dict[str, str]:
     return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
 
 
+def free_cores() -> float:
+    """Cores of the cluster that nobody holds."""
+    import ray
+
+    return float(ray.available_resources().get("CPU", 0))
+
+
 def warn_if_short(name: str, need: Resources, *, workers: int) -> None:
     """Say what cores and GPUs a cluster has not got for so many workers: Ray waits in silence.
 

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,6 +27,7 @@ from raypref.versions import versions
 
 log = logging.getLogger(__name__)
 
+SOON = 1.0  # seconds in which a missing file is found, where libraries need not be imported
 # The steps of the jobs that do a part of the run.
 CURATE = ("pairs", "export")
 ALIGN = ("cache", "start", *BY_WEIGHT)
@@ -101,12 +103,16 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    with waiting_for("looking for the models and the data"):
-        _check(waiting)
+    # Side by side: the one imports libraries, the other waits for Ray's processes.
+    with waiting_for("looking for the models and the data"), ThreadPoolExecutor(1) as aside:
+        checked = aside.submit(_check, waiting)
+        if checked in wait([checked], timeout=SOON).done:
+            checked.result()  # no Ray for what is missing
+        if any(step.needs and not step.done for step in waiting):
+            start_ray()
+        checked.result()
     with waiting_for(f"opening the record of the run ({run.config.tracking.uri or 'MLflow'})"):
         run.tracker, record = _open_record(run, parent_run_id)
-    if any(step.needs and not step.done for step in waiting):
-        start_ray()
     try:
         _take(run, waiting, record, turn)
     except BaseException:

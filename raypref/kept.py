@@ -1,13 +1,16 @@
-"""Workers that stay started between steps: those of one shape at a time.
+"""Workers that stay started between steps.
 
 Starting a worker process costs seconds of imports, so consecutive steps that ask for the same
-workers use the same processes. A step that asks for others ends them first: what they hold is free.
+workers use the same processes. Workers of another shape end first, unless there is room beside
+them: what holds a GPU never waits beside others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+
+from raypref.config import Resources
 
 
 class Workers(Protocol):
@@ -21,25 +24,48 @@ class Workers(Protocol):
 
 W = TypeVar("W", bound=Workers)
 
-_held: list[tuple[Hashable, Workers]] = []  # at most one
+
+class _Held(NamedTuple):
+    shape: Hashable
+    need: Resources
+    workers: Workers
 
 
-def keep(shape: Hashable, start: Callable[[], W]) -> W:
-    """Workers of a shape: those that are held, or new ones in their place.
+_held: list[_Held] = []  # the oldest first
+
+
+def keep(
+    shape: Hashable, need: Resources, start: Callable[[], W], *, free_cores: Callable[[], float]
+) -> W:
+    """Workers of a shape: those that are held, or new ones.
 
     Args:
         shape: what they are for and what each holds; equal shapes share workers.
+        need: how many there are and what each holds.
         start: starts them.
+        free_cores: asked how many cores of the cluster nobody holds.
     """
-    if _held and (_held[0][0] != shape or not _held[0][1].alive):
+    for held in [*_held]:
+        if not held.workers.alive:
+            _close(held)
+    for held in _held:
+        if held.shape == shape:
+            workers: W = held.workers  # type: ignore[assignment]  # of this shape, so of this kind
+            return workers
+    beside = not need.num_gpus and not any(held.need.num_gpus for held in _held)
+    if not beside or (_held and free_cores() < need.workers * need.num_cpus):
         release()
-    if not _held:
-        _held.append((shape, start()))
-    workers: W = _held[0][1]  # type: ignore[assignment]  # of this shape, so of this kind
-    return workers
+    started = start()
+    _held.append(_Held(shape, need, started))
+    return started
 
 
 def release() -> None:
-    """End the workers that are held, if any."""
-    while _held:
-        _held.pop()[1].close()
+    """End all workers that are held."""
+    for held in [*_held]:
+        _close(held)
+
+
+def _close(held: _Held) -> None:
+    _held.remove(held)
+    held.workers.close()

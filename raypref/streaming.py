@@ -14,18 +14,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import Section, setting
+from raypref.config import Resources, Section, setting
 from raypref.kept import keep as keep_workers
 from raypref.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.progress import Progress, counted, waiting
 from raypref.room import NoRoomError
 from raypref.rows import Stage
 from raypref.worker import STOP, Branch, Reader, Worker, needs_of, shared_worker
+
+if TYPE_CHECKING:
+    from raypref.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -241,14 +244,39 @@ def _answers(
     warn_if_short(label, need, workers=1)  # a pool starts with what is there
     if not need.workers:
         return pool.run_tasks(worker, blocks, size=size, runtime_env=runtime_env)
-    concurrency = pool.at_once(need, ranked=ranked)
-    shape = (need.model_copy(update={"batch": 1}), concurrency, str(runtime_env))
-    workers = keep_workers(
-        shape, lambda: pool.Pool(need, concurrency=concurrency, runtime_env=runtime_env)
-    )
+    workers = _pool(need, ranked=ranked, runtime_env=runtime_env)
     if not workers.started:
         log.info("%s: starting %s", label, counted(need.workers, "worker"))
     return workers.run(worker, blocks)
+
+
+def _pool(need: Resources, *, ranked: bool, runtime_env: Mapping[str, Any] | None) -> Pool:
+    """The pool of such workers: one that is kept, or a new one."""
+    from raypref import pool
+    from raypref.cluster import free_cores
+
+    concurrency = pool.at_once(need, ranked=ranked)
+    return keep_workers(
+        (need.model_copy(update={"batch": 1}), concurrency, str(runtime_env)),
+        need,
+        lambda: pool.Pool(need, concurrency=concurrency, runtime_env=runtime_env),
+        free_cores=free_cores,
+    )
+
+
+def start_ahead(stages: Sequence[Stage]) -> None:
+    """Start the workers of a pass that comes after one without models, where cores are left.
+
+    Their imports take as long as a small pass. Nothing is started that would hold a GPU idle.
+
+    Args:
+        stages: of the pass to come.
+    """
+    from raypref.cluster import free_cores
+
+    need = shared_worker(needs_of(stages))
+    if need.workers and not need.num_gpus and free_cores() >= need.workers * need.num_cpus + 1:
+        _pool(need, ranked=False, runtime_env=None)
 
 
 def _waited_for(progress: Progress, worker: Worker) -> str:

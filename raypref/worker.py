@@ -158,12 +158,12 @@ def shared_worker(needs: Sequence[Resources]) -> Resources:
     """What a worker needs that runs several stages one after another.
 
     Their models stay loaded side by side, so shares of its one GPU and memory add up; cores serve
-    one stage at a time, so the largest demand counts. The stage that asks for most workers
-    decides how many there are.
+    one stage at a time, so the largest demand of a model counts: stages without one make do with
+    that. The stage that asks for most workers decides how many there are.
     """
     return Resources(
         workers=max(need.workers for need in needs),
-        num_cpus=max(need.num_cpus for need in needs),
+        num_cpus=max(need.num_cpus for need in [n for n in needs if n.workers] or needs),
         num_gpus=min(1, round(sum(need.num_gpus for need in needs), 4)),
         memory_gib=sum(need.memory_gib for need in needs),
     )

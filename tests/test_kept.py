@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from raypref.config import Resources
 from raypref.kept import keep, release
 
 
@@ -24,16 +25,37 @@ def events() -> Iterator[list[str]]:
     release()
 
 
-def test_equal_shapes_share_workers_and_others_end_them_first(events: list[str]) -> None:
-    first = keep("a", lambda: Started(events, "a"))
-    assert keep("a", lambda: Started(events, "again")) is first
-    assert keep("b", lambda: Started(events, "b")) is not first
+def ask(events: list[str], name: str, *, free: float, gpus: float = 0.0) -> Started:
+    need = Resources(workers=2, num_cpus=0.5, num_gpus=gpus)
+    return keep(name, need, lambda: Started(events, name), free_cores=lambda: free)
+
+
+def test_equal_shapes_share_workers_and_others_end_them_where_no_core_is_left(
+    events: list[str],
+) -> None:
+    first = ask(events, "a", free=0.5)
+    assert ask(events, "a", free=0.0) is first
+    ask(events, "b", free=0.5)
     release()
     release()
     assert events == ["start a", "close a", "start b", "close b"]
 
 
+def test_workers_stay_beside_others_where_cores_are_left(events: list[str]) -> None:
+    first, second = ask(events, "a", free=2.0), ask(events, "b", free=1.0)
+    assert ask(events, "a", free=0.0) is first
+    assert ask(events, "b", free=0.0) is second
+    assert events == ["start a", "start b"]
+
+
+def test_what_holds_a_gpu_never_waits_beside_others(events: list[str]) -> None:
+    ask(events, "a", free=9.0)
+    ask(events, "gpu", free=9.0, gpus=0.5)
+    ask(events, "b", free=9.0)
+    assert events == ["start a", "close a", "start gpu", "close gpu", "start b"]
+
+
 def test_workers_that_failed_serve_nobody(events: list[str]) -> None:
-    keep("a", lambda: Started(events, "a")).alive = False
-    assert keep("a", lambda: Started(events, "new")).alive
-    assert events == ["start a", "close a", "start new"]
+    ask(events, "a", free=9.0).alive = False
+    assert ask(events, "a", free=9.0).alive
+    assert events == ["start a", "close a", "start a"]

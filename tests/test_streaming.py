@@ -346,11 +346,11 @@ def test_a_stage_that_reads_what_nobody_writes_is_refused(tmp_path):
 
 def test_stages_of_one_worker_share_its_cores_and_add_up_on_its_gpu():
     needs = [
-        Resources(workers=0, num_cpus=2),
+        Resources(workers=0, num_cpus=2),  # has no model
         Resources(workers=3, num_cpus=1, num_gpus=0.1, memory_gib=2),
         Resources(workers=1, num_cpus=1, num_gpus=0.6, memory_gib=4),
     ]
     shared = shared_worker(needs)
-    assert (shared.workers, shared.num_cpus, shared.memory_gib) == (3, 2, 6)
+    assert (shared.workers, shared.num_cpus, shared.memory_gib) == (3, 1, 6)
     assert shared.num_gpus == 0.7
     assert shared_worker([Resources(num_gpus=1)] * 2).num_gpus == 1, "there is but one"

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref.align.desk import Desk
 from raypref.align.stage import StageConfig, StageJob
-from raypref.cluster import warn_if_short
+from raypref.cluster import free_cores, warn_if_short
 from raypref.config import Resources
 from raypref.kept import keep
 from raypref.ledger import filesystem, join
@@ -56,7 +56,9 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
     need, workers = job.stage.resources, _workers(job.stage)
     warn_if_short(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
     shape = ("training", workers, need.model_copy(update={"batch": 1}))
-    group = keep(shape, lambda: Group(workers, need, folder=job.folder))
+    group = keep(
+        shape, need, lambda: Group(workers, need, folder=job.folder), free_cores=free_cores
+    )
     if not group.started:
         log.info("%s: starting %s", job.name, counted(need.workers, "worker"))
     group.train(job, on_step)

@@ -43,7 +43,7 @@ from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import INDEX, REJECT, Row, Stage
-from raypref.streaming import Selection, StreamConfig, stream
+from raypref.streaming import Selection, StreamConfig, start_ahead, stream
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,13 @@ class Curation:
         """
 
         c = self.config
+        scoring: list[Stage] = [
+            Crop(c.source, c.images, kept=False),
+            *([Photographic(c.photographic)] if c.photographic.enabled else []),
+            Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
+        ]
+        if self.scored.state() != "complete":
+            start_ahead(scoring)
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
         busy = stream(
@@ -192,11 +199,7 @@ class Curation:
             log.info("colorfulness: %d of %d photographs are above %.2f", kept, sound, threshold)
         busy += stream(
             retained,
-            stages=[
-                Crop(c.source, c.images, kept=False),
-                *([Photographic(c.photographic)] if c.photographic.enabled else []),
-                Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
-            ],
+            stages=scoring,
             ledger=self.scored,
             keep=[*_ENTRY, "key", "colorfulness", "pickscore"],
             config=streaming,

@@ -25,7 +25,7 @@ class PromptAccuracy:
     name = "prompt_accuracy"
     reads: tuple[str, ...] = ("image", "prompt")
     writes = pa.schema([("prompt_accuracy", pa.float32())])
-    resources = Resources(batch=32)
+    resources = Resources(batch=32, num_cpus=0.5)
 
     def __init__(self, weights: Location) -> None:
         self.weights = weights
