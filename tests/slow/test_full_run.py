@@ -78,9 +78,9 @@ def test_everything_promised_is_there(full) -> None:
         parts = {path.name for path in (run / name).glob("part-*")}
         assert set(manifest["parts"]) == parts
         assert len(column(run / name, "id")) == manifest["rows"]
-    # One group of workers for both trainings; one pool for the passes before, one for those after.
+    # One group of workers for both trainings; one pool for all passes, which stays beside it.
     started = re.findall(r"(\w[\w, ]*): starting \d workers?", output)
-    assert started == ["scored", "stage1", "samples"]
+    assert started == ["scored", "stage1"]
     left = [path for path in run.rglob(".*") if path.is_file()]
     assert not left, "unfinished files were left"
 
