@@ -154,6 +154,12 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s\"':]*:[^/@\s\"']*@", "***@", text)
 
 
+def first_line(error: BaseException, *, limit: int = 160) -> str:
+    """What a library's exception says, for one line: `OSError: no such file`, `TimeoutError`."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(line[:limit] for line in lines[:1])])
+
+
 def describe(model: type[Section]) -> list[str]:
     """Lines `key  type  default  what it does` for every setting, in order of declaration."""
     rows = []

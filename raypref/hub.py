@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 from raypref.tiny import checkpoints
 
 
@@ -114,4 +114,4 @@ def _fetch(repo: str, name: str) -> Path | str:
         HfApi().model_info(repo, timeout=10)
         return Path(hf_hub_download(repo, name))
     except Exception as error:  # the hub's HTTP client has errors of its own, by version
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        return first_line(error)

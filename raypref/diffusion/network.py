@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 from raypref.hub import model_folder
 
 KEY = "base.network"
@@ -49,9 +49,8 @@ def config(kind: Any, folder: str, subfolder: str = "") -> dict[str, Any]:
     try:
         return dict(kind.load_config(folder, subfolder=subfolder or None))
     except OSError as error:
-        reason = str(error).splitlines()[0][:160]
         raise InputError(
-            f"no readable {kind.config_name} of {kind.__name__} in '{folder}' ({reason})"
+            f"no readable {kind.config_name} of {kind.__name__} in '{folder}' ({first_line(error)})"
         ) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, Section, first_line, setting
 from raypref.device import pick_device, torch_dtype
 from raypref.hub import model_folder
 
@@ -94,10 +94,9 @@ class DeQA:
                 **source,
             )
         except (ImportError, AttributeError, TypeError, OSError, ValueError) as error:
-            said = str(error).strip().splitlines()[0][:160]
             raise InputError(
                 f"{KEY}: '{config.model}' does not load with transformers "
-                f"{transformers.__version__} ({type(error).__name__}: {said}); it needs a Python "
+                f"{transformers.__version__} ({first_line(error)}); it needs a Python "
                 f"with {', '.join(PINS)}"
             ) from None
         self.device = pick_device(config.resources.num_gpus)

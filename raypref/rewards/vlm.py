@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 
@@ -35,7 +35,9 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: '{ref}' has no readable config.json: {_line(error)}") from None
+        raise InputError(
+            f"{key}: '{ref}' has no readable config.json: {first_line(error)}"
+        ) from None
     if kind not in kinds:
         raise InputError(f"{key}: '{ref}' is a {kind} model; {' or '.join(kinds)} is needed")
     return folder
@@ -54,7 +56,7 @@ def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **opt
             folder, dtype=torch_dtype(dtype), output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{key}: the weights cannot be loaded: {_line(error)}") from None
+        raise InputError(f"{key}: the weights cannot be loaded: {first_line(error)}") from None
     for what in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, report[f"{what}_keys"])):
             raise InputError(f"{key}: {len(names)} weights are {what}, such as {names[0]}")
@@ -153,8 +155,3 @@ class VisionLanguage:
     def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
         inputs = self.read(images, questions, side="left")  # the answers begin at one place
         return {name: value.to(self.model.device) for name, value in inputs.items()}
-
-
-def _line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
