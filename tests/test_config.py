@@ -16,7 +16,6 @@ from raypref.config import (
     changed_keys,
     describe,
     fingerprint,
-    first_line,
     flatten,
     load,
     presets,
@@ -390,16 +389,3 @@ def test_a_group_given_in_part_keeps_the_rest_of_its_own_default():
     given = {"source": {"path": "p"}, "evaluate": {"prompts": "p"}, "stage1": {"lr": 1.0}}
     stage1 = build(RunConfig, given).stage1
     assert (stage1.lr, stage1.objective, stage1.steps) == (1.0, "dro", 1600)
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (TimeoutError(), "TimeoutError"),  # libraries raise some without a word
-        (OSError("  \n"), "OSError"),
-        (ValueError("first\nsecond"), "ValueError: first"),
-        (ValueError("x" * 200), "ValueError: " + "x" * 160),
-    ],
-)
-def test_an_exception_becomes_one_line(error, line):
-    assert first_line(error) == line

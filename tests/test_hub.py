@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 from raypref.hub import model_folder, weight_file
 from raypref.tiny import checkpoints
 
@@ -163,3 +163,19 @@ def test_a_file_of_a_hub_repository_that_cannot_be_fetched(hub_cache):
     assert message.startswith("saliency.weights: other.pth of 'someone/model' is missing")
     assert ORIGIN in message
     assert "set saliency.weights=/path/to/it" in message
+
+
+# ------------------------------------------------------------------ what libraries say
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (TimeoutError(), "TimeoutError"),  # libraries raise some without a word
+        (OSError("  \n"), "OSError"),
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (ValueError("x" * 200), "ValueError: " + "x" * 160),
+    ],
+)
+def test_an_exception_becomes_one_line(error, line):
+    assert first_line(error) == line
