@@ -163,7 +163,7 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
     """A job that does only part of the run needs the steps before it, under the same settings."""
     first = run.steps.index(waiting[0])
     for step in run.steps[:first]:
-        if not step.done:
+        if step.read and not step.done:
             stale = _stale([step])
             changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(

@@ -88,6 +88,7 @@ class Step:
     ledgers: Callable[[], tuple[Ledger, ...]]
     run: Callable[[], Work]
     needs: tuple[Callable[[], object], ...] = ()  # each raises InputError for a missing model
+    read: bool = True  # whether later steps read what it makes
 
     @property
     def done(self) -> bool:
@@ -196,7 +197,7 @@ class Run:
         train = [
             Step(
                 name,
-                partial(self._ledgers_of, name),
+                partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
                 (*starts, adapter, partial(_check_workers, name, job.stage)),
             )
@@ -209,7 +210,11 @@ class Run:
                 self._curate,
                 (c.saliency.file, c.perturb.folder, *reward, *artworks),
             ),
-            *([Step("export", self._exports, self._export)] if c.export.formats else []),
+            *(
+                [Step("export", self._exports, self._export, read=False)]
+                if c.export.formats
+                else []
+            ),
             Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
             *([Step("start", self._starts, self._bring_in, starts)] if align.imports else []),
             *train,
@@ -251,9 +256,6 @@ class Run:
     def _bring_in(self) -> Work:
         self.alignment.bring_in_starts()
         return Work(len(self.alignment.starts), "LoRAs")
-
-    def _ledgers_of(self, stage: str) -> tuple[Ledger, ...]:
-        return (self.trained[stage],)
 
     def _train(self, name: str) -> Work:
         from raypref.align.train import train_stage

@@ -10,8 +10,9 @@ import pytest
 from corpus import encode, scene
 
 from raypref import cli
-from raypref.config import describe, flatten, load
-from raypref.pipeline import RunConfig
+from raypref.config import InputError, describe, flatten, load
+from raypref.execute import EVALUATE, _require_steps_before, plan
+from raypref.pipeline import Run, RunConfig
 
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
@@ -179,6 +180,21 @@ def test_a_part_without_the_one_before_it_is_refused(here, capsys):
     assert line.startswith("error: pairs of ")
     assert "run the job before this one" in line
     assert not (here / "runs").exists(), "work was begun"
+
+
+def test_an_export_asked_for_later_holds_up_no_other_job(here):
+    run = Run(load(RunConfig, "tiny", ["export.formats=['folders']"]))
+    for step in run.steps:
+        if step.name in ("pairs", "cache", *run.trained):
+            for ledger in step.ledgers():
+                ledger.begin()
+                ledger.commit(expected=0, counts={})
+    states = dict(line.split(maxsplit=1) for line in plan(run, only=EVALUATE))
+    assert states["evaluation"] == "run"
+    _require_steps_before(run, [step for step in run.steps if step.name in EVALUATE])
+    next(step for step in run.steps if step.name == "cache").ledgers()[0].clear()
+    with pytest.raises(InputError, match=r"^cache of .* is not complete"):
+        _require_steps_before(run, [step for step in run.steps if step.name in EVALUATE])
 
 
 def test_the_scripts_exit_with_the_status():
