@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from raypref.cluster import submitted
 from raypref.config import InputError, describe, load, presets, to_toml
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
@@ -129,8 +130,7 @@ def settle_storage(config: C) -> C:
 
     A relative storage then means a folder below the home directory.
     """
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not submitted or "://" in config.storage or config.storage.startswith(("/", "~")):
+    if not submitted() or "://" in config.storage or config.storage.startswith(("/", "~")):
         return config
     storage = str(Path.home() / config.storage)
     logging.info("submitted as a Ray job: storage=%s is %s", config.storage, storage)

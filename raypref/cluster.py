@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 
 from raypref.config import Resources
@@ -27,6 +28,11 @@ QUIET = {
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
 
 
+def submitted() -> bool:
+    """Whether this process is the driver of a job that was submitted to Ray."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
     import ray
@@ -40,7 +46,7 @@ def start_ray() -> None:
         log.info("%s", what)
         # Progress is reported by the driver, errors come as exceptions; the rest of what workers
         # say stays in Ray's log files.
-        with waiting(what), _without_note():
+        with waiting(what), _without_note(), _working_directory():
             ray.init(
                 logging_level=logging.ERROR,
                 log_to_driver=False,
@@ -50,6 +56,15 @@ def start_ray() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Return to the working directory: joining Ray may make that of a submitted job anew."""
+    here = Path.cwd()
+    yield
+    if here.is_dir():
+        os.chdir(here)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
-from raypref.cluster import start_ray
+from raypref.cluster import start_ray, submitted
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.kept import release
@@ -103,10 +103,11 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    # Side by side: the one imports libraries, the other waits for Ray's processes.
+    # Side by side: the one imports libraries, the other waits for Ray's processes. Not in a job
+    # that was submitted: joining its Ray takes the working directory away for a moment.
     with waiting_for("looking for the models and the data"), ThreadPoolExecutor(1) as aside:
         checked = aside.submit(_check, waiting)
-        if checked in wait([checked], timeout=SOON).done:
+        if checked in wait([checked], timeout=None if submitted() else SOON).done:
             checked.result()  # no Ray for what is missing
         if any(step.needs and not step.done for step in waiting):
             start_ray()
