@@ -28,6 +28,8 @@ from raypref.board import Board
 from raypref.config import Resources
 from raypref.worker import Worker
 
+PATIENCE = 5.0  # seconds without an answer after which lost nodes are looked for
+
 
 def run_tasks(
     worker: Worker, blocks: Sequence[pa.Table], *, size: int, runtime_env: Mapping[str, Any] | None
@@ -112,6 +114,7 @@ class Pool:
         self._dataset.context.target_max_block_size = 1
         self._dataset.context.target_min_block_size = 1
         self._dataset.context.execution_no_progress_timeout_s = -1
+        self._nodes = _nodes()
         self._answers: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
         self._drain = threading.Thread(target=self._collect, daemon=True)
         self._drain.start()
@@ -129,8 +132,17 @@ class Pool:
         self.alive = False  # until all are done: what is left of a pass that fails is not wanted
         first = ray.get(self._board.post.remote(stages, cloudpickle.dumps(worker), data))
         left = set(range(first, first + len(blocks)))
+        ended = False
         while left:
-            answers = self._answers.get()
+            try:
+                answers = self._answers.get(timeout=PATIENCE)
+            except queue.Empty:
+                # The worker of a lost node waits for cores that idle ones hold: Ray Data ends those
+                # once it knows that no block comes after these. This pool serves no other pass.
+                if not ended and self._nodes - _nodes():
+                    ray.get(self._board.end.remote())
+                    ended = True
+                continue
             if not isinstance(answers, pa.Table):
                 raise answers or RuntimeError("the pool of workers ended")
             self.started = True
@@ -138,7 +150,7 @@ class Pool:
                 if answer["block"] in left:  # else Ray did a block again
                     left.remove(answer["block"])
                     yield answer
-        self.alive = True
+        self.alive = not ended
 
     def close(self) -> None:
         """End the actors; blocks that are not begun are left out."""
@@ -158,6 +170,11 @@ class Pool:
             self._answers.put(None)
         except BaseException as error:  # raised where the answers are read
             self._answers.put(error)
+
+
+def _nodes() -> set[str]:
+    """Ids of the nodes that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 class _Feed(Datasource):
