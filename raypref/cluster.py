@@ -93,9 +93,11 @@ def _worker_variables() -> dict[str, str]:
 
 
 def free_cores() -> float:
-    """Cores of the cluster that nobody holds."""
+    """Cores that nobody holds; 0 in a cluster of several nodes, where they may lie apart."""
     import ray
 
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return 0.0
     return float(ray.available_resources().get("CPU", 0))
 
 

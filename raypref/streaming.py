@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from raypref.config import Resources, Section, setting
 from raypref.kept import keep as keep_workers
+from raypref.kept import release
 from raypref.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.progress import Progress, counted, waiting
 from raypref.room import NoRoomError
@@ -243,6 +244,7 @@ def _answers(
     need = worker.need
     warn_if_short(label, need, workers=1)  # a pool starts with what is there
     if not need.workers:
+        release()  # what is left of their cores may be less than one per node
         return pool.run_tasks(worker, blocks, size=size, runtime_env=runtime_env)
     workers = _pool(need, ranked=ranked, runtime_env=runtime_env)
     if not workers.started:
@@ -262,21 +264,6 @@ def _pool(need: Resources, *, ranked: bool, runtime_env: Mapping[str, Any] | Non
         lambda: pool.Pool(need, concurrency=concurrency, runtime_env=runtime_env),
         free_cores=free_cores,
     )
-
-
-def start_ahead(stages: Sequence[Stage]) -> None:
-    """Start the workers of a pass that comes after one without models, where cores are left.
-
-    Their imports take as long as a small pass. Nothing is started that would hold a GPU idle.
-
-    Args:
-        stages: of the pass to come.
-    """
-    from raypref.cluster import free_cores
-
-    need = shared_worker(needs_of(stages))
-    if need.workers and not need.num_gpus and free_cores() >= need.workers * need.num_cpus + 1:
-        _pool(need, ranked=False, runtime_env=None)
 
 
 def _waited_for(progress: Progress, worker: Worker) -> str:

@@ -43,7 +43,7 @@ from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import INDEX, REJECT, Row, Stage
-from raypref.streaming import Selection, StreamConfig, start_ahead, stream
+from raypref.streaming import Selection, StreamConfig, stream
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +174,6 @@ class Curation:
             *([Photographic(c.photographic)] if c.photographic.enabled else []),
             Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
         ]
-        if self.scored.state() != "complete":
-            start_ahead(scoring)
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
         busy = stream(
