@@ -18,7 +18,7 @@ from training import BASE, LORA, pairs
 
 from jobs import MARK, processes
 from raypref.align import loop
-from raypref.align import rank as align_rank
+from raypref.align import train as align_train
 from raypref.align.cache import UNCONDITIONAL, read_pairs
 from raypref.align.stage import StageConfig, StageJob
 from raypref.align.train import train_stage
@@ -213,9 +213,14 @@ def test_what_would_happen_again_is_not_tried_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(align_rank, "train", training)
-    for module in (align_rank, sys.modules[__name__]):  # as they are here
-        ray.cloudpickle.register_pickle_by_value(module)
+    def work(desk: Any, need: Resources) -> None:
+        from raypref.align import rank
+
+        rank.train = training  # type: ignore[assignment]
+        rank.work(desk, need)
+
+    monkeypatch.setattr(align_train, "_work", work)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=workers)})
     job = StageJob(
         name="stage2_alone",
@@ -233,8 +238,7 @@ def test_what_would_happen_again_is_not_tried_again(
             train_stage(job, on_step=lambda metrics: None)
     finally:
         release()
-        for module in (align_rank, sys.modules[__name__]):
-            ray.cloudpickle.unregister_pickle_by_value(module)
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     # At most once a rank: one may have refused before the other began.
     ranks = [path.name.split("-")[1] for path in tmp_path.glob("called-*")]
     assert ranks
