@@ -66,7 +66,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
-    log.info("%s: %s", run.folder, " -> ".join(step.name for step in run.steps))
+    log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
     waiting = [step for step in run.steps if not only or step.name in only]
     _require_steps_before(run, waiting)
     stale = _stale(waiting)
@@ -112,7 +112,8 @@ def carry_out(
         if any(step.needs and not step.done for step in waiting):
             start_ray()
         checked.result()
-    with waiting_for(f"opening the record of the run ({run.config.tracking.uri or 'MLflow'})"):
+    record_at = without_secrets(run.config.tracking.uri) or "MLflow"
+    with waiting_for(f"opening the record of the run ({record_at})"):
         run.tracker, record = _open_record(run, parent_run_id)
     try:
         _take(run, waiting, record, turn)

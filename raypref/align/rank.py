@@ -112,12 +112,12 @@ def _advice(job: StageJob) -> str:
     return (
         f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
         f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
-        "the run goes on from the last checkpoint"
+        "the same command resumes from the last checkpoint"
     )
 
 
 def _table(history: list[StepMetrics]) -> pa.Table:
-    """A row a step; the columns are the same whether or not the stage was resumed."""
+    """One row per step; the columns are the same whether or not the stage was resumed."""
     names = sorted(history[0].keys() - {"step"})
     fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
     return pa.Table.from_pylist(history, schema=pa.schema(fields))
