@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from raypref.config import Resources
 from raypref.progress import waiting
@@ -44,18 +45,27 @@ def start_ray() -> None:
         where = os.environ.get("RAY_ADDRESS")
         what = f"joining the Ray cluster at {where}" if where else "starting Ray"
         log.info("%s", what)
-        # Progress is reported by the driver, errors come as exceptions; the rest of what workers
-        # say stays in Ray's log files.
         with waiting(what), _without_note(), _working_directory():
-            ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": _worker_variables()},
-            )
+            try:
+                _init(address=where or "auto", runtime_env={"env_vars": _worker_variables()})
+            except ConnectionError:
+                if where:
+                    raise
+                # Workers of a Ray started here inherit variables, and start quicker than with an
+                # environment of their own. None of its nodes is taken away by a cloud.
+                os.environ |= QUIET | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+                _init(address="local")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _init(**arguments: Any) -> None:
+    """Quietly: the driver reports progress, errors come as exceptions, Ray's log files hold all."""
+    import ray
+
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **arguments)
 
 
 @contextmanager

@@ -10,12 +10,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
-from raypref.cluster import start_ray, submitted
+from raypref.cluster import start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.kept import release
@@ -27,7 +26,6 @@ from raypref.versions import versions
 
 log = logging.getLogger(__name__)
 
-SOON = 1.0  # seconds in which a missing file is found, where libraries need not be imported
 # The steps of the jobs that do a part of the run.
 CURATE = ("pairs", "export")
 ALIGN = ("cache", "start", *BY_WEIGHT)
@@ -103,15 +101,10 @@ def carry_out(
         InputError: wrong settings or data, or missing models.
     """
     waiting = [step for step in run.steps if not only or step.name in only]
-    # Side by side: the one imports libraries, the other waits for Ray's processes. Not in a job
-    # that was submitted: joining its Ray takes the working directory away for a moment.
-    with waiting_for("looking for the models and the data"), ThreadPoolExecutor(1) as aside:
-        checked = aside.submit(_check, waiting)
-        if checked in wait([checked], timeout=None if submitted() else SOON).done:
-            checked.result()  # no Ray for what is missing
-        if any(step.needs and not step.done for step in waiting):
-            start_ray()
-        checked.result()
+    with waiting_for("looking for the models and the data"):
+        _check(waiting)
+    if any(step.needs and not step.done for step in waiting):
+        start_ray()
     record_at = without_secrets(run.config.tracking.uri) or "MLflow"
     with waiting_for(f"opening the record of the run ({record_at})"):
         run.tracker, record = _open_record(run, parent_run_id)

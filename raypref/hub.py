@@ -9,9 +9,11 @@ A model reference in the configuration is one of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from raypref.config import InputError, first_line
 from raypref.tiny import checkpoints
@@ -38,6 +40,29 @@ def model_folder(ref: str, *, key: str, probe: str) -> str:
         raise InputError(f"{key}: no model folder '{ref}', and it is not a hub id (OWNER/REPO)")
     _download(ref, probe, key=key, fix=f"'hf download {ref}' and set {key}=/path/to/the/folder")
     return ref
+
+
+def read_json(folder: str, name: str, *, key: str) -> dict[str, Any]:
+    """A configuration file of a model.
+
+    Args:
+        folder: what `model_folder` returned.
+        name: path of the file in it.
+        key: the configuration key it came from, for the error.
+
+    Raises:
+        InputError: the file is not there, or holds no JSON object.
+    """
+    path = Path(folder) / name
+    if not Path(folder).is_dir():
+        path = _download(folder, name, key=key, fix=f"'hf download {folder}'")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: no readable {name} in '{folder}' ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{key}: {name} in '{folder}' is no JSON object")
+    return found
 
 
 def weight_file(ref: str, *, key: str, origin: str) -> Path:

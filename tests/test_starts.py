@@ -124,7 +124,8 @@ def test_its_shape_is_compared_with_the_network_before_any_weight_is_loaded(flow
     assert (found.rank, found.alpha) == (32, 64)
 
     def misfit(config: LoraConfig) -> str:
-        bare = network.skeleton(str(small.path("sd3")), "transformer", component="transformer")
+        folder = str(small.path("sd3"))
+        bare = network.skeleton(folder, "transformer", component="transformer", key="k")
         assert next(bare.parameters()).device.type == "meta"
         lora.attach(bare, config, names=("start",), seed=0)
         return lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha)

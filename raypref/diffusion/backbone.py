@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raypref.diffusion.samplers import Solver
 
 FamilyName = Literal["sd15", "sd35m"]
-# The module of each holds `FAMILY`. Imported when a model is loaded: it takes seconds.
+# The module of each holds `FAMILY`. Diffusers is imported when a model is loaded: it takes seconds.
 MODULES: dict[FamilyName, str] = {
     "sd15": "raypref.diffusion.sd15",
     "sd35m": "raypref.diffusion.sd3",
@@ -95,7 +95,7 @@ class Family:
 
     encoder: type[Any]
     denoiser: type[Any]
-    pipeline: Any  # class of the diffusers pipeline
+    pipeline: str  # name of the diffusers pipeline's class
     parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
     options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
 
@@ -127,8 +127,10 @@ def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
     """Load the whole text-to-image pipeline, quiet, without a safety checker."""
+    import diffusers
+
     own = family(config.family)
-    pipeline = own.pipeline.from_pretrained(
+    pipeline = getattr(diffusers, own.pipeline).from_pretrained(
         config.folder(),
         variant=config.variant or None,
         dtype=torch_dtype(config.dtype),

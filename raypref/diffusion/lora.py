@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
@@ -22,6 +23,10 @@ from raypref.config import InputError
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.ledger import join, read_bytes, write_bytes
 from raypref.rows import seed_of
+
+# The layers of each module that carry adapters. To look for them at every switch costs a twentieth
+# of a training of small networks.
+_adapted: WeakKeyDictionary[nn.Module, list[BaseTunerLayer]] = WeakKeyDictionary()
 
 
 def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:
@@ -55,14 +60,14 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / config.rank)
     for name in names[1:]:
         copy(module, names[0], name)
+    _adapted[module] = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
     activate(module, names[0])
 
 
 def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
     """Make one adapter the active one; only `train=True` makes it collect gradients."""
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.set_adapter(name, inference_mode=not train)
+    for layer in _adapted[module]:
+        layer.set_adapter(name, inference_mode=not train)
 
 
 def parameters(module: nn.Module, name: str) -> list[nn.Parameter]:

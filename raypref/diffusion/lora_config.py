@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raypref.config import Section, setting
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear layers of an attention block
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
@@ -12,6 +13,4 @@ class LoraConfig(Section):
 
     rank: int = setting(4, "rank of the update", ge=1)
     alpha: float = setting(4.0, "scale: the update is alpha/rank * B A", gt=0)
-    targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"), "names of the linear layers that get an update"
-    )
+    targets: tuple[str, ...] = setting(ATTENTION, "names of the linear layers that get an update")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
-from torch import nn
+from raypref.config import InputError
+from raypref.hub import model_folder, read_json
 
-from raypref.config import InputError, first_line
-from raypref.hub import model_folder
+if TYPE_CHECKING:
+    from torch import nn
 
 KEY = "base.network"
-# By the pipeline's name for it. (Any: the classes come from mixins that mypy cannot follow.)
-CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel}
+# Names of diffusers' classes, by the pipeline's name for the network.
+CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel"}
 
 
 def locate(ref: str, *, component: str) -> tuple[str, str]:
@@ -32,26 +31,30 @@ def locate(ref: str, *, component: str) -> tuple[str, str]:
     return model_folder(ref, key=KEY, probe=f"{component}/config.json"), component
 
 
-def skeleton(folder: str, subfolder: str, *, component: str) -> nn.Module:
-    """The network without weights (on the meta device), from its configuration alone."""
-    kind = CLASSES[component]
+def skeleton(folder: str, subfolder: str, *, component: str, key: str) -> nn.Module:
+    """The network without weights (on the meta device), from its configuration alone.
+
+    Args:
+        folder: a model folder or hub id.
+        subfolder: of the network in it; empty where the folder is the network's.
+        component: `unet` or `transformer`.
+        key: the configuration key it came from, for the error.
+
+    Raises:
+        InputError: it has no readable configuration.
+    """
+    import torch
+
+    config = read_json(folder, f"{subfolder}/config.json".lstrip("/"), key=key)
     with torch.device("meta"):
-        network: nn.Module = kind.from_config(config(kind, folder, subfolder))
+        network: nn.Module = _class(component).from_config(config)
     return network
 
 
-def config(kind: Any, folder: str, subfolder: str = "") -> dict[str, Any]:
-    """The configuration that a class of diffusers finds in a folder or hub repository.
+def _class(component: str) -> Any:
+    import diffusers
 
-    Raises:
-        InputError: it is not there or cannot be read.
-    """
-    try:
-        return dict(kind.load_config(folder, subfolder=subfolder or None))
-    except OSError as error:
-        raise InputError(
-            f"no readable {kind.config_name} of {kind.__name__} in '{folder}' ({first_line(error)})"
-        ) from None
+    return getattr(diffusers, CLASSES[component])
 
 
 def replace(module: nn.Module, ref: str, *, component: str) -> None:
@@ -67,7 +70,7 @@ def replace(module: nn.Module, ref: str, *, component: str) -> None:
     """
     folder, subfolder = locate(ref, component=component)
     dtype = next(module.parameters()).dtype
-    other = CLASSES[component].from_pretrained(folder, subfolder=subfolder or None, dtype=dtype)
+    other = _class(component).from_pretrained(folder, subfolder=subfolder or None, dtype=dtype)
     check_same(other, module, ref=ref)
     module.load_state_dict(other.state_dict())
 

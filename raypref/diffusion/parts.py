@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from raypref.config import InputError
-from raypref.diffusion import lora_files
+from raypref.diffusion import lora_files, network
 from raypref.diffusion.backbone import BackboneConfig, family
-from raypref.diffusion.lora_config import LoraConfig
+from raypref.diffusion.lora_config import ATTENTION, LoraConfig
+from raypref.hub import read_json
+
+KEY = "base.model"
 
 
 def component_of(base: BackboneConfig) -> str:
@@ -21,12 +24,8 @@ def check_base(base: BackboneConfig) -> None:
     Raises:
         InputError: names the parts that are missing, or the weight that differs.
     """
-    from diffusers import DiffusionPipeline
-
-    from raypref.diffusion import network
-
     folder, component = base.folder(), component_of(base)
-    index, parts = network.config(DiffusionPipeline, folder), family(base.family).parts
+    index, parts = read_json(folder, "model_index.json", key=KEY), family(base.family).parts
     absent = [part for part in parts if index.get(part, [None])[0] is None]
     if Path(folder).is_dir():
         absent = [part for part in parts if part in absent or not (Path(folder) / part).is_dir()]
@@ -37,8 +36,8 @@ def check_base(base: BackboneConfig) -> None:
         )
     if base.network:
         where = network.locate(base.network, component=component)
-        other = network.skeleton(*where, component=component)
-        own = network.skeleton(folder, component, component=component)
+        other = network.skeleton(*where, component=component, key=network.KEY)
+        own = network.skeleton(folder, component, component=component, key=KEY)
         network.check_same(other, own, ref=base.network)
 
 
@@ -53,14 +52,10 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
     Raises:
         InputError: it is no multiple of the pixels that a latent, or a patch of them, stands for.
     """
-    from diffusers import AutoencoderKL
-
-    from raypref.diffusion import network
-
-    folder, component = base.folder(), component_of(base)
-    blocks = network.config(AutoencoderKL, folder, "vae")["block_out_channels"]
-    own = network.config(network.CLASSES[component], folder, component)
-    patch = own.get("patch_size", 1)
+    folder = base.folder()
+    autoencoder = read_json(folder, "vae/config.json", key=KEY)
+    own = read_json(folder, f"{component_of(base)}/config.json", key=KEY)
+    blocks, patch = autoencoder["block_out_channels"], own.get("patch_size", 1)
     unit = 2 ** (len(blocks) - 1) * patch
     if side % unit:
         raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
@@ -72,16 +67,17 @@ def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
     Raises:
         InputError: names the target without a layer, or the precision.
     """
-    from torch import nn
-
-    from raypref.diffusion import network
-
     if base.dtype == "float16":
         raise InputError(
             "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
         )
+    if {*config.targets} <= {*ATTENTION}:
+        return  # every network of the families has these; to build one would take seconds
+    from torch import nn
+
     component = component_of(base)
-    layers = dict(network.skeleton(base.folder(), component, component=component).named_modules())
+    bare = network.skeleton(base.folder(), component, component=component, key=KEY)
+    layers = dict(bare.named_modules())
     for target in config.targets:
         named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
         if not named or not all(isinstance(layer, nn.Linear) for layer in named):
@@ -97,11 +93,11 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
     Raises:
         InputError: they are not there, or of another layout, rank or other layers.
     """
-    from raypref.diffusion import lora, network
+    from raypref.diffusion import lora
 
     component = component_of(base)
     found = lora_files.read(ref, key=key, component=component)
-    bare = network.skeleton(base.folder(), component, component=component)
+    bare = network.skeleton(base.folder(), component, component=component, key=KEY)
     lora.attach(bare, config, names=("start",), seed=0)
     if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):
         raise InputError(f"{key}: the LoRA in {found.path} {misfit}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from raypref.config import InputError
 from raypref.diffusion import latents
@@ -30,6 +28,9 @@ class SD15Encoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
+        from diffusers import AutoencoderKL
+        from transformers import CLIPTextModel, CLIPTokenizer
+
         self.vae = AutoencoderKL.from_pretrained(
             model, subfolder="vae", variant=variant or None, dtype=dtype
         )
@@ -76,6 +77,8 @@ class SD15Denoiser:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
         self.module = UNet2DConditionModel.from_pretrained(
             model, subfolder="unet", variant=variant or None, dtype=dtype
         )
@@ -122,7 +125,7 @@ class SD15Denoiser:
 FAMILY = Family(
     SD15Encoder,
     SD15Denoiser,
-    StableDiffusionPipeline,
+    "StableDiffusionPipeline",
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
     # The checker would replace images it dislikes by black ones and so distort every score.
     options={"safety_checker": None, "requires_safety_checker": False},

@@ -9,11 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
 from PIL import Image
 from torch import Tensor
 
@@ -41,6 +36,8 @@ class SD3Encoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
+        from diffusers import StableDiffusion3Pipeline
+
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(
             model, transformer=None, variant=variant or None, dtype=dtype
         ).to(device)
@@ -77,6 +74,8 @@ class SD3Denoiser:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
         self.module = SD3Transformer2DModel.from_pretrained(
             model, subfolder="transformer", variant=variant or None, dtype=dtype
         )
@@ -110,7 +109,7 @@ class SD3Denoiser:
 
     def sampling_timesteps(self, steps: int) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule.config)
+        scheduler = self.schedule.from_config(self.schedule.config)
         scheduler.set_timesteps(steps)
         return scheduler.sigmas[:-1].double() * self._scale
 
@@ -142,7 +141,7 @@ class SD3Denoiser:
 FAMILY = Family(
     SD3Encoder,
     SD3Denoiser,
-    StableDiffusion3Pipeline,
+    "StableDiffusion3Pipeline",
     parts=(
         "vae",
         *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),

@@ -112,11 +112,11 @@ def _public(ref: str) -> str:
 
 
 def _loading(base: BackboneConfig, model: str, replaced: str) -> list[str]:
-    kind = family(base.family).pipeline.__name__
+    kind = family(base.family).pipeline
     component = family(base.family).denoiser.component
     names, more = [kind], ""
     if replaced:
-        names.append(network.CLASSES[component].__name__)
+        names.append(network.CLASSES[component])
         more = f', {component}={names[1]}.from_pretrained("{replaced}", subfolder="{component}")'
     return [
         f"from diffusers import {', '.join(names)}",
