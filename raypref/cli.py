@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from raypref.cluster import submitted
+from raypref.cluster import connected, submitted
 from raypref.config import InputError, describe, load, presets, to_toml
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
@@ -87,7 +87,12 @@ def ended(work: Callable[[], int]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("Interrupted. Run the same command again to resume.", file=sys.stderr, flush=True)
+        if connected():
+            # Not by the interpreter's own way out: while Ray is left there, a thread that still
+            # waits for it ends the process with status 1. A Ray started here ends with its driver.
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
         return INTERRUPTED
     except Exception as error:
         if line := no_room(error):

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from raypref.align.trainings import BY_WEIGHT
-from raypref.cluster import start_ray
+from raypref.alone import only_job_in
+from raypref.cluster import require_nodes, start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.kept import release
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 CURATE = ("pairs", "export")
 ALIGN = ("cache", "start", *BY_WEIGHT)
 EVALUATE = ("evaluation", "fused", "card", "report")
+# Sections of the settings whose models a step needs in any case, where they are not its own name.
+PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
 
 
 def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
@@ -73,12 +76,12 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
             f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
             "this variant a name of its own (run=NAME) or replace the old result with --redo"
         )
-    if stale:
-        _check(waiting)  # before anything is cleared
-    for ledger in stale:
-        log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
-        ledger.clear()
-    carry_out(run, only=only)
+    _check(waiting)  # before anything is written or cleared
+    with only_job_in(run.folder):
+        for ledger in stale:
+            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+            ledger.clear()
+        carry_out(run, only=only)
     return run
 
 
@@ -105,16 +108,18 @@ def carry_out(
         _check(waiting)
     if any(step.needs and not step.done for step in waiting):
         start_ray()
+        _require_nodes(run.config, waiting)
     record_at = without_secrets(run.config.tracking.uri) or "MLflow"
     with waiting_for(f"opening the record of the run ({record_at})"):
         run.tracker, record = _open_record(run, parent_run_id)
     try:
         _take(run, waiting, record, turn)
-    except BaseException:
+    except BaseException as error:
         run.tracker.finish("FAILED")
+        if not isinstance(error, KeyboardInterrupt):  # who interrupts does not wait for workers
+            release()
         raise
-    finally:
-        release()
+    release()
     _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
@@ -178,6 +183,16 @@ def _check(waiting: Iterable[Step]) -> None:
             missing[str(error)] = None
     if missing:
         raise InputError("\n".join(missing))
+
+
+def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
+    """Refuse what a Ray started here can never begin, before the first pass and not after it."""
+    for step in waiting:
+        for name in PASSES.get(step.name, (step.name.removesuffix("_alone"),)):
+            section = getattr(config, name, None)
+            need = getattr(section, "resources", None)
+            if step.needs and not step.done and need is not None:
+                require_nodes(f"{name}.resources", need, workers=1)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:

@@ -239,10 +239,10 @@ def _answers(
 ) -> Iterator[dict[str, Any]]:
     """Send blocks to workers: tasks, or a pool that is kept for the passes after this one."""
     from raypref import pool
-    from raypref.cluster import warn_if_short
+    from raypref.cluster import require_nodes
 
     need = worker.need
-    warn_if_short(label, need, workers=1)  # a pool starts with what is there
+    require_nodes(label, need, workers=1)  # a pool starts with what is there
     if not need.workers:
         release()  # what is left of their cores may be less than one per node
         return pool.run_tasks(worker, blocks, size=size, runtime_env=runtime_env)

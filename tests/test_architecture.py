@@ -17,6 +17,7 @@ LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
         *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
+        "alone",
     ],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref.align.desk import Desk
 from raypref.align.stage import StageConfig, StageJob
-from raypref.cluster import free_cores, warn_if_short
+from raypref.cluster import free_cores, require_nodes
 from raypref.config import Resources
 from raypref.kept import keep
 from raypref.ledger import filesystem, join
@@ -54,7 +54,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
     need, workers = job.stage.resources, _workers(job.stage)
-    warn_if_short(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
+    require_nodes(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
     shape = ("training", workers, need.model_copy(update={"batch": 1}))
     group = keep(
         shape, need, lambda: Group(workers, need, folder=job.folder), free_cores=free_cores

@@ -12,7 +12,13 @@ from jobs import WHOLE, job
 ORDER = (
     *("test_full_run.py", "test_sweep.py", "test_evaluate.py", "test_hosts.py", "test_kill.py"),
     *("test_on_top.py", "test_kill_stream.py", "test_job_submit.py", "test_bad_folder.py"),
-    *("test_workers.py", "test_full_disk.py", "test_waves.py", "test_remake.py"),
+    *(
+        "test_workers.py",
+        "test_interrupt.py",
+        "test_full_disk.py",
+        "test_waves.py",
+        "test_remake.py",
+    ),
 )
 
 

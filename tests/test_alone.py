@@ -1,0 +1,43 @@
+"""A run's folder belongs to one job at a time, and one that cannot be written is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raypref.alone import only_job_in
+from raypref.config import InputError
+
+HOLD = """
+import sys
+from raypref.alone import only_job_in
+with only_job_in(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_job_in_the_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        refused = pytest.raises(InputError, match=r"mine is in use by another job; .*run=NAME")
+        with refused, only_job_in(str(folder)):
+            pass
+        with only_job_in(str(tmp_path / "runs" / "other")):
+            pass
+        first.kill()  # nobody tidies up
+    with only_job_in(str(folder)):
+        pass
+
+
+@pytest.mark.parametrize("storage", ["a-file", "a-file/below"])
+def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path, storage: str) -> None:
+    (tmp_path / "a-file").write_text("no folder")
+    refused = pytest.raises(InputError, match=r"storage: .* cannot be written")
+    with refused as caught, only_job_in(str(tmp_path / storage / "run")):
+        pass
+    assert "\n" not in str(caught.value)
