@@ -12,7 +12,14 @@ from corpus import scene
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_vlm import prompt_text, save_hpsv3
-from transformers import AutoConfig, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers import Qwen2VLModel as Backbone
 
 from raypref.config import InputError
@@ -58,8 +65,17 @@ def patches(image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
 
 
 @torch.no_grad()
-def formula(files: tuple[Path, Path], image: Image.Image, prompt: str) -> list[float]:
-    """The official model: causal language model with a head, read at the mark, one image."""
+def formula(
+    files: tuple[Path, Path], image: Image.Image, prompt: str, *, positions: str = "sequential"
+) -> list[float]:
+    """The official model: causal language model with a head, read at the mark, one image.
+
+    Tokens are numbered one after another, those of the image too. With one number on all three axes
+    Qwen2-VL's positions are those of a plain Qwen2, so a plain Qwen2 stands for the language model.
+
+    Args:
+        positions: `sequential`, or `3d` for those that Qwen2-VL by itself gives an image.
+    """
     base, weights = files
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|Reward|>"]})
@@ -79,12 +95,18 @@ def formula(files: tuple[Path, Path], image: Image.Image, prompt: str) -> list[f
     pixels, (rows, columns) = patches(image)
     text = prompt_text(INSTRUCTION.replace("{prompt}", prompt), rows * columns // 4)
     ids = tokenizer(text, return_tensors="pt").input_ids
-    hidden = model.model(
-        input_ids=ids,
-        pixel_values=pixels,
-        image_grid_thw=torch.tensor([[1, rows, columns]]),
-        mm_token_type_ids=(ids == architecture.image_token_id).long(),
-    ).last_hidden_state[0]
+    grid, is_image = torch.tensor([[1, rows, columns]]), ids == architecture.image_token_id
+    if positions == "3d":
+        hidden = model.model(
+            input_ids=ids,
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            mm_token_type_ids=is_image.long(),
+        ).last_hidden_state[0]
+    else:
+        embeddings = model.model.language_model.embed_tokens(ids)
+        embeddings[is_image] = model.model.visual(pixels, grid_thw=grid).pooler_output
+        hidden = plain_qwen2(model.model.language_model)(inputs_embeds=embeddings)[0][0]
     [at] = (ids[0] == len(tokenizer) - 1).nonzero().flatten().tolist()
     for layer in (0, 3, 5):
         hidden = hidden @ head[f"rm_head.{layer}.weight"].T + head[f"rm_head.{layer}.bias"]
@@ -92,10 +114,23 @@ def formula(files: tuple[Path, Path], image: Image.Image, prompt: str) -> list[f
     return hidden[at].tolist()
 
 
+def plain_qwen2(language: torch.nn.Module) -> Qwen2Model:
+    """The same weights in the language model that knows one axis of positions only."""
+    kept = language.config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    names += ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act")
+    rope = {"rope_type": "default", "rope_theta": kept["rope_parameters"]["rope_theta"]}
+    plain = Qwen2Model(Qwen2Config(**{name: kept[name] for name in names}, rope_parameters=rope))
+    plain.load_state_dict(language.state_dict())
+    return plain.eval()
+
+
 def test_the_score_is_the_mean_at_the_mark(reward, files):
     outputs = reward.distribution(IMAGES, PROMPTS)
     expected = [formula(files, *pair) for pair in zip(IMAGES, PROMPTS, strict=True)]
-    np.testing.assert_allclose(outputs, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(outputs, expected, atol=1e-6, rtol=0)
+    other = [formula(files, *pair, positions="3d") for pair in zip(IMAGES, PROMPTS, strict=True)]
+    assert np.abs(np.array(other) - np.array(expected)).max() > 1e-3, "positions do not matter here"
     scores = reward.score(IMAGES, PROMPTS)
     assert (scores.dtype, scores.shape) == (np.float32, (3,))
     np.testing.assert_array_equal(scores, outputs[:, 0])

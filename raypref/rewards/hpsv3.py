@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -84,6 +84,8 @@ class HPSv3Config(Section):
         "Qwen/Qwen2-VL-7B-Instruct", "hub id or folder of its architecture and tokenizer"
     )
     dtype: DType = setting("bfloat16", "precision of the model; its head is always float32")
+    # Tells scores from those of versions that numbered an image's tokens in another way.
+    positions: Literal["sequential"] = setting("sequential", "how tokens are numbered, as trained")
     resources: Resources = Resources(batch=8)
 
     def check(self) -> None:
@@ -152,9 +154,22 @@ class HPSv3:
         """Both outputs of the head, mean first: float32 [B, 2]."""
         texts = [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
         inputs = self.read(images, texts, side="right")
+        inputs["position_ids"] = sequential(inputs["input_ids"])
+        del inputs["mm_token_type_ids"]  # from which the library would place an image's tokens
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         hidden_BLD = self.backbone(**inputs, use_cache=False).last_hidden_state
         return self.head(hidden_BLD[inputs["input_ids"] == self.mark].float())
+
+
+def sequential(ids_BL: Tensor) -> Tensor:
+    """Positions 0 .. L-1 on each of the three axes, [3, B, L].
+
+    The official model hands its library embeddings without token ids, which then numbers all tokens
+    one after another, those of images too; so it was trained (MizzenAI/HPSv3, qwen2vl_trainer.py).
+    """
+    import torch
+
+    return torch.arange(ids_BL.shape[1]).expand(3, *ids_BL.shape)
 
 
 def make_head(width: int) -> nn.Sequential:
