@@ -1,19 +1,26 @@
-"""MLflow: one run a job, with its settings, metrics and results. Only this file knows MLflow.
+"""MLflow: one run per job, with its settings, metrics and results. Only this file knows MLflow.
 
-Without a reachable store the job goes on and says so.
+The record never stops or stalls the work: without a store that answers, the job continues and says
+so in one line.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
+import urllib.error
+import urllib.request
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from raypref.config import Section, setting, without_secrets
+from filelock import FileLock
+
+from raypref.config import Section, first_line, setting, without_secrets
 from raypref.ledger import absolute, join, read_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +33,13 @@ LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
 METRIC_BATCH = 1000  # metrics in one request, MLflow's limit
 REFUSED = "INVALID_PARAMETER_VALUE"  # one record is wrong; MLflow is there
 ATTEMPTS = 6  # at a database that another run is writing to
+ANSWER_SECONDS = 5.0  # for a server's first answer
+# What MLflow grants a server for each later request, unless the user has set it: seven tries of
+# two minutes by itself.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+SMALL = 4 * 2**20  # bytes; a database that was left half made has fewer
+# How SQLite and MLflow's migrations tell of a database that was left half made, or damaged.
+BROKEN = ("already exists", "no such table", "malformed", "not a database", "online migration")
 
 
 class TrackingConfig(Section):
@@ -64,21 +78,26 @@ class Tracker:
         self.run_id: str | None = None
         self.client: mlflow.MlflowClient | None = None
         self.last: dict[str, int] = {}  # the latest step of each metric
+        self.resumed = False  # then the store may have steps that this process did not write
         if config.uri == "none":
             return
-        uri = config.uri or _default_uri(storage)
-        if not uri:
+        if not config.uri and "://" in storage:
             log.info("tracking: off, the runs are not on a local disk; set tracking.uri")
             return
-        import mlflow
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
-        # MLflow announces its database migrations on every start.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        for name_, value in PATIENCE.items():
+            os.environ.setdefault(name_, value)
+        uri = config.uri
         try:
+            if uri.startswith(("http://", "https://")):
+                _require_answer(uri)
+            import mlflow
+            from mlflow.entities import Param
+            from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+            # MLflow announces its database migrations on every start.
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            uri = uri or _default_uri(storage)
             client = mlflow.MlflowClient(tracking_uri=uri)
             known = client.get_experiment_by_name(config.experiment)
             artifacts = None if config.uri else join(absolute(storage), "mlartifacts")
@@ -89,6 +108,7 @@ class Tracker:
             )
             if run_id is not None and _goes_on(client, run_id):
                 self.run_id = run_id
+                self.resumed = True
             else:
                 tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
                 run = client.create_run(experiment, run_name=name, tags=tags)
@@ -100,10 +120,10 @@ class Tracker:
                 for start in range(0, len(params), BATCH):
                     client.log_batch(self.run_id, params=params[start : start + BATCH])
             self.client = client
-        # An import: a database without its driver.
-        except (MlflowException, OSError, ImportError) as error:
-            told = without_secrets(uri), without_secrets(str(error))
-            log.warning("tracking: MLflow at %s is out of reach (%s); going on without", *told)
+        # MLflow lets errors of SQLAlchemy, its migrations, drivers and HTTP through.
+        except Exception as error:
+            told = without_secrets(uri or storage), without_secrets(first_line(error))
+            log.warning("tracking: MLflow at %s is out of reach (%s); continuing without it", *told)
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record metrics of one step."""
@@ -111,11 +131,21 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            # A restarted worker tells the steps since its checkpoint again.
-            fresh = {key: value for key, value in values.items() if step > self.last.get(key, -1)}
+            # A restarted worker, or job, repeats the steps since its checkpoint.
+            fresh = {key: value for key, value in values.items() if step > self._last_step(key)}
             self.last.update(dict.fromkeys(fresh, step))
             batch = [Metric(_allowed(key), value, now, step) for key, value in fresh.items()]
             self._try(lambda client, run: client.log_batch(run, metrics=batch))
+
+    def _last_step(self, key: str) -> int:
+        """The latest step of a metric in the store; -1 when there is none."""
+        if key not in self.last and self.resumed:
+            self._try(lambda client, run: self._ask(client, run, key))
+        return self.last.get(key, -1)
+
+    def _ask(self, client: mlflow.MlflowClient, run: str, key: str) -> None:
+        steps = [metric.step for metric in client.get_metric_history(run, _allowed(key))]
+        self.last[key] = max(steps, default=-1)
 
     def history(self, rows: Iterable[Mapping[str, float]], *, prefix: str) -> None:
         """Record the metrics of many steps at once, each row with its `step`."""
@@ -162,7 +192,7 @@ class Tracker:
             try:
                 call(self.client, self.run_id)
                 return
-            except (MlflowException, OSError) as error:
+            except Exception as error:
                 # SQLite refuses a reader that turns writer while another run writes.
                 if "database is locked" in str(error) and attempt + 1 < ATTEMPTS:
                     time.sleep(0.2 * 2**attempt)
@@ -170,7 +200,7 @@ class Tracker:
                 if isinstance(error, MlflowException) and error.error_code == REFUSED:
                     log.warning("tracking: MLflow refuses a record (%s); it is left out", error)
                     return
-                log.warning("tracking: lost MLflow (%s); going on without", error)
+                log.warning("tracking: lost MLflow (%s); continuing without it", first_line(error))
                 self.client = None
                 return
 
@@ -192,9 +222,64 @@ def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
     return True
 
 
+def _require_answer(uri: str) -> None:
+    """Raise OSError when a server says nothing in time; any answer will do."""
+    try:
+        urllib.request.urlopen(uri, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return
+
+
 def _default_uri(storage: str) -> str:
-    if "://" in storage:
-        return ""
+    """A sound SQLite database beside the runs, made where there is none.
+
+    It appears whole: a run that is killed while it makes one leaves nothing, and of several first
+    runs one makes it. A damaged one is moved aside.
+    """
     folder = Path(absolute(storage))
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    database = folder / "mlflow.db"
+    with FileLock(folder / ".mlflow.lock"):
+        if database.exists() and (problem := _damage(database)):
+            number = sum(1 for _ in folder.glob("mlflow.db.broken-*")) + 1
+            aside = database.rename(folder / f"mlflow.db.broken-{number}")
+            log.warning("tracking: %s is damaged (%s); moved to %s", database, problem, aside.name)
+        if not database.exists():
+            new = folder / f".mlflow.{uuid.uuid4().hex}.db"
+            _make_tables(new)
+            new.rename(database)
+    return f"sqlite:///{database}"
+
+
+def _make_tables(database: Path) -> None:
+    """Let MLflow make or complete its tables, and close the file."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    artifacts = str(database.parent / "mlartifacts")
+    SqlAlchemyStore(f"sqlite:///{database}", artifacts).engine.dispose()
+
+
+def _damage(database: Path) -> str:
+    """What is wrong with a database; empty when it can be used, or is only busy or newer."""
+    with database.open("rb") as file:
+        head, length = file.read(100), database.stat().st_size
+    if not length:
+        return ""
+    if not head.startswith(b"SQLite format 3\0"):
+        return "no SQLite database"
+    page = int.from_bytes(head[16:18], "big")
+    pages = int.from_bytes(head[28:32], "big")
+    if length < pages * (65536 if page == 1 else page):
+        return "cut short"
+    if length > SMALL:
+        return ""  # it was complete once
+    # A copy: MLflow keeps what it opens open, and the file may have to be moved.
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch, "mlflow.db")
+        copy.write_bytes(database.read_bytes())
+        try:
+            _make_tables(copy)
+        except Exception as error:
+            told = str(error).lower()
+            return first_line(error) if any(word in told for word in BROKEN) else ""
+    return ""

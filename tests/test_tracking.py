@@ -2,8 +2,13 @@
 
 import logging
 import math
+import socket
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +182,7 @@ def test_a_store_out_of_reach_is_a_warning(uri, tmp_path, caplog):
     lost.finish("FINISHED")
     (message,) = [record.message for record in caplog.records if "tracking" in record.message]
     assert uri in message
-    assert "going on without" in message
+    assert "continuing without it" in message
 
 
 def test_a_password_is_told_to_nobody(store, tmp_path, caplog):
@@ -212,3 +217,79 @@ def test_runs_on_a_bucket_without_a_uri_are_not_tracked():
     config = TrackingConfig()
     off = Tracker(config, storage="s3://bucket/runs", name="x", settings={}, run_id=None)
     assert off.run_id is None
+
+
+TRACK = """
+import sys
+from raypref.tracking import Tracker, TrackingConfig
+made = Tracker(TrackingConfig(), storage=sys.argv[1], name="x", settings={}, run_id=None)
+print(made.run_id)
+"""
+
+
+def test_first_runs_at_once_in_one_new_storage_are_all_recorded(tmp_path):
+    command = [sys.executable, "-c", TRACK, str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    runs = [process.communicate()[0].strip() for process in started]
+    assert all(len(run) == 32 for run in runs), runs
+    experiment = client(tmp_path).get_experiment_by_name("raypref").experiment_id
+    found = client(tmp_path).search_runs([experiment])
+    assert {run.info.run_id for run in found} == set(runs)
+
+
+@pytest.mark.parametrize("damage", ["cut", "half made", "no database", "empty"])
+def test_a_damaged_database_is_moved_aside_and_the_run_recorded(store, tmp_path, caplog, damage):
+    database = tmp_path / "mlflow.db"
+    if damage == "half made":  # as MLflow leaves it when it is killed in its first second
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE logged_models (model_id TEXT)")
+            connection.commit()
+    else:
+        whole = (store / "mlflow.db").read_bytes()
+        sizes = {"cut": whole[: len(whole) // 2], "no database": b"text" * 999, "empty": b""}
+        database.write_bytes(sizes[damage])
+    run = tracker(tmp_path, name="after")
+    assert client(tmp_path).get_run(run.run_id).info.run_name == "after"
+    aside = list(tmp_path.glob("mlflow.db.broken-*"))
+    assert len(aside) == (damage != "empty"), caplog.text
+    assert len([line for line in caplog.messages if "damaged" in line]) == len(aside)
+    again = tracker(tmp_path, name="later")
+    assert again.run_id
+    assert list(tmp_path.glob("mlflow.db.broken-*")) == aside
+
+
+def test_a_database_that_is_being_written_or_is_newer_is_left_alone(store, tmp_path, caplog):
+    database = tmp_path / "mlflow.db"
+    database.write_bytes((store / "mlflow.db").read_bytes())
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of-the-future'")
+        connection.commit()
+    assert tracker(tmp_path, name="newer").run_id is None
+    (said,) = [line for line in caplog.messages if "out of reach" in line]
+    assert "\n" not in said
+    assert not list(tmp_path.glob("mlflow.db.broken-*"))
+
+
+def test_a_server_that_never_answers_costs_little(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = TrackingConfig(uri=uri)
+        run = Tracker(config, storage=str(tmp_path), name="x", settings={}, run_id=None)
+    assert run.run_id is None
+    (said,) = caplog.messages
+    assert uri in said and "continuing without" in said
+    run.metrics({"loss": 1.0}, step=1)
+    run.finish("FINISHED")
+
+
+def test_a_resumed_run_does_not_repeat_the_steps_of_a_killed_one(store):
+    killed = tracker(store, name="killed")
+    for step in (1, 2, 3):
+        killed.metrics({"a b/loss": 1 / step}, step=step)
+    resumed = tracker(store, name="killed", run_id=killed.run_id)  # from the checkpoint of step 2
+    for step in (3, 4):
+        resumed.metrics({"a b/loss": 1 / step, "lr": 0.1}, step=step)
+    history = client(store).get_metric_history(killed.run_id, "a b/loss")
+    assert [(m.step, m.value) for m in history] == [(s, 1 / s) for s in (1, 2, 3, 4)]
+    assert [m.step for m in client(store).get_metric_history(killed.run_id, "lr")] == [3, 4]
