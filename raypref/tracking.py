@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ ANSWER_SECONDS = 5.0  # for a server's first answer
 # What MLflow grants a server for each later request, unless the user has set it: seven tries of
 # two minutes by itself.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+PARTS = ("", "-journal", "-wal", "-shm")  # of a SQLite database; the last three after a kill
 SMALL = 4 * 2**20  # bytes; a database that was left half made has fewer
 # How SQLite and MLflow's migrations tell of a database that was left half made, or damaged.
 BROKEN = ("already exists", "no such table", "malformed", "not a database", "online migration")
@@ -242,8 +245,11 @@ def _default_uri(storage: str) -> str:
     with FileLock(folder / ".mlflow.lock"):
         if database.exists() and (problem := _damage(database)):
             number = sum(1 for _ in folder.glob("mlflow.db.broken-*")) + 1
-            aside = database.rename(folder / f"mlflow.db.broken-{number}")
-            log.warning("tracking: %s is damaged (%s); moved to %s", database, problem, aside.name)
+            aside = f"mlflow.db.broken-{number}"
+            for end in PARTS:
+                with suppress(FileNotFoundError):
+                    Path(f"{database}{end}").rename(folder / f"{aside}{end}")
+            log.warning("tracking: %s is damaged (%s); moved to %s", database, problem, aside)
         if not database.exists():
             new = folder / f".mlflow.{uuid.uuid4().hex}.db"
             _make_tables(new)
@@ -276,7 +282,9 @@ def _damage(database: Path) -> str:
     # A copy: MLflow keeps what it opens open, and the file may have to be moved.
     with TemporaryDirectory() as scratch:
         copy = Path(scratch, "mlflow.db")
-        copy.write_bytes(database.read_bytes())
+        for end in PARTS:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{database}{end}", f"{copy}{end}")
         try:
             _make_tables(copy)
         except Exception as error:
