@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from raypref.curate.captions import sidecar_names
 from raypref.curate.folder import IMAGE_SUFFIXES
-from raypref.curate.leftout import made_of
+from raypref.curate.leftout import APPLE_DOUBLE, made_of
 from raypref.curate.place import Place
 from raypref.rows import Row
 
@@ -24,23 +24,25 @@ _ADD = {
 }
 
 
-def no_captions(place: Place, layout: str, count: int, problems: Mapping[str, int]) -> str:
+def no_captions(place: Place, layout: str, count: int, problems: int, first: str) -> str:
     """Why a source cannot be used that has entries and not one caption.
 
     Args:
         place: where it lies.
         layout: how it was read.
         count: of its entries.
-        problems: how often each of some problems came up, the first one first.
+        problems: how many of them cannot be used.
+        first: the first such problem, as `reason: message`.
     """
-    said = f"source.path: {count} photographs in '{place.path}' but not one caption"
+    said = [f"source.path: {count} photographs in '{place.path}' but not one caption"]
+    if problems == count:
+        said = [f"source.path: not one of {count} entries in '{place.path}' can be used"]
     if problems:
-        first = next(iter(problems)).partition(": ")[2]
-        also = f" (the first of {sum(problems.values())})" if sum(problems.values()) > 1 else ""
-        return f"{said}; {first[:_LINE]}{also}"
-    photos = [file.name for file in place.files() if _is_image(file.name)]
-    seen = _beside(place, set(photos)) if layout == "folder" else ""
-    return "; ".join(part for part in (said, seen, _ADD.get(layout, "")) if part)
+        said.append(first.partition(": ")[2][:_LINE])
+    if problems < count:
+        photos = {file.name for file in place.files() if _is_image(file.name)}
+        said += [_beside(place, photos) if layout == "folder" else "", _ADD.get(layout, "")]
+    return "; ".join(filter(None, said))
 
 
 def findings(rows: Iterable[Row], place: Place) -> Iterator[str]:
@@ -77,12 +79,13 @@ def findings(rows: Iterable[Row], place: Place) -> Iterator[str]:
         )
     if reasons:
         yield f"{sum(reasons.values())} of {count} entries cannot be used: {_counted(reasons)}"
-    left_out = Counter(by for by, name in place.left_out() if _is_image(name))
+    left_out = Counter(
+        "hidden" if by == name else f"in {by}"
+        for by, name in place.left_out()
+        if _is_image(name) and not posixpath.basename(name).startswith(APPLE_DOUBLE)
+    )
     if left_out:
-        named = Counter(
-            {f"in {by}" if posixpath.basename(by) else by: n for by, n in left_out.items()}
-        )
-        yield f"{sum(left_out.values())} image files are left out: {_counted(named)}"
+        yield f"{sum(left_out.values())} image files are left out: {_counted(left_out)}"
 
 
 def _counted(counts: Counter[str]) -> str:

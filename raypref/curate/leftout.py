@@ -12,6 +12,7 @@ SYSTEM = frozenset(
         *("system volume information", "thumbs.db", "desktop.ini"),
     )
 )
+APPLE_DOUBLE = "._"  # macOS puts such a file, no image whatever its name says, before each other
 # Second suffixes of pictures made of a photograph: photo.mask.png beside photo.jpg.
 _MADE_OF = frozenset(
     (

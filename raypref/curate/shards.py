@@ -37,8 +37,6 @@ _DESCRIBES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-
-
 Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
 
@@ -93,7 +91,7 @@ class _Shard:
         self.plain: dict[str, str] = {}  # key -> its image without a second suffix
         self.texts: dict[str, list[Text]] = defaultdict(list)  # that no image has taken
         self.room = WAITING
-        self.waiting: list[tuple[Row, tarfile.TarInfo | None]] = []  # with an image, if it has none
+        self.waiting: list[tuple[Row, str | None]] = []  # and the image's name, if it has no text
 
     def rows(self) -> Iterator[Row]:
         """The images in order, and a last row where the shard is damaged."""
@@ -107,7 +105,7 @@ class _Shard:
                     tar.members = []  # type: ignore[attr-defined]
                     if member.isdir() or left_out_by(member.name):
                         continue
-                    if sample and _key(member) != _key(sample[0]):
+                    if sample and _key(member.name) != _key(sample[0].name):
                         yield from self._images(sample)
                         sample = []
                     sample.append(member)
@@ -122,28 +120,28 @@ class _Shard:
             yield from self._images(sample)
             said = f"{self.shard} is damaged after {sum(self.seen.values())} images: {error}"
             damaged = _damaged(self.shard, damage(self.place, self.shard, said).message)
-        for row, member in self.waiting:
-            yield row if member is None else self._late(row, member)
+        for row, name in self.waiting:
+            yield row if name is None else self._late(row, name)
         if damaged is not None:
             yield damaged
 
     def _images(self, sample: list[tarfile.TarInfo]) -> Iterator[Row]:
-        texts = {_name(m): m for m in sample if _name(m).endswith(ENDS)}
-        taken: set[str] = set()
-        images = [m for m in sample if _split(m)[1] in IMAGE_SUFFIXES]
+        texts = {name: m for m in sample if (name := _name(m.name)).endswith(ENDS)}
+        images = [m for m in sample if _split(m.name)[1] in IMAGE_SUFFIXES]
+        taken = False
         for member in images:
-            if _split(member)[0] == _key(member):
-                self.plain.setdefault(_key(member), member.name)
+            if _is_plain(member.name):
+                self.plain.setdefault(_key(member.name), member.name)
         for member in images:
-            own, shared = _text_names(member, texts)
-            made = None if own else self._made_of(member)
+            own, shared = _text_names(member.name, texts)
+            made = None if own else self._made_of(member.name)
             names = [] if made else [*own, *shared]
-            taken.update(names)
+            taken = taken or bool(names)
             caption, problem = first_caption(self._caption(texts[name]) for name in names)
             row = self._row(member, caption, made or problem)
             waits = not names and row["problem"] is None
             if waits or self.waiting:
-                self.waiting.append((row, member if waits else None))
+                self.waiting.append((row, member.name if waits else None))
             else:
                 yield row
         for name in () if taken else texts:
@@ -169,10 +167,10 @@ class _Shard:
             problem=problem,
         )
 
-    def _late(self, row: Row, member: tarfile.TarInfo) -> Row:
+    def _late(self, row: Row, image: str) -> Row:
         """The row of an image with the text that stood elsewhere in the shard."""
-        own, shared = _text_names(member, self.texts)
-        if not own and (made := self._made_of(member)):
+        own, shared = _text_names(image, self.texts)
+        if not own and (made := self._made_of(image)):
             return row | {"problem": made}
         caption, problem = first_caption(self._next(name) for name in [*own, *shared])
         return row | {"caption": caption, "problem": problem}
@@ -182,12 +180,12 @@ class _Shard:
         texts = self.texts[name]
         return texts.pop(0) if len(texts) > 1 else texts[0]
 
-    def _made_of(self, member: tarfile.TarInfo) -> str | None:
+    def _made_of(self, image: str) -> str | None:
         """What is wrong with a picture that only belongs to a photograph of the same key."""
-        of = self.plain.get(_key(member))
-        if of is None or _split(member)[0] == _key(member):
+        of = self.plain.get(_key(image))
+        if of is None or _is_plain(image):
             return None
-        said = f"{member.name} shares its key with {of} and has no caption of its own"
+        said = f"{image} shares its key with {of} and has no caption of its own"
         return f"not_a_photograph: {said}".encode("utf-8", "backslashreplace").decode()
 
     def _caption(self, member: tarfile.TarInfo) -> Text:
@@ -222,25 +220,30 @@ class _Member(tarfile.TarInfo):
         return int(super()._block(count))  # type: ignore[misc]
 
 
-def _key(member: tarfile.TarInfo) -> str:
+def _key(name: str) -> str:
     """Folder and name up to the first dot, as WebDataset defines it."""
-    folder, name = posixpath.split(one_form(member.name))
+    folder, name = posixpath.split(one_form(name))
     return posixpath.join(folder, name.split(".")[0])
 
 
-def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+def _split(name: str) -> tuple[str, str]:
     """Folder and name up to the last dot, and what follows in lower case."""
-    stem, suffix = posixpath.splitext(one_form(member.name))
+    stem, suffix = posixpath.splitext(one_form(name))
     return stem, suffix.lower()
 
 
-def _name(member: tarfile.TarInfo) -> str:
+def _name(name: str) -> str:
     """The name with its last suffix in lower case."""
-    return "".join(_split(member))
+    return "".join(_split(name))
 
 
-def _text_names(image: tarfile.TarInfo, texts: Container[str]) -> tuple[list[str], list[str]]:
+def _is_plain(image: str) -> bool:
+    """Whether the name has one suffix only."""
+    return _split(image)[0] == _key(image)
+
+
+def _text_names(image: str, texts: Container[str]) -> tuple[list[str], list[str]]:
     """Of some texts, those of an image alone and those of its key, which all its images share."""
-    own = sidecar_names(one_form(image.name))
+    own = sidecar_names(one_form(image))
     shared = [_key(image) + end for end in ENDS]
     return [n for n in own if n in texts], [n for n in shared if n in texts and n not in own]

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -57,7 +56,6 @@ PUBLISHED: dict[str, Callable[[Place], Iterator[Row]]] = {
 }
 _BY_SUFFIX = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "jsonl"}
 _SAMPLE = 2**16  # bytes at either end of a shard
-_PROBLEMS = 8  # kept for the case that there is no caption at all
 
 
 def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
@@ -173,13 +171,12 @@ def _short(row: Row, longest: int) -> Row:
 
 def _usable(config: SourceConfig) -> Iterator[Row]:
     """The entries; InputError in the end when there were none, or none with a caption."""
-    count, captions = 0, 0
-    problems: Counter[str] = Counter()
+    count, captions, problems, first = 0, 0, 0, ""
     for row in entries(config):
         count += 1
         captions += bool(row["caption"])
-        if row["problem"] is not None and (len(problems) < _PROBLEMS or row["problem"] in problems):
-            problems[row["problem"]] += 1
+        problems += row["problem"] is not None
+        first = first or row["problem"] or ""
         yield row
     if captions:
         return
@@ -190,7 +187,7 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
             "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
             "source.layout names other layouts"
         )
-    raise InputError(no_captions(place, _layout(config, place), count, problems))
+    raise InputError(no_captions(place, _layout(config, place), count, problems, first))
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
