@@ -282,4 +282,8 @@ def _pick(columns: list[str], names: tuple[str, ...], file: str, what: str) -> s
             f"{file}: no {what} column; looked for {', '.join(names)}, found {', '.join(columns)}"
             + (f"; source.{what}_column names one" if what in ("image", "caption") else "")
         )
+    if columns.count(found[0]) > 1:
+        raise InputError(
+            f"{file}: there are {columns.count(found[0])} columns {found[0]}; rename one"
+        )
     return found[0]

@@ -66,6 +66,7 @@ def damage(place: Place, name: str, said: str) -> SourceError:
         name: the file's.
         said: a sentence that names it, for where its first bytes do not tell more.
     """
+    said = " ".join(said.split())  # libraries write several lines
     try:
         with place.open(name) as file:
             start = file.read(64)
