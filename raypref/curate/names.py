@@ -60,14 +60,18 @@ def walk_to(name: str, listing: Callable[[str], Alike]) -> str | None:
     """
     for way in dict.fromkeys((name, name.replace("\\", "/"))):
         parts = posixpath.normpath(way).split("/")
-        if way.startswith("/") or ".." in parts:
-            continue
-        folder: str | None = ""
-        for part in parts:
-            found = listing(folder).find(part)
-            folder = None if found is None else posixpath.join(folder, found)
-            if folder is None:
-                break
-        if folder is not None:
-            return folder
+        if not way.startswith("/") and ".." not in parts:
+            found = _descend(parts, listing)
+            if found is not None:
+                return found
     return None
+
+
+def _descend(parts: list[str], listing: Callable[[str], Alike]) -> str | None:
+    folder = ""
+    for part in parts:
+        found = listing(folder).find(part)
+        if found is None:
+            return None
+        folder = posixpath.join(folder, found)
+    return folder
