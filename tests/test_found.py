@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from test_folder import files, photos
 from test_shards import JPEG, OTHER, shard
 from test_sources import index
 
+from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.found import findings
 from raypref.curate.place import locate
+from raypref.ledger import in_folder
+from raypref.streaming import StreamConfig
 
 
 def lines(root: Path, **settings: object) -> list[str]:
@@ -69,4 +73,22 @@ def test_entries_of_containers_are_counted_by_reason(tmp_path):
     (tmp_path / "1.tar").write_bytes(b"")
     assert lines(tmp_path) == [
         "2 of 3 entries cannot be used: 1 not_a_photograph, 1 unreadable_archive"
+    ]
+
+
+def test_curation_says_it_before_any_pass(tmp_path, monkeypatch, caplog):
+    class FirstPass(Exception):  # noqa: N818
+        pass
+
+    def no_pass(*arguments: object, **options: object) -> None:
+        raise FirstPass
+
+    monkeypatch.setattr("raypref.curate.curate.stream", no_pass)
+    root = files(tmp_path / "photos", captioned("a") | photos("b.jpg", ".trash/c.jpg"))
+    config = CurateConfig(source={"path": str(root)})
+    with pytest.raises(FirstPass):
+        Curation(config, place=in_folder(str(tmp_path / "run"))).run(StreamConfig())
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "source: 1 of 2 photographs have no caption and are not used",
+        "source: 1 image files are left out: 1 in .trash",
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs as pafs
 from test_folder import files, photos
 from test_parquet import parquet
 from test_shards import shard
@@ -14,7 +15,8 @@ from test_sources import JPEG, MAX, captions, index
 
 from raypref.config import InputError
 from raypref.curate.leftout import left_out_by, results_among
-from raypref.curate.place import SourceError, locate
+from raypref.curate.place import RemotePlace, SourceError, locate
+from raypref.curate.reading import lookup
 from raypref.curate.sources import SourceConfig, digest, entries, fetch
 
 SYSTEM = [
@@ -213,3 +215,18 @@ def test_the_settings_leave_the_fingerprint_alone(tmp_path):
     assert results_of({"source": plain}).keys() == {
         f"source.{n}" for n in ("layout", "limit", "max_caption")
     }
+
+
+def test_an_object_store_has_the_same_rules(tmp_path):
+    files(tmp_path, photos("a.jpg", "Sub/cafe\u0301.JPG", ".x/b.jpg", "@eaDir/b.jpg", "runs/1.png"))
+    files(tmp_path, {"runs/run.json": "{}"})
+    place = RemotePlace("s3://bucket", pafs.LocalFileSystem(), str(tmp_path), None)
+    assert [file.name for file in place.files()] == ["Sub/cafe\u0301.JPG", "a.jpg"]
+    assert dict(place.left_out()) == {
+        ".x": ".x/b.jpg",
+        "@eaDir": "@eaDir/b.jpg",
+        "runs": "runs/run.json",
+    }
+    look = lookup(place)
+    assert look("sub\\café.jpg") == ("Sub/cafe\u0301.JPG", len(JPEG))
+    assert look("../a.jpg") == ("../a.jpg", None)
