@@ -1,6 +1,7 @@
 """Where a source lies: a local folder, a single file, or a prefix of an object store.
 
-All reading of a source goes through here: names are relative to the place, none leads out of it.
+All files of a source are opened here: names are relative to the place and none leads out of it,
+but into the folders of source.roots and the store that the source's own links are made from.
 """
 
 from __future__ import annotations
