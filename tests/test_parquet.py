@@ -153,3 +153,92 @@ def test_containers_in_folders_below_are_found(tmp_path):
     parquet(tmp_path / "data" / "0.parquet", [JPEG], ["x"], kind=pa.binary(), column="image")
     (tmp_path / "README.md").write_text("a dataset")
     assert captions(tmp_path) == {"data/0.parquet#000000000": "x"}
+
+
+def test_each_caption_of_a_list_is_an_input(tmp_path):
+    lists = [["one", "two", "three"], ["alone"], [], None, [None, "last"]]
+    for number, kind in enumerate([pa.list_(pa.string()), pa.large_list(pa.large_string())]):
+        texts = pa.array(lists, kind)
+        file = tmp_path / f"{number}.parquet"
+        parquet(file, [JPEG] * 5, texts, kind=pa.binary(), column="image", row_group_size=2)
+    expected = {
+        "#000000000": "one",
+        "#000000000//1": "two",
+        "#000000000//2": "three",
+        "#000000001": "alone",
+        "#000000002": None,
+        "#000000003": None,
+        "#000000004": "last",
+    }
+    both = {f"{n}.parquet{end}": text for n in range(2) for end, text in expected.items()}
+    assert captions(tmp_path) == both
+    assert {read(row, tmp_path) for row in index(tmp_path)} == {JPEG}
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"image": [JPEG], "text": [{"en": "x"}]}, "text holds struct.*source.caption_column"),
+        ({"image": [JPEG], "text": [[{"en": "x"}]]}, "text holds list.*source.caption_column"),
+        ({"image": [JPEG], "text": [3]}, "text holds int64.*source.caption_column"),
+        ({"image": [["a.jpg"]], "text": ["x"]}, "image holds list.*source.image_column"),
+        ({"image": [{"path": "a.jpg"}], "text": ["x"]}, "image holds struct.*source.image_column"),
+    ],
+    ids=["struct", "list of structs", "number", "list of paths", "struct without bytes"],
+)
+def test_a_column_of_another_kind_is_refused_in_a_line(columns, says, tmp_path):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"^a\.parquet: the column {says}") as caught:
+        index(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_can_be_named(tmp_path):
+    table = {"image": [b"no"], "photo": [JPEG], "TEXT": ["x"], "caption": ["y"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    (row,) = index(tmp_path, image_column="photo", caption_column="TEXT")
+    assert (row["column"], row["caption"], read(row, tmp_path)) == ("photo", "x", JPEG)
+    with pytest.raises(InputError, match="no caption column; looked for llava, found image"):
+        index(tmp_path, caption_column="llava")
+
+
+def test_columns_of_a_dictionary_are_what_its_entries_are(tmp_path):
+    texts = pa.array(["x", "y", "x"]).dictionary_encode()
+    images = pa.array([JPEG] * 3, pa.binary()).dictionary_encode()
+    pq.write_table(pa.table({"image": images, "caption": texts}), tmp_path / "a.parquet")
+    assert list(captions(tmp_path).values()) == ["x", "y", "x"]
+    assert {read(row, tmp_path) for row in index(tmp_path)} == {JPEG}
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda whole: POINTER, "is a Git LFS pointer; run 'git lfs pull'"),
+        (lambda whole: b"", "is empty"),
+        (lambda whole: whole[: len(whole) // 2], "is not a sound Parquet file"),
+    ],
+    ids=["lfs", "empty", "cut"],
+)
+@pytest.mark.parametrize("bad", range(3))
+def test_one_file_that_is_none_is_dropped_with_its_reason(spoil, says, bad, tmp_path):
+    for number in range(3):
+        file = tmp_path / f"{number}.parquet"
+        parquet(file, [JPEG] * 4, list("abcd"), kind=pa.binary(), column="image")
+        if number == bad:
+            file.write_bytes(spoil(file.read_bytes()))
+    rows = index(tmp_path)
+    assert [row["caption"] for row in rows] == [*"abcd", *"abcd", None]
+    assert rows[-1]["id"] == f"{bad}.parquet#//damaged"
+    assert rows[-1]["problem"].startswith(f"unreadable_file: {bad}.parquet {says}")
+    (tmp_path / f"{bad}.parquet").rename(tmp_path / "alone")
+    with pytest.raises(InputError, match=f"{tmp_path}.*{says}"):
+        index(only(tmp_path))
+
+
+def only(root: Path) -> Path:
+    """A folder that holds the bad file alone."""
+    (root / "only").mkdir()
+    return (root / "alone").rename(root / "only" / "x.parquet").parent

@@ -210,3 +210,31 @@ def test_a_layout_that_is_not_there_is_named(
         pq.write_table(pa.table({"caption": ["x"], "image": [JPEG]}), root / file)
     with pytest.raises(InputError, match=says):
         list(entries(SourceConfig(path=str(root), layout=layout)))
+
+
+def test_one_index_that_cannot_be_read_is_dropped_with_its_reason(root: Path) -> None:
+    line = '{"file": "a.jpg", "caption": "one"}\n'
+    (root / "1.jsonl").write_text(line)
+    (root / "0.jsonl").symlink_to(root.parent / "secret.jpg")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+    (root / "2.jsonl").write_text(pointer)
+    assert list(outcomes(root, "jsonl")) == ["ok", "outside_root", "unreadable_file"]
+    (root / "1.jsonl").unlink()
+    with pytest.raises(InputError, match=r"set': 0\.jsonl points outside"):
+        captions(root, "jsonl")
+
+
+def test_paths_in_other_forms_find_the_file_that_is_there(root: Path) -> None:
+    (root / "cafe\u0301.jpg").write_bytes(JPEG)
+    names = [
+        "café.jpg",
+        "Images\\\\SUB\\\\b.JPG",
+        "images/../A.jpg",
+        "..\\\\secret.jpg",
+        "none.jpg",
+    ]
+    lines = "".join(f'{{"image": "{name}", "caption": "x"}}\n' for name in names)
+    (root / "index.jsonl").write_text(lines, encoding="utf-8")
+    found = ["cafe\u0301.jpg", "images/sub/b.jpg", "a.jpg", "..\\secret.jpg", "none.jpg"]
+    assert [uri for uri, _ in captions(root, "jsonl")] == found
+    assert list(outcomes(root, "jsonl")) == ["ok", "ok", "ok", "missing_file", "missing_file"]

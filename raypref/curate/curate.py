@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from raypref.config import Section, results_of, setting
 from raypref.curate.colorfulness import ColorConfig
 from raypref.curate.export import Format
+from raypref.curate.found import findings
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
 from raypref.curate.photos import Colorfulness, Crop, Measure
@@ -176,6 +177,9 @@ class Curation:
         ]
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
+            rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
+            for line in findings(rows, c.source.place()):
+                log.warning("source: %s", line)
         busy = stream(
             Selection(self.index),
             stages=[Measure(c.source, c.images)],

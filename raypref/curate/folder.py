@@ -1,17 +1,31 @@
-"""A folder of images with captions.csv, or with a .txt or .json file beside each image."""
+"""A folder of images: captions in tables (captions.csv, metadata.jsonl), or in a file per image."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
 from collections import Counter
-from collections.abc import Container, Iterator
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from raypref.config import InputError
-from raypref.curate.place import Place, RemotePlace, SourceError, read, sizes
+from raypref.curate.captions import (
+    ANY,
+    ENDS,
+    METADATA,
+    SIDECAR_BYTES,
+    TABLE,
+    Columns,
+    Record,
+    caption_in,
+    csv_records,
+    first_caption,
+    is_index,
+    json_records,
+    sidecar_names,
+)
+from raypref.curate.names import Alike, one_form
+from raypref.curate.place import Place, SourceError
+from raypref.curate.reading import lookup, read
 from raypref.rows import Row, index_row
 
 IMAGE_SUFFIXES = frozenset(
@@ -20,106 +34,147 @@ IMAGE_SUFFIXES = frozenset(
         *(".tiff", ".heic", ".heif", ".avif", ".jxl"),
     )
 )
-CAPTION_KEYS = ("caption", "prompt", "text")
-SIDECAR_BYTES = 2**20  # a caption file larger than this is none
-TABLE = "captions.csv"
 
 
-def entries(place: Place) -> Iterator[Row]:
-    """What the folder lists, sorted by id."""
+class _Listed(NamedTuple):
+    """A line of a table."""
+
+    table: str
+    file: str  # relative to the source
+    caption: str | None
+
+
+def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+    """What the folder lists, sorted by id.
+
+    A photograph takes its captions from captions.csv in its own folder or one above, else from a
+    file beside it, else from Hugging Face's metadata.csv or metadata.jsonl.
+    """
     there = dict(place.files())
-    elsewhere = sizes(place)
     rows: list[Row] = []
-    listed: Counter[str] = Counter()
-    if TABLE in there:
-        for file, caption in _read_table(place):
-            # One photograph may have several captions: each is an input of its own.
-            # No file's name contains "//", so the id is no other file's.
-            suffix = f"//{listed[file]}" if listed[file] else ""
-            listed[file] += 1
-            size = there[file] if file in there else elsewhere(file)
-            rows.append(index_row(f"{file}{suffix}", file, caption, size=size))
+    counts: Counter[str] = Counter()
+
+    def add(file: str, size: int | None, caption: str | None) -> None:
+        # One photograph may have several captions: each is an input of its own.
+        # No file's name contains "//", so the id is no other file's.
+        suffix = f"//{counts[file]}" if counts[file] else ""
+        counts[file] += 1
+        rows.append(index_row(f"{file}{suffix}", file, caption, size=size))
+
+    lines = list(_lines(place, columns, _tables(there, (TABLE,)), rows))
+    for file, size, caption in _located(place, there, lines):
+        add(file, size, caption)
+    sidecars = _by_form(there)
+    bare: dict[str, Row] = {}
     for file, size in there.items():
-        if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in listed:
-            text, problem = _sidecar(place, file, there)
-            rows.append(index_row(file, file, text, size=size, problem=problem))
+        if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in counts:
+            text, problem = _sidecar(place, file, there, sidecars, columns)
+            row = index_row(file, file, text, size=size, problem=problem)
+            if text or problem:
+                rows.append(row)
+            else:
+                bare[file] = row
+    if bare:
+        lines = list(_lines(place, columns, _tables(there, METADATA), rows))
+        for file, size, caption in _located(place, there, lines):
+            if file in bare or file not in there:
+                add(file, size, caption)
+    rows += [row for file, row in bare.items() if not counts[file]]
     yield from sorted(rows, key=lambda row: row["id"])
 
 
-def caption_in(data: bytes, name: str) -> tuple[str | None, str | None]:
-    """The caption in a sidecar, and what is wrong with it: one of the two at most.
+def _tables(there: Iterable[str], names: tuple[str, ...]) -> list[str]:
+    """Tables of these names, those of upper folders first."""
+    found = [file for file in there if posixpath.basename(file) in names]
+    return sorted(found, key=lambda file: (file.count("/"), file))
 
-    Args:
-        data: its bytes.
-        name: of the file; tells text from JSON.
+
+def _lines(
+    place: Place, columns: Columns, tables: Iterable[str], rows: list[Row]
+) -> Iterator[_Listed]:
+    """The lines of tables; what cannot be used is added to the rows with its reason.
+
+    Raises:
+        InputError: the captions.csv of the source's own folder is broken.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        readable = name.encode("utf-8", "backslashreplace").decode()
-        return None, f"bad_encoding: {readable} is not UTF-8 text (byte {error.start})"
-    return (text.strip() if name.lower().endswith(".txt") else caption_of(parse(text))), None
+    for table in tables:
+        folder, name = posixpath.split(table)
+        try:
+            for record in _records(place, table, columns):
+                if record.file is None:
+                    id_ = f"{table}#{record.number:09d}"
+                    rows.append(index_row(id_, table, None, problem=record.problem))
+                else:
+                    file = posixpath.normpath(posixpath.join(folder, record.file))
+                    yield _Listed(table, file, record.caption)
+        except SourceError as error:
+            if table == TABLE:
+                raise InputError(f"{place.path.rstrip('/')}/{error}") from None
+            if name == TABLE or error.reason != "bad_table":  # else it is a table of something else
+                problem = f"{error.reason}: {error.message}"
+                rows.append(index_row(f"{table}#//damaged", table, None, problem=problem))
 
 
-def caption_of(content: Any) -> str | None:
-    """The caption that a parsed JSON object holds; None where there is none."""
-    if not isinstance(content, dict):
-        return None
-    text: Any = next((content[key] for key in CAPTION_KEYS if key in content), None)
-    try:
-        text.encode()  # JSON can hold what is no text
-    except (UnicodeEncodeError, AttributeError):
-        return None
-    return str(text).strip()
+def _records(place: Place, table: str, columns: Columns) -> Iterator[Record]:
+    if table.endswith(".csv"):
+        yield from csv_records(place, table, columns)
+    elif is_index(place, table, columns):
+        yield from json_records(place, table, columns)
 
 
-def parse(text: str) -> Any:
-    """JSON, or None for what is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _located(
+    place: Place, there: Mapping[str, int], lines: list[_Listed]
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """File, bytes and caption of each line: of the tables that list a file, the first one counts.
+
+    A name that differs from the file's in Unicode form, slashes or letter case finds it, unless
+    another line has the file's exact name.
+    """
+    look, alike = lookup(place), Alike(there)
+    named = {line.file for line in lines}
+    taken: dict[str, str] = {}
+    for line in lines:
+        found = alike.find(line.file)
+        file, size = look(line.file) if found is None else (found, there[found])
+        if file != line.file and file in named:
+            file, size = line.file, None
+        if taken.setdefault(file, line.table) == line.table:
+            yield file, size, line.caption
 
 
-def _read_table(place: Place) -> Iterator[tuple[str, str]]:
-    table = f"{place.path.rstrip('/')}/{TABLE}"
-    try:
-        with place.open(TABLE) as file:
-            text = file.read().decode("utf-8-sig")
-    except OSError as error:
-        if isinstance(place, RemotePlace):
-            raise  # the network: the job goes on when it is started again
-        raise InputError(f"{table} cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{table} is not UTF-8 text: {error}") from None
-    # A quote left open would silently swallow the lines after it; strict parsing reports it.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or []
-        if "file" not in columns or "caption" not in columns:
-            raise InputError(
-                f"{table}: the first line must name the columns file and caption, it is {columns}"
-            )
-        for record in reader:
-            if None in record:
-                raise InputError(
-                    f"{table}, line {reader.line_num}: more fields than the first line has; a "
-                    "caption with a comma must stand in double quotes"
-                )
-            if record["file"] or record["caption"]:
-                yield posixpath.normpath(record["file"] or ""), record["caption"] or ""
-    except csv.Error as error:
-        # The reader counts whole records: the broken one begins after them.
-        raise InputError(f"{table}, line {reader.line_num + 1}: {error}") from None
+def _by_form(there: Iterable[str]) -> dict[str, str | None]:
+    """Sidecars by the form in which names are compared; None where several have one form."""
+    found: dict[str, str | None] = {}
+    for name in there:
+        if name.lower().endswith(ENDS):
+            form = _form(name)
+            found[form] = None if form in found else name
+    return found
 
 
-def _sidecar(place: Place, photo: str, there: Container[str]) -> tuple[str | None, str | None]:
+def _form(sidecar: str) -> str:
+    # Not without regard to case: img.txt is not the caption of another photograph, IMG.jpg.
+    stem, end = posixpath.splitext(sidecar)
+    return one_form(stem) + end.lower()
+
+
+def _sidecar(
+    place: Place,
+    photo: str,
+    there: Container[str],
+    others: Mapping[str, str | None],
+    columns: Columns,
+) -> tuple[str | None, str | None]:
     """The caption beside an image, and what is wrong with the file: neither where there is none."""
-    stem = posixpath.splitext(photo)[0]
-    for name in (f"{stem}.txt", f"{stem}.json"):
-        if name in there:
+
+    def texts() -> Iterator[tuple[str | None, str | None]]:
+        for wanted in sidecar_names(photo):
+            name = wanted if wanted in there else others.get(_form(wanted))
+            if name is None:
+                continue
             try:
-                return caption_in(read(place, name, max_bytes=SIDECAR_BYTES), name)
+                yield caption_in(read(place, name, max_bytes=SIDECAR_BYTES), name, columns)
             except SourceError as error:
-                return None, f"{error.reason}: {error.message}"
-    return None, None
+                yield None, f"{error.reason}: {error.message}"
+
+    return first_caption(texts())

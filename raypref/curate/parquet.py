@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -11,44 +12,76 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypref.config import InputError
-from raypref.curate.folder import CAPTION_KEYS
-from raypref.curate.place import Place, RemotePlace, SourceError, sizes
+from raypref.curate.captions import ANY, PATH_KEYS, Columns
+from raypref.curate.place import Place, RemotePlace, SourceError
+from raypref.curate.reading import damage, lookup, sound_files
 from raypref.rows import Row, index_row
 
-IMAGE_COLUMNS = ("image", "jpg", "png", "img")
-PATH_COLUMNS = ("path", "file", "file_name", "image_path")
+IMAGE_COLUMNS = tuple(dict.fromkeys(("image", "jpg", "png", "img", *PATH_KEYS)))
 _BATCH = 4096  # captions in memory at once
+_LISTS = 64  # lists of captions in memory at once: these are unpacked
 GROUP_BYTES = 2**32  # of what is read of a row group: a small file can unpack to anything
 
 
-def entries(place: Place) -> Iterator[Row]:
-    """Every row of every file, in order."""
-    beside = sizes(place)
-    for file, size in _files(place):
-        names = _schema(place, file).names
-        caption = _pick(names, CAPTION_KEYS, file, "caption")
-        image = _pick(names, (*IMAGE_COLUMNS, *PATH_COLUMNS), file, "image")
-        if image in IMAGE_COLUMNS:
-            for row, (text,) in enumerate(_cells(place, file, [caption])):
-                yield index_row(
-                    _id(file, row), file, _text(text), size=size, member=row, column=image
-                )
-        else:
-            for row, (text, path) in enumerate(_cells(place, file, [caption, image])):
-                uri = posixpath.normpath(_text(path) or "")
-                yield index_row(_id(file, row), uri, _text(text), size=beside(uri))
+def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+    """Every row of every file, in order; of a list of captions each is an input of its own.
+
+    A file that is none is a row with the reason.
+
+    Raises:
+        InputError: a file has no columns of images and captions, or not one file is sound.
+    """
+    look = lookup(place)
+
+    def rows(file: str) -> Iterator[Row]:
+        size = place.size(file)
+        schema = _schema(place, file)
+        caption = _pick(schema.names, columns.captions, file, "caption")
+        _must_be_text(schema.field(caption).type, file, caption)
+        image = _pick(schema.names, image_names(columns), file, "image")
+        held = _holds_images(schema.field(image).type, file, image)
+        for row, cells in enumerate(_cells(place, file, [caption] if held else [caption, image])):
+            where: dict[str, Any] = {"size": size, "member": row, "column": image}
+            uri = file
+            if not held:
+                uri, found = look(posixpath.normpath(_text(cells[1]) or ""))
+                if found is None:  # Hugging Face's metadata.parquet names files beside it
+                    beside = posixpath.join(posixpath.dirname(file), uri)
+                    uri, found = look(beside) if look(beside)[1] is not None else (uri, None)
+                where = {"size": found}
+            for number, text in enumerate(_texts(cells[0])):
+                again = f"//{number}" if number else ""
+                yield index_row(f"{_id(file, row)}{again}", uri, text, **where)
+
+    yield from sound_files(place, _files(place), rows)
+
+
+def image_names(columns: Columns) -> tuple[str, ...]:
+    """Columns that may hold images or their paths."""
+    return (columns.image,) if columns.image else IMAGE_COLUMNS
+
+
+def has_images(place: Place, file: str, columns: Columns) -> bool:
+    """Whether a file has a column for images; True where that cannot be told."""
+    try:
+        return not set(image_names(columns)).isdisjoint(_schema(place, file).names)
+    except SourceError:
+        return True
 
 
 def pickapic(place: Place) -> Iterator[Row]:
     """Pick-a-Pic v2: the image people preferred, once each; ties are left out."""
     seen: set[str] = set()
-    for file, size in _files(place):
+
+    def rows(file: str) -> Iterator[Row]:
+        size = place.size(file)
         columns = ["caption", "label_0", "image_0_uid", "image_1_uid"]
         names = _schema(place, file).names
         for column in (*columns, "jpg_0", "jpg_1"):
             _pick(names, (column,), file, column)
         for row, cells in enumerate(_cells(place, file, columns)):
-            caption, label, *uids = (_value(cell) for cell in cells)
+            caption, label = _text(cells[0]), _value(cells[1])
+            uids = [str(_value(cell)) for cell in cells[2:]]
             if label not in (0, 1):
                 continue
             best = 0 if label == 1 else 1
@@ -56,6 +89,50 @@ def pickapic(place: Place) -> Iterator[Row]:
                 seen.add(uids[best])
                 column = f"jpg_{best}"
                 yield index_row(_id(file, row), file, caption, size=size, member=row, column=column)
+
+    yield from sound_files(place, _files(place), rows)
+
+
+def _must_be_text(kind: pa.DataType, file: str, column: str) -> None:
+    kind = _inner(kind)
+    texts = kind.value_type if _is_list(kind) else kind
+    if not (_is_string(_inner(texts)) or pa.types.is_null(texts)):
+        raise InputError(
+            f"{file}: the column {column} holds {kind}, no captions; name the column that holds "
+            "text, or lists of text, with source.caption_column"
+        )
+
+
+def _holds_images(kind: pa.DataType, file: str, column: str) -> bool:
+    """Whether a column holds images; False: paths of them."""
+    kind = _inner(kind)
+    if _is_string(kind) or pa.types.is_null(kind):
+        return False
+    if _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+        return True
+    raise InputError(
+        f"{file}: the column {column} holds {kind}, neither images (bytes, or a struct with bytes) "
+        "nor paths (text); name another one with source.image_column"
+    )
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    """What a dictionary's entries are."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return plain or kind == pa.binary_view() or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    plain = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return plain or pa.types.is_fixed_size_list(kind)
 
 
 def image(place: Place, file: str, column: str, row: int, *, max_bytes: int) -> bytes:
@@ -69,7 +146,7 @@ def image(place: Place, file: str, column: str, row: int, *, max_bytes: int) -> 
         raise SourceError("missing_file", f"there is no file {file}")
     try:
         value = _cell(place, file, size, column, row)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, KeyError, pa.ArrowException) as error:
         if isinstance(place, RemotePlace) and isinstance(error, OSError):
             raise  # the network: the job goes on when it is started again
         raise SourceError("unreadable_file", f"{file}: {error}") from None
@@ -94,8 +171,8 @@ def _cell(place: Place, file: str, size: int, column: str, row: int) -> Any:
     raise SourceError("no_image", f"{file} has no row {row}")
 
 
-def _files(place: Place) -> Iterator[tuple[str, int]]:
-    return (file for file in place.files() if file.name.endswith(".parquet"))
+def _files(place: Place) -> Iterator[str]:
+    return (file.name for file in place.files() if file.name.endswith(".parquet"))
 
 
 def _id(file: str, row: int) -> str:
@@ -103,26 +180,35 @@ def _id(file: str, row: int) -> str:
 
 
 def _schema(place: Place, file: str) -> pa.Schema:
-    try:
-        with place.open(file) as opened:
-            return pq.read_schema(opened)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a sound Parquet file: {error}") from None
+    with _sound(place, file), place.open(file) as opened:
+        return pq.read_schema(opened)
 
 
 def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Scalar, ...]]:
     """The rows' cells of some columns."""
+    with _sound(place, file), place.open(file) as opened:
+        schema = pq.read_schema(opened)
+        nested = [name for name in columns if pa.types.is_nested(schema.field(name).type)]
+        # As the file holds them: what it has once, and names for each row, is once in memory.
+        once = [name for name in columns if name not in nested]
+        table = pq.ParquetFile(opened, read_dictionary=once)
+        for group in map(table.metadata.row_group, range(table.num_row_groups)):
+            if (unpacked := _unpacked(group, columns)) > GROUP_BYTES:
+                said = f"{file}: captions of {unpacked} bytes in a row group"
+                raise SourceError("too_many_bytes", said)
+        for batch in table.iter_batches(_LISTS if nested else _BATCH, columns=columns):
+            yield from zip(*(batch[column] for column in columns), strict=True)
+
+
+@contextmanager
+def _sound(place: Place, file: str) -> Iterator[None]:
+    """Within, what a file that is no Parquet file raises is a SourceError that says so."""
     try:
-        with place.open(file) as opened:
-            # As the file holds them: what it has once, and names for each row, is once in memory.
-            table = pq.ParquetFile(opened, read_dictionary=columns)
-            for group in map(table.metadata.row_group, range(table.num_row_groups)):
-                if (unpacked := _unpacked(group, columns)) > GROUP_BYTES:
-                    raise InputError(f"{file}: captions of {unpacked} bytes in a row group")
-            for batch in table.iter_batches(_BATCH, columns=columns):
-                yield from zip(*(batch[column] for column in columns), strict=True)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a sound Parquet file: {error}") from None
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        if isinstance(place, RemotePlace) and isinstance(error, OSError):
+            raise  # the network: the job goes on when it is started again
+        raise damage(place, file, f"{file} is not a sound Parquet file: {error}") from None
 
 
 def _value(cell: pa.Scalar) -> Any:
@@ -131,6 +217,13 @@ def _value(cell: pa.Scalar) -> Any:
         return cell.as_py()
     except UnicodeDecodeError:
         return None
+
+
+def _texts(cell: pa.Scalar) -> list[str | None]:
+    """The captions of a cell: one or none, or those of a list."""
+    value = _value(cell)
+    texts = value if isinstance(value, list) else [value]
+    return [text for text in texts if isinstance(text, str)] or [None]
 
 
 def _text(cell: pa.Scalar) -> str | None:
@@ -187,5 +280,10 @@ def _pick(columns: list[str], names: tuple[str, ...], file: str, what: str) -> s
     if not found:
         raise InputError(
             f"{file}: no {what} column; looked for {', '.join(names)}, found {', '.join(columns)}"
+            + (f"; source.{what}_column names one" if what in ("image", "caption") else "")
+        )
+    if columns.count(found[0]) > 1:
+        raise InputError(
+            f"{file}: there are {columns.count(found[0])} columns {found[0]}; rename one"
         )
     return found[0]

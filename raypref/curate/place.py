@@ -1,17 +1,18 @@
 """Where a source lies: a local folder, a single file, or a prefix of an object store.
 
-All reading of a source goes through here: names are relative to the place, none leads out of it.
+All files of a source are opened here: names are relative to the place and none leads out of it,
+but into the folders of source.roots and the store that the source's own links are made from.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
@@ -19,11 +20,9 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from raypref.config import InputError
+from raypref.curate.leftout import RESULTS, left_out_by, never_data, results_among
 
 log = logging.getLogger(__name__)
-
-SCAN_BYTES = 2**20
-FOLDERS = 16  # of an object store whose listings are kept at a time
 
 
 class File(NamedTuple):
@@ -47,71 +46,18 @@ class SourceError(Exception):
         self.message = message
 
 
-def read(
-    place: Place, name: str, *, max_bytes: int, start: int = 0, size: int | None = None
-) -> bytes:
-    """The bytes of a file, or of a stretch of it.
-
-    Raises:
-        SourceError: the file is missing, too large, unreadable or outside the place.
-        OSError: an object store failed.
-    """
-    whole = place.size(name)
-    if whole is None:
-        raise SourceError("missing_file", f"there is no file {name}")
-    wanted = whole if size is None else size
-    if min(start, wanted) < 0 or start + wanted > whole:
-        raise SourceError("truncated_archive", f"{name} ends before byte {start + wanted}")
-    if wanted > max_bytes:
-        raise SourceError("too_many_bytes", f"{wanted} bytes, more than {max_bytes}")
-    try:
-        with place.open(name) as file:
-            file.seek(start)
-            return file.read(wanted)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(place, RemotePlace):
-            raise  # the object is there: it is the network, and the job goes on when started again
-        raise SourceError("unreadable_file", f"{name}: {error}") from None
-
-
-def scan(place: Place, name: str) -> io.BufferedReader:
-    """A file to be read from its beginning to its end: fetched in large pieces."""
-    return io.BufferedReader(place.open(name), SCAN_BYTES)  # type: ignore[arg-type]
-
-
-def sizes(place: Place) -> Callable[[str], int | None]:
-    """Tells the bytes of files that entries name; None where there is none in this place.
-
-    Of an object store whole folders are listed: one request a thousand files, not one each.
-    """
-    if isinstance(place, LocalPlace):
-        return partial(_size, place)
-    listing = lru_cache(FOLDERS)(place.sizes)
-
-    def size(name: str) -> int | None:
-        try:
-            return listing(posixpath.dirname(name)).get(name)
-        except SourceError:
-            return None
-
-    return size
-
-
-def _size(place: Place, name: str) -> int | None:
-    try:
-        return place.size(name)
-    except SourceError:  # it will be a reject when it is read
-        return None
-
-
-def locate(path: str) -> Place:
+def locate(path: str, roots: tuple[str, ...] = ()) -> Place:
     """The place at a local path or URI.
+
+    Args:
+        path: of a folder or a file.
+        roots: folders of this machine that links and absolute paths may lead to.
 
     Raises:
         InputError: there is no such place.
     """
     if "://" in path:
-        return _remote(path)
+        return _remote(path, roots)
     try:
         root = Path(path).expanduser()
     except RuntimeError as error:  # of whose home
@@ -119,8 +65,8 @@ def locate(path: str) -> Place:
     if not root.exists():
         raise InputError(f"source.path: there is no folder or file '{path}'")
     if root.is_dir():
-        return LocalPlace(path, str(root), None)
-    return LocalPlace(path, str(root.parent), root.name)
+        return LocalPlace(path, str(root), None, roots)
+    return LocalPlace(path, str(root.parent), root.name, roots)
 
 
 @dataclass(frozen=True)
@@ -130,33 +76,71 @@ class LocalPlace:
     path: str  # as the user gave it
     base: str
     only: str | None  # the one file that counts, where the user named a file
+    roots: tuple[str, ...] = ()  # folders that links and absolute paths may lead to as well
 
     def files(self) -> Iterator[File]:
-        """All files, sorted in each folder, the folder's own before those of its folders.
+        """All files but those that are never data (`leftout`), sorted in each folder.
 
-        A name that is not UTF-8 comes escaped, and no file has that name. A link that leads nowhere
-        is listed too, with no bytes; one to a folder is not followed.
+        A folder's own come before those of its folders. A name that is not UTF-8 comes escaped, and
+        no file has that name. A link that leads nowhere is listed too, with no bytes; one to a
+        folder is followed where it leads to one of the roots.
 
         Raises:
             InputError: a folder cannot be listed.
         """
         if self.only is not None:
-            yield self._file(Path(self.base, self.only))
+            yield from filter(None, [self._file(self.only)])
             return
-        for folder, below, names in os.walk(self.base, onerror=_unlisted):
-            below.sort()
-            for name in below:
-                if Path(folder, name).is_symlink():
-                    _tell_of_link(str(Path(folder, name)))
-            for name in sorted(names):
-                path = Path(folder, name)
-                if path.is_file() or not path.exists():  # no pipe
-                    yield self._file(path)
+        for folder, names in self._walk(self.base, set()):
+            inside = os.path.relpath(folder, self.base)
+            for name in names:
+                file = self._file(posixpath.normpath(posixpath.join(inside, name)))
+                if file is not None:
+                    yield file
 
-    def _file(self, path: Path) -> File:
-        name = os.fsencode(path.relative_to(self.base).as_posix())
-        size = path.stat().st_size if path.exists() else 0
-        return File(name.decode("utf-8", "backslashreplace"), size)
+    def _walk(self, top: str, followed: set[str]) -> Iterator[tuple[str, list[str]]]:
+        """Folders and the sorted names of their files."""
+        for folder, below, names in os.walk(top, onerror=_unlisted):
+            if folder != self.base and not RESULTS.isdisjoint(names):
+                below.clear()
+                continue
+            results = results_among(names) if folder == self.base else set()
+            below[:] = sorted(name for name in below if not left_out_by(name, results))
+            yield folder, sorted(name for name in names if not never_data(name))
+            for path in (Path(folder, name) for name in below):
+                if not path.is_symlink():
+                    continue
+                real = _real(str(path))
+                if not real.startswith(self._roots):
+                    _tell_of_link(str(path))
+                elif real not in followed:  # else links could lead round in a circle
+                    followed.add(real)
+                    yield from self._walk(str(path), followed)
+
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        """Files that are never data: for which file or folder they are left out, and the name."""
+        if self.only is not None:
+            return
+        names = []
+        for folder, _, found in os.walk(self.base):
+            inside = os.path.relpath(folder, self.base)
+            names += [posixpath.normpath(posixpath.join(inside, name)) for name in found]
+        results = results_among(names)
+        yield from ((by, name) for name in sorted(names) if (by := left_out_by(name, results)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, of files and folders. SourceError when its name leads out."""
+        self._check(posixpath.join(folder, "any"))
+        return [path.name for path in Path(self.base, folder).iterdir() if _is_text(path.name)]
+
+    def _file(self, name: str) -> File | None:
+        """A file, or a link that leads nowhere; None for a pipe or device."""
+        escaped = os.fsencode(name).decode("utf-8", "backslashreplace")
+        try:
+            found = Path(self.base, name).stat()
+        except (OSError, ValueError):
+            return File(escaped, 0)
+        return File(escaped, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none. SourceError when the name leads out."""
@@ -169,12 +153,40 @@ class LocalPlace:
 
     def _check(self, name: str) -> None:
         """All links are followed first."""
+        path = posixpath.join(self.base, name)
         try:
-            path = _real(os.path.join(self.base, name))  # noqa: PTH118
+            real, base = _real(path), _real(self.base)
+            # A link in the source may lead to the store it was made from; no other name may.
+            if real.startswith((base, *self._roots)) or (
+                real.startswith(self._stores) and _real(posixpath.dirname(path)).startswith(base)
+            ):
+                return
         except (OSError, ValueError):  # a name that no file can have, here or elsewhere
             return
-        if not path.startswith(_real(self.base)):
-            raise SourceError("outside_root", f"{name} points outside the source's folder")
+        raise SourceError(
+            "outside_root",
+            f"{name} points outside the source's folder; source.roots can name the folder it "
+            "leads to",
+        )
+
+    @cached_property
+    def _roots(self) -> tuple[str, ...]:
+        return tuple(map(_real, self.roots))
+
+    @cached_property
+    def _stores(self) -> tuple[str, ...]:
+        """Where the person's own tools keep what the source's links lead to.
+
+        The model hub's cache, git-annex and DVC put each file in a store beside or above the
+        folder and a link in its place.
+        """
+        base = Path(os.path.realpath(self.base))
+        found = [
+            folder.parent / "blobs" for folder in (base, *base.parents) if _is_snapshots(folder)
+        ]
+        for folder in (base, *base.parents):
+            found += [folder / ".git" / "annex" / "objects", folder / ".dvc" / "cache"]
+        return tuple(_real(str(store)) for store in found if posixpath.isdir(store))
 
     def open(self, name: str) -> IO[bytes]:
         """The file, to be read and sought in."""
@@ -183,17 +195,32 @@ class LocalPlace:
 
 
 def _unlisted(error: OSError) -> NoReturn:
-    raise InputError(f"source.path: the folder {error.filename} cannot be listed: {error.strerror}")
+    raise InputError(
+        f"source.path: the folder {error.filename} cannot be listed: {error.strerror}; make it "
+        "readable, or begin its name with a dot to leave it out"
+    )
+
+
+def _is_snapshots(folder: Path) -> bool:
+    """Whether it is where the model hub's cache keeps revisions: models--NAME/snapshots."""
+    return folder.name == "snapshots" and "--" in folder.parent.name
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 @lru_cache  # once for each
 def _tell_of_link(path: str) -> None:
-    log.warning("%s is a link to a folder and is not followed; what is there is left out", path)
+    log.warning(
+        "%s is a link to a folder and is not followed; source.roots can name where it leads", path
+    )
 
 
 def _real(path: str) -> str:
     """A path with all links followed, and a slash at its end."""
-    return os.path.join(os.path.realpath(path), "")  # noqa: PTH118
+    return posixpath.join(os.path.realpath(path), "")
 
 
 @dataclass(frozen=True)
@@ -206,13 +233,31 @@ class RemotePlace:
     only: str | None
 
     def files(self) -> Iterator[File]:
-        """All objects, sorted."""
+        """All objects but those that are never data (`leftout`), sorted."""
+        found = self._all()
+        results = results_among(file.name for file in found)
+        yield from (file for file in found if self.only or not left_out_by(file.name, results))
+
+    def _all(self) -> list[File]:
         if self.only is not None:
             found = [self.fs.get_file_info(f"{self.base}/{self.only}")]
         else:
             found = self.fs.get_file_info(pafs.FileSelector(self.base, recursive=True))
         start = len(self.base) + 1
-        yield from sorted(File(info.path[start:], info.size) for info in found if info.is_file)
+        return sorted(File(info.path[start:], info.size) for info in found if info.is_file)
+
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        """Objects that are never data: for which file or folder they are left out, and the name."""
+        names = [] if self.only is not None else [file.name for file in self._all()]
+        results = results_among(names)
+        yield from ((by, name) for name in names if (by := left_out_by(name, results)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, of objects and folders. SourceError when its name leads out."""
+        self._check(posixpath.join(folder, "any"))
+        where = f"{self.base}/{folder}".rstrip("/")
+        found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
+        return [info.base_name for info in found]
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none. SourceError when the name leads out."""
@@ -242,14 +287,14 @@ class RemotePlace:
 Place = LocalPlace | RemotePlace
 
 
-def _remote(uri: str) -> Place:
+def _remote(uri: str, roots: tuple[str, ...]) -> Place:
     try:
         fs, path = pafs.FileSystem.from_uri(uri)
         info = fs.get_file_info(path.rstrip("/"))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"source.path: '{uri}' cannot be reached: {error}") from None
     if isinstance(fs, pafs.LocalFileSystem):  # where there are links, which must be followed
-        return locate(path)
+        return locate(path, roots)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"source.path: there is no folder or file '{uri}'")
     if info.is_file:

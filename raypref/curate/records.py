@@ -5,47 +5,41 @@ Paths in records are relative to the record file; they may not lead out of its f
 
 from __future__ import annotations
 
-import itertools
 import json
 import posixpath
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from raypref.config import InputError
-from raypref.curate.folder import CAPTION_KEYS, caption_of, parse
-from raypref.curate.parquet import PATH_COLUMNS
-from raypref.curate.place import Place, RemotePlace, scan, sizes
+from raypref.curate.captions import ANY, Columns, as_text, caption_of, json_records
+from raypref.curate.place import Place
+from raypref.curate.reading import lookup, sound_files
 from raypref.rows import Row, index_row
 
-_LINE_BYTES = 2**24  # of one record
-_Sizes = Callable[[str], int | None]
+_Look = Callable[[str], tuple[str, int | None]]
 
 
-def jsonl(place: Place) -> Iterator[Row]:
+def jsonl(place: Place, columns: Columns = ANY) -> Iterator[Row]:
     """Lines such as `{"file": "a.jpg", "caption": "a dog"}`; an unreadable line is a reject."""
-    size = sizes(place)
-    for file, _ in place.files():
-        if not file.endswith(".jsonl"):
-            continue
-        try:
-            lines = scan(place, file)
-        except OSError as error:
-            if isinstance(place, RemotePlace):
-                raise  # the network: the job goes on when it is started again
-            raise InputError(f"{place.path}: {file} cannot be read: {error}") from None
-        with lines as opened:
-            for number in itertools.count(1):
-                line = opened.readline(_LINE_BYTES)
-                if not line:
-                    break
-                if line.strip():
-                    yield _line(size, file, number, line)
+    look = lookup(place)
+
+    def lines(file: str) -> Iterator[Row]:
+        for record in json_records(place, file, columns):
+            id_ = f"{file}#{record.number:09d}"
+            if record.file is None:
+                yield index_row(id_, file, None, problem=record.problem)
+            else:
+                beside = posixpath.join(posixpath.dirname(file), record.file)
+                yield _row(look, id_, _path(beside), record.caption)
+
+    files = (file.name for file in place.files() if file.name.endswith(".jsonl"))
+    yield from sound_files(place, files, lines)
 
 
 def hpdv3(place: Place) -> Iterator[Row]:
     """HPDv3's all.json: the images whose model is `real_images`, once each, with their prompt."""
     seen: set[str] = set()
-    size = sizes(place)
+    look = lookup(place)
     for number, record in enumerate(_list(place, "all.json")):
         if not isinstance(record, dict):
             yield _bad_record("all.json", number)
@@ -60,7 +54,7 @@ def hpdv3(place: Place) -> Iterator[Row]:
             stem = posixpath.splitext(posixpath.basename(path))[0]
             if stem not in seen:  # the same photograph occurs in several records
                 seen.add(stem)
-                yield _row(size, f"{number:09d}#{stem}", _path(path), record.get("prompt"))
+                yield _row(look, f"{number:09d}#{stem}", _path(path), record.get("prompt"))
 
 
 def civitai(place: Place) -> Iterator[Row]:
@@ -68,16 +62,16 @@ def civitai(place: Place) -> Iterator[Row]:
     content = _json(place, "prompts.json")
     if not isinstance(content, dict):
         raise InputError(f"{place.path}: prompts.json must map file names to records")
-    size = sizes(place)
+    look = lookup(place)
     for name in sorted(content):
         prompt = content[name].get("prompt") if isinstance(content[name], dict) else None
-        yield _row(size, _text(name), _path(f"images/{name}"), prompt)
+        yield _row(look, as_text(name), _path(f"images/{name}"), prompt)
 
 
 def imagereward(place: Place) -> Iterator[Row]:
     """ImageRewardDB: of every record the generations of the best rank."""
     seen: set[str] = set()
-    size = sizes(place)
+    look = lookup(place)
     for file, _ in place.files():
         if not file.endswith(".json") or "/" in file:
             continue
@@ -92,25 +86,7 @@ def imagereward(place: Place) -> Iterator[Row]:
             for path in best:
                 if path not in seen:
                     seen.add(path)
-                    yield _row(size, _text(path), _path(path), record.get("prompt"))
-
-
-def _line(size: _Sizes, file: str, number: int, line: bytes) -> Row:
-    id_ = f"{file}#{number:09d}"
-    try:
-        record = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError:
-        problem = f"bad_encoding: line {number} of {file} is not UTF-8 text"
-        return index_row(id_, file, None, problem=problem)
-    path = None
-    if isinstance(record, dict):
-        path = next((record[key] for key in PATH_COLUMNS if key in record), None)
-    if not isinstance(path, str):
-        wanted = f"a file ({', '.join(PATH_COLUMNS)}) and a caption ({', '.join(CAPTION_KEYS)})"
-        problem = f"bad_record: line {number} of {file} is no JSON object with {wanted}"
-        return index_row(id_, file, None, problem=problem)
-    beside = posixpath.join(posixpath.dirname(file), path)
-    return _row(size, id_, _path(beside), caption_of(record))
+                    yield _row(look, as_text(path), _path(path), record.get("prompt"))
 
 
 def _bad_record(file: str, number: int, side: str = "") -> Row:
@@ -118,19 +94,15 @@ def _bad_record(file: str, number: int, side: str = "") -> Row:
     return index_row(f"{file}#{number:09d}/{side}", file, None, problem=problem)
 
 
-def _row(size: _Sizes, id_: str, path: str, caption: Any) -> Row:
+def _row(look: _Look, id_: str, path: str, caption: Any) -> Row:
     text = caption_of({"caption": caption})
-    return index_row(id_, path, text, size=size(path))
+    file, size = look(path)
+    return index_row(id_, file, text, size=size)
 
 
 def _path(value: str) -> str:
     """A record's path, in a form that every file name can have."""
-    return posixpath.normpath(_text(value))
-
-
-def _text(value: str) -> str:
-    """JSON can hold what is no text; that comes escaped."""
-    return value.encode("utf-8", "backslashreplace").decode()
+    return posixpath.normpath(as_text(value))
 
 
 def _list(place: Place, file: str) -> list[Any]:

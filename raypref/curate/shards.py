@@ -8,47 +8,62 @@ from __future__ import annotations
 import itertools
 import posixpath
 import tarfile
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
-from raypref.curate.folder import IMAGE_SUFFIXES, SIDECAR_BYTES, caption_in
-from raypref.curate.place import Place, RemotePlace, SourceError, scan
+from raypref.curate.captions import (
+    ANY,
+    ENDS,
+    SIDECAR_BYTES,
+    Columns,
+    caption_in,
+    first_caption,
+    sidecar_names,
+)
+from raypref.curate.folder import IMAGE_SUFFIXES
+from raypref.curate.leftout import left_out_by
+from raypref.curate.names import one_form
+from raypref.curate.place import Place, RemotePlace, SourceError
+from raypref.curate.reading import damage, scan
 from raypref.rows import Row, index_row
 
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 READERS = 8  # shards listed side by side
 HEADER_BYTES = 2**16  # of a long name or an extended header
-APPLE_DOUBLE = "._"  # macOS puts such a member, no image whatever its name says, before each file
+WAITING = 2**28  # characters of captions kept for images that come later in their shard
 _DESCRIBES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
+Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
 
-def entries(place: Place) -> Iterator[Row]:
+def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
     """The images of every shard, in order; captions come from the text of the same name.
 
-    That is `photo.0001.txt` or `.json` for `photo.0001.jpg`, or else that of the key, `photo.txt`.
+    That is `photo.0001.txt`, `.json` or `.caption` for `photo.0001.jpg`, or else that of the key,
+    `photo.txt`; it may lie anywhere in the shard. `photo.mask.png` without a text of its own, in a
+    sample that has `photo.jpg`, is no photograph.
 
     After the first one some shards are listed at once, each in memory as a whole: an object store
     answers many readers.
     """
     names = (file.name for file in place.files() if file.name.endswith(".tar"))
     for first in itertools.islice(names, 1):
-        yield from _listed(place, first)
+        yield from _listed(place, columns, first)
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future[list[Row]]] = deque()
         for name in names:
-            ahead.append(pool.submit(lambda name: list(_listed(place, name)), name))
+            ahead.append(pool.submit(lambda name: list(_listed(place, columns, name)), name))
             if len(ahead) == READERS:
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
 
 
-def _listed(place: Place, shard: str) -> Iterator[Row]:
+def _listed(place: Place, columns: Columns, shard: str) -> Iterator[Row]:
     try:
         file = scan(place, shard)
     except (OSError, SourceError) as error:
@@ -57,38 +72,131 @@ def _listed(place: Place, shard: str) -> Iterator[Row]:
         yield _damaged(shard, f"{shard} cannot be read: {error}")
         return
     with file:
-        yield from _shard(place, shard, file)
+        yield from _Shard(place, columns, shard, file).rows()
 
 
 def _damaged(shard: str, message: str) -> Row:
     return index_row(f"{shard}#//damaged", shard, None, problem=f"unreadable_archive: {message}")
 
 
-def _shard(place: Place, shard: str, file: IO[bytes]) -> Iterator[Row]:
-    seen: Counter[str] = Counter()
-    sample: list[tarfile.TarInfo] = []
-    try:
-        # "r:" takes no compression: of a compressed shard no member could be read by itself.
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
-            for member in tar:
-                # Else all headers of the shard stay in memory.
-                tar.members = []  # type: ignore[attr-defined]
-                if member.isdir() or posixpath.basename(member.name).startswith(APPLE_DOUBLE):
-                    continue
-                if sample and _key(member) != _key(sample[0]):
-                    yield from _images(shard, file, sample, seen)
-                    sample = []
-                sample.append(member)
-            # The library takes a broken header, and that nothing follows, for the end.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
-        yield from _images(shard, file, sample, seen)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        if isinstance(place, RemotePlace) and isinstance(error, OSError):
-            raise  # the network, not the shard; tarfile's own errors are no OSErrors
-        yield from _images(shard, file, sample, seen)
-        yield _damaged(shard, f"{shard} is damaged after {sum(seen.values())} images: {error}")
+class _Shard:
+    """One pass over a shard. Rows wait from the first image on whose text has not come yet."""
+
+    def __init__(self, place: Place, columns: Columns, shard: str, file: IO[bytes]) -> None:
+        self.place = place
+        self.columns = columns
+        self.shard = shard
+        self.file = file
+        self.seen: Counter[str] = Counter()
+        self.plain: dict[str, str] = {}  # key -> its image without a second suffix
+        self.texts: dict[str, list[Text]] = defaultdict(list)  # that no image has taken
+        self.room = WAITING
+        self.waiting: list[tuple[Row, str | None]] = []  # and the image's name, if it has no text
+
+    def rows(self) -> Iterator[Row]:
+        """The images in order, and a last row where the shard is damaged."""
+        sample: list[tarfile.TarInfo] = []
+        damaged: Row | None = None
+        try:
+            # "r:" takes no compression: of a compressed shard no member could be read by itself.
+            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as tar:
+                for member in tar:
+                    # Else all headers of the shard stay in memory.
+                    tar.members = []  # type: ignore[attr-defined]
+                    if member.isdir() or left_out_by(member.name):
+                        continue
+                    if sample and _key(member.name) != _key(sample[0].name):
+                        yield from self._images(sample)
+                        sample = []
+                    sample.append(member)
+                # The library takes a broken header, and that nothing follows, for the end.
+                self.file.seek(tar.offset)
+                if self.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
+            yield from self._images(sample)
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            if isinstance(self.place, RemotePlace) and isinstance(error, OSError):
+                raise  # the network, not the shard; tarfile's own errors are no OSErrors
+            yield from self._images(sample)
+            said = f"{self.shard} is damaged after {sum(self.seen.values())} images: {error}"
+            damaged = _damaged(self.shard, damage(self.place, self.shard, said).message)
+        for row, name in self.waiting:
+            yield row if name is None else self._late(row, name)
+        if damaged is not None:
+            yield damaged
+
+    def _images(self, sample: list[tarfile.TarInfo]) -> Iterator[Row]:
+        texts = {name: m for m in sample if (name := _name(m.name)).endswith(ENDS)}
+        images = [m for m in sample if _split(m.name)[1] in IMAGE_SUFFIXES]
+        taken = False
+        for member in images:
+            if _is_plain(member.name):
+                self.plain.setdefault(_key(member.name), member.name)
+        for member in images:
+            own, shared = _text_names(member.name, texts)
+            made = None if own else self._made_of(member.name)
+            names = [] if made else [*own, *shared]
+            taken = taken or bool(names)
+            caption, problem = first_caption(self._caption(texts[name]) for name in names)
+            row = self._row(member, caption, made or problem)
+            waits = not names and row["problem"] is None
+            if waits or self.waiting:
+                self.waiting.append((row, member.name if waits else None))
+            else:
+                yield row
+        for name in () if taken else texts:
+            text = self._caption(texts[name])
+            self.room -= len(text[0] or "")
+            if any(text) and self.room > 0:
+                self.texts[name].append(text)
+
+    def _row(self, member: tarfile.TarInfo, caption: str | None, problem: str | None) -> Row:
+        name = member.name.encode("utf-8", "backslashreplace").decode()
+        again = f"//{self.seen[name]}" if self.seen[name] else ""  # a tar may hold a name twice
+        self.seen[name] += 1
+        # Links would read what lies elsewhere; sparse files are not stored as they are.
+        plain = member.isreg() and not member.issparse()
+        if not plain:
+            problem = f"not_a_file: {name} in {self.shard} is a link, device or sparse file"
+        return index_row(
+            f"{self.shard}#{name}{again}",
+            self.shard,
+            caption,
+            size=member.size if plain else None,
+            member=member.offset_data if plain else None,
+            problem=problem,
+        )
+
+    def _late(self, row: Row, image: str) -> Row:
+        """The row of an image with the text that stood elsewhere in the shard."""
+        own, shared = _text_names(image, self.texts)
+        if not own and (made := self._made_of(image)):
+            return row | {"problem": made}
+        caption, problem = first_caption(self._next(name) for name in [*own, *shared])
+        return row | {"caption": caption, "problem": problem}
+
+    def _next(self, name: str) -> Text:
+        """A text; of several with one name each image of that name takes the next."""
+        texts = self.texts[name]
+        return texts.pop(0) if len(texts) > 1 else texts[0]
+
+    def _made_of(self, image: str) -> str | None:
+        """What is wrong with a picture that only belongs to a photograph of the same key."""
+        of = self.plain.get(_key(image))
+        if of is None or _is_plain(image):
+            return None
+        said = f"{image} shares its key with {of} and has no caption of its own"
+        return f"not_a_photograph: {said}".encode("utf-8", "backslashreplace").decode()
+
+    def _caption(self, member: tarfile.TarInfo) -> Text:
+        """What a text member says, or the problem with it."""
+        if not member.isreg() or member.issparse() or member.size > SIDECAR_BYTES:
+            return None, None
+        place = self.file.tell()
+        self.file.seek(member.offset_data)
+        data = self.file.read(member.size)
+        self.file.seek(place)  # where the archive's reader left it
+        return caption_in(data, member.name, self.columns)
 
 
 class _Member(tarfile.TarInfo):
@@ -112,52 +220,30 @@ class _Member(tarfile.TarInfo):
         return int(super()._block(count))  # type: ignore[misc]
 
 
-def _key(member: tarfile.TarInfo) -> str:
+def _key(name: str) -> str:
     """Folder and name up to the first dot, as WebDataset defines it."""
-    folder, name = posixpath.split(member.name)
+    folder, name = posixpath.split(one_form(name))
     return posixpath.join(folder, name.split(".")[0])
 
 
-def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+def _split(name: str) -> tuple[str, str]:
     """Folder and name up to the last dot, and what follows in lower case."""
-    stem, suffix = posixpath.splitext(member.name)
+    stem, suffix = posixpath.splitext(one_form(name))
     return stem, suffix.lower()
 
 
-def _images(
-    shard: str, file: IO[bytes], sample: list[tarfile.TarInfo], seen: Counter[str]
-) -> Iterator[Row]:
-    texts = {_split(member): member for member in sample}
-    for member in sample:
-        stem, suffix = _split(member)
-        if suffix not in IMAGE_SUFFIXES:
-            continue
-        kinds = itertools.product((stem, _key(member)), (".txt", ".json"))
-        text = next((texts[kind] for kind in kinds if kind in texts), None)
-        caption, problem = (None, None) if text is None else _caption(file, text)
-        name = member.name.encode("utf-8", "backslashreplace").decode()
-        again = f"//{seen[name]}" if seen[name] else ""  # a tar may hold a name twice
-        seen[name] += 1
-        # Links would read what lies elsewhere; sparse files are not stored as they are.
-        plain = member.isreg() and not member.issparse()
-        if not plain:
-            problem = f"not_a_file: {name} in {shard} is a link, device or sparse file"
-        yield index_row(
-            f"{shard}#{name}{again}",
-            shard,
-            caption,
-            size=member.size if plain else None,
-            member=member.offset_data if plain else None,
-            problem=problem,
-        )
+def _name(name: str) -> str:
+    """The name with its last suffix in lower case."""
+    return "".join(_split(name))
 
 
-def _caption(file: IO[bytes], member: tarfile.TarInfo) -> tuple[str | None, str | None]:
-    """What a text member says, or the problem with it."""
-    if not member.isreg() or member.issparse() or member.size > SIDECAR_BYTES:
-        return None, None
-    place = file.tell()
-    file.seek(member.offset_data)
-    data = file.read(member.size)
-    file.seek(place)  # where the archive's reader left it
-    return caption_in(data, member.name)
+def _is_plain(image: str) -> bool:
+    """Whether the name has one suffix only."""
+    return _split(image)[0] == _key(image)
+
+
+def _text_names(image: str, texts: Container[str]) -> tuple[list[str], list[str]]:
+    """Of some texts, those of an image alone and those of its key, which all its images share."""
+    own = sidecar_names(one_form(image))
+    shared = [_key(image) + end for end in ENDS]
+    return [n for n in own if n in texts], [n for n in shared if n in texts and n not in own]

@@ -12,15 +12,20 @@ import json
 import posixpath
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pyarrow as pa
+from pydantic import AfterValidator
 
 from raypref.config import InputError, Location, Section, setting
 from raypref.curate import folder, parquet, records, shards
-from raypref.curate.place import File, LocalPlace, Place, RemotePlace, SourceError, locate, read
+from raypref.curate.captions import METADATA, TABLE, Columns, is_index
+from raypref.curate.found import no_captions
+from raypref.curate.place import File, LocalPlace, Place, RemotePlace, SourceError, locate
+from raypref.curate.reading import read
 from raypref.ledger import Ledger, part_name
 from raypref.rows import INDEX, Row
 from raypref.tiny import world
@@ -37,11 +42,13 @@ Layout = Literal[
     "imagereward",
 ]
 
-LAYOUTS: dict[str, Callable[[Place], Iterator[Row]]] = {
+LAYOUTS: dict[str, Callable[[Place, Columns], Iterator[Row]]] = {
     "folder": folder.entries,
     "parquet": parquet.entries,
     "webdataset": shards.entries,
     "jsonl": records.jsonl,
+}
+PUBLISHED: dict[str, Callable[[Place], Iterator[Row]]] = {
     "hpdv3": records.hpdv3,
     "pickapic": parquet.pickapic,
     "civitai": records.civitai,
@@ -49,6 +56,11 @@ LAYOUTS: dict[str, Callable[[Place], Iterator[Row]]] = {
 }
 _BY_SUFFIX = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "jsonl"}
 _SAMPLE = 2**16  # bytes at either end of a shard
+
+
+def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
+    # Workers do not share the driver's working directory.
+    return tuple(str(Path(root).expanduser().absolute()) for root in roots)
 
 
 class SourceConfig(Section):
@@ -61,10 +73,26 @@ class SourceConfig(Section):
     )
     layout: Layout = setting(
         "auto",
-        "how images and captions lie there: folder (captions.csv with file,caption, or photo.txt "
-        "or photo.json beside each photo), parquet, webdataset (.tar), jsonl, hpdv3 (all.json), "
-        "pickapic, civitai (prompts.json), imagereward; auto tells the first three apart, and a "
-        ".jsonl file",
+        "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
+        "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
+        "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
+        "imagereward; auto tells the first four apart",
+    )
+    roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
+        (),
+        "folders of this machine that links and absolute paths in the source may lead to; no other "
+        "file outside it is read",
+        affects_result=False,  # the digest of what it lists does
+    )
+    image_column: str = setting(
+        "",
+        "column or key with the image or its path, in Parquet, JSONL and CSV; empty looks for it",
+        affects_result=False,  # the digest of what it lists does
+    )
+    caption_column: str = setting(
+        "",
+        "column or key with the caption, in Parquet, JSON, JSONL and CSV; empty looks for it",
+        affects_result=False,  # the digest of what it lists does
     )
     license: str = setting(
         "other",
@@ -83,7 +111,14 @@ class SourceConfig(Section):
         """
         if self.path == "tiny:world":
             return LocalPlace(self.path, str(world.photos_folder(count=256, seed=0)), None)
-        return locate(self.path)
+        for root in self.roots:
+            if not Path(root).is_dir():
+                raise InputError(f"source.roots: there is no folder '{root}'")
+        return locate(self.path, self.roots)
+
+    def columns(self) -> Columns:
+        """The names given to columns."""
+        return Columns(self.image_column, self.caption_column)
 
 
 def entries(config: SourceConfig) -> Iterator[Row]:
@@ -94,11 +129,35 @@ def entries(config: SourceConfig) -> Iterator[Row]:
     """
     place = config.place()
     try:
-        listed = LAYOUTS[_layout(config, place)](place)
+        listed = _listed(config, place, _layout(config, place))
         for row in itertools.islice(listed, config.limit or None):
             yield _short(row, config.max_caption)
     except SourceError as error:  # a table or shard that the listing itself needs
         raise InputError(f"source.path: '{config.path}': {error}") from None
+
+
+def _listed(config: SourceConfig, place: Place, layout: str) -> Iterator[Row]:
+    if layout in PUBLISHED:
+        yield from PUBLISHED[layout](place)
+        return
+    listed = LAYOUTS[layout](place, config.columns())
+    if layout == "folder" and config.layout == "auto":
+        rows = list(listed)  # in memory anyway: they are sorted
+        # Photographs without a single caption, and an index of them: it has the captions.
+        if not any(row["caption"] for row in rows) and _indexes(config, place):
+            listed = records.jsonl(place, config.columns())
+        else:
+            listed = iter(rows)
+    yield from listed
+
+
+def _indexes(config: SourceConfig, place: Place) -> bool:
+    for file in place.files():
+        if file.name.endswith(".jsonl"):
+            with suppress(SourceError):
+                if is_index(place, file.name, config.columns()):
+                    return True
+    return False
 
 
 def _short(row: Row, longest: int) -> Row:
@@ -112,22 +171,23 @@ def _short(row: Row, longest: int) -> Row:
 
 def _usable(config: SourceConfig) -> Iterator[Row]:
     """The entries; InputError in the end when there were none, or none with a caption."""
-    count, captions = 0, 0
+    count, captions, problems, first = 0, 0, 0, ""
     for row in entries(config):
         count += 1
         captions += bool(row["caption"])
+        problems += row["problem"] is not None
+        first = first or row["problem"] or ""
         yield row
+    if captions:
+        return
+    place = config.place()
     if not count:
         raise InputError(
             f"source.path: no photographs in '{config.path}'; expected image files with a "
             "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
             "source.layout names other layouts"
         )
-    if not captions:
-        raise InputError(
-            f"source.path: {count} photographs in '{config.path}' but not one caption; add "
-            "captions.csv with the columns file,caption or a photo.txt beside each photo"
-        )
+    raise InputError(no_captions(place, _layout(config, place), count, problems, first))
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
@@ -169,6 +229,8 @@ def _digest(config: SourceConfig) -> str:
     files = [file for file in place.files() if file.name.endswith(".tar")]
     if not files:
         raise InputError(f"source.path: no .tar files in '{config.path}'")
+    if config.caption_column:
+        total.update(config.caption_column.encode())
     with ThreadPoolExecutor(shards.READERS) as pool:
         for file, ends in zip(files, pool.map(partial(_ends, place), files), strict=True):
             total.update(json.dumps(file).encode() + ends)
@@ -228,9 +290,10 @@ def fetch(row: Row, place: Place, *, max_bytes: int) -> bytes:
 def _kind(name: str) -> str | None:
     """The layout that a file speaks for. Beside photographs a .jsonl file may be anything."""
     end = posixpath.splitext(name)[1]
-    if name == folder.TABLE or end.lower() in folder.IMAGE_SUFFIXES:
+    table = posixpath.basename(name) in (TABLE, *METADATA)
+    if table or end.lower() in folder.IMAGE_SUFFIXES:
         return "folder"
-    return _BY_SUFFIX[end] if end in (".parquet", ".tar") else None
+    return _BY_SUFFIX.get(end)
 
 
 def _layout(config: SourceConfig, place: Place) -> str:
@@ -243,15 +306,26 @@ def _layout(config: SourceConfig, place: Place) -> str:
                 return kind
         ends = ", ".join(_BY_SUFFIX)
         raise InputError(f"source.path: '{place.path}' is a file, and none of {ends}")
-    direct: set[str] = set()
-    deeper: set[str] = set()
+    direct: dict[str, str] = {}  # kind -> the first file of it
+    deeper: dict[str, str] = {}
     for file in place.files():
         if (told := _kind(file.name)) is not None:
-            (deeper if "/" in file.name else direct).add(told)
+            (deeper if "/" in file.name else direct).setdefault(told, file.name)
+    for kinds in (direct, deeper):
+        # What a downloader notes beside what it fetched, as img2dataset does, holds no images.
+        others = ({*direct, *deeper} if kinds is direct else set(kinds)) - {"parquet", "jsonl"}
+        if "parquet" in kinds and others and not _has_images(config, place, kinds["parquet"]):
+            del kinds["parquet"]
+        if "jsonl" in kinds and others:
+            del kinds["jsonl"]
     kinds = direct or deeper
     if len(kinds) > 1:
         found = " and ".join(sorted(kinds))
         raise InputError(
             f"source.path: '{place.path}' looks like {found}; name one of them with source.layout"
         )
-    return kinds.pop() if kinds else "folder"
+    return next(iter(kinds)) if kinds else "folder"
+
+
+def _has_images(config: SourceConfig, place: Place, file: str) -> bool:
+    return parquet.has_images(place, file, config.columns())

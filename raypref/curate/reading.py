@@ -1,0 +1,153 @@
+"""Reading files of a place: whole or in stretches, found by the names that tables give them."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+
+import pyarrow as pa
+
+from raypref.config import InputError
+from raypref.curate.names import Alike, walk_to
+from raypref.curate.place import LocalPlace, Place, RemotePlace, SourceError
+from raypref.rows import Row, index_row
+
+SCAN_BYTES = 2**20
+FOLDERS = 16  # whose listings are kept at a time
+# First bytes of a file that stands for one not fetched -> what it is and what fetches it.
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer; run 'git lfs pull'",
+    b"/annex/objects/": "a git-annex pointer; run 'git annex get'",
+}
+
+
+def read(
+    place: Place, name: str, *, max_bytes: int, start: int = 0, size: int | None = None
+) -> bytes:
+    """The bytes of a file, or of a stretch of it.
+
+    Raises:
+        SourceError: the file is missing, too large, unreadable or outside the place.
+        OSError: an object store failed.
+    """
+    whole = place.size(name)
+    if whole is None:
+        raise SourceError("missing_file", f"there is no file {name}")
+    wanted = whole if size is None else size
+    if min(start, wanted) < 0 or start + wanted > whole:
+        raise SourceError("truncated_archive", f"{name} ends before byte {start + wanted}")
+    if wanted > max_bytes:
+        raise SourceError("too_many_bytes", f"{wanted} bytes, more than {max_bytes}")
+    try:
+        with place.open(name) as file:
+            file.seek(start)
+            data = file.read(wanted)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(place, RemotePlace):
+            raise  # the object is there: it is the network, and the job goes on when started again
+        raise SourceError("unreadable_file", f"{name}: {error}") from None
+    if size is None and (what := pointer(data)):
+        raise SourceError("unreadable_file", f"{name} is {what}")
+    return data
+
+
+def pointer(data: bytes) -> str | None:
+    """What the content is where it only stands for a file that was not fetched."""
+    return next((what for start, what in _POINTERS.items() if data.startswith(start)), None)
+
+
+def damage(place: Place, name: str, said: str) -> SourceError:
+    """The reason why a file of many entries is dropped.
+
+    Args:
+        place: where it lies.
+        name: the file's.
+        said: a sentence that names it, for where its first bytes do not tell more.
+    """
+    said = " ".join(said.split())  # libraries write several lines
+    try:
+        with place.open(name) as file:
+            start = file.read(64)
+    except (OSError, SourceError, pa.ArrowException):
+        return SourceError("unreadable_file", said)
+    what = pointer(start) if start else "empty"
+    return SourceError("unreadable_file", f"{name} is {what}" if what else said)
+
+
+def sound_files(
+    place: Place, files: Iterable[str], rows: Callable[[str], Iterator[Row]]
+) -> Iterator[Row]:
+    """The rows of each file; one that cannot be read is a row with the reason.
+
+    Raises:
+        InputError: not one of them can be read.
+    """
+    damaged: list[Row] = []
+    sound = False
+    for file in files:
+        try:
+            for row in rows(file):
+                yield row
+                sound = True
+            sound = True
+        except SourceError as error:
+            problem = f"{error.reason}: {error.message}"
+            damaged.append(index_row(f"{file}#//damaged", file, None, problem=problem))
+    if damaged and not sound:
+        said = str(damaged[0]["problem"]).partition(": ")[2]
+        raise InputError(f"source.path: '{place.path}': {said}")
+    yield from damaged
+
+
+def scan(place: Place, name: str) -> io.BufferedReader:
+    """A file to be read from its beginning to its end: fetched in large pieces."""
+    return io.BufferedReader(place.open(name), SCAN_BYTES)  # type: ignore[arg-type]
+
+
+def lookup(place: Place) -> Callable[[str], tuple[str, int | None]]:
+    """Finds files that entries name: the name of the file that is there, and its bytes.
+
+    The name is the one given where there is no such file, and the bytes are None. The exact name
+    wins over one that differs in Unicode form, slashes or letter case. Of an object store whole
+    folders are listed: one request a thousand files, not one each.
+    """
+    sized = _sizes(place)
+
+    @lru_cache(FOLDERS)
+    def listing(folder: str) -> Alike:
+        try:
+            return Alike(place.names(folder))
+        except (SourceError, OSError, ValueError):  # no folder, or not one of this place
+            return Alike(())
+
+    def look(name: str) -> tuple[str, int | None]:
+        size = sized(name)
+        if size is not None:
+            return name, size
+        other = walk_to(name, listing)
+        return (name, None) if other is None else (other, sized(other))
+
+    return look
+
+
+def _sizes(place: Place) -> Callable[[str], int | None]:
+    if isinstance(place, LocalPlace):
+        return partial(_size, place)
+    listing = lru_cache(FOLDERS)(place.sizes)
+
+    def size(name: str) -> int | None:
+        try:
+            return listing(posixpath.dirname(name)).get(name)
+        except SourceError:
+            return None
+
+    return size
+
+
+def _size(place: Place, name: str) -> int | None:
+    try:
+        return place.size(name)
+    except SourceError:  # it will be a reject when it is read
+        return None

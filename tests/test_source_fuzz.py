@@ -1,0 +1,131 @@
+"""Sources with bytes changed at random: an input is used, dropped, or refused in a line."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_shards import JPEG, shard
+
+from raypref.config import InputError
+from raypref.curate.found import findings
+from raypref.curate.photos import Measure
+from raypref.curate.sources import SourceConfig, digest, entries
+from raypref.images import ImageConfig
+from raypref.rows import INDEX
+
+TRIES = 200
+BITS = [
+    b"\0",
+    b"\xff",
+    b'"',
+    b"\n",
+    b",",
+    b"{",
+    b"..",
+    b"/",
+    b"\\",
+    b"caption",
+    b"file",
+    b"\xcc\x81",
+]
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """Bytes with a few places overwritten, cut out, repeated or filled."""
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(data) + 1)
+        length = rng.choice((0, 1, 3, 40))
+        other = rng.choice([*BITS, rng.randbytes(3), data[start : start + 60], b""])
+        data = data[:start] + other + data[start + length :]
+    return data
+
+
+def folder(root: Path, rng: random.Random) -> str:
+    (root / "sub").mkdir()
+    names = ["a.jpg", "sub/b.JPG", "cafe\u0301.png", "a.mask.png"]
+    for name in names:
+        (root / name).write_bytes(JPEG)
+    table = "file,caption\n" + "".join(f'{name},"a, b"\n' for name in [*names, "gone.jpg"])
+    target = rng.choice(["captions.csv", "sub/captions.csv", "metadata.csv", "sub/metadata.csv"])
+    (root / target).write_bytes(changed(table.encode(), rng))
+    (root / "a.txt").write_bytes(changed(b"a caption\n", rng))
+    (root / "sub/b.json").write_bytes(changed(b'{"caption": "b", "id": 3}', rng))
+    return "auto"
+
+
+def jsonl(root: Path, rng: random.Random) -> str:
+    (root / "a.jpg").write_bytes(JPEG)
+    names = ["a.jpg", "A.JPG", "..", "/", "", "x\\a.jpg"]
+    lines = [json.dumps({rng.choice(["file", "image"]): n, "text": "x"}) for n in names]
+    for name in ("0.jsonl", "1.jsonl", "metadata.jsonl"):
+        (root / name).write_bytes(changed("\n".join(lines).encode(), rng))
+    return rng.choice(["jsonl", "auto"])
+
+
+def tar(root: Path, rng: random.Random) -> str:
+    members = [(f"{n}{end}", JPEG) for n in "abc" for end in (".jpg", ".mask.png")]
+    members += [(f"{n}{end}", b'{"text": "x"}') for n in "abc" for end in (".txt", ".json")]
+    rng.shuffle(members)
+    for name in ("0.tar", "1.tar"):
+        shard(root / name, members)
+        data = (root / name).read_bytes()
+        headers = bytearray(data)
+        for _ in range(rng.randint(0, 3)):
+            headers[rng.randrange(len(members)) * 1024 + rng.randrange(512)] = rng.randrange(256)
+        (root / name).write_bytes(changed(bytes(headers), rng) if rng.random() < 0.5 else headers)
+    return "webdataset"
+
+
+def parquet(root: Path, rng: random.Random) -> str:
+    columns = [
+        pa.array(["x", None, "z"]),
+        pa.array([["x", "y"], [], None]),
+        pa.array([{"a": 1}] * 3),
+        pa.array([JPEG, None, b""]),
+        pa.array([{"bytes": JPEG, "path": "../x"}] * 3),
+        pa.array(["a.jpg", "../b.jpg", ""]),
+        pa.array([1, 2, 3]),
+        pa.array([None] * 3),
+        pa.array(["x", "y", "x"]).dictionary_encode(),
+    ]
+    (root / "a.jpg").write_bytes(JPEG)
+    for number in range(2):
+        names = [rng.choice(["image", "path", "jpg"]), rng.choice(["caption", "text"])]
+        table = pa.table(
+            [rng.choice(columns) for _ in range(3)], [*names, rng.choice([*names, "n"])]
+        )
+        pq.write_table(table, root / f"{number}.parquet")
+        if rng.random() < 0.5:
+            file = root / f"{number}.parquet"
+            file.write_bytes(changed(file.read_bytes(), rng))
+    return rng.choice(["parquet", "pickapic"]) if rng.random() < 0.2 else "parquet"
+
+
+@pytest.mark.parametrize("make", [folder, jsonl, tar, parquet], ids=lambda make: make.__name__)
+def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
+    ends = set()
+    for seed in range(TRIES):
+        rng = random.Random(seed)
+        root = tmp_path / str(seed)
+        root.mkdir()
+        source = SourceConfig(path=str(root), layout=make(root, rng))
+        try:
+            rows = list(entries(source))
+            digest(source)
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, seed
+            ends.add("refused")
+            continue
+        assert len({row["id"] for row in rows}) == len(rows), seed
+        assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows, seed
+        list(findings(rows, source.place()))
+        measure = Measure(source, ImageConfig(size=32))
+        measure.setup()
+        measure(rows)
+        ends |= {row.get("reject_reason") or "used" for row in rows}
+    assert "used" in ends and len(ends) > 2
