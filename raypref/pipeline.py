@@ -240,15 +240,16 @@ class Run:
         return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
-
         check_pairs(self.curation.pairs, side=self.config.images.size)
         rows = rows_to_encode(self.curation.pairs)
+        if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
+            self.cache.clear()  # begun by a version that cut the pairs in another way
         stages = [Encode(self.config.base, self.config.cache)]
         columns = Encode.writes.names
         streamed = stream(
             rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
         )
-        return Work(rows.num_rows, "rows", streamed.busy)
+        return Work(rows.count(), "rows", streamed.busy)
 
     def _starts(self) -> tuple[Ledger, ...]:
         return tuple(self.alignment.starts.values())

@@ -69,6 +69,7 @@ class Selection:
     where: Where = None  # only rows that fulfil this condition
     without: frozenset[str] = frozenset()  # ids left out
     columns: tuple[str, ...] | None = None  # those read, `id` among them; None: all
+    also: pa.Table | None = None  # rows of the same columns that come after those of the first part
 
     @property
     def condition(self) -> Where:
@@ -83,9 +84,16 @@ class Selection:
         schema = self.ledger.schema()
         return schema if self.columns is None else pa.schema(map(schema.field, self.columns))
 
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.ledger.count(self.condition) + (self.also.num_rows if self.also else 0)
+
     def part(self, name: str) -> pa.Table:
         """The selected rows of one part."""
         table = self.ledger.part(name, self.columns, where=self.where)
+        if self.also is not None and name == self.ledger.parts()[0]:
+            own = table.replace_schema_metadata().select(self.also.schema.names)
+            return pa.concat_tables([own, self.also.cast(own.schema)])
         if not self.without:
             return table
         # An expression with all these ids would be prepared anew for every part.
@@ -181,7 +189,7 @@ def stream_branches(
         names = [name for name in rows.ledger.parts() if name not in there]
         size, blocks = 1, [pa.table({"part": [name]}) for name in names]
         schema, read = rows.schema(), _ReadPart(rows)
-        total = rows.ledger.count(rows.condition)
+        total = rows.count()
         before = min(ledger.count() for ledger in ledgers)
     if before:
         log.info("%s: %d of %d rows were done before", label, before, total)

@@ -7,7 +7,7 @@ import small
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import ImageOps
-from training import BASE, CPU, photographs
+from training import BASE, CPU, photographs, rows_of
 
 from raypref.align.cache import (
     UNCONDITIONAL,
@@ -17,6 +17,7 @@ from raypref.align.cache import (
     read_pairs,
     rows_to_encode,
 )
+from raypref.config import Resources
 from raypref.curate.publish import PAIRS
 from raypref.diffusion.sd15 import SD15Encoder
 from raypref.images import encode_png
@@ -47,7 +48,7 @@ def encoded(folder: Path, count: int = 3) -> PairData:
     pairs = write_pairs(folder / "pairs", count)
     stage = Encode(FLOAT32, CacheConfig())
     stage.setup()
-    rows = rows_to_encode(pairs).to_pylist()
+    rows = rows_of(rows_to_encode(pairs))
     stage(rows)
     cache = Ledger(str(folder / "cache"), {})
     cache.begin()
@@ -101,7 +102,27 @@ def test_a_long_caption_is_cut_at_77_tokens() -> None:
 
 
 def test_the_empty_caption_has_a_row_of_its_own(tmp_path: Path) -> None:
-    rows = rows_to_encode(write_pairs(tmp_path / "pairs", 2)).to_pylist()
-    assert [row["id"] for row in rows] == ["01", "02", UNCONDITIONAL]
+    rows = rows_of(rows_to_encode(write_pairs(tmp_path / "pairs", 2)))
+    assert {row["id"] for row in rows[:2]} == {"01", "02"}
+    assert rows[-1]["id"] == UNCONDITIONAL
     assert rows[-1]["prompt"] == ""
     assert rows[-1]["chosen"] is None
+
+
+def test_no_image_of_the_pairs_is_read_before_the_workers_do(tmp_path: Path) -> None:
+    rows = rows_to_encode(write_pairs(tmp_path / "pairs", 2))
+    assert rows.count() == 3
+    assert rows.also is not None
+    assert rows.also["chosen"].null_count == rows.also.num_rows == 1
+
+
+def test_what_a_pair_is_encoded_to_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    stage = Encode(FLOAT32, CacheConfig(resources=Resources(batch=4)))
+    stage.setup()
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    together, alone = rows_of(rows_to_encode(pairs)), rows_of(rows_to_encode(pairs))
+    stage(together)
+    for row in alone:
+        stage([row])
+    for name in Encode.writes.names:
+        assert [row.get(name) for row in together] == [row.get(name) for row in alone], name

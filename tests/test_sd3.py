@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UNet2DConditionModel,
 )
-from training import BASES, CPU, LORAS, denoiser, pairs, photographs, twin
+from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, twin
 
 from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
@@ -233,7 +233,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> PairData:
     published.commit(expected=3, counts={})
     stage = Encode(FLOAT32, CacheConfig())
     stage.setup()
-    encoded = rows_to_encode(published).to_pylist()
+    encoded = rows_of(rows_to_encode(published))
     stage(encoded)
     ledger = Ledger(str(folder / "encoded"), {})
     ledger.begin()

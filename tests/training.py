@@ -13,6 +13,8 @@ from raypref.align.stage import StageConfig
 from raypref.align.watch import StepMetrics
 from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
 from raypref.diffusion.lora_config import LoraConfig
+from raypref.rows import Row
+from raypref.streaming import Selection
 from raypref.tiny.world import caption, sample_scenes
 
 CPU = torch.device("cpu")
@@ -35,6 +37,11 @@ LORAS = {
     ),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
+
+
+def rows_of(selected: Selection) -> list[Row]:
+    """The rows that workers would read, part by part."""
+    return [row for name in selected.ledger.parts() for row in selected.part(name).to_pylist()]
 
 
 @cache

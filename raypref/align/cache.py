@@ -21,7 +21,8 @@ from raypref.diffusion.backbone import BackboneConfig, load_encoder
 from raypref.diffusion.prompts import Prompts, stack
 from raypref.images import open_png
 from raypref.ledger import Ledger
-from raypref.rows import IMAGE, Row
+from raypref.rows import IMAGE, Row, padded
+from raypref.streaming import Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,21 +62,22 @@ class Encode:
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns; a row without images (the empty caption) gets an embedding only."""
-        embeddings = self.encoder.text_embeddings([row["prompt"] for row in rows])
+        full = padded(rows, self.resources.batch)
+        embeddings = self.encoder.text_embeddings([row["prompt"] for row in full])
         for i, row in enumerate(rows):
             row["embedding"], row["embedding_shape"] = _pack(embeddings.sequence_BLD[i])
             row["pooled"], _ = _pack(embeddings.pooled_BP[i])
         pairs = [row for row in rows if row["chosen"] is not None]
         images = [
             image
-            for row in pairs
+            for row in padded(pairs, self.resources.batch)
             for png in (row["chosen"]["bytes"], row["rejected"]["bytes"])
             for image in (open_png(png), ImageOps.mirror(open_png(png)))
         ]
         if images:
             moments = self.encoder.image_moments(images)
-            per_pair = moments.reshape(len(pairs), 2, FLIPS, *moments.shape[1:])
-            for row, values in zip(pairs, per_pair, strict=True):
+            per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
+            for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
                 row["moments"], row["moments_shape"] = _pack(values)
 
 
@@ -115,10 +117,8 @@ class PairData:
         return mean + (0.5 * log_variance).exp() * noise_BCHW
 
 
-def rows_to_encode(pairs: Ledger) -> pa.Table:
-    """The pairs, and one row without images for the empty caption."""
-    table = pairs.table(["prompt", "chosen", "rejected"])
-    table = table.select(["id", "prompt", "chosen", "rejected"]).replace_schema_metadata()
+def rows_to_encode(pairs: Ledger) -> Selection:
+    """The pairs, read in the workers, and one row without images for the empty caption."""
     empty = pa.table(
         {
             "id": [UNCONDITIONAL],
@@ -127,7 +127,7 @@ def rows_to_encode(pairs: Ledger) -> pa.Table:
             "rejected": pa.array([None], IMAGE),
         }
     )
-    return pa.concat_tables([table, empty.cast(table.schema)])
+    return Selection(pairs, columns=tuple(empty.schema.names), also=empty)
 
 
 def read_pairs(ledger: Ledger) -> PairData:

@@ -19,7 +19,7 @@ from raypref.evaluate.labels import MODELS
 from raypref.evaluate.prompts import Prompt, read_prompts
 from raypref.images import encode_png
 from raypref.ledger import absolute, join, read_bytes
-from raypref.rows import Row, seed_of
+from raypref.rows import Row, padded, seed_of
 from raypref.tiny import world
 
 BASE = "base"
@@ -182,15 +182,16 @@ class Generate:
         for model, group in groupby(rows, key=lambda row: row["model"]):
             self._activate(model)
             batch = list(group)
+            full = padded(batch, self.resources.batch)
             images = self.pipeline(
-                prompt=[row["prompt"] for row in batch],
+                prompt=[row["prompt"] for row in full],
                 height=self.config.size,
                 width=self.config.size,
                 num_inference_steps=self.config.steps,
                 guidance_scale=self.config.guidance,
-                generator=[torch.Generator().manual_seed(row["noise"]) for row in batch],
+                generator=[torch.Generator().manual_seed(row["noise"]) for row in full],
             ).images
-            for row, image in zip(batch, images, strict=True):
+            for row, image in zip(batch, images, strict=False):  # copies are left over
                 row["image"] = encode_png(image)
 
     def _activate(self, model: str) -> None:

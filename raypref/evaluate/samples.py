@@ -56,7 +56,7 @@ def draw_samples(
     first_seed = {"seeds": config.seeds[:1]}
     streamed = stream(
         rows_to_generate(prompts, config.model_copy(update=first_seed), [BASE, *kept]),
-        stages=[Generate(base, config, loras=kept)],
+        stages=[Generate(base, _in_small_batches(config, len(prompts)), loras=kept)],
         ledger=drawn,
         keep=["model", "prompt_id", "image"],
         config=streaming,
@@ -76,6 +76,13 @@ def draw_samples(
         write_bytes(join(samples, f"{step}.png"), strips[model])
         write_bytes(join(samples, f"step-{0:08d}.png"), strips[BASE])
     return streamed.busy
+
+
+def _in_small_batches(config: GenerateConfig, prompts: int) -> GenerateConfig:
+    """A batch holds one model's images only: a larger one would be filled with copies."""
+    need = config.resources
+    smaller = need.model_copy(update={"batch": min(need.batch, prompts)})
+    return config.model_copy(update={"resources": smaller})
 
 
 def _steps(stage: str) -> list[str]:
