@@ -208,7 +208,7 @@ class Run:
                 "pairs",
                 lambda: self.curation.ledgers,
                 self._curate,
-                (c.saliency.file, c.perturb.folder, *reward, *artworks),
+                (c.saliency.file, partial(c.perturb.check, c.images.size), *reward, *artworks),
             ),
             *(
                 [Step("export", self._exports, self._export, read=False)]

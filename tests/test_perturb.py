@@ -11,7 +11,7 @@ import torch
 from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
 from PIL import Image
 
-from raypref.config import Resources
+from raypref.config import InputError, Resources
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, content_key, seed_of
@@ -242,3 +242,29 @@ def test_the_network_is_told_where_and_around_what(stage):
         assert not seen[0][half + 1, 4].any()  # below one half everywhere: nothing to repaint
     for latents in seen[1:]:
         assert torch.equal(latents[:, 4:], seen[0][:, 4:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_the_kind_is_taken(kind):
+    CONFIG.model_copy(update={"kind": kind, "model": str(small.path(KINDS[kind]))}).check(64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "side", "message"),
+    [
+        ({"kind": "sd35m"}, 64, r"perturb\.model: .* perturb.kind=sd35m, .*SD3Transformer2DModel"),
+        ({"kind": "pixart"}, 64, r"perturb\.model: .*needs a PixArtTransformer2DModel of 4"),
+        ({"kind": "text2image"}, 64, r"perturb\.model: .*UNet2DConditionModel of 4 input"),
+        ({"kind": "sd15", "model": str(small.path("sd3"))}, 64, r"needs a UNet2DConditionModel"),
+        ({}, 66, r"images\.size=66: .* multiples of 8"),
+        (
+            {"kind": "pixart", "model": str(small.path("pixart")), "strength": 0.5},
+            64,
+            r"perturb\.strength=0\.5: pixart repaints from pure noise only",
+        ),
+    ],
+)
+def test_what_a_worker_could_not_do_is_refused_before_any_work(changes, side, message):
+    with pytest.raises(InputError, match=message) as caught:
+        CONFIG.model_copy(update=changes).check(side)
+    assert "\n" not in str(caught.value)

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import model_folder, read_json
 from raypref.images import encode_png, open_png
 from raypref.rows import Row, padded, seed_of
 
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["sd15", "sd35m", "pixart", "text2image"]  # the perturbations of the paper's Table 4
+KEY = "perturb.model"
+# Of each kind: the network's place in the pipeline, its class in diffusers, its input channels.
+NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
+    "sd15": ("unet", "UNet2DConditionModel", (9, 4)),  # 4: one not trained to inpaint
+    "text2image": ("unet", "UNet2DConditionModel", (4,)),
+    "sd35m": ("transformer", "SD3Transformer2DModel", (16,)),
+    "pixart": ("transformer", "PixArtTransformer2DModel", (4,)),
+}
 
 
 class PerturbConfig(Section):
@@ -45,7 +53,39 @@ class PerturbConfig(Section):
 
     def folder(self) -> str:
         """What to hand to `from_pretrained`."""
-        return model_folder(self.model, key="perturb.model", probe="model_index.json")
+        return model_folder(self.model, key=KEY, probe="model_index.json")
+
+    def check(self, side: int) -> None:
+        """See that the model is of this kind and takes the photographs as they are cropped.
+
+        Args:
+            side: of the crops, pixels.
+
+        Raises:
+            InputError: it is missing, of another kind, or takes no images of this side.
+        """
+        folder = self.folder()
+        component, network, channels = NETWORKS[self.kind]
+        found = read_json(folder, "model_index.json", key=KEY).get(component, [None, None])[1]
+        config = read_json(folder, f"{component}/config.json", key=KEY) if found == network else {}
+        if config.get("in_channels") not in channels:
+            raise InputError(
+                f"perturb.model: '{self.model}' is no model for perturb.kind={self.kind}, which "
+                f"needs a {network} of {' or '.join(map(str, channels))} input channels as its "
+                f"{component}"
+            )
+        blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
+        unit = 2 ** (len(blocks) - 1) * config.get("patch_size", 1)
+        if side % unit:
+            raise InputError(
+                f"images.size={side}: perturb.model '{self.model}' takes sides that are multiples "
+                f"of {unit}"
+            )
+        if self.kind == "pixart" and self.strength != 1:
+            raise InputError(
+                f"perturb.strength={self.strength:g}: pixart repaints from pure noise only; leave "
+                "it at 1, or take another perturb.kind"
+            )
 
 
 class Inpaint:
