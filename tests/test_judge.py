@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from raypref.config import InputError
-from raypref.evaluate import judge
+from raypref.evaluate import judge, labelled
 from raypref.evaluate.labelled import JudgeConfig, Load, Pair, Properties, Ref
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import encode_png
@@ -197,3 +199,40 @@ def test_the_page() -> None:
     )
     assert page.count("<svg") == len(PROPERTIES)
     assert "PickScore and &lt;hpsv3&gt;" in page and "<hpsv3>" not in page
+
+
+def test_a_small_file_that_unpacks_to_much_is_read_a_row_at_a_time(tmp_path):
+    """Two MiB that a dictionary names a hundred times: 200 MiB as one column."""
+    file = tmp_path / "pairs.parquet"
+    data = np.random.default_rng(0).bytes(2**21)
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([data]))
+    pq.write_table(
+        pa.table({"jpg_0": named}), file, store_schema=False, dictionary_pagesize_limit=2**26
+    )
+    before = pa.total_allocated_bytes()
+    for row in range(100):
+        assert labelled._bytes(Ref(str(file), row, "jpg_0")) == data
+        assert pa.total_allocated_bytes() - before < 2**25
+    labelled._cells.cache_clear()
+
+
+def test_every_cell_is_that_of_its_row_in_any_order(tmp_path):
+    file = tmp_path / "pairs.parquet"
+    cells = [f"image {row}".encode() for row in range(23)]
+    table = pa.table({"jpg_0": cells, "jpg_1": [{"bytes": c, "path": None} for c in cells[::-1]]})
+    pq.write_table(table, file, row_group_size=5)
+    order = [*range(23), *range(22, -1, -1), 7, 7, 3, 19]
+    for row in order:
+        assert labelled._bytes(Ref(str(file), row, "jpg_0")) == cells[row]
+        assert labelled._bytes(Ref(str(file), row, "jpg_1")) == cells[22 - row]
+
+
+def test_a_file_that_is_damaged_meanwhile_is_a_dropped_row(tmp_path):
+    file = tmp_path / "pairs.parquet"
+    file.write_bytes(b"PAR1 no more")
+    stage = Load()
+    stage.setup()
+    [row] = rows = [{"file": str(file), "row": 0, "column": "jpg_0"}]
+    stage(rows)
+    assert row["reject_reason"] == "unreadable_file"
+    assert str(file) in row["reject_message"]

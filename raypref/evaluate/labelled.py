@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import field_validator
 
-from raypref.config import InputError, Location, Resources, Section, results_of, setting
+from raypref.config import InputError, Location, Resources, Section, first_line, results_of, setting
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
@@ -236,6 +238,9 @@ class Load:
                 reject(row, self.name, "missing", f"no image '{ref.file}'")
             except BadImage as error:
                 reject(row, self.name, error.reason, str(error))
+            except (OSError, pa.ArrowException) as error:
+                message = f"'{ref.file}' cannot be read: {first_line(error)}"
+                reject(row, self.name, "unreadable_file", message)
 
 
 class Properties:
@@ -288,10 +293,49 @@ def _path(name: str, place: Path, config: JudgeConfig) -> Ref:
 def _bytes(ref: Ref) -> bytes:
     if not ref.column:
         return Path(ref.file).read_bytes()
-    value = _column(ref.file, ref.column)[ref.row].as_py()
+    first, group = _group_of(ref.file, ref.row)
+    value = _cells(ref.file, ref.column, group).at(ref.row - first)
     return bytes(value["bytes"] if isinstance(value, dict) else value or b"")
 
 
-@lru_cache(maxsize=2)
-def _column(file: str, column: str) -> pa.ChunkedArray:
-    return pq.read_table(file, columns=[column], memory_map=True)[column]
+@lru_cache(maxsize=64)
+def _groups(file: str) -> list[int]:
+    """The first row of each row group, and the number of rows."""
+    metadata = pq.read_metadata(file)
+    rows = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    return list(itertools.accumulate(rows, initial=0))
+
+
+def _group_of(file: str, row: int) -> tuple[int, int]:
+    """The first row of the group that a row is in, and the group's number."""
+    number = bisect.bisect_right(_groups(file), row) - 1
+    return _groups(file)[number], number
+
+
+class _Cells:
+    """One column of one row group, a row at a time: a small file can unpack to any size."""
+
+    def __init__(self, file: str, column: str, group: int) -> None:
+        self.file, self.column, self.group = file, column, group
+        self.last = -1  # the row that was read last
+        self.cell: pa.Array | None = None
+        self.rows: Iterator[pa.RecordBatch] | None = None
+        self.lock = threading.Lock()  # a worker may read two blocks at a time
+
+    def at(self, row: int) -> Any:
+        """The cell of a row of the group. Rows are asked for in order, or it begins anew."""
+        with self.lock:
+            if self.rows is None or row < self.last:
+                table = pq.ParquetFile(self.file)
+                self.rows = table.iter_batches(1, row_groups=[self.group], columns=[self.column])
+                self.last = -1
+            for batch in itertools.islice(self.rows, row - self.last):
+                self.cell = batch[self.column]
+            self.last = row
+            assert self.cell is not None
+            return self.cell[0].as_py()
+
+
+@lru_cache(maxsize=4)  # both images of a row, of two blocks at a time
+def _cells(file: str, column: str, group: int) -> _Cells:
+    return _Cells(file, column, group)
