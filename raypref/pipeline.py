@@ -365,6 +365,7 @@ class Run:
             pairs=self.curation.pairs,
             min_gap=self.config.select.min_gap,
             trained=self.trained,
+            results={n: trainings.shown_as(n, self.alignment.stages) for n in self.trained},
             images=ev.images.ledgers,
             table=ev.tabulate() if ev.complete else None,
             categories=ev.categories if ev.complete else None,

@@ -205,6 +205,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         pairs=pairs,
         min_gap=0.02,
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
+        results={"stage1": "stage1", "stage2": "both"},
         images=image_ledgers(folder),
         table=pd.concat([summary, distance], ignore_index=True),
         categories=statistics.by_category(scores, groups, resamples=200),

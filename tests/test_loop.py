@@ -248,3 +248,14 @@ def test_loras_kept_on_the_way_change_nothing(tmp_path: Path) -> None:
     )
     assert all(torch.equal(final[key], last[key]) for key in final)
     assert any(not torch.equal(final[key], halfway[key]) for key in final)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("dro", True), ("dpo", False)])
+def test_a_checkpoint_holds_the_policy_where_something_samples_from_it(
+    name: str, kept: bool, tmp_path: Path
+) -> None:
+    run(STAGES[name].model_copy(update={"steps": 2, "checkpoint_every": 2}), str(tmp_path))
+    found = checkpoints.latest(str(tmp_path / "checkpoints"))
+    assert found is not None
+    assert any(key.startswith("policy.") for key in found[1]) == kept
+    assert any(key.startswith("learner.") for key in found[1])

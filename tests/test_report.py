@@ -14,8 +14,14 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from raypref.align.trainings import shown_as
+from raypref.config import load
+from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate import statistics, tables
+from raypref.ledger import write_bytes
+from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
+from raypref.report import collect
 from raypref.report.collect import prompt_gains
 from raypref.report.page import render
 from raypref.report.pictures import overlay, picture, strip
@@ -378,3 +384,17 @@ def test_the_same_data_gives_the_same_page(made: ReportData, page_text: str) -> 
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+NAMES = [("stage1", "stage 1 + stage 2"), ("base", "stage 2"), ("sft", "SFT + stage 2")]
+
+
+@pytest.mark.parametrize(("start", "shown"), NAMES)
+def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
+    train = json.dumps(["stage2"] if start == "base" else [start, "stage2"])
+    run = Run(load(RunConfig, "tiny", [f"stage2.start={start}", f"train={train}"]))
+    results = {name: shown_as(name, run.alignment.stages) for name in run.trained}
+    write_bytes(f"{tmp_path}/run/stage2/{FILE_NAME}", b"x")
+    write_bytes(f"{tmp_path}/run/stage2_alone/{FILE_NAME}", b"of settings that were replaced")
+    (link,) = collect._links(f"{tmp_path}/run", {}, results, "")
+    assert (link.text, link.href) == (shown, f"../stage2/{FILE_NAME}")

@@ -26,6 +26,7 @@ from raypref.align.comparisons import (
     REFERENCE,
     Comparison,
     Sample,
+    compare_to_policy,
     measure,
 )
 from raypref.align.objectives import Errors
@@ -131,7 +132,9 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            checkpoints.write(join(folder, "checkpoints"), state.step, _tensors(state))
+            checkpoints.write(
+                join(folder, "checkpoints"), state.step, _tensors(state, stage.objective)
+            )
         if sample and writes:
             _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
     if writes:
@@ -273,10 +276,11 @@ def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group:
     sums.update(zip(sums, metrics, strict=True))
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
+def _tensors(state: State, objective: str) -> dict[str, Tensor]:
     """The state as named tensors."""
     tensors = {f"learner.{i}": p.data for i, p in enumerate(state.learner)}
-    tensors |= {f"policy.{i}": p.data for i, p in enumerate(state.policy)}
+    if OBJECTIVES[objective].compare is compare_to_policy:  # no other samples from the policy
+        tensors |= {f"policy.{i}": p.data for i, p in enumerate(state.policy)}
     for i, parameter in enumerate(state.learner):
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"adamw.{key}.{i}"] = value
@@ -298,7 +302,7 @@ def _restore(state: State, folder: str) -> None:
     with torch.no_grad():
         for i, (learner, policy) in enumerate(zip(state.learner, state.policy, strict=True)):
             learner.copy_(tensors[f"learner.{i}"])
-            policy.copy_(tensors[f"policy.{i}"])
+            policy.copy_(tensors.get(f"policy.{i}", learner))
             state.optimizer.state[learner] = {
                 key: tensors[f"adamw.{key}.{i}"].to(learner.device if key != "step" else "cpu")
                 for key in ("step", "exp_avg", "exp_avg_sq")

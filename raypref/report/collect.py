@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from raypref.config import without_secrets
-from raypref.evaluate.labels import LOWER_IS_BETTER, digits
+from raypref.diffusion.lora_config import FILE_NAME
+from raypref.evaluate.labels import LOWER_IS_BETTER, digits, model_label
 from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
 from raypref.report.gallery import gallery
@@ -48,15 +49,9 @@ FILTERS = (
     ("more colorful than their twin", ("less_colorful_than_twin",)),
     ("best by PickScore", ("beyond_top_k",)),
 )
-# What a run leaves behind for others, with the words for people.
+# What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
     ("pairs/README.md", "pairs", "dataset card of the pairs"),
-    ("stage1/pytorch_lora_weights.safetensors", "LoRA", "stage 1"),
-    ("stage2/pytorch_lora_weights.safetensors", "LoRA", "stage 1 + stage 2"),
-    ("stage2_alone/pytorch_lora_weights.safetensors", "LoRA", "stage 2 alone"),
-    ("sft/pytorch_lora_weights.safetensors", "LoRA", "SFT"),
-    *((f"{name}/README.md", "LoRA", "model card") for name in ("stage2", "stage2_alone", "stage1")),
-    ("sft/README.md", "LoRA", "model card"),
     ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
@@ -78,6 +73,7 @@ def collect(
     pairs: Ledger,
     min_gap: float,
     trained: Mapping[str, Ledger],
+    results: Mapping[str, str],
     images: Mapping[str, Ledger],
     table: pd.DataFrame | None,
     categories: pd.DataFrame | None,
@@ -96,6 +92,7 @@ def collect(
         pairs: the pairs.
         min_gap: the gap filter's threshold, for funnel and histogram.
         trained: the trainings by name.
+        results: what the result of each is called in the table, by name.
         images: the evaluation's images, by model.
         table: the evaluation's summary, if there is one.
         categories: the same by category, if there is one.
@@ -117,7 +114,7 @@ def collect(
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=[(key, value) for key, value in record.get("versions", {}).items() if value],
-        links=_links(folder, record, trained, tracking_uri),
+        links=_links(folder, record, results, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
@@ -243,14 +240,16 @@ def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
 
 
 def _links(
-    folder: str, record: Mapping[str, Any], trained: Collection[str], tracking_uri: str
+    folder: str, record: Mapping[str, Any], results: Mapping[str, str], tracking_uri: str
 ) -> list[Link]:
     fs, root = filesystem(folder)
-    other = TITLES.keys() - set(trained)  # may be there from settings that were replaced
+    # Of these trainings alone: others may be there from settings that were replaced.
+    weights = [(f"{n}/{FILE_NAME}", "LoRA", model_label(shown)) for n, shown in results.items()]
+    cards = [(f"{name}/README.md", "LoRA", "model card") for name in results]
     links = [
         Link(what, text, f"../{path}")
-        for path, what, text in RESULTS
-        if path.partition("/")[0] not in other and fs.get_file_info(f"{root}/{path}").is_file
+        for path, what, text in (*RESULTS[:1], *weights, *cards, *RESULTS[1:])
+        if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")
     if run_id:
