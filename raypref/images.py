@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.features import check
 from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -27,6 +28,7 @@ Reason = Literal[
     "empty",
     "too_many_bytes",
     "unreadable",
+    "unsupported_format",
     "truncated",
     "too_large",
     "too_small",
@@ -37,7 +39,11 @@ Reason = Literal[
 
 # The only decoders that untrusted bytes can reach; the file's name is never asked. JPEG includes
 # the multi-picture files (MPO) of cameras and telephones.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if check("avif") else []))
+
+# What telephones and new programs write and no decoder here reads, by the bytes at the beginning.
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
+_JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
 # Formats whose further frames are an animation. Those of MPO and TIFF are previews, depth maps or
 # pages: the first one is the photograph.
@@ -178,10 +184,22 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage("too_large", str(error)) from None
     except Image.UnidentifiedImageError:
+        if name := _named(data):
+            message = f"{name} is not read here, whatever its suffix: convert it to JPEG or PNG"
+            raise BadImage("unsupported_format", message) from None
         message = f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage("unreadable", message) from None
     except Exception as error:
         raise BadImage("unreadable", f"damaged header: {_one_line(error)}") from None
+
+
+def _named(data: bytes) -> str:
+    """The format of bytes that no decoder takes but that are no damage; empty for others."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "HEIC"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return "AVIF" if "AVIF" not in FORMATS else ""
+    return "JPEG XL" if data.startswith(_JPEG_XL) else ""
 
 
 def _check_header(image: Image.Image, config: ImageConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import pickle
 import time
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from raypref.images import (
+    FORMATS,
     BadImage,
     ImageConfig,
     center_square,
@@ -269,3 +271,33 @@ def test_real_photographs_all_decode(shared_data: Path):
         image = decode(file.read_bytes(), CONFIG)
         assert image.mode == "RGB"
         assert 64 <= min(image.size) <= max(image.size) <= 512
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow reads no AVIF")
+def test_avif_is_read_and_a_damaged_one_is_dropped():
+    photo = corpus.scene()
+    buffer = io.BytesIO()
+    photo.save(buffer, "AVIF", quality=95)
+    data = buffer.getvalue()
+    got = np.asarray(decode(data, CONFIG)).astype(int)
+    assert np.abs(got - np.asarray(photo).astype(int)).mean() < 3
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        bad = bytearray(data[: rng.integers(1, len(data) + 1)])
+        for place in rng.integers(0, len(bad), rng.integers(0, 8)):
+            bad[place] = rng.integers(256)
+        outcome(bytes(bad))  # nothing but BadImage is raised
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\x00\x00\x00\x18ftypheic" + bytes(99), "HEIC"),
+        (b"\x00\x00\x00\x1cftypmif1" + bytes(99), "HEIC"),
+        (b"\xff\x0a" + bytes(99), "JPEG XL"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
+    ],
+)
+def test_a_format_that_is_not_read_is_told_from_damage(data, name):
+    with pytest.raises(BadImage, match=f"unsupported_format: {name} is not read here.*convert"):
+        decode(data, CONFIG)
