@@ -1,8 +1,9 @@
-"""LoRA weights as others publish them: found by path or hub id, read from either layout.
+"""LoRA weights as others publish them: found by path or hub id, read from any of three layouts.
 
 * diffusers: `pytorch_lora_weights.safetensors`, keys `unet.*` or `transformer.*`;
 * peft: `adapter_model.safetensors` and `adapter_config.json`, keys `base_model.model.*`, as
-  Flow-GRPO's for SD-3.5-Medium.
+  Flow-GRPO's for SD-3.5-Medium;
+* kohya's, of a UNet: `lora_unet_*.lora_down.weight`, `.lora_up.weight` and `.alpha`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+KOHYA_PREFIX = "lora_unet_"
+# The underscores that belong to a name; kohya writes the dots between names as underscores too.
+_NAMES = r"(down|up|transformer)\.(blocks)|(mid)\.(block)|(to)\.([qkv]|out)|(proj)\.(in|out)"
 # What peft can do that one plain adapter of one rank cannot; each must be off.
 PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
@@ -57,11 +62,8 @@ def read(ref: str, *, key: str, component: str) -> Found:
         tensors = decode(data)
     except SafetensorError as error:
         raise InputError(f"{key}: {path} is not a safetensors file ({error})") from None
-    if any(name.startswith(("lora_unet_", "lora_te")) for name in tensors):
-        raise InputError(
-            f"{key}: {path} is in kohya's layout; write it in diffusers' with "
-            "pipe.load_lora_weights(...), then pipe.save_lora_weights(...)"
-        )
+    if component == "unet" and tensors and all(name.startswith(KOHYA_PREFIX) for name in tensors):
+        return _kohya(tensors, path, key=key)
     prefix = PEFT_PREFIX if peft is not None else f"{component}."
     strange = sorted(name for name in tensors if not name.startswith(prefix))
     if strange or not tensors:
@@ -98,6 +100,28 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     # The scale is folded in already: alpha = rank adds none.
     plain = LoraConfig(rank=found.rank, alpha=found.rank)
     lora.save(found.values, plain, folder=folder, component=component)
+
+
+def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
+    values, ranks, alphas = {}, set(), set()
+    layers = {name.partition(".")[0] for name in tensors}
+    for layer in sorted(layers):
+        down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
+        if down is None or up is None:
+            raise InputError(f"{key}: {path} has no lora_down and lora_up for {layer}")
+        rank = len(down)
+        given = tensors.get(f"{layer}.alpha")
+        alpha = rank if given is None else float(given)
+        dotted = layer.removeprefix(KOHYA_PREFIX).replace("_", ".")
+        name = re.sub(_NAMES, lambda found: "_".join(filter(None, found.groups())), dotted)
+        values[f"{name}.lora_A.weight"] = down.float()
+        values[f"{name}.lora_B.weight"] = up.float() * (alpha / rank)
+        ranks.add(rank)
+        alphas.add(alpha)
+    if len(ranks) != 1 or len(tensors) > 3 * len(layers):
+        what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
+        raise InputError(f"{key}: {path} holds {what}; a start is one plain LoRA of one rank")
+    return Found(values, ranks.pop(), float(max(alphas)), path)
 
 
 def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
