@@ -242,7 +242,7 @@ def wide(folder: Path) -> None:
         (lambda folder: unet_lora(folder, rank_pattern={"to_q": 2}), "rank_pattern"),
         (no_config, "has no adapter_config.json beside it"),
         (no_alpha, "does not say its alpha"),
-        (kohya, "kohya's layout"),
+        (kohya, "has no sound lora_down, lora_up and alpha for lora_unet_x"),
         (text_encoder_too, "holds text_encoder.x.lora_A.weight; only weights of the unet"),
         (lambda folder: (folder / FILE_NAME).write_bytes(b"x" * 99), "not a safetensors file"),
     ],

@@ -107,10 +107,12 @@ def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
     layers = {name.partition(".")[0] for name in tensors}
     for layer in sorted(layers):
         down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
-        if down is None or up is None:
-            raise InputError(f"{key}: {path} has no lora_down and lora_up for {layer}")
-        rank = len(down)
         given = tensors.get(f"{layer}.alpha")
+        whole = down is not None and up is not None and (given is None or given.numel() == 1)
+        if not whole or down.dim() < 2 or up.dim() < 2 or not len(down):
+            what = f"no sound lora_down, lora_up and alpha for {layer}"
+            raise InputError(f"{key}: {path} has {what}; write it anew with the trainer it is of")
+        rank = len(down)
         alpha = rank if given is None else float(given)
         dotted = layer.removeprefix(KOHYA_PREFIX).replace("_", ".")
         name = re.sub(_NAMES, lambda found: "_".join(filter(None, found.groups())), dotted)
