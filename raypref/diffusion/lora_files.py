@@ -103,13 +103,15 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
 
 
 def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
-    values, ranks, alphas = {}, set(), set()
+    values: dict[str, Tensor] = {}
+    ranks: set[int] = set()
+    alphas: set[float] = set()
     layers = {name.partition(".")[0] for name in tensors}
     for layer in sorted(layers):
         down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
         given = tensors.get(f"{layer}.alpha")
-        whole = down is not None and up is not None and (given is None or given.numel() == 1)
-        if not whole or down.dim() < 2 or up.dim() < 2 or not len(down):
+        odd = given is not None and given.numel() != 1
+        if odd or down is None or up is None or min(down.dim(), up.dim()) < 2 or not len(down):
             what = f"no sound lora_down, lora_up and alpha for {layer}"
             raise InputError(f"{key}: {path} has {what}; write it anew with the trainer it is of")
         rank = len(down)
