@@ -36,7 +36,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
-def setting(default: Any, doc: str, *, affects_result: bool = True, **limits: Any) -> Any:
+def setting(
+    default: Any, doc: str, *, affects_result: bool = True, later: bool = False, **limits: Any
+) -> Any:
     """Declare one setting with its default and its line in `--help`.
 
     Args:
@@ -44,11 +46,12 @@ def setting(default: Any, doc: str, *, affects_result: bool = True, **limits: An
         doc: one line that says what the setting does, with its unit.
         affects_result: False for settings that change how the work is done but not what comes
             out (worker counts, batch sizes): they stay out of fingerprints.
+        later: True for settings whose default does what was done before they existed: the default
+            stays out of fingerprints, so that older results remain.
         **limits: pydantic's `ge`, `gt`, `le`, `lt`, `min_length`, ...
     """
-    return Field(
-        default, description=doc, json_schema_extra={"affects_result": affects_result}, **limits
-    )
+    extra = {"affects_result": affects_result, "later": later}
+    return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
 def _absolute_if_there(text: str) -> str:
@@ -182,7 +185,9 @@ def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(part, Section):
             for key, value, field in _leaves(part):
                 extra = field.json_schema_extra
-                if not isinstance(extra, dict) or extra.get("affects_result", True):
+                extra = extra if isinstance(extra, dict) else {}
+                as_before = extra.get("later", False) and value == field.default
+                if extra.get("affects_result", True) and not as_before:
                     found[f"{name}.{key}"] = value
         else:
             found[name] = part

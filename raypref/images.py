@@ -1,7 +1,8 @@
 """Untrusted image bytes in, a plain RGB image out, or `BadImage` with a reason; no third way.
 
 What is refused is refused as early as can be told: by the number of bytes, then by the header, and
-only then by the pixels. Embedded colour profiles are ignored, as they are in the released code.
+only then by the pixels. Embedded colour profiles are ignored, as they are in the released code,
+unless `images.profiles` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.features import check
-from PIL.GifImagePlugin import GifImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from raypref.config import Section, setting
 
@@ -47,7 +45,7 @@ _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
 # Formats whose further frames are an animation. Those of MPO and TIFF are previews, depth maps or
 # pages: the first one is the photograph.
-_ANIMATIONS = (GifImageFile, PngImageFile, WebPImageFile)
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSUPPORTED = ("I", "F", "LAB", "HSV")  # Pillow's conversion clips the first two to nonsense
@@ -78,7 +76,10 @@ class ImageConfig(Section):
         False, "drop photographs that look like another, told by a perceptual hash"
     )
     animated: Literal["reject", "first_frame"] = setting(
-        "reject", "what to do with animated GIF, PNG and WebP"
+        "reject", "what to do with animated GIF, PNG, WebP and AVIF"
+    )
+    profiles: Literal["ignore", "convert"] = setting(
+        "ignore", "what to do with embedded colour profiles: convert makes sRGB of them", later=True
     )
 
 
@@ -124,8 +125,10 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
         image = _open(data)
         _check_header(image, config)
         _load(image)
-        rgb = _to_rgb(image)
         turn = _UPRIGHT.get(_orientation(image))
+        if config.profiles == "convert":
+            image = _to_srgb(image)
+        rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
     rgb.info = {}  # a profile or comment of the source must not travel into our own files
@@ -218,10 +221,12 @@ def _check_header(image: Image.Image, config: ImageConfig) -> None:
 
 
 def _is_animated(image: Image.Image) -> bool:
-    if not isinstance(image, _ANIMATIONS):
+    if image.format not in _ANIMATIONS:
         return False
     try:
-        return bool(image.is_animated)  # a GIF is walked to its second frame here
+        return bool(
+            getattr(image, "is_animated", False)
+        )  # a GIF is walked to its second frame here
     except Exception as error:
         raise BadImage("truncated", _one_line(error)) from None
 
@@ -234,6 +239,27 @@ def _load(image: Image.Image) -> None:
         raise BadImage("too_large", str(error)) from None
     except Exception as error:
         raise BadImage("truncated", f"cut or damaged: {_one_line(error)}") from None
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The image in sRGB by its embedded profile; as it is where that is missing or broken."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode in _SIXTEEN_BIT:
+        return image
+    try:
+        from PIL import ImageCms
+
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode == "P":
+            image = image.convert("RGB")
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode=mode) or image
+    except Exception as error:  # a broken profile is no reason to lose the picture
+        log.debug("colour profile dropped: %s", _one_line(error))
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

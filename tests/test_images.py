@@ -14,8 +14,9 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from raypref.config import results_of
 from raypref.images import (
     FORMATS,
     BadImage,
@@ -281,6 +282,9 @@ def test_avif_is_read_and_a_damaged_one_is_dropped():
     data = buffer.getvalue()
     got = np.asarray(decode(data, CONFIG)).astype(int)
     assert np.abs(got - np.asarray(photo).astype(int)).mean() < 3
+    buffer = io.BytesIO()
+    photo.save(buffer, "AVIF", save_all=True, append_images=[corpus.scene(1)])
+    assert outcome(buffer.getvalue()) == "animated"
     rng = np.random.default_rng(0)
     for _ in range(150):
         bad = bytearray(data[: rng.integers(1, len(data) + 1)])
@@ -301,3 +305,37 @@ def test_avif_is_read_and_a_damaged_one_is_dropped():
 def test_a_format_that_is_not_read_is_told_from_damage(data, name):
     with pytest.raises(BadImage, match=f"unsupported_format: {name} is not read here.*convert"):
         decode(data, CONFIG)
+
+
+def srgb_profile():
+    """sRGB's own profile: converting by it changes nothing; its swapped copy changes a lot."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def swapped(profile):
+    """The profile with the tags of the red and the green primary exchanged."""
+    return profile.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_colour_profile_is_converted_only_if_asked_and_never_loses_the_photograph(mode):
+    scene = corpus.scene(3).convert(mode)
+    convert = ImageConfig(profiles="convert")
+    plain = np.asarray(scene.convert("RGB")).astype(int)
+
+    def read(profile, config):
+        buffer = io.BytesIO()
+        scene.save(buffer, "PNG", icc_profile=profile)
+        return np.asarray(decode(buffer.getvalue(), config)).astype(int)
+
+    other = swapped(srgb_profile())
+    np.testing.assert_array_equal(read(other, CONFIG), plain)
+    np.testing.assert_array_equal(read(b"no profile" * 20, convert), plain)
+    assert np.abs(read(srgb_profile(), convert) - plain).max() <= 2
+    assert np.abs(read(other, convert) - plain[..., [1, 0, 2]]).max() <= 2
+
+
+def test_the_default_of_a_later_setting_is_in_no_fingerprint():
+    assert "images.profiles" not in results_of({"images": CONFIG})
+    asked = results_of({"images": ImageConfig(profiles="convert")})
+    assert asked["images.profiles"] == "convert"
