@@ -50,7 +50,7 @@ def setting(
             stays out of fingerprints, so that older results remain.
         **limits: pydantic's `ge`, `gt`, `le`, `lt`, `min_length`, ...
     """
-    extra = {"affects_result": affects_result, "later": later}
+    extra: dict[str, Any] = {"affects_result": affects_result, "later": later}
     return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
