@@ -71,3 +71,30 @@ def test_what_is_complete_beside_it_is_left_alone(tmp_path: Path) -> None:
     assert more.complete()
     assert (tmp_path / "a" / "manifest.json").stat().st_mtime_ns == before
     assert more.fingerprint != first.fingerprint
+
+
+def test_it_keeps_what_a_ledger_promises(tmp_path: Path) -> None:
+    """State, rows and clear speak of the ledgers, not of their folder."""
+    both = shelf(tmp_path, "a", "b")
+    assert both.state() == "absent"
+    both.ledgers["a"].begin()
+    assert both.state() == "partial"
+    both.begin()
+    both.write_part(rows("a/1", "b/1", "a/2"))
+    assert [row["id"] for row in both.rows(["id"])] == ["a/1", "a/2", "b/1"]
+    assert sum(batch.num_rows for batch in both.batches(["id"])) == both.count() == 3
+    both.commit(expected=3, counts={})
+    assert both.state() == "complete" and both.complete()
+    assert {model: own["rows"] for model, own in both.manifest().items()} == {"a": 2, "b": 1}
+    other = {"a": both.ledgers["a"], "b": Ledger(str(tmp_path / "b"), {"of": "another"})}
+    stale = Shelf(str(tmp_path), ledgers=other)
+    assert stale.state() == "stale" and not stale.complete()
+    assert stale.changes() == ["of: 'b' -> 'another'"]
+    both.clear()
+    assert (both.state(), both.parts(), both.count()) == ("absent", [], 0)
+
+
+def test_every_public_method_of_a_ledger_is_its_own() -> None:
+    """What is inherited would read files of a folder that has none."""
+    public = {name for name in vars(Ledger) if not name.startswith("_")}
+    assert public - {"settings", "path"} <= set(vars(Shelf)), "a method of Ledger is inherited"

@@ -81,16 +81,24 @@ def turn(held: Any, step: Step) -> Iterator[None]:
             log.info("%s: another row is at it; waiting", step.name)
         waits = True
         time.sleep(POLL_SECONDS)
-    ended = threading.Event()
+    ended, lost = threading.Event(), threading.Event()
 
     def renew() -> None:
         while not ended.wait(LEASE_SECONDS / 6):
-            held.take.remote(paths, holder)
+            if not ray.get(held.take.remote(paths, holder)):
+                lost.set()
+                release()  # without workers nothing more is written
+                return
 
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
     try:
         yield
+        if lost.is_set():
+            raise RuntimeError(
+                f"{step.name}: this row stalled for more than {LEASE_SECONDS:.0f} s and another "
+                "took the step over; start the sweep again to finish this row"
+            )
     finally:
         release()  # no row holds workers while it waits for another
         ended.set()

@@ -7,14 +7,15 @@ has is begun, resumed and complete by itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypref.config import fingerprint
-from raypref.ledger import Ledger, Where
+from raypref.ledger import Ledger, State, Where
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,28 @@ class Shelf(Ledger):
 
     def complete(self) -> bool:
         """Whether every ledger is."""
-        return all(ledger.state() == "complete" for ledger in self.ledgers.values())
+        return self.state() == "complete"
+
+    def state(self) -> State:
+        """That of all ledgers where they agree; stale where one is, else half done."""
+        states = {ledger.state() for ledger in self.ledgers.values()}
+        if len(states) == 1:
+            return states.pop()
+        return "stale" if "stale" in states else "partial"
+
+    def changes(self) -> list[str]:
+        """For a stale one: which settings differ, of every stale ledger."""
+        stale = [ledger for ledger in self.ledgers.values() if ledger.state() == "stale"]
+        return [change for ledger in stale for change in ledger.changes()]
+
+    def clear(self) -> None:
+        """Remove everything in every ledger."""
+        for ledger in self.ledgers.values():
+            ledger.clear()
+
+    def manifest(self) -> dict[str, Any]:
+        """Of each model what its ledger's `commit` wrote."""
+        return {model: ledger.manifest() for model, ledger in self.ledgers.items()}
 
     def begin(self) -> None:
         """Begin every ledger."""
@@ -94,6 +116,19 @@ class Shelf(Ledger):
     def table(self, columns: Sequence[str] | None = None, *, where: Where = None) -> pa.Table:
         """All rows, model by model."""
         return pa.concat_tables(own.table(columns, where=where) for own in self.ledgers.values())
+
+    def batches(self, columns: Sequence[str], *, where: Where = None) -> Iterator[pa.RecordBatch]:
+        """Rows in the order of the parts, model by model, many at a time."""
+        for ledger in self.ledgers.values():
+            yield from ledger.batches(columns, where=where)
+
+    def rows(
+        self, columns: Sequence[str] | None = None, *, where: Where = None, batch_size: int = 64
+    ) -> Iterator[dict[str, Any]]:
+        """Rows in the order of the parts, model by model, a few in memory at a time."""
+        for ledger in self.ledgers.values():
+            if ledger.parts():
+                yield from ledger.rows(columns, where=where, batch_size=batch_size)
 
     def done_ids(self) -> set[str]:
         """Ids of the rows that are finished."""
