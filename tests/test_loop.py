@@ -197,7 +197,7 @@ def test_policy_follows_the_learner_every_lag_steps(tmp_path: Path) -> None:
 
 
 def test_on_policy_the_policy_term_only_gates(tmp_path: Path) -> None:
-    """With policy = learner its error is 0, and so is the gradient (method: section 2)."""
+    """With policy = learner its error is 0, and so is the gradient."""
     network = denoiser()
     lora.attach(network.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
     samples = [Sample(i, torch.Generator().manual_seed(i)) for i in range(4)]

@@ -116,7 +116,7 @@ def order(rows: list[Row]) -> list[str]:
 
 
 def test_few_pairs_are_made_where_many_pass(tmp_path: Path) -> None:
-    """The paper's rates (method: section 1): 4,041 of 10,475 pass, 512 are taken."""
+    """The paper's rates: 4,041 of 10,475 pass, 512 are taken."""
     rng = np.random.default_rng(0)
     passes = rng.permutation(np.arange(10_475) < 4_041)
     rows: list[Row] = [

@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
 def compare_to_policy(
     denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
 ) -> Comparison:
-    """Diffusion-DRO: the photograph against what the policy makes of its caption (section 2)."""
+    """Diffusion-DRO: the photograph against what the policy makes of its caption (paper, section 3.3)."""
     compare = {"trajectory": _compare_to_trajectory, "final": _compare_to_image}
     return compare[stage.policy_state](denoiser, data, stage, samples)
 
@@ -151,7 +151,7 @@ def _compare_to_image(
 def compare_pair(
     denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
 ) -> Comparison:
-    """Diffusion-DPO: the photograph against its degraded twin (method: section 3).
+    """Diffusion-DPO: the photograph against its degraded twin (paper, section 3.3).
 
     Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
     half of their pairs face different ways; here it is one draw a pair.

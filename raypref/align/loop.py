@@ -323,7 +323,7 @@ def milestone(folder: str, step: int) -> str:
 
 
 def _export(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
-    """Write the LoRA: the moving average where one is kept (method: section 2)."""
+    """Write the LoRA: the moving average where one is kept (as the released code does)."""
     if state.ema is None:
         values = lora.state(denoiser.module, LEARNER)
     else:  # lent to the policy's place, which training may still need

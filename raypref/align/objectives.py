@@ -2,8 +2,8 @@
 
 An error is the squared distance between target and prediction, averaged over C, H, W. Each
 objective maps the four errors of a comparison to one loss a sample and to metrics a sample; the
-caller averages. `dro` and `dpo` are the paper's (method section 2 and 3; paper, equations 1 and 2);
-"survey" is arXiv 2409.07253.
+caller averages. `dro` and `dpo` are the paper's (its equations 1 and 2); "survey" is arXiv
+2409.07253.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which photographs go on: above the mean colorfulness, a visible gap, the best K.
 
-Nothing here sees a pixel, and no more than a few bytes a row stay in memory (method: section 1,
-paper section 3.2).
+Nothing here sees a pixel, and no more than a few bytes per row stay in memory (paper, section 3.2).
 """
 
 from __future__ import annotations

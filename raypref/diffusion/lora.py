@@ -1,4 +1,4 @@
-"""LoRA adapters on a denoiser: attach, switch, copy, save and load (method: section 4).
+"""LoRA adapters on a denoiser: attach, switch, copy, save and load.
 
 One module carries several adapters of one shape, so the base weights exist once: `learner` is
 trained, `ref` is its frozen copy from the start of the stage, `policy` a lagging copy that samples.

@@ -33,7 +33,7 @@ class Solver(Protocol):
 
 
 def jittered_grid(*, steps: int, train_steps: int, offsets_B: Tensor) -> Tensor:
-    """Descending places in the training schedule, one column a sample (method: section 2).
+    """Descending places in the training schedule, one column a sample.
 
     Args:
         steps: solver steps n.

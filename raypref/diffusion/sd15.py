@@ -94,7 +94,7 @@ class SD15Denoiser:
         self.timesteps_T = torch.arange(len(self.schedule.alphas_cumprod))
 
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """Uniform on 0 .. T-1 (method: section 3)."""
+        """Uniform on 0 .. T-1."""
         return torch.randint(len(self.timesteps_T), (), generator=generator)
 
     def sampling_timesteps(self, steps: int) -> Tensor:

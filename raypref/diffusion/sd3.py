@@ -98,7 +98,7 @@ class SD3Denoiser:
         return self.schedule.config.num_train_timesteps
 
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """Logit-normal (method: section 3): index int(1000 u), u = sigmoid(N(0, 1)).
+        """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
 
         The index counts the schedule from pure noise down. Its levels are shifted already, so that
         the mean sigma is 0.72 with a shift of 3.

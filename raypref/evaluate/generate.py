@@ -26,7 +26,7 @@ BASE = "base"
 
 
 class GenerateConfig(Section):
-    """The evaluation's images; defaults are the paper's for SD-1.5 (method: section 5)."""
+    """The evaluation's images; defaults are the paper's for SD-1.5."""
 
     # What the prompts are decides the images, not where they came from.
     prompts: Location = setting(

@@ -48,7 +48,7 @@ class PickScoreConfig(Section):
 class PickScore:
     """exp(logit_scale) * cosine of image and text embedding, about 20 for real weights.
 
-    Flow-GRPO divides this by 26; the paper and this project do not (method: section 1).
+    Flow-GRPO divides this by 26; the paper and this project do not.
     """
 
     def __init__(self, config: PickScoreConfig) -> None:

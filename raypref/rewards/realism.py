@@ -47,9 +47,9 @@ class RealismConfig(Section):
 class Realism:
     """PickScore("Realistic photo. " + prompt) - PickScore("CG render. " + prompt).
 
-    Semantic guided preference (Shen et al. 2025, arXiv 2509.06942) with PickScore; method: section
-    5. On PickScore's scale of about 20, so a difference of a few hundredths: published values run
-    from -0.25 to -0.01. Above 0 is closer to a photograph. The image is embedded once.
+    Semantic guided preference (Shen et al. 2025, arXiv 2509.06942) with PickScore. On PickScore's
+    scale of about 20, so a difference of a few hundredths: published values run from -0.25 to
+    -0.01. Above 0 is closer to a photograph. The image is embedded once.
     """
 
     def __init__(self, config: RealismConfig) -> None:

@@ -92,12 +92,6 @@ def photos_folder(count: int, seed: int) -> Path:
     return cached(f"photos-{count}-{seed}", lambda folder: write_photos(folder, count, seed=seed))
 
 
-def prompts_file(count: int) -> Path:
-    """A text file of held-out prompts, one a line, written on first use and kept in the cache."""
-    text = "".join(f"{prompt}\n" for prompt in held_out_prompts(count))
-    return cached(f"prompts-{count}.txt", lambda path: path.write_bytes(text.encode()))
-
-
 def _phrase(thing: Thing) -> str:
     # Nobody says "matte": it is the material that goes without saying.
     material = "" if thing.material == "matte" else f"{thing.material} "

@@ -12,7 +12,7 @@ from jobs import STEPS, WHOLE, job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-FILES = (  # design, section 5
+FILES = (
     "config.toml",
     "run.json",
     "pairs/README.md",
