@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
 def compare_to_policy(
     denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
 ) -> Comparison:
-    """Diffusion-DRO: the photograph against what the policy makes of its caption (paper, section 3.3)."""
+    """Diffusion-DRO: the photograph against what the policy makes of its caption."""
     compare = {"trajectory": _compare_to_trajectory, "final": _compare_to_image}
     return compare[stage.policy_state](denoiser, data, stage, samples)
 
