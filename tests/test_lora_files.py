@@ -1,9 +1,12 @@
 """LoRA weights in the layouts of others."""
 
+import small
 import torch
-from safetensors.torch import save_file
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
-from raypref.diffusion import lora_files
+from raypref.diffusion import lora, lora_files
+from raypref.diffusion.lora_config import LoraConfig
 
 
 def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
@@ -29,3 +32,29 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
     for layer, delta in deltas.items():
         a, b = (found.values[f"{layer}.lora_{part}.weight"] for part in "AB")
         torch.testing.assert_close(b @ a, delta)
+
+
+def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path):
+    config = LoraConfig(rank=3, alpha=6)
+    unet = UNet2DConditionModel.from_pretrained(small.path("sd15"), subfolder="unet")
+    lora.attach(unet, config, names=("learner",), seed=1)
+    values = {k: torch.randn(v.shape) for k, v in lora.state(unet, "learner").items()}
+    lora.save(values, config, folder=str(tmp_path), component="unet")
+    lora_files.write_kohya(str(tmp_path), component="unet")
+    tensors = load_file(tmp_path / "kohya.safetensors")
+    # The names that kohya's trainer gives, and ComfyUI looks for.
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert {f"{layer}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")} <= {
+        *tensors
+    }
+    assert len(tensors) == 3 * len(values) // 2
+    found = lora_files.read(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
+    for name in (key.removesuffix(".lora_A.weight") for key in values if ".lora_A." in key):
+        a, b = (values[f"{name}.lora_{part}.weight"] for part in "AB")
+        ours, theirs = (found.values[f"{name}.lora_{part}.weight"] for part in "AB")
+        torch.testing.assert_close(theirs @ ours, 2 * b @ a)  # alpha / rank
+
+
+def test_a_transformers_lora_has_no_such_file(tmp_path):
+    lora_files.write_kohya(str(tmp_path), component="transformer")
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources
 from raypref.device import pick_device
 from raypref.diffusion.backbone import load_denoiser
+from raypref.diffusion.lora_files import write_kohya
 from raypref.ledger import join, write_table
 from raypref.room import NoRoomError, out_of_memory
 
@@ -81,6 +82,7 @@ def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -
             on_step=partial(note, "step"),
         )
         if group.rank == 0:
+            write_kohya(job.folder, component=denoiser.component)
             write_table(join(job.folder, "metrics.parquet"), _table(history))
             ray.get(tell("done"))
         return True

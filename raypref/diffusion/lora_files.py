@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raypref.config import InputError
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.hub import first_file
-from raypref.ledger import absolute, join, read_bytes
+from raypref.ledger import absolute, join, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 KOHYA_PREFIX = "lora_unet_"
+KOHYA_FILE = "kohya.safetensors"
 # The underscores that belong to a name; kohya writes the dots between names as underscores too.
 _NAMES = r"(down|up|transformer)\.(blocks)|(mid)\.(block)|(to)\.([qkv]|out)|(proj)\.(in|out)"
 # What peft can do that one plain adapter of one rank cannot; each must be off.
@@ -100,6 +101,26 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     # The scale is folded in already: alpha = rank adds none.
     plain = LoraConfig(rank=found.rank, alpha=found.rank)
     lora.save(found.values, plain, folder=folder, component=component)
+
+
+def write_kohya(folder: str, *, component: str) -> None:
+    """Write a run's LoRA once more, in the layout that ComfyUI and A1111 know.
+
+    Args:
+        folder: holds what `lora.save` wrote; gets `kohya.safetensors`.
+        component: the network it belongs to. Those programs know this layout of UNets only: for a
+            transformer nothing is written.
+    """
+    if component != "unet":
+        return
+    from diffusers.utils import convert_state_dict_to_kohya
+    from safetensors.torch import save
+
+    path = join(folder, FILE_NAME)
+    values = read(path, key=path, component=component).values
+    tensors = convert_state_dict_to_kohya({f"unet.{name}": v for name, v in values.items()})
+    data = save({name: value.contiguous() for name, value in tensors.items()})
+    write_bytes(join(folder, KOHYA_FILE), data)
 
 
 def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:

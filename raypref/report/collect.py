@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from raypref.config import without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
+from raypref.diffusion.lora_files import KOHYA_FILE
 from raypref.evaluate.labels import LOWER_IS_BETTER, digits, model_label
 from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
@@ -245,6 +246,7 @@ def _links(
     fs, root = filesystem(folder)
     # Of these trainings alone: others may be there from settings that were replaced.
     weights = [(f"{n}/{FILE_NAME}", "LoRA", model_label(shown)) for n, shown in results.items()]
+    weights += [(f"{n}/{KOHYA_FILE}", "LoRA", "for ComfyUI and A1111") for n in results]
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in results]
     links = [
         Link(what, text, f"../{path}")

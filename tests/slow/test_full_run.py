@@ -21,6 +21,7 @@ FILES = (
     "stage1/samples/step-00000000.png",
     "stage1/samples/step-00000012.png",
     "stage2/pytorch_lora_weights.safetensors",
+    "stage2/kohya.safetensors",
     "stage2/metrics.parquet",
     "evaluation/scores.parquet",
     "evaluation/table.md",
@@ -81,7 +82,7 @@ def test_everything_promised_is_there(full) -> None:
     # One group of workers for both trainings; one pool for all passes, which stays beside it.
     started = re.findall(r" (\w+): starting \d worker", output)
     assert started == ["scored", "stage1"]
-    left = [path for path in run.rglob(".*") if path.is_file()]
+    left = [path for path in run.rglob(".*") if path.is_file() and path.name != ".lock"]
     assert not left, "unfinished files were left"
 
 
