@@ -242,7 +242,7 @@ def _default_uri(storage: str) -> str:
     folder = Path(absolute(storage))
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / "mlflow.db"
-    with FileLock(folder / ".mlflow.lock"):
+    with FileLock(folder / "mlflow.db.lock"):
         if database.exists() and (problem := _damage(database)):
             number = sum(1 for _ in folder.glob("mlflow.db.broken-*")) + 1
             aside = f"mlflow.db.broken-{number}"

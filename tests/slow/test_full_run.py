@@ -82,7 +82,7 @@ def test_everything_promised_is_there(full) -> None:
     # One group of workers for both trainings; one pool for all passes, which stays beside it.
     started = re.findall(r" (\w+): starting \d worker", output)
     assert started == ["scored", "stage1"]
-    left = [path for path in run.rglob(".*") if path.is_file() and path.name != ".lock"]
+    left = [path for path in run.rglob(".*") if path.is_file()]
     assert not left, "unfinished files were left"
 
 

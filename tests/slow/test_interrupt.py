@@ -47,7 +47,7 @@ def test_first_runs_side_by_side_all_end_well_and_none_shares_a_folder(tmp_path:
             stack.enter_context(start(*pairs, f"run=r{number}", folder=tmp_path / str(number)))
             for number in range(3)
         ]
-        first[0].wait_for((tmp_path / "r0" / ".lock").exists)
+        first[0].wait_for((tmp_path / "r0" / "job.lock").exists)
         code, output = job(*pairs, "run=r0", folder=tmp_path / "fourth")
         assert (code, "in use by another job" in output) == (2, True), output
         for number, running in enumerate(first):
