@@ -15,7 +15,7 @@ from raypref.ledger import filesystem
 
 log = logging.getLogger(__name__)
 
-LOCK = "job.lock"  # in the folder; the system releases it when the job's process ends, however it ends
+LOCK = "job.lock"  # released by the system when the job's process ends, however it ends
 
 
 @contextmanager
