@@ -1,10 +1,14 @@
 """LoRA weights in the layouts of others."""
 
+import random
+
+import pytest
 import small
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from raypref.config import InputError
 from raypref.diffusion import lora, lora_files
 from raypref.diffusion.lora_config import LoraConfig
 
@@ -58,3 +62,37 @@ def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path
 def test_a_transformers_lora_has_no_such_file(tmp_path):
     lora_files.write_kohya(str(tmp_path), component="transformer")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"7", b"\xff", b"[" * 10**5])
+def test_a_damaged_configuration_of_peft_is_refused_in_one_line(tmp_path, content):
+    save_file(
+        {"base_model.model.x.lora_A.weight": torch.zeros(2, 4)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"stage1\.start: .*adapter_config\.json") as caught:
+        lora_files.read(str(tmp_path), key="stage1.start", component="unet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_lora_file_is_read_or_refused_and_nothing_else(tmp_path):
+    """Every byte may be another: what comes out is weights or an InputError of one line."""
+    whole = tmp_path / "whole.safetensors"
+    values = {
+        "unet.a.to_q.lora_A.weight": torch.ones(2, 4),
+        "unet.a.to_q.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(values, whole, metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 2}'})
+    data, rng = whole.read_bytes(), random.Random(0)
+    for number in range(300):
+        bad = bytearray(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        for _ in range(rng.randrange(1, 6)):
+            if bad:
+                bad[rng.randrange(min(len(bad), 300))] = rng.randrange(256)
+        file = tmp_path / f"{number}.safetensors"
+        file.write_bytes(bad)
+        try:
+            lora_files.read(str(file), key="k", component="unet")
+        except InputError as error:
+            assert "\n" not in str(error)

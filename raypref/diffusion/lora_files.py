@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.hub import first_file
 from raypref.ledger import absolute, join, read_bytes, write_bytes
@@ -178,7 +178,11 @@ def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
     data = read_bytes(join(folder, PEFT_CONFIG))
     if data is None:
         raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, which says its alpha")
-    config: dict[str, Any] = json.loads(data)
+    try:
+        config: dict[str, Any] = dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        where = join(folder, PEFT_CONFIG)
+        raise InputError(f"{key}: {where} holds no JSON object ({first_line(error)})") from None
     extras = [extra for extra in PEFT_EXTRAS if config.get(extra)]
     if config.get("peft_type") != "LORA" or extras:
         what = ", ".join(extras) or f"peft_type {config.get('peft_type')}"
@@ -195,7 +199,12 @@ def _scale(
         root = bool(peft.get("use_rslora"))
     else:  # what diffusers keeps of peft's configuration; without it, alpha is the rank
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        kept = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+        try:
+            kept = dict(
+                json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+            )
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(f"{where} has metadata that are no JSON object") from None
         alpha = kept.get(f"{component}.lora_alpha", rank)
         root = bool(kept.get(f"{component}.use_rslora"))
     if not isinstance(alpha, int | float) or alpha <= 0:
