@@ -1,5 +1,6 @@
 """Prompt files of every kind, and what is said about broken ones."""
 
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -167,3 +168,34 @@ def test_one_s_own_file_may_have_a_category(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("prompt,category\na cat,animals\na car,\n")
     first, second = read_prompts(str(tmp_path / "own.csv"), limit=None)
     assert (first.category, second.category) == ("animals", "")
+
+
+SOUND = {
+    "p.txt": b"a red ball\nzwei H\xc3\xa4user\n",
+    "p.csv": b'prompt,category\n"a ball, red",x\ntwo houses,y\n',
+    "p.tsv": b"Prompt\tCategory\na ball\tx\n",
+    "p.jsonl": b'{"prompt": "a ball", "tag": "x"}\n{"prompt": "b", "id": 7}\n',
+    "p.json": b'["a ball", {"caption": "two"}]',
+}
+
+
+@pytest.mark.parametrize("name", [*SOUND, "p.parquet"])
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    whole = SOUND.get(name, b"")
+    if not whole:
+        pd.DataFrame({"prompt": ["a ball", "two"], "style": ["x", "y"]}).to_parquet(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+    rng = random.Random(name)
+    for _ in range(300):
+        data = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(0, 6)):
+            place = rng.randrange(len(data) + 1)
+            data[place : place + rng.randrange(3)] = rng.choice(
+                [b"\0", b'"', b"\xff", b"\n", b",", b"[" * 2000, b"\\ud800", b"{}", b"null", b"7"]
+            )
+        (tmp_path / name).write_bytes(data)
+        try:
+            for prompt in read_prompts(str(tmp_path / name), limit=None):
+                assert prompt.text.encode()
+        except InputError as error:
+            assert "\n" not in str(error)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypref.config import InputError
+from raypref.config import InputError, first_line
 
 COLUMNS = ("prompt", "Prompt", "caption")  # the first one present is read
 # Columns that divide the prompts into groups, in any case; the first one present is the category.
@@ -103,9 +103,16 @@ def _file(file: Path) -> list[Prompt]:
         raise InputError(f"no prompt file '{file}'")
     try:
         # Consumed here, so that a decoding error in a lazy reader is caught here.
-        return list(READERS[file.suffix](file))
+        prompts = list(READERS[file.suffix](file))
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text: {error}") from None
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError:  # JSON can hold what is no text
+            text = ascii(prompt.text[:40])
+            raise InputError(f"{file}: prompt {number} holds half a character: {text}") from None
+    return prompts
 
 
 def _lines(file: Path) -> Iterator[Prompt]:
@@ -160,8 +167,8 @@ def _parquet(file: Path) -> Iterator[Prompt]:
             for batch in table.iter_batches(columns=wanted):
                 for row in batch.to_pylist():
                     yield _prompt(file, row)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file} is not a Parquet file: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is not a Parquet file: {first_line(error)}") from None
 
 
 READERS = {
@@ -177,7 +184,7 @@ READERS = {
 def _json(where: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from None
 
 
@@ -201,6 +208,5 @@ def _column(where: Path | str, names: Iterable[str]) -> str:
     for column in COLUMNS:
         if column in present:
             return column
-    raise InputError(
-        f"{where}: no column {' or '.join(COLUMNS)}; found {', '.join(present) or 'none'}"
-    )
+    found = ", ".join(" ".join(name.split()) for name in present) or "none"  # one line
+    raise InputError(f"{where}: no column {' or '.join(COLUMNS)}; found {found}")
