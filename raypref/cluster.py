@@ -47,8 +47,6 @@ def connected() -> bool:
 
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
-    # A thread that outlives the job's end must not start another Ray. Read when Ray is imported.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
     from ray.data import DataContext
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raypref.cluster import start_ray
 from raypref.config import Resources
+from raypref.kept import release
 from raypref.ledger import Ledger
 from raypref.rows import Row
 from raypref.streaming import StreamConfig, stream
@@ -67,4 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        release()  # as every job does
