@@ -10,7 +10,7 @@ from raypref.cluster import start_ray
 from raypref.config import InputError, describe, load, presets
 from raypref.evaluate.labelled import Judging
 from raypref.evaluate.tables import plain_csv
-from raypref.kept import release
+from raypref.kept import released_after
 from raypref.ledger import absolute, join, write_bytes
 from raypref.pipeline import RunConfig
 from raypref.rewards.rewards import reward
@@ -53,10 +53,8 @@ def work(arguments: list[str]) -> int:
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
     start_ray()
-    try:
+    with released_after():
         pairs = judging.run(config.stream)
-    finally:
-        release()
     tables = {
         "accuracy": judge.accuracy(pairs, list(rewards), resamples=config.table.resamples),
         "agreement": judge.agreement(pairs, list(rewards)),

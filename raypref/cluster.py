@@ -59,6 +59,7 @@ def start_ray() -> None:
         options: dict[str, Any] = {}
         if where or _head_runs_here():
             _require_answer(where)
+            os.environ.pop(ALONE, None)
             options["runtime_env"] = {"env_vars": _worker_variables()}
         else:
             # Workers of a Ray started here inherit variables, and start quicker than with an

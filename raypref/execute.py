@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from raypref.align.stage import StageConfig
 from raypref.align.trainings import BY_WEIGHT
 from raypref.alone import only_job_in
 from raypref.cluster import require_nodes, start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
-from raypref.kept import release
+from raypref.kept import released_after
 from raypref.ledger import Ledger, join, size, write_bytes
 from raypref.pipeline import Run, RunConfig, Step, read_record
 from raypref.progress import waiting as waiting_for
@@ -112,14 +113,12 @@ def carry_out(
     record_at = without_secrets(run.config.tracking.uri) or "MLflow"
     with waiting_for(f"opening the record of the run ({record_at})"):
         run.tracker, record = _open_record(run, parent_run_id)
-    try:
-        _take(run, waiting, record, turn)
-    except BaseException as error:
-        run.tracker.finish("FAILED")
-        if not isinstance(error, KeyboardInterrupt):  # who interrupts does not wait for workers
-            release()
-        raise
-    release()
+    with released_after():
+        try:
+            _take(run, waiting, record, turn)
+        except BaseException:
+            run.tracker.finish("FAILED")
+            raise
     _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
@@ -192,7 +191,10 @@ def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
             section = getattr(config, name, None)
             need = getattr(section, "resources", None)
             if step.needs and not step.done and need is not None:
-                require_nodes(f"{name}.resources", need, workers=1)
+                # A pool begins with one worker, a training with all of them.
+                training = isinstance(section, StageConfig)
+                workers = section.min_workers or need.workers if training else 1
+                require_nodes(f"{name}.resources", need, workers=workers)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:

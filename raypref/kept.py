@@ -7,7 +7,8 @@ them: what holds a GPU never waits beside others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
 from raypref.config import Resources
@@ -64,6 +65,19 @@ def release() -> None:
     """End all workers that are held."""
     for held in [*_held]:
         _close(held)
+
+
+@contextmanager
+def released_after() -> Iterator[None]:
+    """End the workers when a job's work ends; who interrupts it does not wait for them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        release()
+        raise
+    release()
 
 
 def _close(held: _Held) -> None:

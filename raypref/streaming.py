@@ -86,18 +86,20 @@ class Selection:
 
     def count(self) -> int:
         """How many rows there are."""
-        return self.ledger.count(self.condition) + (self.also.num_rows if self.also else 0)
+        more = 0 if self.also is None else self.also.num_rows
+        return self.ledger.count(self.condition) + more
 
     def part(self, name: str) -> pa.Table:
         """The selected rows of one part."""
         table = self.ledger.part(name, self.columns, where=self.where)
+        if self.without:
+            # An expression with all these ids would be prepared anew for every part.
+            wanted = [id_ not in self.without for id_ in table["id"].to_pylist()]
+            table = table.filter(pa.array(wanted, pa.bool_()))
         if self.also is not None and name == self.ledger.parts()[0]:
             own = table.replace_schema_metadata().select(self.also.schema.names)
-            return pa.concat_tables([own, self.also.cast(own.schema)])
-        if not self.without:
-            return table
-        # An expression with all these ids would be prepared anew for every part.
-        return table.filter(pa.array(id_ not in self.without for id_ in table["id"].to_pylist()))
+            table = pa.concat_tables([own, self.also.cast(own.schema)])
+        return table
 
 
 def stream(

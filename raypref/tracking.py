@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -36,6 +34,7 @@ METRIC_BATCH = 1000  # metrics in one request, MLflow's limit
 REFUSED = "INVALID_PARAMETER_VALUE"  # one record is wrong; MLflow is there
 ATTEMPTS = 6  # at a database that another run is writing to
 ANSWER_SECONDS = 5.0  # for a server's first answer
+LOCK_SECONDS = 30.0  # while another run makes the database
 # What MLflow grants a server for each later request, unless the user has set it: seven tries of
 # two minutes by itself.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -226,11 +225,15 @@ def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
 
 
 def _require_answer(uri: str) -> None:
-    """Raise OSError when a server says nothing in time; any answer will do."""
-    try:
-        urllib.request.urlopen(uri, timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        return
+    """Raise OSError when a server says nothing in time; any answer will do.
+
+    Asked as MLflow asks, so that passwords in the address and proxies count.
+    """
+    import requests
+
+    # A certificate that is not trusted is an answer too: MLflow may be told to take it.
+    with suppress(requests.exceptions.SSLError):
+        requests.get(uri, timeout=ANSWER_SECONDS, stream=True).close()
 
 
 def _default_uri(storage: str) -> str:
@@ -242,7 +245,7 @@ def _default_uri(storage: str) -> str:
     folder = Path(absolute(storage))
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / "mlflow.db"
-    with FileLock(folder / "mlflow.db.lock"):
+    with FileLock(folder / "mlflow.db.lock", timeout=LOCK_SECONDS):
         if database.exists() and (problem := _damage(database)):
             number = sum(1 for _ in folder.glob("mlflow.db.broken-*")) + 1
             aside = f"mlflow.db.broken-{number}"

@@ -41,3 +41,14 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path: Path, storage: s
     with refused as caught, only_job_in(str(tmp_path / storage / "run")):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    with only_job_in(str(tmp_path / "run")):
+        assert "start one job at a time" in caplog.text

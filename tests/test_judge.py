@@ -236,3 +236,36 @@ def test_a_file_that_is_damaged_meanwhile_is_a_dropped_row(tmp_path):
     stage(rows)
     assert row["reject_reason"] == "unreadable_file"
     assert str(file) in row["reject_message"]
+
+
+def test_a_damaged_row_is_never_another_rows_image(tmp_path):
+    """After an error in the middle, what follows fails too or is right; it is no earlier image."""
+    file = tmp_path / "pairs.parquet"
+    cells = [bytes([row]) * 3000 for row in range(40)]
+    pq.write_table(
+        pa.table({"jpg_0": cells}),
+        file,
+        use_dictionary=False,
+        data_page_size=6000,
+        compression="zstd",
+        write_page_checksum=True,
+    )
+    data = bytearray(file.read_bytes())
+    whole = {row: labelled._bytes(Ref(str(file), row, "jpg_0")) for row in range(40)}
+    assert whole == dict(enumerate(cells))
+    seen = set()
+    for place in range(8, len(data) - 2000, 97):
+        bad = bytearray(data)
+        bad[place] ^= 0xFF
+        damaged = tmp_path / f"{place}.parquet"
+        damaged.write_bytes(bad)
+        stage = Load()
+        stage.setup()
+        for row in range(40):
+            try:
+                got = labelled._bytes(Ref(str(damaged), row, "jpg_0"))
+            except (OSError, pa.ArrowException) as error:
+                seen.add(type(error))
+            else:
+                assert len(got) != 3000 or got == cells[row] or got[0] not in range(row)
+    assert seen, "nothing was damaged"

@@ -124,7 +124,7 @@ def csv_records(place: Place, table: str, columns: Columns = ANY) -> Iterator[Re
             text = data.decode("utf-8-sig")
     except OSError as error:
         if isinstance(place, RemotePlace):
-            raise  # the network: the job goes on when it is started again
+            raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{table} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise SourceError("unreadable_file", f"{table} is not UTF-8 text: {error}") from None
@@ -165,7 +165,7 @@ def json_records(place: Place, file: str, columns: Columns = ANY) -> Iterator[Re
         lines = scan(place, file)
     except OSError as error:
         if isinstance(place, RemotePlace):
-            raise  # the network: the job goes on when it is started again
+            raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{file} cannot be read: {error}") from None
     with lines as opened:
         number = 0

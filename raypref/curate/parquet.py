@@ -26,7 +26,7 @@ GROUP_BYTES = 2**32  # of what is read of a row group: a small file can unpack t
 def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
     """Every row of every file, in order; of a list of captions each is an input of its own.
 
-    A file that is none is a row with the reason.
+    A file that cannot be read becomes one dropped row, with the reason.
 
     Raises:
         InputError: a file has no columns of images and captions, or not one file is sound.
@@ -148,7 +148,7 @@ def image(place: Place, file: str, column: str, row: int, *, max_bytes: int) -> 
         value = _cell(place, file, size, column, row)
     except (OSError, KeyError, pa.ArrowException) as error:
         if isinstance(place, RemotePlace) and isinstance(error, OSError):
-            raise  # the network: the job goes on when it is started again
+            raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{file}: {error}") from None
     # Hugging Face's image struct may hold a path instead of bytes: never followed, a foreign file
     # could then name any file of this machine.
@@ -194,7 +194,7 @@ def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Sca
         table = pq.ParquetFile(opened, read_dictionary=once)
         for group in map(table.metadata.row_group, range(table.num_row_groups)):
             if (unpacked := _unpacked(group, columns)) > GROUP_BYTES:
-                said = f"{file}: captions of {unpacked} bytes in a row group"
+                said = f"{file}: the captions of a row group take {unpacked} bytes"
                 raise SourceError("too_many_bytes", said)
         for batch in table.iter_batches(_LISTS if nested else _BATCH, columns=columns):
             yield from zip(*(batch[column] for column in columns), strict=True)
@@ -207,7 +207,7 @@ def _sound(place: Place, file: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         if isinstance(place, RemotePlace) and isinstance(error, OSError):
-            raise  # the network: the job goes on when it is started again
+            raise  # a network failure: the same command resumes
         raise damage(place, file, f"{file} is not a sound Parquet file: {error}") from None
 
 

@@ -46,7 +46,7 @@ def read(
             data = file.read(wanted)
     except (OSError, pa.ArrowException) as error:
         if isinstance(place, RemotePlace):
-            raise  # the object is there: it is the network, and the job goes on when started again
+            raise  # the object exists, so the network failed: the same command resumes
         raise SourceError("unreadable_file", f"{name}: {error}") from None
     if size is None and (what := pointer(data)):
         raise SourceError("unreadable_file", f"{name} is {what}")
@@ -79,7 +79,7 @@ def damage(place: Place, name: str, said: str) -> SourceError:
 def sound_files(
     place: Place, files: Iterable[str], rows: Callable[[str], Iterator[Row]]
 ) -> Iterator[Row]:
-    """The rows of each file; one that cannot be read is a row with the reason.
+    """The rows of each file. A file that cannot be read becomes one dropped row, with the reason.
 
     Raises:
         InputError: not one of them can be read.

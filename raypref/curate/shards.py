@@ -88,7 +88,7 @@ class _Shard:
         self.shard = shard
         self.file = file
         self.seen: Counter[str] = Counter()
-        self.plain: dict[str, str] = {}  # key -> its image without a second suffix
+        self.plain: dict[str, str] = {}  # from a key to its image that has one suffix only
         self.texts: dict[str, list[Text]] = defaultdict(list)  # that no image has taken
         self.room = WAITING
         self.waiting: list[tuple[Row, str | None]] = []  # and the image's name, if it has no text

@@ -325,14 +325,16 @@ class _Cells:
     def at(self, row: int) -> Any:
         """The cell of a row of the group. Rows are asked for in order, or it begins anew."""
         with self.lock:
-            if self.rows is None or row < self.last:
+            rows, self.rows = self.rows, None  # after an error in between it begins anew
+            if rows is None or row < self.last:
                 table = pq.ParquetFile(self.file)
-                self.rows = table.iter_batches(1, row_groups=[self.group], columns=[self.column])
+                rows = table.iter_batches(1, row_groups=[self.group], columns=[self.column])
                 self.last = -1
-            for batch in itertools.islice(self.rows, row - self.last):
+            for batch in itertools.islice(rows, row - self.last):
                 self.cell = batch[self.column]
-            self.last = row
-            assert self.cell is not None
+                self.last += 1
+            assert self.cell is not None and self.last == row, f"{self.file} has no such row"
+            self.rows = rows
             return self.cell[0].as_py()
 
 
