@@ -192,8 +192,10 @@ def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
             need = getattr(section, "resources", None)
             if step.needs and not step.done and need is not None:
                 # A pool begins with one worker, a training with all of them.
-                training = isinstance(section, StageConfig)
-                workers = section.min_workers or need.workers if training else 1
+                if isinstance(section, StageConfig):
+                    workers = section.min_workers or need.workers
+                else:
+                    workers = 1
                 require_nodes(f"{name}.resources", need, workers=workers)
 
 
