@@ -396,5 +396,6 @@ def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
     results = {name: shown_as(name, run.alignment.stages) for name in run.trained}
     write_bytes(f"{tmp_path}/run/stage2/{FILE_NAME}", b"x")
     write_bytes(f"{tmp_path}/run/stage2_alone/{FILE_NAME}", b"of settings that were replaced")
-    (link,) = collect._links(f"{tmp_path}/run", {}, results, "")
-    assert (link.text, link.href) == (shown, f"../stage2/{FILE_NAME}")
+    write_bytes(f"{tmp_path}/run/stage2/kohya.safetensors", b"x")
+    links = [link.text for link in collect._links(f"{tmp_path}/run", {}, results, "")]
+    assert links == [shown, f"{shown}, for ComfyUI and A1111"]

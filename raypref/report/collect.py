@@ -246,7 +246,9 @@ def _links(
     fs, root = filesystem(folder)
     # Of these trainings alone: others may be there from settings that were replaced.
     weights = [(f"{n}/{FILE_NAME}", "LoRA", model_label(shown)) for n, shown in results.items()]
-    weights += [(f"{n}/{KOHYA_FILE}", "LoRA", "for ComfyUI and A1111") for n in results]
+    for name, shown in results.items():
+        text = f"{model_label(shown)}, for ComfyUI and A1111"
+        weights.append((f"{name}/{KOHYA_FILE}", "LoRA", text))
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in results]
     links = [
         Link(what, text, f"../{path}")
