@@ -394,8 +394,7 @@ def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
     train = json.dumps(["stage2"] if start == "base" else [start, "stage2"])
     run = Run(load(RunConfig, "tiny", [f"stage2.start={start}", f"train={train}"]))
     results = {name: shown_as(name, run.alignment.stages) for name in run.trained}
-    write_bytes(f"{tmp_path}/run/stage2/{FILE_NAME}", b"x")
-    write_bytes(f"{tmp_path}/run/stage2_alone/{FILE_NAME}", b"of settings that were replaced")
-    write_bytes(f"{tmp_path}/run/stage2/kohya.safetensors", b"x")
+    for name in (f"stage2/{FILE_NAME}", "stage2/kohya.safetensors", f"stage2_alone/{FILE_NAME}"):
+        write_bytes(f"{tmp_path}/run/{name}", b"x")  # the last: of settings that were replaced
     links = [link.text for link in collect._links(f"{tmp_path}/run", {}, results, "")]
     assert links == [shown, f"{shown}, for ComfyUI and A1111"]
