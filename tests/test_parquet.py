@@ -66,7 +66,7 @@ def test_captions_that_unpack_to_gigabytes_are_not_read(tmp_path, monkeypatch):
     pq.write_table(texts, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "a.parquet").stat().st_size < 2**16
     monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**22)
-    with pytest.raises(InputError, match=r"a\.parquet: captions of \d+ bytes"):
+    with pytest.raises(InputError, match=r"a\.parquet: the captions of a row group take \d+ bytes"):
         index(tmp_path)
 
 
