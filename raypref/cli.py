@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from raypref.cluster import connected, submitted
-from raypref.config import InputError, describe, load, presets, to_toml
+from raypref.config import InputError, load, presets, to_toml
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
 from raypref.execute import execute, plan
+from raypref.key_help import describe
 from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
 from raypref.room import no_room
@@ -42,7 +43,7 @@ usage: python {script} [PRESET | FILE.toml] [key=value ...] [--dry-run] [--redo]
 
   PRESET        one of: {presets}   (default {default})
   FILE.toml     your own settings; may begin with: extends = "PRESET"
-  key=value     overrides one setting, as stage2.beta=1000
+  key=value     overrides one setting, as train.stage2.beta=1000
   --dry-run     print the resolved settings and what each step would do, then stop
   --redo        replace results in the run's folder that were made with other settings
   --help        this text
@@ -111,7 +112,9 @@ def _work(arguments: Sequence[str], *, only: Collection[str], result: str) -> in
         return DONE
     run = execute(config, only=only, redo="--redo" in flags)
     if result == "Report":
-        print(f"\n{closing(run.evaluation.summary, final=run.final_model)}\n")
+        print(
+            f"\n{closing(run.evaluation.summary, final=run.alignment.final, labels=run.labels)}\n"
+        )
         print(f"Time: {duration(time.monotonic() - began)}")
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
         print(f"{name}: {run.folder}/{RESULTS[name].format(final=run.alignment.final)}")

@@ -1,4 +1,4 @@
-"""The mechanism of configuration: load a preset, override keys, explain them, fingerprint them.
+"""The mechanism of configuration: load a preset, override keys, check and fingerprint them.
 
 The settings themselves live beside the code that reads them (`ColorConfig` in
 `curate/colorfulness.py`, ...); `pipeline.py` composes them into `RunConfig`.
@@ -11,16 +11,18 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 PRESETS = Path(__file__).parent / "presets"
+NAME = "NAME"  # stands in `--help` for the name of a table that the user names
 
 
 class InputError(ValueError):
@@ -34,6 +36,7 @@ class Section(BaseModel):
     """Base of every group of settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    renamed: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions, to those of today
 
 
 def setting(
@@ -90,6 +93,43 @@ class Resources(Section):
 S = TypeVar("S", bound=Section)
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Marks a field of tables that the user names, as `[train.NAME]`.
+
+    Each is a section of one of several kinds; one of its own keys says of which.
+
+    Args:
+        key: the key that says of which kind a table is.
+        kinds: the kinds, by the value of that key. Called late: kinds may be registered.
+    """
+
+    key: str
+    kinds: Callable[[], Mapping[str, type[Section]]]
+
+    def layered(self, under: Any, over: Any) -> Any:
+        """One table over another; where the kind changes, keys of the old kind are left out."""
+        if not (isinstance(under, dict) and isinstance(over, dict)):
+            return over
+        kind = self.kinds().get(over.get(self.key, ""))
+        if kind is not None and over[self.key] != under.get(self.key):
+            under = {name: value for name, value in under.items() if name in kind.model_fields}
+        return _merge(under, over)
+
+    def fields(self) -> Iterator[tuple[str, FieldInfo]]:
+        """All keys of all kinds; the line of one that not all have begins with those that do."""
+        kinds = self.kinds()
+        found = {key: field for kind in kinds.values() for key, field in fields_of(kind)}
+        for key, field in found.items():
+            own = [name for name, kind in kinds.items() if key.split(".")[0] in kind.model_fields]
+            field = field._copy()
+            if key == self.key:
+                field.annotation = Literal[*kinds]  # type: ignore[assignment]
+            if len(own) < len(kinds):
+                field.description = f"{', '.join(own)}: {field.description}"
+            yield key, field
+
+
 def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
     """Read a preset or TOML file, apply `key=value` overrides, validate.
 
@@ -97,32 +137,40 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
         model: the section class to build, usually `RunConfig`.
         source: the name of a preset, or the path of a TOML file. A file may begin with
             `extends = "preset or path"`, a path being relative to the file it stands in.
-        overrides: strings such as `"stage2.beta=1000"`; values are read as TOML, and as plain
+        overrides: strings such as `"train.stage2.beta=1000"`; values are read as TOML, and as plain
             text where they are not valid TOML or the setting is text (`run=2024-05-01`).
 
     Raises:
         InputError: unknown preset, file, key or value; the message names it.
     """
-    values = _read(source)
-    kinds = {key: field.annotation for key, field in _fields(model)}
+    kinds = {key: field.annotation for key, field in fields_of(model)}
+    given: dict[str, Any] = {}
     for override in overrides:
         key, _, text = (part.strip() for part in override.partition("="))
         if "=" not in override or not key:
-            raise InputError(f"'{override}' is not key=value (for example stage2.beta=1000)")
-        _assign(values, key, _parse(text, kinds.get(key)))
-    return build(model, values)
+            raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
+        kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
+        _assign(given, key, _parse(text, kind))
+    return build(model, _layered(model, _read(model, source), given))
 
 
-def build(model: type[S], values: Mapping[str, Any]) -> S:
+def build(model: type[S], values: Mapping[str, Any], *, prefix: str = "") -> S:
     """Validate nested values against a section class.
+
+    Args:
+        model: the section class to build.
+        values: nested values.
+        prefix: what stands before its keys in errors, as `train.stage2.`.
 
     Raises:
         InputError: a key is unknown or a value is wrong; names the key and the nearest known one.
     """
+    _refuse_renamed(model, values)
     try:
         return model.model_validate(_complete(model, values))
     except ValidationError as error:
-        raise InputError("; ".join(_explain_error(model, e) for e in error.errors())) from None
+        told = (_explain_error(model, e, prefix) for e in error.errors())
+        raise InputError("; ".join(told)) from None
 
 
 def replaced(section: S, changes: Mapping[str, Any]) -> S:
@@ -131,10 +179,10 @@ def replaced(section: S, changes: Mapping[str, Any]) -> S:
     Raises:
         InputError: a key is unknown or a value is wrong; names the key and the nearest known one.
     """
-    values = section.model_dump()
+    given: dict[str, Any] = {}
     for key, value in changes.items():
-        _assign(values, key, value)
-    return build(type(section), values)
+        _assign(given, key, value)
+    return build(type(section), _layered(type(section), section.model_dump(), given))
 
 
 def presets() -> list[str]:
@@ -143,7 +191,7 @@ def presets() -> list[str]:
 
 
 def flatten(section: Section) -> dict[str, Any]:
-    """The settings as `{"stage2.beta": 2000.0, ...}`."""
+    """The settings as `{"train.stage2.beta": 2000.0, ...}`."""
     return {key: value for key, value, _ in _leaves(section)}
 
 
@@ -163,22 +211,11 @@ def first_line(error: BaseException, *, limit: int = 160) -> str:
     return ": ".join([type(error).__name__, *(line[:limit] for line in lines[:1])])
 
 
-def describe(model: type[Section]) -> list[str]:
-    """Lines `key  type  default  what it does` for every setting, in order of declaration."""
-    rows = []
-    for key, field in _fields(model):
-        default = "required" if field.is_required() else _toml_value(field.default)
-        kind = _type_name(field.annotation)
-        rows.append((key, kind, default, field.description or ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return [f"{k:<{widths[0]}}  {t:<{widths[1]}}  {d:<14}  {doc}" for k, t, d, doc in rows]
-
-
 def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes out, as dotted keys.
 
     Args:
-        sections: named parts of a configuration, as `{"stage1": cfg.stage1, "seed": cfg.seed}`.
+        sections: named parts of a configuration, as `{"base": cfg.base, "seed": cfg.seed}`.
     """
     found: dict[str, Any] = {}
     for name, part in sections.items():
@@ -213,12 +250,14 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill every group from its own default, or an empty one, and what is given.
 
-    A group given in part keeps the rest of its default (`stage1: StageConfig = StageConfig(...)`),
+    A group given in part keeps the rest of its default (`cache: CacheConfig = CacheConfig(...)`),
     and errors name the missing key within a group that is not given at all.
     """
     complete = dict(values)
     for name, field in model.model_fields.items():
         kind = _section_class(field.annotation)
+        if kind is None and tables_of(field):
+            complete = _layered(model, {name: field.default}, complete)
         if kind is None:
             continue
         default = field.default.model_dump() if isinstance(field.default, Section) else {}
@@ -228,7 +267,7 @@ def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]
     return complete
 
 
-def _read(source: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(model: type[Section], source: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = extended_by[-1].parent if extended_by else Path()
     path = beside / source if source.endswith(".toml") else PRESETS / f"{source}.toml"
     if path in extended_by:
@@ -243,7 +282,25 @@ def _read(source: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = values.pop("extends", "")
     if not isinstance(parent, str):
         raise InputError(f"{path}: extends={parent!r} is not the name of a preset or TOML file")
-    return _merge(_read(parent, (*extended_by, path)), values) if parent else values
+    if not parent:
+        return values
+    return _layered(model, _read(model, parent, (*extended_by, path)), values)
+
+
+def _layered(model: type[Section], under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Values over others, as a file over the preset that it extends."""
+    layered = _merge(under, over)
+    for name, field in model.model_fields.items():
+        marked, below, above = tables_of(field), under.get(name), over.get(name)
+        if marked and isinstance(below, dict) and isinstance(above, dict):
+            tables = {key: marked.layered(below.get(key, {}), above[key]) for key in above}
+            layered[name] = {**below, **tables}
+    return layered
+
+
+def tables_of(field: FieldInfo) -> Tables | None:
+    """The mark of a field of tables that the user names; None for any other."""
+    return next((mark for mark in field.metadata if isinstance(mark, Tables)), None)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -277,17 +334,20 @@ def _section_class(annotation: Any) -> type[Section] | None:
     return annotation if is_section else None
 
 
-def _fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def fields_of(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of a section class, with its field, in order of declaration."""
     for name, field in model.model_fields.items():
         kind = _section_class(field.annotation)
         if kind is not None:
             default = field.default
-            for key, inner in _fields(kind, f"{prefix}{name}."):
+            for key, inner in fields_of(kind, f"{prefix}{name}."):
                 own = key.removeprefix(f"{prefix}{name}.")
                 if isinstance(default, Section):
                     inner = inner._copy()
                     inner.default = _get(default, own)
                 yield key, inner
+        elif marked := tables_of(field):
+            yield from ((f"{prefix}{name}.{NAME}.{key}", inner) for key, inner in marked.fields())
         else:
             yield f"{prefix}{name}", field
 
@@ -304,25 +364,30 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
         value = section.__dict__[name]
         if isinstance(value, Section):
             yield from _leaves(value, f"{prefix}{name}.")
+        elif tables_of(field):
+            for key, table in value.items():
+                yield from _leaves(table, f"{prefix}{name}.{key}.")
         else:
             yield f"{prefix}{name}", value, field
 
 
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    literal = [repr(a) for a in get_args(annotation) if isinstance(a, str)]
-    return "|".join(literal) if literal else str(annotation).replace("NoneType", "none")
+def _refuse_renamed(model: type[Section], values: Mapping[str, Any]) -> None:
+    """Raise InputError for a key of an earlier version."""
+    for old in {*values} & {*model.renamed}:
+        key, inner = old, values[old]
+        while isinstance(inner, Mapping) and inner:
+            last = next(iter(inner))
+            key, inner = f"{key}.{last}", inner[last]
+        raise InputError(f"'{key}' is '{model.renamed[old]}{key.removeprefix(old)}' now")
 
 
-def _toml_value(value: Any) -> str:
-    return '""' if value == "" else str(value)
-
-
-def _explain_error(model: type[Section], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _explain_error(model: type[Section], error: Any, prefix: str) -> str:
+    told = error.get("ctx", {}).get("error")
+    if isinstance(told, InputError):  # of a validator, which names the key itself
+        return str(told)
+    key = prefix + ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = [name for name, _ in _fields(model)]
+        known = [prefix + name for name, _ in fields_of(model)]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         return f"unknown key '{key}'; the nearest known key is '{near[0]}' (--help lists all)"
     if error["type"] == "missing":

@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from raypref.align.stage import StageConfig
-from raypref.align.trainings import BY_WEIGHT
 from raypref.alone import only_job_in
 from raypref.cluster import require_nodes, start_ray
 from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
@@ -28,9 +26,10 @@ from raypref.versions import versions
 
 log = logging.getLogger(__name__)
 
-# The steps of the jobs that do a part of the run.
+# The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
+TRAININGS = "trainings"
 CURATE = ("pairs", "export")
-ALIGN = ("cache", "start", *BY_WEIGHT)
+ALIGN = ("cache", "start", TRAININGS)
 EVALUATE = ("evaluation", "fused", "card", "report")
 # Sections of the settings whose models a step needs in any case, where they are not its own name.
 PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
@@ -40,9 +39,14 @@ def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
     """What each step would do, a line each, without doing it."""
     lines = []
     for step in run.steps:
-        ours = not only or step.name in only
-        lines.append(f"{step.name:<13} {_outlook(step) if ours else 'not part of this job'}")
+        outlook = _outlook(step) if is_part(step, only) else "not part of this job"
+        lines.append(f"{step.name:<13} {outlook}")
     return lines
+
+
+def is_part(step: Step, only: Collection[str]) -> bool:
+    """Whether a job does a step: it is named, or a training where all are; empty names all."""
+    return not only or step.name in only or (step.trains and TRAININGS in only)
 
 
 def _outlook(step: Step) -> str:
@@ -69,7 +73,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     """
     run = Run(config)
     log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
-    waiting = [step for step in run.steps if not only or step.name in only]
+    waiting = [step for step in run.steps if is_part(step, only)]
     _require_steps_before(run, waiting)
     stale = _stale(waiting)
     if stale and not redo:
@@ -104,7 +108,7 @@ def carry_out(
     Raises:
         InputError: wrong settings or data, or missing models.
     """
-    waiting = [step for step in run.steps if not only or step.name in only]
+    waiting = [step for step in run.steps if is_part(step, only)]
     with waiting_for("looking for the models and the data"):
         _check(waiting)
     if any(step.needs and not step.done for step in waiting):
@@ -187,16 +191,17 @@ def _check(waiting: Iterable[Step]) -> None:
 def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
     """Refuse what a Ray started here can never begin, before the first pass and not after it."""
     for step in waiting:
-        for name in PASSES.get(step.name, (step.name.removesuffix("_alone"),)):
-            section = getattr(config, name, None)
-            need = getattr(section, "resources", None)
-            if step.needs and not step.done and need is not None:
-                # A pool begins with one worker, a training with all of them.
-                if isinstance(section, StageConfig):
-                    workers = section.min_workers or need.workers
-                else:
-                    workers = 1
-                require_nodes(f"{name}.resources", need, workers=workers)
+        if not step.needs or step.done:
+            continue
+        if step.trains:  # it begins with all its workers, a pool with one
+            training = config.train[step.name]
+            workers = training.min_workers or training.resources.workers
+            require_nodes(f"train.{step.name}.resources", training.resources, workers=workers)
+            continue
+        for name in PASSES.get(step.name, (step.name,)):
+            need = getattr(getattr(config, name, None), "resources", None)
+            if need is not None:
+                require_nodes(f"{name}.resources", need, workers=1)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The whole run on one screen: its configuration and the order of its steps.
+"""The whole run: its configuration and the order of its steps.
 
-    pairs -> cache -> the trainings that `train` names -> evaluation -> card -> report
+    pairs -> cache -> the trainings that `trainings` names -> evaluation -> card -> report
 
 How the steps are run, skipped, resumed or refused is in `execute.py`.
 
@@ -16,14 +16,12 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from raypref.align import trainings
+from raypref.align import plan
 from raypref.align.alignment import Alignment
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.check import check_pairs
-from raypref.align.stage import StageConfig
-from raypref.align.trainings import Training
 from raypref.config import InputError, Section, results_of, setting, to_toml, without_secrets
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
@@ -52,23 +50,27 @@ log = logging.getLogger(__name__)
 class RunConfig(CurateConfig):
     """All settings of a run: those of curation, and these."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "stage1": "train.stage1",
+        "stage2": "train.stage2",
+        "sft": "train.sft",
+    }
+
     run: str = setting("run", "name of the run; its folder is <storage>/<run>", min_length=1)
     storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
     base: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     cache: CacheConfig = CacheConfig()
-    train: tuple[Training, ...] = setting(
+    trainings: tuple[str, ...] = setting(
         ("stage1", "stage2", "stage2_alone"),
-        "trainings in order: stage1, stage2, stage2_alone (from where stage 1 starts), sft",
+        "trainings of this run, by their names in [train.NAME]; their starts are trained too",
         affects_result=False,
         min_length=1,
     )
+    train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
     training_seed: int = setting(
         0, "added to seed in trainings alone: others of the same settings, from the same pairs"
     )
-    stage1: StageConfig = StageConfig(objective="dro", steps=1600, ema_decay=0.9999)
-    stage2: StageConfig = StageConfig(start="stage1", lr=2.56e-6, warmup_steps=125)
-    sft: StageConfig = StageConfig(objective="sft", steps=1600, ema_decay=0.9999)
     evaluate: GenerateConfig = GenerateConfig()
     rewards: RewardsConfig = RewardsConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -89,6 +91,7 @@ class Step:
     run: Callable[[], Work]
     needs: tuple[Callable[[], object], ...] = ()  # each raises InputError for a missing model
     read: bool = True  # whether later steps read what it makes
+    trains: bool = False  # whether it is a training
 
     @property
     def done(self) -> bool:
@@ -135,10 +138,11 @@ class Run:
         """Encoded pairs to LoRAs."""
         c = self.config
         return Alignment(
-            trainings.settle(c.train, stage1=c.stage1, stage2=c.stage2, sft=c.sft),
+            plan.ordered(c.trainings, c.train),
             base=c.base,
             lora=c.lora,
             cache=self.cache,
+            pairs=self.curation.pairs,
             place=self.place,
             seed=c.seed + c.training_seed,
         )
@@ -149,9 +153,9 @@ class Run:
         return self.alignment.trained
 
     @property
-    def final_model(self) -> str:
-        """The model that the run is about, by its name in the tables."""
-        return trainings.shown_as(self.alignment.final, self.alignment.stages)
+    def labels(self) -> dict[str, str]:
+        """Names for people of the models that this run makes and of the base, in order."""
+        return plan.labels(self.alignment.trainings)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -166,6 +170,7 @@ class Run:
             c.table,
             pairs=self.curation.pairs,
             loras=self._adapters,
+            labels=self.labels,
             folder=join(self.folder, "evaluation"),
             place=self.place,
         )
@@ -177,7 +182,10 @@ class Run:
             for name, own in self.alignment.shown.items()
             if self.models is None or name in self.models
         }
-        return trained | other_loras(self.config.evaluate.loras)
+        others = other_loras(self.config.evaluate.loras)
+        if taken := sorted({*others} & {*self.labels}):
+            raise InputError(f"evaluate.loras.{taken[0]}: the run has a model of this name itself")
+        return trained | others
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -191,7 +199,7 @@ class Run:
             for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
         )
         starts: tuple[Callable[[], object], ...] = (base,)
-        if align.imports:
+        if align.weights:
             starts = (base, align.check_starts)
         adapter = partial(parts.check_adapter, c.base, c.lora)
         train = [
@@ -199,9 +207,10 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (*starts, adapter, partial(_check_workers, name, job.stage)),
+                (*starts, adapter, partial(align.check_workers, name)),
+                trains=True,
             )
-            for name, job in align.jobs.items()
+            for name in align.trainings
         ]
         return [
             Step(
@@ -216,7 +225,7 @@ class Run:
                 else []
             ),
             Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
-            *([Step("start", self._starts, self._bring_in, starts)] if align.imports else []),
+            *([Step("start", self._starts, self._bring_in, starts)] if align.weights else []),
             *train,
             Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
             *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
@@ -259,7 +268,7 @@ class Run:
         return Work(len(self.alignment.starts), "LoRAs")
 
     def _train(self, name: str) -> Work:
-        from raypref.align.train import train_stage
+        from raypref.align.train import train_on_workers
 
         job, ledger = self.alignment.jobs[name], self.trained[name]
         ledger.begin()
@@ -270,10 +279,10 @@ class Run:
             busy += metrics["seconds"]
             follow(metrics)
 
-        follow = self._follower(name, job.stage.steps)
-        train_stage(job, on_step=on_step)
-        ledger.commit(expected=0, counts={"steps": job.stage.steps})
-        return Work(job.stage.steps, "steps", busy)
+        follow = self._follower(name, job.training.steps)
+        train_on_workers(job, on_step=on_step)
+        ledger.commit(expected=0, counts={"steps": job.training.steps})
+        return Work(job.training.steps, "steps", busy)
 
     def _follower(self, name: str, steps: int) -> Callable[[StepMetrics], None]:
         """Turns a training's metrics into progress lines and MLflow metrics."""
@@ -333,19 +342,19 @@ class Run:
         c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
         if final.state() != "complete" or self.curation.pairs.state() != "complete":
             return Work(0, "cards")
-        stages = self.alignment.stages
-        chain = trainings.lineage(self.alignment.final, stages)
-        first = stages[chain[0]].start
+        trainings = self.alignment.trainings
+        chain = plan.lineage(self.alignment.final, trainings)
+        first = trainings[chain[0]].start
         card = model_card(
             name=c.run,
             base=c.base,
             licence=c.model.license,
             photographs=c.source.license,
             counts=self.curation.pairs.manifest()["counts"],
-            starts_from=first if trainings.is_weights(first) else "",
-            stages={name: _results_of(stages[name]) for name in chain},
+            starts_from=first if plan.is_weights(first, trainings) else "",
+            trainings={name: _results_of(trainings[name]) for name in chain},
             lora=_results_of(c.lora),
-            table=tables.markdown(ev.summary) if ev.complete else "",
+            table=tables.markdown(ev.summary, labels=self.labels) if ev.complete else "",
             fused=c.model.fused,
         )
         write_bytes(join(final.path, "README.md"), card.encode())
@@ -365,11 +374,11 @@ class Run:
             pairs=self.curation.pairs,
             min_gap=self.config.select.min_gap,
             trained=self.trained,
-            results={n: trainings.shown_as(n, self.alignment.stages) for n in self.trained},
+            labels=self.labels,
             images=ev.images.ledgers,
             table=ev.tabulate() if ev.complete else None,
             categories=ev.categories if ev.complete else None,
-            final=self.final_model,
+            final=self.alignment.final,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,
         )
@@ -378,15 +387,6 @@ class Run:
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return placed(self.place, name, results_of(parts))
-
-
-def _check_workers(name: str, stage: StageConfig) -> None:
-    if not 1 <= stage.resources.workers <= stage.batch:
-        key = name.removesuffix("_alone")
-        raise InputError(
-            f"{key}.resources.workers={stage.resources.workers}: every worker takes a share of a "
-            f"step's samples, so it is 1 to {key}.batch={stage.batch}"
-        )
 
 
 def _results_of(section: Section) -> dict[str, Any]:

@@ -213,7 +213,7 @@ class Plain:
     def step(self) -> None:
         """Accumulate over the batch, clip, AdamW, moving average."""
         n, stage = len(self.losses), self.stage
-        if n % stage.policy_lag == 0:
+        if stage.objective == "dro" and n % stage.policy_lag == 0:
             self.policy = copy.deepcopy(self.learner)
         total = 0.0
         for index in range(stage.batch):
@@ -249,7 +249,7 @@ class Plain:
         flip = flip_draw < stage.flip
         prompt = self.prompt("" if drop_draw < stage.caption_dropout else self.pairs[pair][0])
         rolled = stage.objective == "dro" and stage.policy_state == "trajectory"
-        n = stage.rollout_steps
+        n = stage.rollout_steps if stage.objective == "dro" else 0
         if rolled:
             offset = int(torch.randint(T // n, (), generator=g))
             stop = int(torch.randint(n, (), generator=g))

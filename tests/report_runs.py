@@ -16,7 +16,13 @@ from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.report.views import ReportData
 
-MODELS = ("base", "stage2_alone", "stage1", "both")
+MODELS = ("base", "stage2_alone", "stage1", "stage2")
+LABELS = {
+    "base": "base",
+    "stage2_alone": "stage 2 alone",
+    "stage1": "stage 1",
+    "stage2": "stage 1 + stage 2",
+}
 TWINS = pa.schema(
     [
         ("id", pa.string()),
@@ -113,7 +119,7 @@ def history(stage: str, steps: int) -> list[StepMetrics]:
     for step in range(1, steps + 1):
         fall, noise = 1 - np.exp(-3 * step / steps), rng.normal(0, 0.002)
         row = {"step": step, "loss": 0.69 - 0.1 * fall + noise, "diff": -0.02 * fall + noise}
-        row |= {"winner_gap": -0.01 * fall + noise, "loser_gap": 0.01 * fall + noise}
+        row |= {"chosen_gap": -0.01 * fall + noise, "rejected_gap": 0.01 * fall + noise}
         own = "hinge_active" if stage == "stage1" else "implicit_accuracy"
         row |= {own: 0.5 + 0.3 * fall + 10 * noise, "grad_norm": 0.3 + noise, "lr": 2e-5}
         rows.append({**row, "seconds": 1.9 + noise})
@@ -188,7 +194,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
     distance.loc[distance["model"] == "base", ["gain", "gain_low", "gain_high"]] = np.nan
     done = {"state": "done", "unit": "rows"}
     return collect(
-        final="both",
+        final="stage2",
         name="browser",
         config_toml='run = "browser"\n',
         seed=0,
@@ -205,7 +211,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         pairs=pairs,
         min_gap=0.02,
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
-        results={"stage1": "stage1", "stage2": "both"},
+        labels=LABELS,
         images=image_ledgers(folder),
         table=pd.concat([summary, distance], ignore_index=True),
         categories=statistics.by_category(scores, groups, resamples=200),

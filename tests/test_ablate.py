@@ -83,7 +83,7 @@ def test_all_tables_of_the_paper_share_the_base_ours_and_stage_1(tiny):
     ours = {
         tuple(ledger.path for ledger in row.steps[-1].ledgers())
         for row in rows
-        if row.row.name == "both" and row.config
+        if row.row.name == "stage2" and row.config
     }
     assert len(ours) == 1
 
@@ -97,8 +97,8 @@ def test_a_figure_has_the_rows_that_the_paper_has_for_the_base_model(tiny):
             ("sd35m", replaced(tiny, {"base.family": "sd35m"})),
         )
     }
-    assert of["sd15"] == ["base", "spo", "diffusion_dpo", "both", "diffusion_dpo_both"]
-    assert of["sd35m"] == ["base", "diffusion_dpo", "flowgrpo", "both", "flowgrpo_both"]
+    assert of["sd15"] == ["base", "spo", "diffusion_dpo", "stage2", "diffusion_dpo_both"]
+    assert of["sd35m"] == ["base", "diffusion_dpo", "flowgrpo", "stage2", "flowgrpo_both"]
 
 
 def test_what_is_missing_for_a_row_is_named(tiny):
@@ -110,7 +110,7 @@ def test_what_is_missing_for_a_row_is_named(tiny):
         "base",
         *(f"{before}{n * 96 // 512} pairs (paper: {n})" for before, n in PAIRS),
     ]
-    assert rows["both"].given
+    assert rows["stage2"].given
 
 
 def test_sd15_plans_the_papers_figures(tmp_path):
@@ -137,10 +137,10 @@ def test_sd15_plans_the_papers_figures(tmp_path):
     ("key", "value", "first"),
     [
         ("table.resamples", 500, None),
-        ("stage1.resources.workers", 1, None),
+        ("train.stage1.resources.workers", 1, None),
         ("evaluate.steps", 3, "evaluation"),
-        ("stage2.beta", 7.0, "stage2"),
-        ("stage1.lr", 1e-3, "stage1"),
+        ("train.stage2.beta", 7.0, "stage2"),
+        ("train.stage1.lr", 1e-3, "stage1"),
         ("lora.rank", 2, "stage1"),
         ("select.top_k", 5, "pairs"),
         ("perturb.steps", 3, "pairs"),
@@ -165,17 +165,23 @@ def test_more_pairs_are_found_among_the_same_twins(tiny):
 
 
 def test_the_base_models_images_are_the_same_for_all_rows(tiny):
-    one, other = planned(tiny), planned(tiny, set={"stage2.beta": 7.0})
+    one, other = planned(tiny), planned(tiny, set={"train.stage2.beta": 7.0})
     images = [row.run.evaluation.images.ledgers for row in (one, other)]
     assert images[0]["base"].path == images[1]["base"].path
-    assert images[0]["both"].path != images[1]["both"].path
+    assert images[0]["stage2"].path != images[1]["stage2"].path
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"set": {"stage2.betta": 1}}, "unknown key 'stage2.betta'; the nearest known key is"),
-        ({"set": {"stage2.beta": -1}}, "stage2.beta=-1: input should be greater than 0"),
+        (
+            {"set": {"train.stage2.betta": 1}},
+            "unknown key 'train.stage2.betta'; the nearest known key is",
+        ),
+        (
+            {"set": {"train.stage2.beta": -1}},
+            "train.stage2.beta=-1: input should be greater than 0",
+        ),
         ({"times": {"run": 2}}, "times: 'run' is not a number"),
         ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
         ({"model": "stage7"}, "model=stage7: the run has base, stage1"),
@@ -244,7 +250,7 @@ def test_estimates_come_from_what_was_measured(tiny, tmp_path):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"steps": {"stage1": told}}))
     (folder / "config.toml").write_text(
-        '[base]\nmodel = "tiny:sd15"\n[stage1]\nbatch = 8\nresources = {workers = 2}\n'
+        '[base]\nmodel = "tiny:sd15"\n[train.stage1]\nbatch = 8\nresources = {workers = 2}\n'
     )
     # Twice the samples a step, four times the steps: 40 s became 320 s.
     cost = Rates(str(tmp_path)).cost(steps["stage1"])
@@ -268,17 +274,17 @@ def test_what_a_table_asks_of_the_settings_is_seen_before_any_work(tiny):
     wrong = Table.model_validate({"title": "T", "rows": rows, "x": "base.model"})
     with pytest.raises(InputError, match=r"mine: x: 'base\.model' is not a number"):
         plan_text({"mine": wrong}, tiny)
-    space = {"stage2.beta": [1.0]}
+    space = {"train.stage2.beta": [1.0]}
     search = Table.model_validate({"title": "T", "search": {"space": space, "metric": "hpsv9"}})
     with pytest.raises(InputError, match=r"search\.metric='hpsv9' is not measured .*pickscore"):
         make({"mine": search}, tiny)
 
 
 NAMES = {
-    "table2": ["base", "both", "pickapic", "civitai"],
-    "table4": ["base", "diffusion_dpo", "text2image", "pixart", "sd35m", "both"],
-    "table6": ["base", "diffusion_dpo", "no_curation", "top", "color_top", "both"],
-    "table3": ["base", "stage2_alone", "stage1", "both"],
+    "table2": ["base", "stage2", "pickapic", "civitai"],
+    "table4": ["base", "diffusion_dpo", "text2image", "pixart", "sd35m", "stage2"],
+    "table6": ["base", "diffusion_dpo", "no_curation", "top", "color_top", "stage2"],
+    "table3": ["base", "stage2_alone", "stage1", "stage2"],
 }
 
 
@@ -301,7 +307,7 @@ def test_published_values_are_those_of_the_paper(shared_data):
     base = {"base": paper["table3"][0]["values"]}
     for name, series in (("figure8", "hpdv3"), ("figure8_civitai", "civitai_top")):
         rows = zip(
-            ("half", "both", "more", "double"), paper["figure8"][series].values(), strict=True
+            ("half", "stage2", "more", "double"), paper["figure8"][series].values(), strict=True
         )
         check(name, "sd15", base | dict(rows))
     for figure, sets in (
@@ -310,7 +316,7 @@ def test_published_values_are_those_of_the_paper(shared_data):
     ):
         for family, key in sets.items():
             rows = {
-                name.replace("+ours", "_both").replace("ours", "both").replace("-", "_"): values
+                name.replace("+ours", "_both").replace("ours", "stage2").replace("-", "_"): values
                 for name, values in paper["figure5_and_10"][key].items()
             }
             check(figure, family, rows)

@@ -94,7 +94,7 @@ def test_seeds_are_counted_one_by_one_and_their_spread_is_told():
 def test_a_failed_row_stands_at_its_place_with_its_reason():
     found = made({"base": 0.0, "b": 1.0})
     found.labels = {"base": "base", "a": "row a", "b": "row b"}
-    found.problems = {"a": "stage2.beta=-1 is wrong"}
+    found.problems = {"a": "train.stage2.beta=-1 is wrong"}
     lines = [line for line in results.markdown(found).splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines] == [
         "model",
@@ -103,12 +103,12 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
         "row a",
         "row b",
     ]
-    assert "stage2.beta=-1 is wrong" in lines[3]
+    assert "train.stage2.beta=-1 is wrong" in lines[3]
     assert {line.count("|") for line in lines} == {3}
     assert "row a" in results.csv(found)
     assert tables.PAPER not in results.markdown(found)
     found.published = {("a", "pickscore"): 21.03, ("a", "deqa"): 3.7}
-    assert "| row a | stage2.beta=-1 is wrong; paper 21.03 |" in results.markdown(found)
+    assert "| row a | train.stage2.beta=-1 is wrong; paper 21.03 |" in results.markdown(found)
     assert results.markdown(found).count(tables.PAPER) == 1
     rows = pd.read_csv(io.StringIO(results.csv(found)))
     of_a = rows[rows["model"] == "a"].set_index("metric")["published"]

@@ -17,7 +17,7 @@ LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
         *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
-        "alone",
+        *("alone", "key_help"),
     ],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],

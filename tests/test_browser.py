@@ -206,10 +206,10 @@ def test_prompt_gains_count_wins_ties_and_losses() -> None:
         for metric, values in {"pickscore": (21.5, 21.0, 20.0), "cmmd": (21.5, 21.0, 20.0)}.items()
         for prompt, value in enumerate(values)
         for seed in (1, 2)
-        for model, value in (("base", 21.0), ("both", value + (seed - 1.5) * 1e-3))
+        for model, value in (("base", 21.0), ("stage2", value + (seed - 1.5) * 1e-3))
     ]
     better, lower = prompt_gains(
-        pd.DataFrame(rows, columns=list(statistics.SCORES)), model="both", base="base"
+        pd.DataFrame(rows, columns=list(statistics.SCORES)), model="stage2", base="base"
     )
     assert (better.wins, better.ties, better.losses) == (1, 1, 1)
     assert [prompt for prompt, _ in better.gains] == ["p0", "p1", "p2"]

@@ -1,6 +1,7 @@
 """The command line: what it prints, and how it ends when the user got something wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from corpus import encode, scene
 
 from raypref import cli
-from raypref.config import InputError, describe, flatten, load
+from raypref.config import InputError, flatten, load
 from raypref.execute import EVALUATE, _require_steps_before, plan
+from raypref.key_help import describe
 from raypref.pipeline import Run, RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -49,20 +51,20 @@ def test_help_names_every_setting(arguments, capsys):
     assert "sd15, sd35m, tiny" in out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
     for key in flatten(load(RunConfig, "tiny")):
-        assert listed.count(key) == 1, key
+        assert listed.count(re.sub(r"^train\.\w+\.", "train.NAME.", key)) == 1, key
     assert all(f"  {line}" in out for line in describe(RunConfig))
 
 
 def test_dry_run_tells_and_leaves_nothing(here, capsys, tmp_path_factory):
     before = sorted(here.rglob("*"))
-    assert job("tiny", "run=mine", "stage2.beta=7", "source.path=photos", "--dry-run") == 0
+    assert job("tiny", "run=mine", "train.stage2.beta=7", "source.path=photos", "--dry-run") == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert sorted(here.rglob("*")) == before
     settings, steps = out.split(f"# Steps of {Path.cwd()}/runs/mine:\n")
     again = tmp_path_factory.mktemp("toml") / "again.toml"
     again.write_text(settings)
-    overrides = ["run=mine", "stage2.beta=7", "source.path=photos"]
+    overrides = ["run=mine", "train.stage2.beta=7", "source.path=photos"]
     assert load(RunConfig, str(again)) == load(RunConfig, "tiny", overrides)
     assert [line.split() for line in steps.splitlines()] == [["#", name, "run"] for name in STEPS]
 
@@ -90,9 +92,9 @@ def test_a_file_of_settings(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["stage2.bta=1"], ["'stage2.bta'", "'stage2.beta'"]),
-        (["stage2.beta=much"], ["stage2.beta='much'"]),
-        (["stage2.beta=-1"], ["stage2.beta=-1"]),
+        (["train.stage2.bta=1"], ["'train.stage2.bta'", "'train.stage2.beta'"]),
+        (["train.stage2.beta=much"], ["train.stage2.beta='much'"]),
+        (["train.stage2.beta=-1"], ["train.stage2.beta=-1"]),
         (["run="], ["run=''"]),
         (["--dryrun"], ["--dryrun", "--help"]),
         (["-x", "--redo"], ["-x"]),
@@ -200,7 +202,7 @@ def test_an_export_asked_for_later_holds_up_no_other_job(here):
 def test_the_scripts_exit_with_the_status():
     """One real process: exit status 2, a single line on stderr, nothing else said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "jobs" / "full_pipeline.py"), "stage2.bta=1"]
+    command = [sys.executable, str(ROOT / "jobs" / "full_pipeline.py"), "train.stage2.bta=1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""

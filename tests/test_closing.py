@@ -7,6 +7,7 @@ from raypref.evaluate.closing import closing
 from raypref.evaluate.statistics import SUMMARY
 
 NAN = (np.nan,) * 3
+LABELS = {"base": "base", "both": "stage 1 + stage 2"}
 
 
 def test_a_table_and_what_became_better():
@@ -19,7 +20,9 @@ def test_a_table_and_what_became_better():
         ("both", "cmmd", 7.0, 6.0, 8.0, -2.0, -2.5, -1.5, 24, 48, 0),
         ("other", "pickscore", 23.0, 22.0, 24.0, 3.0, 2.0, 4.0, 24, 48, 0),  # of another run
     ]
-    lines = closing(pd.DataFrame(rows, columns=list(SUMMARY)), final="both").splitlines()
+    lines = closing(
+        pd.DataFrame(rows, columns=list(SUMMARY)), final="both", labels=LABELS
+    ).splitlines()
     assert lines[0].split("  ")[-1].strip() == "CMMD ↓"
     assert lines[2].startswith("stage 1 + stage 2  21.00 [20.50, 21.50]  40.10 [38.00, 42.00]")
     start = lines.index("stage 1 + stage 2 against base:")
@@ -36,6 +39,6 @@ def test_a_model_that_was_not_scored_is_said_so():
         ("base", "cmmd", 9.0, 8.0, 10.0, *NAN, 24, 48, 0),
         ("both", "pickscore", 19.0, 18.5, 19.5, -1.0, -1.2, -0.8, 24, 48, 0),
     ]
-    text = closing(pd.DataFrame(rows, columns=list(SUMMARY)), final="both")
+    text = closing(pd.DataFrame(rows, columns=list(SUMMARY)), final="both", labels=LABELS)
     assert "not run" in text
     assert text.splitlines()[-1].endswith("worse")

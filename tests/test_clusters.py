@@ -178,8 +178,8 @@ def pools(config: RunConfig) -> dict[str, Resources]:
         "twins": shared_worker([stage.resources for stage in twins]),
         "cache": shared_worker([config.cache.resources]),
         "images": shared_worker([config.evaluate.resources]),
-        "stage1": config.stage1.resources,
-        "stage2": config.stage2.resources,
+        "stage1": config.train["stage1"].resources,
+        "stage2": config.train["stage2"].resources,
     }
 
 
@@ -228,7 +228,7 @@ def test_a_recipe_changes_no_result(name: str, preset: str) -> None:
 
 
 def test_what_does_not_fit_is_seen() -> None:
-    config = recipe("4x24gb.toml", "stage2.resources.workers=5")
+    config = recipe("4x24gb.toml", "train.stage2.resources.workers=5")
     assert set(does_not_fit(config, [(8, 4)])) == {"stage2"}
 
 

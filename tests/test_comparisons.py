@@ -1,23 +1,18 @@
-"""Comparisons: what winner and loser share, what a flip and a dropped caption do."""
+"""The samples of a step: what the sides share, what a flip and a dropped caption do."""
 
 import torch
 from diffusers import DDPMScheduler
-from training import LORA, denoiser, pairs
+from training import LORA, denoiser, pairs, training
 
-from raypref.align.comparisons import (
-    LEARNER,
-    OBJECTIVES,
-    POLICY,
-    REFERENCE,
-    Comparison,
-    Sample,
-)
-from raypref.align.stage import StageConfig
+from raypref.align.config import TrainingConfig
+from raypref.align.experience import Draw
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Samples
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import Denoiser
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-PLAIN = StageConfig(objective="dpo", caption_dropout=0.0, flip=0.0, rollout_steps=5)
+PLAIN = training("dpo", caption_dropout=0.0, flip=0.0)
+DRO = training("dro", caption_dropout=0.0, flip=0.0, rollout_steps=5)
 
 
 def network() -> Denoiser:
@@ -26,33 +21,35 @@ def network() -> Denoiser:
     return made
 
 
-def compare(stage: StageConfig, seeds: list[int], objective: str) -> Comparison:
-    samples = [Sample(i % 10, torch.Generator().manual_seed(seed)) for i, seed in enumerate(seeds)]
-    return OBJECTIVES[objective].compare(network(), pairs(), stage, samples)
+def made_by(stage: TrainingConfig, seeds: list[int]) -> Samples:
+    draws = [Draw(i % 10, torch.Generator().manual_seed(seed)) for i, seed in enumerate(seeds)]
+    return stage.experience()(network(), pairs(), stage, draws)
 
 
 def test_a_pair_shares_noise_timestep_and_caption() -> None:
-    made = compare(PLAIN, [1, 2, 3], "dpo")
-    assert torch.equal(made.winner_target_BCHW, made.loser_target_BCHW)
+    made = made_by(PLAIN, [1, 2, 3])
+    assert torch.equal(made.sides[0].target_BCHW, made.sides[1].target_BCHW)
     schedule = SCHEDULE.alphas_cumprod[made.timesteps_B].double().view(-1, 1, 1, 1)
     for b in range(3):
         # x_t - sqrt(1 - abar) noise = sqrt(abar) x0: within the posterior's spread of the mean.
-        for side, x in ((0, made.winner_BCHW), (1, made.loser_BCHW)):
-            x0 = (x[b] - (1 - schedule[b]).sqrt() * made.winner_target_BCHW[b]) / schedule[b].sqrt()
+        for side, x in ((0, made.sides[0].x_BCHW), (1, made.sides[1].x_BCHW)):
+            x0 = (x[b] - (1 - schedule[b]).sqrt() * made.sides[0].target_BCHW[b]) / schedule[
+                b
+            ].sqrt()
             mean, log_variance = pairs().moments[b, side, 0]
             assert ((x0 - mean) / torch.exp(0.5 * log_variance)).abs().max() < 6
     assert torch.equal(made.prompts.sequence_BLD, pairs().embeddings.sequence_BLD[:3])
 
 
-def test_the_flip_is_drawn_once_a_pair() -> None:
-    mirrored = compare(PLAIN.model_copy(update={"flip": 1.0}), [1, 2], "dpo")
-    straight = compare(PLAIN, [1, 2], "dpo")
-    assert torch.equal(mirrored.winner_target_BCHW, straight.winner_target_BCHW)
+def test_the_flip_is_drawn_once_per_pair() -> None:
+    mirrored = made_by(PLAIN.model_copy(update={"flip": 1.0}), [1, 2])
+    straight = made_by(PLAIN, [1, 2])
+    assert torch.equal(mirrored.sides[0].target_BCHW, straight.sides[0].target_BCHW)
     data = pairs()
     schedule = SCHEDULE.alphas_cumprod[straight.timesteps_B].double().view(-1, 1, 1, 1).sqrt()
     for side, a, b in (
-        (0, mirrored.winner_BCHW, straight.winner_BCHW),
-        (1, mirrored.loser_BCHW, straight.loser_BCHW),
+        (0, mirrored.sides[0].x_BCHW, straight.sides[0].x_BCHW),
+        (1, mirrored.sides[1].x_BCHW, straight.sides[1].x_BCHW),
     ):
         moved = (a - b) / schedule
         means = data.moments[:2, side, 1, 0] - data.moments[:2, side, 0, 0]
@@ -60,21 +57,21 @@ def test_the_flip_is_drawn_once_a_pair() -> None:
 
 
 def test_a_dropped_caption_is_the_empty_one() -> None:
-    made = compare(PLAIN.model_copy(update={"caption_dropout": 1.0}), [4, 5], "dpo")
+    made = made_by(PLAIN.model_copy(update={"caption_dropout": 1.0}), [4, 5])
     empty = pairs().unconditional.sequence_BLD
     assert torch.equal(made.prompts.sequence_BLD, empty.expand(2, -1, -1))
 
 
 def test_caption_dropout_and_flip_have_the_rate_asked_for() -> None:
     stage = PLAIN.model_copy(update={"caption_dropout": 0.2, "flip": 0.5})
-    made = compare(stage, list(range(400)), "dpo")
+    made = made_by(stage, list(range(400)))
     same = made.prompts.sequence_BLD == pairs().unconditional.sequence_BLD
     dropped = same.all(dim=(1, 2)).double().mean().item()
     assert 0.12 < dropped < 0.28  # 4 sigma around 0.2
 
 
 def test_timesteps_cover_the_schedule_evenly() -> None:
-    t = compare(PLAIN, list(range(500)), "dpo").timesteps_B
+    t = made_by(PLAIN, list(range(500))).timesteps_B
     assert t.min() >= 0
     assert t.max() <= 999
     counts = torch.histc(t.double(), bins=5, min=0, max=1000)
@@ -82,15 +79,15 @@ def test_timesteps_cover_the_schedule_evenly() -> None:
 
 
 def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own() -> None:
-    made = compare(PLAIN, [7, 8, 9], "dro")
+    made = made_by(DRO, [7, 8, 9])
     schedule = SCHEDULE.alphas_cumprod[made.timesteps_B].double().view(-1, 1, 1, 1)
-    x0 = made.winner_BCHW - (1 - schedule).sqrt() * made.winner_target_BCHW
+    x0 = made.sides[0].x_BCHW - (1 - schedule).sqrt() * made.sides[0].target_BCHW
     mean = pairs().moments[:3, 0, 0, 0] * schedule.sqrt()
     spread = torch.exp(0.5 * pairs().moments[:3, 0, 0, 1]) * schedule.sqrt()
     assert ((x0 - mean) / spread).abs().max() < 6
-    assert not torch.equal(made.winner_target_BCHW, made.loser_target_BCHW)
-    # The loser's target is the policy's own prediction at that state.
+    assert not torch.equal(made.sides[0].target_BCHW, made.sides[1].target_BCHW)
+    # The rejected side's target is the policy's own prediction at that state.
     policy = network()
     lora.activate(policy.module, POLICY)
-    eps = policy.predict(made.loser_BCHW, made.timesteps_B, made.prompts)
-    assert (eps - made.loser_target_BCHW).abs().max() < 1e-9
+    eps = policy.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
+    assert (eps - made.sides[1].target_BCHW).abs().max() < 1e-9

@@ -1,9 +1,10 @@
 """Configuration: loading, overriding, explaining, fingerprinting; and the presets themselves."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +15,6 @@ from raypref.config import (
     Section,
     build,
     changed_keys,
-    describe,
     fingerprint,
     flatten,
     load,
@@ -24,6 +24,7 @@ from raypref.config import (
     to_toml,
     without_secrets,
 )
+from raypref.key_help import describe
 from raypref.pipeline import RunConfig
 
 REQUIRED = {
@@ -50,30 +51,30 @@ PAPER_SD15 = {
     "lora.rank": 4,
     "lora.alpha": 4,
     "lora.targets": ("to_q", "to_k", "to_v", "to_out.0"),
-    "stage1.objective": "dro",
-    "stage1.start": "base",
-    "stage1.steps": 1600,
-    "stage1.batch": 256,
-    "stage1.lr": 1e-4,
-    "stage1.warmup_steps": 0,
-    "stage1.weight_decay": 1e-2,
-    "stage1.clip": 1.0,
-    "stage1.caption_dropout": 0.2,
-    "stage1.flip": 0.5,
-    "stage1.margin": -0.001,
-    "stage1.rollout_steps": 20,
-    "stage1.policy_lag": 16,
-    "stage2.objective": "dpo",
-    "stage2.start": "stage1",
-    "stage2.steps": 1000,
-    "stage2.batch": 256,
-    "stage2.lr": 2.56e-6,
-    "stage2.warmup_steps": 125,
-    "stage2.weight_decay": 1e-2,
-    "stage2.clip": 1.0,
-    "stage2.ema_decay": 0.0,
-    "stage2.flip": 0.5,
-    "stage2.beta": 2000.0,
+    "train.stage1.objective": "dro",
+    "train.stage1.start": "base",
+    "train.stage1.steps": 1600,
+    "train.stage1.batch": 256,
+    "train.stage1.lr": 1e-4,
+    "train.stage1.warmup_steps": 0,
+    "train.stage1.weight_decay": 1e-2,
+    "train.stage1.clip": 1.0,
+    "train.stage1.caption_dropout": 0.2,
+    "train.stage1.flip": 0.5,
+    "train.stage1.margin": -0.001,
+    "train.stage1.rollout_steps": 20,
+    "train.stage1.policy_lag": 16,
+    "train.stage2.objective": "dpo",
+    "train.stage2.start": "stage1",
+    "train.stage2.steps": 1000,
+    "train.stage2.batch": 256,
+    "train.stage2.lr": 2.56e-6,
+    "train.stage2.warmup_steps": 125,
+    "train.stage2.weight_decay": 1e-2,
+    "train.stage2.clip": 1.0,
+    "train.stage2.ema_decay": 0.0,
+    "train.stage2.flip": 0.5,
+    "train.stage2.beta": 2000.0,
     "evaluate.seeds": (42, 123, 456, 789, 1000),
     "evaluate.steps": 50,
     "evaluate.guidance": 7.5,
@@ -123,21 +124,21 @@ PAPER_SD35M = {
     "base.model": "stabilityai/stable-diffusion-3.5-medium",
     "lora.rank": 32,
     "lora.alpha": 64,
-    "stage1.steps": 3200,
-    "stage1.lr": 2e-4,
-    "stage1.policy_state": "final",
-    "stage1.policy_lag": 1,
-    "stage1.rollout_steps": 10,
-    "stage2.steps": 500,
-    "stage2.lr": 2.56e-6,
-    "stage2.warmup_steps": 0,
-    "stage2.beta": 100,
+    "train.stage1.steps": 3200,
+    "train.stage1.lr": 2e-4,
+    "train.stage1.policy_state": "final",
+    "train.stage1.policy_lag": 1,
+    "train.stage1.rollout_steps": 10,
+    "train.stage2.steps": 500,
+    "train.stage2.lr": 2.56e-6,
+    "train.stage2.warmup_steps": 0,
+    "train.stage2.beta": 100,
     "evaluate.steps": 40,
     "evaluate.guidance": 4.5,
 }
 SAME = (
     *("images.size", "perturb.", "select."),
-    *("stage1.batch", "stage2.batch", "stage1.margin", "evaluate.seeds"),
+    *("train.stage1.batch", "train.stage2.batch", "train.stage1.margin", "evaluate.seeds"),
 )
 
 
@@ -248,9 +249,12 @@ def test_a_file_extends_another_and_both_group_by_group(tmp_path):
 
 
 def test_a_file_extends_a_preset(tmp_path):
-    (tmp_path / "own.toml").write_text('extends = "tiny"\n[stage2]\nbeta = 7\n')
+    (tmp_path / "own.toml").write_text('extends = "tiny"\n[train.stage2]\nbeta = 7\n')
     own, tiny = load(RunConfig, str(tmp_path / "own.toml")), load(RunConfig, "tiny")
-    assert changed_keys(flatten(tiny), flatten(own)) == [f"stage2.beta: {tiny.stage2.beta} -> 7.0"]
+    assert changed_keys(flatten(tiny), flatten(own)) == [
+        "train.stage2.beta: 2000.0 -> 7.0",
+        "train.stage2_alone.beta: 2000.0 -> 7.0",  # which is like stage 2
+    ]
 
 
 def test_a_file_extends_the_one_beside_it_from_any_directory(tmp_path, monkeypatch):
@@ -307,35 +311,42 @@ def test_describe_lists_each_leaf_once_with_type_default_and_meaning():
 def test_describe_of_a_run_says_what_flatten_says():
     lines = describe(RunConfig)
     config = load(RunConfig, "sd15", REQUIRED["sd15"])
-    assert [line.split()[0] for line in lines] == list(flatten(config))
+    own = [re.sub(r"^train\.\w+\.", "train.NAME.", key) for key in flatten(config)]
+    told = [line.split()[0] for line in lines]
+    assert set(own) <= set(told)
+    assert [k for k in told if "NAME" not in k] == [k for k in own if "NAME" not in k]
+    # Those of all objectives, with the objectives that have them.
+    (margin,) = [line for line in lines if line.startswith("train.NAME.margin ")]
+    assert " dro: m: samples better" in margin
     assert all(len(line.split()) > 3 for line in lines), "a setting without a meaning"
 
 
 def test_results_leave_out_how_the_work_is_done():
-    config = load(RunConfig, "tiny", ["stage1.lr=0.25", "stage2.batch=6"])
-    parts = {"stage1": config.stage1, "stage2": config.stage2, "perturb": config.perturb, "seed": 3}
+    config = load(RunConfig, "tiny", ["train.stage1.lr=0.25", "train.stage2.batch=6"])
+    parts: dict[str, Any] = {f"train.{n}": config.train[n] for n in ("stage1", "stage2")}
+    parts |= {"perturb": config.perturb, "seed": 3}
     found = results_of(parts)
-    assert found["stage1.lr"] == 0.25
-    assert found["stage2.batch"] == 6  # of the objective, not of a worker
+    assert found["train.stage1.lr"] == 0.25
+    assert found["train.stage2.batch"] == 6  # of the objective, not of a worker
     assert found["seed"] == 3
     assert not [key for key in found if "resources" in key]
-    assert "stage1.micro_batch" not in found
-    assert "stage1.checkpoint_every" not in found
+    assert "train.stage1.micro_batch" not in found
+    assert "train.stage1.checkpoint_every" not in found
 
 
 @pytest.mark.parametrize(
     ("override", "same"),
     [
-        ("stage1.resources.workers=4", True),
-        ("stage1.resources.batch=2", True),
-        ("stage1.micro_batch=1", True),
-        ("stage1.lr=0.125", False),
-        ("stage1.batch=77", False),
+        ("train.stage1.resources.workers=4", True),
+        ("train.stage1.resources.batch=2", True),
+        ("train.stage1.micro_batch=1", True),
+        ("train.stage1.lr=0.125", False),
+        ("train.stage1.batch=77", False),
     ],
 )
 def test_the_fingerprint_of_a_stage_is_that_of_its_results(override, same):
     before, after = load(RunConfig, "tiny"), load(RunConfig, "tiny", [override])
-    prints = [fingerprint(results_of({"stage1": c.stage1})) for c in (before, after)]
+    prints = [fingerprint(results_of({"stage1": c.train["stage1"]})) for c in (before, after)]
     assert (prints[0] == prints[1]) is same
 
 
@@ -386,6 +397,10 @@ def test_sections_are_frozen():
 
 
 def test_a_group_given_in_part_keeps_the_rest_of_its_own_default():
-    given = {"source": {"path": "p"}, "evaluate": {"prompts": "p"}, "stage1": {"lr": 1.0}}
-    stage1 = build(RunConfig, given).stage1
+    given = {
+        "source": {"path": "p"},
+        "evaluate": {"prompts": "p"},
+        "train": {"stage1": {"lr": 1.0}},
+    }
+    stage1 = build(RunConfig, given).train["stage1"]
     assert (stage1.lr, stage1.objective, stage1.steps) == (1.0, "dro", 1600)

@@ -9,18 +9,17 @@ import torch
 from plain_training import SD3, SD15, Plain
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import BASES, LORAS, denoiser, photographs, run, twin
+from training import BASES, LORAS, denoiser, photographs, run, training, twin
 
-from raypref.align.comparisons import LEARNER
-from raypref.align.stage import StageConfig
+from raypref.align.residuals import LEARNER
 from raypref.diffusion import lora
 
 FAMILIES = {"sd15": SD15, "sd35m": SD3}
 COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
-DRO = StageConfig(
+DRO = training(
     objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.02, clip=0.05, **COMMON
 )
-DPO = StageConfig(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
+DPO = training(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
 FINAL = DRO.model_copy(update={"policy_state": "final"})
 CASES = {
     "sd15-dro": ("sd15", DRO),

@@ -40,7 +40,7 @@ FIGURE_2A = {
 
 def test_figure_2a_with_the_papers_points() -> None:
     table = summary(FIGURE_2A)
-    first, *others = compared(table, None, tables.published("figure2a"))
+    first, *others = compared(table, None, tables.published("figure2a"), {})
     assert first.title == "Realism against Texture detail"
     for text in ("base 1832, -0.041", "base, paper 1832, -0.041", "Diffusion-DPO, paper"):
         assert text in first.drawing
@@ -49,10 +49,10 @@ def test_figure_2a_with_the_papers_points() -> None:
 
 def test_figure_2b_needs_someone_to_score_stylization() -> None:
     means = {("base", "human_preference"): 0.0, ("both", "human_preference"): 1.0}
-    titles = [figure.title for figure in compared(summary(means), None, {})]
+    titles = [figure.title for figure in compared(summary(means), None, {}, {})]
     assert titles == ["Human preference"]
     styles = {("base", "stylization"): 0.357, ("both", "stylization"): 0.305}
-    first, *_ = compared(summary(means | styles), None, {})
+    first, *_ = compared(summary(means | styles), None, {}, {})
     assert first.title == "Human preference against stylization"
 
 
@@ -60,19 +60,19 @@ def test_figure_2b_needs_someone_to_score_stylization() -> None:
 def test_a_radar_where_spokes_can_be_told_apart(count: int, drawn: int) -> None:
     table = summary({("base", "pickscore"): 20.0, ("both", "pickscore"): 21.0})
     groups = [f"group {i}" for i in range(count)]
-    titles = [figure.title for figure in compared(table, by_category(groups), {})]
+    titles = [figure.title for figure in compared(table, by_category(groups), {}, {})]
     assert titles.count("PickScore by category") == drawn
 
 
 def test_a_distance_that_could_not_be_had_is_not_drawn() -> None:
     nothing = {("base", "cmmd"): math.nan, ("both", "cmmd"): math.nan}
-    assert list(compared(summary(nothing), None, {})) == []
+    assert list(compared(summary(nothing), None, {}, {})) == []
     means = {("base", "deqa"): 3.0, ("both", "deqa"): 4.0}
-    assert [f.title for f in compared(summary(means | nothing), None, {})] == ["DeQA"]
+    assert [f.title for f in compared(summary(means | nothing), None, {}, {})] == ["DeQA"]
 
 
 def test_one_model_compares_with_nothing() -> None:
-    assert list(compared(summary({("base", "pickscore"): 20.0}), None, {})) == []
+    assert list(compared(summary({("base", "pickscore"): 20.0}), None, {}, {})) == []
 
 
 def test_drawings_take_the_pages_colours_and_say_their_numbers() -> None:

@@ -14,7 +14,7 @@ import yaml
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import ModelCard
 
-from raypref.align.stage import StageConfig
+from raypref.align.objectives.registry import OBJECTIVES
 from raypref.config import InputError, results_of
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser
@@ -94,9 +94,9 @@ def test_without_weights_nothing_is_merged(tmp_path):
 
 
 def card(**changes: Any) -> str:
-    stages = {
-        "stage1": results_of({"": StageConfig(objective="dro", steps=1600)}),
-        "stage2": results_of({"": StageConfig(start="stage1", lr=2.56e-6)}),
+    trainings = {
+        "stage1": results_of({"": OBJECTIVES["dro"](objective="dro", steps=1600)}),
+        "stage2": results_of({"": OBJECTIVES["dpo"](objective="dpo", start="stage1", lr=2.56e-6)}),
     }
     given: dict[str, Any] = {
         "name": "my-run",
@@ -105,7 +105,7 @@ def card(**changes: Any) -> str:
         "photographs": "cc-by-4.0",
         "counts": COUNTS,
         "starts_from": "",
-        "stages": {n: {k.lstrip("."): v for k, v in s.items()} for n, s in stages.items()},
+        "trainings": {n: {k.lstrip("."): v for k, v in s.items()} for n, s in trainings.items()},
         "lora": {"rank": 4, "alpha": 4.0, "targets": ("to_q", "to_k")},
         "table": "| model | PickScore |\n|---|---|\n| base | 20.65 |\n",
         "fused": False,

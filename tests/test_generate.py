@@ -120,7 +120,7 @@ def test_every_row_is_one_image_with_an_id_of_its_own():
 
 
 def test_a_seed_that_stands_twice_is_refused():
-    with pytest.raises(InputError, match=r"seeds.*once"):
+    with pytest.raises(InputError, match=r"seeds must differ"):
         build(GenerateConfig, {"prompts": "tiny:prompts", "seeds": [42, 7, 42]})
 
 
@@ -138,7 +138,7 @@ def test_a_noise_is_of_a_seed_or_of_a_prompt_and_seed():
     assert [row["noise"] for row in alone] == [noises["b", seed] for seed in own.seeds]
 
 
-@pytest.mark.parametrize("name", ["base", "both", "a/b", "", "a b", "..", "v1.5"])
+@pytest.mark.parametrize("name", ["base", "a/b", "", "a b", "..", "v1.5"])
 def test_a_lora_needs_a_name_of_its_own(name):
     with pytest.raises(InputError, match="cannot be called"):
         build(GenerateConfig, {"loras": {name: "folder"}})

@@ -16,13 +16,13 @@ HEAVY = {"torch", "diffusers", "peft", "transformers", "ray", "mlflow"}
 LATE = HEAVY | {"pandas", "matplotlib", "scipy", "optuna", "huggingface_hub"}
 
 COMMANDS = [
-    (["full_pipeline", "--help"], 0, "stage2.beta"),
+    (["full_pipeline", "--help"], 0, "train.stage2.beta"),
     (["curate", "--help"], 0, "select.top_k"),
     (["align", "--help"], 0, "lora.rank"),
     (["evaluate", "--help"], 0, "evaluate.seeds"),
     (["judge", "--help"], 0, "judge.pairs"),
     (["ablate", "--help"], 0, "ablate.seeds"),
-    (["full_pipeline", "tiny", "stage2.bta=1"], 2, "stage2.beta"),
+    (["full_pipeline", "tiny", "train.stage2.bta=1"], 2, "train.stage2.beta"),
     (["judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
     (["full_pipeline", "tiny", "--dry-run"], 0, "#   evaluation    run"),
     (["ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),

@@ -15,7 +15,7 @@ import pytest
 
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
 
-SETTINGS = {"stage1.lr": 1e-4, "seeds": (1, 2), "name": "ü"}
+SETTINGS = {"train.stage1.lr": 1e-4, "seeds": (1, 2), "name": "ü"}
 
 
 def rows(*ids: str, value: int = 0) -> pa.Table:
@@ -36,7 +36,7 @@ def test_the_four_states(ledger):
     assert ledger.state() == "partial"
     ledger.commit(expected=1, counts={"ok": 1})
     assert ledger.state() == "complete"
-    other = Ledger(ledger.path, SETTINGS | {"stage1.lr": 2e-4})
+    other = Ledger(ledger.path, SETTINGS | {"train.stage1.lr": 2e-4})
     assert other.state() == "stale"
     ledger.clear()
     assert ledger.state() == other.state() == "absent"
@@ -51,11 +51,11 @@ def test_a_ledger_read_by_settings_that_went_through_json_is_the_same(ledger):
 
 def test_stale_work_tells_each_changed_setting_and_is_never_begun_again(ledger):
     ledger.begin()
-    other = Ledger(ledger.path, {"stage1.lr": 2e-4, "seeds": (1, 2), "new": True})
+    other = Ledger(ledger.path, {"train.stage1.lr": 2e-4, "seeds": (1, 2), "new": True})
     assert other.changes() == [
         "name: 'ü' -> '(absent)'",
         "new: '(absent)' -> True",
-        "stage1.lr: 0.0001 -> 0.0002",
+        "train.stage1.lr: 0.0001 -> 0.0002",
     ]
     assert ledger.changes() == []
     with pytest.raises(AssertionError, match="other work"):

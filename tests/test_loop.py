@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import LORA, denoiser, pairs, run
+from training import LORA, denoiser, pairs, run, training
 
 from raypref.align import checkpoints
-from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.experience import Draw
 from raypref.align.loop import milestone
-from raypref.align.stage import StageConfig
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
 from raypref.align.watch import DivergedError
 from raypref.diffusion import lora
 
-DRO = StageConfig(
+DRO = training(
     objective="dro", steps=6, batch=4, micro_batch=4, lr=2e-5, rollout_steps=5, policy_lag=4
 )
-DPO = StageConfig(objective="dpo", steps=6, batch=4, micro_batch=4, lr=5e-4, beta=2000)
+DPO = training(objective="dpo", steps=6, batch=4, micro_batch=4, lr=5e-4, beta=2000)
 STAGES = {"dro": DRO, "dpo": DPO}
 TIMES = {"seconds", "images_per_second"}
 
@@ -33,7 +33,7 @@ def test_first_step_is_at_the_reference(name: str, tmp_path: Path) -> None:
     first = run(STAGES[name].model_copy(update={"steps": 1}), str(tmp_path))[0]
     expected = {"dro": 0.0, "dpo": 0.6931471805599453}[name]
     assert first["loss"] == pytest.approx(expected, abs=1e-9)
-    assert first["winner_gap"] == first["loser_gap"] == 0.0
+    assert first["chosen_gap"] == first["rejected_gap"] == 0.0
     assert first["grad_norm"] > 0
 
 
@@ -108,7 +108,7 @@ def test_any_split_of_the_batch_gives_the_same_run(
         thread.join()
     for rank in range(world):
         for ours, theirs in zip(histories[rank], reference, strict=True):
-            for key in ("loss", "diff", "grad_norm", "winner_gap", "loser_gap"):
+            for key in ("loss", "diff", "grad_norm", "chosen_gap", "rejected_gap"):
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-7, abs=1e-10), key
 
 
@@ -200,10 +200,10 @@ def test_on_policy_the_policy_term_only_gates(tmp_path: Path) -> None:
     """With policy = learner its error is 0, and so is the gradient."""
     network = denoiser()
     lora.attach(network.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
-    samples = [Sample(i, torch.Generator().manual_seed(i)) for i in range(4)]
-    errors = measure(network, OBJECTIVES["dro"].compare(network, pairs(), DRO, samples))
-    assert errors.loser.abs().max() < 1e-12
-    gradients = torch.autograd.grad(errors.loser.sum(), lora.parameters(network.module, LEARNER))
+    draws = [Draw(i, torch.Generator().manual_seed(i)) for i in range(4)]
+    _, rejected = measure(network, DRO.experience()(network, pairs(), DRO, draws))
+    assert rejected.error.abs().max() < 1e-12
+    gradients = torch.autograd.grad(rejected.error.sum(), lora.parameters(network.module, LEARNER))
     assert max(g.abs().max() for g in gradients) < 1e-8
 
 
@@ -225,12 +225,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert all(value.isfinite().all() for value in tensors.values())
 
 
-def test_every_pair_is_seen_once_an_epoch() -> None:
-    from raypref.align.loop import _sample
+def test_every_pair_is_seen_once_per_epoch() -> None:
+    from raypref.align.loop import _draw_of
 
     stage = DPO.model_copy(update={"batch": 5})
     drawn = [
-        _sample(i, step, stage, 10, name="x", seed=0).pair for step in range(4) for i in range(5)
+        _draw_of(i, step, stage, 10, name="x", seed=0).pair for step in range(4) for i in range(5)
     ]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]

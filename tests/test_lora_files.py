@@ -30,7 +30,7 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
         deltas[layer] = up @ down * (alpha / 4)
     save_file(tensors, tmp_path / "kohya.safetensors")
     file = str(tmp_path / "kohya.safetensors")
-    found = lora_files.read(file, key="stage1.start", component="unet")
+    found = lora_files.read(file, key="train.stage1.start", component="unet")
     assert found.rank == 4
     assert {name.rpartition(".lora_")[0] for name in found.values} == set(layers)
     for layer, delta in deltas.items():
@@ -71,8 +71,8 @@ def test_a_damaged_configuration_of_peft_is_refused_in_one_line(tmp_path, conten
         tmp_path / "adapter_model.safetensors",
     )
     (tmp_path / "adapter_config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"stage1\.start: .*adapter_config\.json") as caught:
-        lora_files.read(str(tmp_path), key="stage1.start", component="unet")
+    with pytest.raises(InputError, match=r"train\.stage1\.start: .*adapter_config\.json") as caught:
+        lora_files.read(str(tmp_path), key="train.stage1.start", component="unet")
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from raypref.align.trainings import shown_as
 from raypref.config import load
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate import statistics, tables
@@ -38,7 +37,7 @@ from raypref.report.views import (
     TrainingView,
 )
 
-MODELS = ["base", "stage2_alone", "stage1", "both"]
+MODELS = ["base", "stage2_alone", "stage1", "stage2"]
 SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]
 ATTACK = """"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}"""
 
@@ -93,7 +92,7 @@ def curves(steps: int, rng: np.random.Generator) -> pd.DataFrame:
 
 def scores(rng: np.random.Generator) -> pd.DataFrame:
     at_base = {m: v for (model, m), v in tables.published("table3").items() if model == "base"}
-    gains = {"base": 0.0, "stage1": 0.25, "stage2_alone": 0.02, "both": 0.4}
+    gains = {"base": 0.0, "stage1": 0.25, "stage2_alone": 0.02, "stage2": 0.4}
     rows = []
     for metric, level in at_base.items():
         difficulty = rng.normal(level, 1.0, 60)
@@ -164,8 +163,9 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
         ],
         grids=grids,
         table=statistics.summarise(judged, resamples=200),
-        final="both",
-        prompt_gains=prompt_gains(judged, model="both", base="base"),
+        final="stage2",
+        labels={"stage2": "stage 1 + stage 2"},
+        prompt_gains=prompt_gains(judged, model="stage2", base="base"),
         published=tables.published("table3"),
         costs=[
             Cost("photos", 5_580, 25_096, "4.5 rows/s", "skipped"),
@@ -362,7 +362,7 @@ def test_an_unfinished_run_says_so() -> None:
 
 def test_an_evaluation_without_a_base_has_no_gains(made: ReportData) -> None:
     assert made.table is not None
-    alone = made.table[made.table["model"] == "both"].assign(gain=np.nan)
+    alone = made.table[made.table["model"] == "stage2"].assign(gain=np.nan)
     page = Page(render(dataclasses.replace(made, table=alone)))
     assert "21." in page.text and "Gain over the base" not in page.text
     assert not {"▲", "▼", "≈"} & set(page.text)
@@ -391,9 +391,8 @@ NAMES = [("stage1", "stage 1 + stage 2"), ("base", "stage 2"), ("sft", "SFT + st
 
 @pytest.mark.parametrize(("start", "shown"), NAMES)
 def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
-    train = json.dumps(["stage2"] if start == "base" else [start, "stage2"])
-    run = Run(load(RunConfig, "tiny", [f"stage2.start={start}", f"train={train}"]))
-    results = {name: shown_as(name, run.alignment.stages) for name in run.trained}
+    run = Run(load(RunConfig, "tiny", [f"train.stage2.start={start}", 'trainings=["stage2"]']))
+    results = {name: run.labels[name] for name in run.trained}
     for name in (f"stage2/{FILE_NAME}", "stage2/kohya.safetensors", f"stage2_alone/{FILE_NAME}"):
         write_bytes(f"{tmp_path}/run/{name}", b"x")  # the last: of settings that were replaced
     links = [link.text for link in collect._links(f"{tmp_path}/run", {}, results, "")]

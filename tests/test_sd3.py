@@ -17,13 +17,13 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UNet2DConditionModel,
 )
-from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, twin
+from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, training, twin
 
 from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
-from raypref.align.comparisons import LEARNER, OBJECTIVES, POLICY, REFERENCE, Sample, measure
+from raypref.align.experience import Draw
 from raypref.align.loop import Alone, train
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
 from raypref.align.rollout import policy_images
-from raypref.align.stage import StageConfig
 from raypref.config import InputError, load
 from raypref.curate.publish import PAIRS
 from raypref.diffusion import lora
@@ -38,7 +38,8 @@ from raypref.pipeline import RunConfig
 FOLDER = small.path("sd3")
 FLOAT32 = BASES["sd35m"].model_copy(update={"dtype": "float32"})
 LORA = LORAS["sd35m"]
-DRO = StageConfig(objective="dro", policy_state="final", rollout_steps=3, policy_lag=1)
+ROLLOUT = {"dro": {"policy_state": "final", "rollout_steps": 3, "policy_lag": 1}, "dpo": {}}
+DRO = training("dro", **ROLLOUT["dro"])
 CAPTIONS = ["a photo of a red ball on grass", "", "Zürich & ¾-inch nails, 日本 " * 40]
 
 
@@ -183,32 +184,33 @@ def test_the_policys_image_gates_and_has_no_gradient() -> None:
     with torch.no_grad():
         for parameter in learner:
             parameter += 0.1 * torch.randn_like(parameter)
-    samples = [Sample(i, torch.Generator().manual_seed(i)) for i in range(3)]
-    made = OBJECTIVES["dro"].compare(network, pairs(family="sd35m"), DRO, samples)
-    errors = measure(network, made)
-    assert errors.loser.tolist() == [0.0] * 3
-    gradients = torch.autograd.grad(errors.loser.sum(), learner, retain_graph=True)
-    assert not any(gradient.any() for gradient in gradients)
-    assert errors.ref_loser.min() > 0
+    draws = [Draw(i, torch.Generator().manual_seed(i)) for i in range(3)]
+    made = DRO.experience()(network, pairs(family="sd35m"), DRO, draws)
+    chosen, rejected = measure(network, made)
+    assert rejected.error.tolist() == [0.0] * 3
+    assert chosen.error.requires_grad
+    assert not rejected.error.requires_grad
+    assert rejected.reference_error.min() > 0
 
     def predicted(name: str) -> torch.Tensor:
         lora.activate(network.module, name)
         with torch.no_grad():
-            return network.predict(made.loser_BCHW, made.timesteps_B, made.prompts)
+            return network.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
 
     apart = (predicted(LEARNER) - predicted(REFERENCE)).square().flatten(1).mean(1)
-    torch.testing.assert_close(errors.ref_loser, apart, rtol=1e-9, atol=0)
+    torch.testing.assert_close(rejected.reference_error, apart, rtol=1e-9, atol=0)
 
 
-def test_winner_and_loser_share_noise_and_timestep() -> None:
-    network, data = denoiser("sd35m"), pairs(family="sd35m")
-    samples = [Sample(i, torch.Generator().manual_seed(i)) for i in range(3)]
-    made = OBJECTIVES["dpo"].compare(network, data, StageConfig(), samples)
-    assert made.loser_target_BCHW is not None
+def test_both_sides_of_a_pair_share_noise_and_timestep() -> None:
+    network, data, stage = denoiser("sd35m"), pairs(family="sd35m"), training()
+    draws = [Draw(i, torch.Generator().manual_seed(i)) for i in range(3)]
+    made = stage.experience()(network, data, stage, draws)
+    chosen, rejected = made.sides
+    assert chosen.target_BCHW is not None and rejected.target_BCHW is not None
     sigma = (made.timesteps_B / 1000).view(-1, 1, 1, 1)
-    apart = made.loser_target_BCHW - made.winner_target_BCHW  # photograph - twin: noise drops out
+    apart = rejected.target_BCHW - chosen.target_BCHW  # chosen - rejected: the noise drops out
     assert apart.abs().max() > 0.1
-    torch.testing.assert_close(made.winner_BCHW - made.loser_BCHW, (1 - sigma) * apart)
+    torch.testing.assert_close(chosen.x_BCHW - rejected.x_BCHW, (1 - sigma) * apart)
 
 
 # ------------------------------------------------------------------ the whole way
@@ -264,9 +266,10 @@ def test_from_pairs_to_a_lora_that_plain_diffusers_draws_with(
         history = train(
             network,
             cached,
-            DRO.model_copy(update={"objective": objective, "steps": 3, "batch": 2, "lr": 0.05}),
+            training(objective, steps=3, batch=2, lr=0.05, **ROLLOUT[objective]),
             LORA,
             name=name,
+            draws=name,
             seed=0,
             folder=str(tmp_path / name),
             start=start,

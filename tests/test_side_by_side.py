@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from report_runs import MODELS, image_ledgers, scene, write_evaluation
+from report_runs import LABELS, MODELS, image_ledgers, scene, write_evaluation
 
 from raypref.report.side_by_side import FILE, MOST_ROWS, write_side_by_side
 
@@ -36,7 +36,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path) -> bool:
     scores = pd.read_parquet(folder / "evaluation" / "scores.parquet")
-    return write_side_by_side(image_ledgers(folder), scores, report=str(folder / "report"))
+    return write_side_by_side(
+        image_ledgers(folder), scores, report=str(folder / "report"), labels=LABELS
+    )
 
 
 def data(folder: Path) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def test_it_is_written_again_only_when_something_changed(run: Path, tmp_path: Pa
     assert path.stat().st_mtime_ns == before
     scores = pd.read_parquet(run / "evaluation" / "scores.parquet")
     alone = {"base": image_ledgers(run)["base"]}
-    assert not write_side_by_side(alone, scores, report=str(tmp_path))
+    assert not write_side_by_side(alone, scores, report=str(tmp_path), labels=LABELS)
 
 
 # ------------------------------------------------------------------ in a browser
@@ -116,7 +118,7 @@ def gains(page: Any, model: int) -> list[float]:
 
 
 def test_sorting_by_gain_finds_wins_and_losses(page: Any, run: Path) -> None:
-    expected = expected_gains(run, "pickscore", "both")
+    expected = expected_gains(run, "pickscore", "stage2")
     page.locator('[data-part="metric"]').select_option("0")
     assert gains(page, 3) == pytest.approx(expected.head(10).tolist(), abs=0.006)
     page.locator('[data-part="turn"]').click()

@@ -16,10 +16,9 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from training import BASE, CPU, LORA, denoiser
+from training import BASE, CPU, LORA, denoiser, training
 from training import run as train
 
-from raypref.align.stage import StageConfig
 from raypref.config import InputError
 from raypref.diffusion import lora, lora_files, network, parts
 from raypref.diffusion.backbone import load_denoiser
@@ -185,10 +184,10 @@ def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
     lora_files.bring_in(
         str(tmp_path / "theirs"), key="k", component="unet", folder=str(tmp_path / "start")
     )
-    stage = StageConfig(objective="dpo", steps=1, batch=2, lr=1e-4, reference=reference)
+    stage = training(objective="dpo", steps=1, batch=2, lr=1e-4, reference=reference)
     trained = denoiser()
     [first] = train(stage, str(tmp_path / "out"), start=str(tmp_path / "start"), network=trained)
-    assert (first["winner_gap"] == first["loser_gap"] == 0.0) == (reference == "start")
+    assert (first["chosen_gap"] == first["rejected_gap"] == 0.0) == (reference == "start")
     lora.activate(trained.module, "ref")
     base = unet_prediction(load_denoiser(BASE, device=CPU).module)
     assert torch.equal(unet_prediction(trained.module), base) == (reference == "base")
@@ -196,8 +195,10 @@ def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
 
 def test_a_file_is_as_good_as_its_folder(tmp_path):
     folder = unet_lora(tmp_path)
-    parts.check_lora(BASE, LORA, str(folder), key="stage1.start")
-    parts.check_lora(BASE, LORA, str(folder / "adapter_model.safetensors"), key="stage1.start")
+    parts.check_lora(BASE, LORA, str(folder), key="train.stage1.start")
+    parts.check_lora(
+        BASE, LORA, str(folder / "adapter_model.safetensors"), key="train.stage1.start"
+    )
 
 
 # ------------------------------------------------------------------ refusals
@@ -252,8 +253,8 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(
 ):
     make(tmp_path)
     with pytest.raises(InputError) as caught:
-        parts.check_lora(BASE, LORA, str(tmp_path), key="stage1.start")
-    assert str(caught.value).startswith("stage1.start: ")
+        parts.check_lora(BASE, LORA, str(tmp_path), key="train.stage1.start")
+    assert str(caught.value).startswith("train.stage1.start: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -268,7 +269,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(
 )
 def test_a_start_that_is_nowhere_is_refused(ref, message):
     with pytest.raises(InputError) as caught:
-        lora_files.read(ref, key="stage1.start", component="unet")
+        lora_files.read(ref, key="train.stage1.start", component="unet")
     assert message in str(caught.value)
 
 
@@ -292,9 +293,9 @@ def test_a_start_is_known_by_what_it_holds(tmp_path):
             lora.parameters(network.module, "x")[0].fill_(value)
         values = lora.state(network.module, "x")
         lora.save(values, LORA, folder=str(tmp_path), component="unet")
-        return lora_files.identity(str(tmp_path), key="stage1.start")
+        return lora_files.identity(str(tmp_path), key="train.stage1.start")
 
     first = written(0.1)
     assert written(0.2) != first, "weights that were trained again are another start"
     assert written(0.1) == first
-    assert lora_files.identity("OWNER/REPO", key="stage1.start") == "OWNER/REPO"
+    assert lora_files.identity("OWNER/REPO", key="train.stage1.start") == "OWNER/REPO"

@@ -7,44 +7,44 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
-from training import run
+from training import run, training
 
-from raypref.align.comparisons import OBJECTIVES
-from raypref.align.stage import StageConfig
-from raypref.config import InputError, build
+from raypref.align.objectives.registry import OBJECTIVES
+from raypref.config import InputError, load
+from raypref.pipeline import RunConfig
 
-PLAIN = {"steps": 2, "batch": 3, "micro_batch": 3, "lr": 1e-3, "beta": 2000.0}
+PLAIN = {"steps": 2, "batch": 3, "micro_batch": 3, "lr": 1e-3}
 # Of the first step, where learner and reference are one: the formulas at logit 0.
 FIRST = {"ipo": 0.25, "hinge": 1.0, "kto": 1.0}
 
 
 @pytest.mark.parametrize("name", ["ipo", "hinge", "kto", "dpo_sft", "sft"])
 def test_an_objective_trains_and_does_not_depend_on_the_split(name: str, tmp_path: Path) -> None:
-    stage = StageConfig(objective=name, **PLAIN)  # type: ignore[arg-type]
+    stage = training(objective=name, **PLAIN)  # type: ignore[arg-type]
     whole = run(stage, str(tmp_path / "whole"))
     split = run(stage.model_copy(update={"micro_batch": 1}), str(tmp_path / "split"))
     for ours, theirs in zip(split, whole, strict=True):
         for key in theirs.keys() - {"seconds", "images_per_second"}:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-7, abs=1e-10), key
     first = whole[0]
-    assert first["winner_gap"] == 0.0
+    assert first["chosen_gap"] == 0.0
     assert first["grad_norm"] > 0
-    error = first["ref_winner"]
+    error = first["ref_chosen"]
     expected = {**FIRST, "sft": error, "dpo_sft": math.log(2) + 0.1 * 1000 * error}[name]
     assert first["loss"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_sft_trains_on_the_photograph_alone(tmp_path: Path) -> None:
-    [first, second] = run(StageConfig(objective="sft", **PLAIN), str(tmp_path))  # type: ignore[arg-type]
-    assert not {"ref_loser", "loser_gap", "diff", "implicit_accuracy"} & first.keys()
-    assert second["loss"] == pytest.approx(second["ref_winner"] + second["winner_gap"])
+    [first, second] = run(training(objective="sft", **PLAIN), str(tmp_path))  # type: ignore[arg-type]
+    assert not {"ref_rejected", "rejected_gap", "diff", "implicit_accuracy"} & first.keys()
+    assert second["loss"] == pytest.approx(second["ref_chosen"] + second["chosen_gap"])
 
 
 def test_every_objective_of_the_settings_is_there() -> None:
     for name in OBJECTIVES:
-        assert StageConfig(objective=name).objective == name
-    with pytest.raises(InputError, match="objective='ppo'"):
-        build(StageConfig, {"objective": "ppo"})
+        assert training(objective=name).objective == name
+    with pytest.raises(InputError, match=r"^train\.mine\.objective='ppo': there are dro, dpo, "):
+        load(RunConfig, "tiny", ["train.mine.objective=ppo"])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_every_objective_of_the_settings_is_there() -> None:
 )
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_a_schedule_is_that_of_diffusers(schedule: str, theirs: str, warmup: int) -> None:
-    stage = StageConfig(schedule=schedule, steps=20, warmup_steps=warmup, lr=3e-4)  # type: ignore[arg-type]
+    stage = training(schedule=schedule, steps=20, warmup_steps=warmup, lr=3e-4)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
     scheduler = get_scheduler(
         theirs, optimizer, num_warmup_steps=warmup, num_training_steps=stage.steps
@@ -66,7 +66,7 @@ def test_a_schedule_is_that_of_diffusers(schedule: str, theirs: str, warmup: int
 
 
 def test_a_resumed_run_goes_on_in_its_schedule(tmp_path: Path) -> None:
-    stage = StageConfig(
+    stage = training(
         objective="kto", steps=5, batch=2, lr=1e-3, schedule="cosine", checkpoint_every=2
     )
     straight = run(stage, str(tmp_path / "straight"))

@@ -1,5 +1,6 @@
 """Which trainings run, in which order and from where; what is refused before any work."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -7,27 +8,19 @@ import pyarrow as pa
 import pytest
 from corpus import encode, scene
 
-from raypref.align import trainings
+from raypref.align import plan
 from raypref.align.check import check_pairs
-from raypref.align.stage import StageConfig
-from raypref.config import InputError, load
-from raypref.evaluate.tables import model_label
+from raypref.align.config import TrainingConfig
+from raypref.config import InputError, build, flatten, load, replaced, results_of, to_toml
 from raypref.execute import ALIGN, execute
 from raypref.ledger import Ledger
 from raypref.pipeline import Run, RunConfig
 
-ONE, TWO, SFT = (
-    StageConfig(objective="dro"),
-    StageConfig(start="stage1", steps=7),
-    StageConfig(objective="sft"),
-)
 
-
-def settle(*train: str, **starts: str) -> dict[str, StageConfig]:
-    sections = {"stage1": ONE, "stage2": TWO, "sft": SFT}
-    for name, start in starts.items():
-        sections[name] = sections[name].model_copy(update={"start": start})
-    return trainings.settle(train, **sections)  # type: ignore[arg-type]
+def settle(*names: str, **starts: str) -> dict[str, TrainingConfig]:
+    """The trainings of a run, some of them with other starts."""
+    given = ["source.path=p", *(f"train.{name}.start={start}" for name, start in starts.items())]
+    return plan.ordered(names, load(RunConfig, "tiny", given).train)
 
 
 def run(tmp_path: Path, *overrides: str) -> Run:
@@ -43,37 +36,107 @@ def run(tmp_path: Path, *overrides: str) -> Run:
         (["stage2"], {"stage2": "base"}, ["stage 2"], "stage2"),
         (["sft"], {}, ["SFT"], "sft"),
         (["sft", "stage2"], {"stage2": "sft"}, ["SFT", "SFT + stage 2"], "stage2"),
-        (["stage1", "sft"], {}, ["stage 1", "SFT"], "stage1"),
+        (["stage1", "sft"], {}, ["stage 1", "SFT"], "sft"),
     ],
 )
 def test_a_configuration_is_a_choice_of_trainings(train, starts, labels, final):
     settled = settle(*train, **starts)
     assert list(settled) == train
-    assert [model_label(trainings.shown_as(name, settled)) for name in settled] == labels
-    assert trainings.final(settled) == final
+    assert [plan.label(name, settled) for name in settled] == labels
+    assert plan.final(settled) == final
 
 
 def test_stage_2_alone_is_stage_2_from_where_stage_1_starts():
+    own = {"start", "like", "label"}
     for start in ("base", "me/lora"):
-        alone = settle("stage2_alone", stage1=start)["stage2_alone"]
-        assert alone == TWO.model_copy(update={"start": start})
+        made = settle("stage1", "stage2", "stage2_alone", stage1=start)
+        one, other = (made[name].model_dump(exclude=own) for name in ("stage2", "stage2_alone"))
+        assert one == other
+        assert made["stage2_alone"].start == start
+
+
+def test_what_one_training_says_another_takes_over_unless_it_says_so_itself():
+    config = load(RunConfig, "tiny", ["train.stage2.beta=7", "train.stage2_alone.lr=0.5"])
+    for made in (config, build(RunConfig, tomllib.loads(to_toml(config)))):
+        alone = made.train["stage2_alone"]
+        assert (alone.beta, alone.lr, alone.steps) == (7.0, 0.5, 80)
+        later = replaced(made, {"train.stage2.beta": 9.0, "train.stage2.lr": 0.25})
+        assert (later.train["stage2_alone"].beta, later.train["stage2_alone"].lr) == (9.0, 0.5)
+    with pytest.raises(InputError, match=r"^train\.a\.like='b' is not another training$"):
+        load(RunConfig, "tiny", ["train.a.like=b"])
+    with pytest.raises(InputError, match="is not another training"):
+        load(RunConfig, "tiny", ["train.a.like=b", "train.b.like=a"])
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ("train.stage2.margin=-1", "train.stage2.margin is a setting of the objective dro, and "),
+        ("train.stage1.beta=1", "train.stage1.beta is a setting of the objective dpo, ipo, hinge"),
+        ("train.stage2.bta=1", "unknown key 'train.stage2.bta'; the nearest known key is 'train.s"),
+        ("train.mine.lr=1", "train.mine.objective is required: one of dro, dpo, ipo"),
+        ("train.pairs.objective=dpo", "train.pairs: the name is a folder's of the run"),
+        ("stage2.beta=1", "'stage2.beta' is 'train.stage2.beta' now"),
+        ("stage1.resources.workers=1", "'stage1.resources.workers' is 'train.stage1.resources.wor"),
+        ('train=["sft"]', "train=['sft']: the trainings of a run are named by 'trainings' now"),
+    ],
+)
+def test_a_key_that_a_training_has_not_is_refused_in_one_line(given, says):
+    with pytest.raises(InputError) as caught:
+        load(RunConfig, "tiny", [given])
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_objective_leaves_out_what_only_the_old_one_has():
+    """The preset gives stage 1 rollout_steps, which is a setting of dro alone."""
+    made = load(RunConfig, "tiny", ["train.stage1.objective=dpo"]).train["stage1"]
+    assert (made.objective, made.steps, made.beta) == ("dpo", 80, 2000.0)
+    assert not hasattr(made, "rollout_steps")
+
+
+def test_what_an_objective_ignores_is_in_no_fingerprint():
+    """Every setting that decides the result is one that the objective has."""
+    config = load(RunConfig, "tiny")
+    for training in config.train.values():
+        assert set(results_of({"": training})) <= {f".{key}" for key in flatten(training)}
+    assert "margin" not in flatten(config.train["stage2"])
+    assert "beta" not in flatten(config.train["stage1"])
+
+
+def test_a_training_of_ones_own_has_name_order_and_label(tmp_path):
+    own = [
+        *('train.a.objective="ipo"', "train.a.start=b", 'train.a.label="IPO"'),
+        *("train.b.objective=sft", "train.b.start=@stage1", 'trainings=["a"]'),
+    ]
+    made = run(tmp_path, *own)
+    assert list(made.alignment.trainings) == ["b", "a"]
+    assert made.labels == {"base": "base", "b": "b", "a": "b + IPO"}
+    assert made.alignment.final == "a"
+    assert made.alignment.jobs["a"].start == made.trained["b"].path
+    assert [job.draws for job in made.alignment.jobs.values()] == ["b", "a"]
 
 
 def test_a_lineage_leads_back_to_the_first():
     settled = settle("sft", "stage1", "stage2", stage1="sft")
-    assert trainings.lineage("stage2", settled) == ["sft", "stage1", "stage2"]
-    assert trainings.lineage("sft", settled) == ["sft"]
+    assert plan.lineage("stage2", settled) == ["sft", "stage1", "stage2"]
+    assert plan.lineage("sft", settled) == ["sft"]
 
 
 @pytest.mark.parametrize(
     "train, starts, message",
     [
-        (["stage2"], {}, "stage2.start=stage1: stage1 must stand before stage2"),
-        (["stage2", "stage1"], {}, "stage1 must stand before stage2"),
-        (["stage1"], {"stage1": "stage1"}, "stage1 must stand before stage1"),
-        (["stage1"], {"stage1": "stage9"}, "stage1.start='stage9' is neither base, nor one of"),
-        (["stage2_alone"], {"stage1": "nothing"}, "stage1.start='nothing' is neither base"),
-        (["stage1", "stage1"], {}, "stage1 may stand once"),
+        (["stage1"], {"stage1": "stage1"}, "train.stage1.start=stage1: it would start from itself"),
+        (["stage1"], {"stage1": "sft", "sft": "stage1"}, "it would start from itself"),
+        (["stage1"], {"stage1": "@stage1"}, "train.stage1.start=@stage1: no such training"),
+        (["stage1"], {"stage1": "@stage9"}, "train.stage1.start=@stage9: no such training"),
+        (
+            ["stage1"],
+            {"stage1": "stage9"},
+            "train.stage1.start='stage9' is neither base, nor one of",
+        ),
+        (["stage2_alone"], {"stage1": "nothing"}, "train.stage2_alone.start='nothing' is neither"),
+        (["stage1", "stage1"], {}, "stage1 is listed twice"),
     ],
 )
 def test_a_start_that_is_not_there_is_refused(train, starts, message):
@@ -84,30 +147,34 @@ def test_a_start_that_is_not_there_is_refused(train, starts, message):
 
 
 def test_an_unknown_training_is_refused():
+    with pytest.raises(InputError, match="there are stage1, stage2, stage2_alone, sft"):
+        settle("stage3")
     with pytest.raises(InputError, match="train"):
-        load(RunConfig, "tiny", ['train=["stage3"]'])
-    with pytest.raises(InputError, match="train"):
-        load(RunConfig, "tiny", ["train=[]"])
+        load(RunConfig, "tiny", ["trainings=[]"])
 
 
 @pytest.mark.parametrize(
     "overrides, steps, models",
     [
-        ([], "stage1 stage2 stage2_alone", "stage1 both stage2_alone"),
-        (['train=["stage1"]'], "stage1", "stage1"),
-        (['train=["sft", "stage1"]'], "sft stage1", "sft stage1"),
-        (['train=["stage2"]', "stage2.start=base"], "stage2", "stage2"),
+        ([], "stage1 stage2 stage2_alone", "stage1 stage2_alone stage2"),
+        (['trainings=["stage1"]'], "stage1", "stage1"),
+        (['trainings=["sft", "stage1"]'], "sft stage1", "sft stage1"),
+        (['trainings=["stage2"]', "train.stage2.start=base"], "stage2", "stage2"),
         (
-            ['train=["stage1", "stage2"]', "stage1.start=some/lora"],
+            ['trainings=["stage1", "stage2"]', "train.stage1.start=some/lora"],
             "start stage1 stage2",
-            "start stage1 both",
+            "start stage1 stage2",
         ),
         (
-            ['train=["stage1", "sft"]', "stage1.start=some/lora", "sft.start=other/lora"],
+            [
+                'trainings=["stage1", "sft"]',
+                "train.stage1.start=some/lora",
+                "train.sft.start=other/lora",
+            ],
             "start stage1 sft",
             "start start_2 stage1 sft",
         ),
-        (['train=["stage1"]', "model.fused=true"], "stage1", "stage1"),
+        (['trainings=["stage1"]', "model.fused=true"], "stage1", "stage1"),
     ],
 )
 def test_a_run_has_the_steps_and_models_asked_for(tmp_path, overrides, steps, models):
@@ -120,14 +187,14 @@ def test_a_run_has_the_steps_and_models_asked_for(tmp_path, overrides, steps, mo
 
 def test_a_training_is_stale_when_what_it_continues_changes(tmp_path):
     def fingerprints(*overrides: str) -> dict[str, str]:
-        made = run(tmp_path, 'train=["stage1", "stage2", "stage2_alone"]', *overrides)
+        made = run(tmp_path, 'trainings=["stage1", "stage2", "stage2_alone"]', *overrides)
         return {name: ledger.fingerprint for name, ledger in made.trained.items()}
 
-    before, after = fingerprints(), fingerprints("stage1.lr=1e-3")
+    before, after = fingerprints(), fingerprints("train.stage1.lr=1e-3")
     assert before["stage1"] != after["stage1"]
     assert before["stage2"] != after["stage2"]
     assert before["stage2_alone"] == after["stage2_alone"]
-    assert fingerprints('train=["stage1", "stage2", "stage2_alone", "sft"]').items() >= (
+    assert fingerprints('trainings=["stage1", "stage2", "stage2_alone", "sft"]').items() >= (
         before.items()
     )
 
@@ -136,7 +203,7 @@ def test_a_training_is_stale_when_what_it_continues_changes(tmp_path):
 def test_more_workers_than_samples_are_refused_and_an_uneven_split_is_not(tmp_path, workers):
     def refusals(*overrides: str) -> list[str]:
         found = []
-        for step in run(tmp_path, 'train=["stage1"]', *overrides).steps:
+        for step in run(tmp_path, 'trainings=["stage1"]', *overrides).steps:
             for need in step.needs:
                 try:
                     need()
@@ -144,10 +211,10 @@ def test_more_workers_than_samples_are_refused_and_an_uneven_split_is_not(tmp_pa
                     found.append(str(error))
         return found
 
-    [message] = refusals("stage1.batch=4", f"stage1.resources.workers={workers}")
-    assert f"stage1.resources.workers={workers}" in message
-    assert "1 to stage1.batch=4" in message
-    assert refusals("stage1.batch=4", "stage1.resources.workers=3") == []
+    [message] = refusals("train.stage1.batch=4", f"train.stage1.resources.workers={workers}")
+    assert f"train.stage1.resources.workers={workers}" in message
+    assert "1 to train.stage1.batch=4" in message
+    assert refusals("train.stage1.batch=4", "train.stage1.resources.workers=3") == []
 
 
 # ------------------------------------------------------------------ the pairs
@@ -195,7 +262,7 @@ def test_pairs_made_at_another_resolution_are_refused_by_name(tmp_path):
 
 
 def test_win_rates_against_a_model_that_is_not_there_are_refused(tmp_path):
-    overrides = ('train=["stage1"]', "table.baseline=both")
+    overrides = ('trainings=["stage1"]', "table.baseline=both")
     [evaluation] = [s for s in run(tmp_path, *overrides).steps if s.name == "evaluation"]
     with pytest.raises(InputError, match=r"table\.baseline=both: the models are base, stage1"):
         for need in evaluation.needs:

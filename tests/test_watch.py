@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from training import denoiser, run
+from training import denoiser, run, training
 
 from raypref.align import checkpoints, watch
-from raypref.align.comparisons import LEARNER
-from raypref.align.stage import StageConfig
+from raypref.align.residuals import LEARNER
 from raypref.align.watch import DivergedError, StepMetrics, Watch
 from raypref.diffusion import lora
 
-DPO = StageConfig(objective="dpo", steps=7, batch=4, micro_batch=4, lr=5e-4, checkpoint_every=3)
+DPO = training(objective="dpo", steps=7, batch=4, micro_batch=4, lr=5e-4, checkpoint_every=3)
 TIMES = {"seconds", "images_per_second"}
 
 
@@ -68,7 +67,9 @@ def test_a_bad_step_read_late_is_never_saved(bad: int, tmp_path: Path) -> None:
         return predict(*args)
 
     network.predict = poison  # type: ignore[method-assign]
-    with pytest.raises(DivergedError, match=rf"loss is nan at step {bad}; .* Lower test-dpo\.lr"):
+    with pytest.raises(
+        DivergedError, match=rf"loss is nan at step {bad}; .* Lower train\.stage\.lr"
+    ):
         run(DPO, str(tmp_path), network=network)
     found = checkpoints.latest(str(tmp_path / "checkpoints"))
     assert (found[0] if found else 0) == {2: 0, 3: 0, 5: 3, 7: 6}[bad]
@@ -93,7 +94,7 @@ def test_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
 
 
 def row(*, reference: float, gap: float, loss: float = -0.001) -> dict[str, torch.Tensor | float]:
-    values = {"loss": loss, "ref_winner": reference, "winner_gap": gap, "grad_norm": 3.0}
+    values = {"loss": loss, "ref_chosen": reference, "chosen_gap": gap, "grad_norm": 3.0}
     return {key: torch.tensor(value) for key, value in values.items()} | {
         "lora_norm": torch.tensor(1.0),
         "lr": 1e-4,
@@ -110,7 +111,7 @@ def row(*, reference: float, gap: float, loss: float = -0.001) -> dict[str, torc
     ],
 )
 def test_an_error_far_above_the_reference_stops(gaps: list[float], stops_at: int | None) -> None:
-    stage = StageConfig(batch=64)
+    stage = training(batch=64)
     history: list[StepMetrics] = []
     watching = Watch(stage, history=history, name="stage1", tell=lambda metrics: None)
 
@@ -121,7 +122,9 @@ def test_an_error_far_above_the_reference_stops(gaps: list[float], stops_at: int
     if stops_at is None:
         go_on()
         return
-    says = rf"^stage1: the error on the photographs is 2\.\d+|^stage1: .* at step {stops_at}, more"
+    says = (
+        rf"^stage1: at step {stops_at}, the error on the chosen .*, more than train\.stage1\.max_e"
+    )
     with pytest.raises(DivergedError, match=says):
         go_on()
     assert len(history) == stops_at
@@ -130,7 +133,7 @@ def test_an_error_far_above_the_reference_stops(gaps: list[float], stops_at: int
 def test_a_learning_rate_too_high_is_stopped_in_a_real_training(tmp_path: Path) -> None:
     stage = DPO.model_copy(update={"lr": 1.0, "batch": 8, "checkpoint_every": 1})
     seen: list[StepMetrics] = []
-    with pytest.raises(DivergedError, match=r"test-dpo\.max_grad_ratio=1000 times the"):
+    with pytest.raises(DivergedError, match=r"train\.stage\.max_grad_ratio=1000 times the"):
         run(stage, str(tmp_path), on_step=seen.append)
     step, _ = checkpoints.latest(str(tmp_path / "checkpoints"))  # type: ignore[misc]
     assert step == len(seen) < stage.steps

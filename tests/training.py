@@ -1,6 +1,7 @@
 """What training tests share: a few encoded pairs and a small denoiser of a family, in float64."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import small
@@ -8,8 +9,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from raypref.align.cache import FLIPS, PairData
+from raypref.align.config import TrainingConfig
 from raypref.align.loop import Alone, Group, train
-from raypref.align.stage import StageConfig
+from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
 from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
 from raypref.diffusion.lora_config import LoraConfig
@@ -92,7 +94,7 @@ def denoiser(family: str = "sd15") -> Denoiser:
 
 
 def run(
-    stage: StageConfig,
+    stage: TrainingConfig,
     folder: str,
     *,
     start: str | None = None,
@@ -102,16 +104,22 @@ def run(
     on_step: object = None,
     family: str = "sd15",
 ) -> list[StepMetrics]:
-    """Train a stage on `pairs()`."""
+    """Train on `pairs()`."""
     return train(
         network or denoiser(family),
         pairs(family=family),
         stage,
         LORAS[family],
-        name=f"test-{stage.objective}",
+        name="stage",
+        draws=f"test-{stage.objective}",
         seed=seed,
         folder=folder,
         start=start,
         group=group or Alone(),
         on_step=on_step or (lambda metrics: None),  # type: ignore[arg-type]
     )
+
+
+def training(objective: str = "dpo", **settings: Any) -> TrainingConfig:
+    """The settings of a training with an objective."""
+    return OBJECTIVES[objective](objective=objective, **settings)

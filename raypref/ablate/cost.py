@@ -116,13 +116,17 @@ def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any
 
 def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
     """The settings of a step that say how many workers it has."""
-    names = {"evaluation": "evaluate", "pairs": "perturb", "stage2_alone": "stage2"}
+    names = {"evaluation": "evaluate", "pairs": "perturb"}
     section: Mapping[str, Any] = config.get(names.get(step, step), {})
-    return section
+    trainings = config.get("train", {})
+    if step not in trainings:
+        return section
+    own: Mapping[str, Any] = trainings[step]
+    return {**trainings.get(own.get("like", ""), {}), **own}
 
 
 def _batch(config: Mapping[str, Any], step: str) -> int:
-    return int(_section(config, step).get("batch", 1)) if step.startswith(("stage", "sft")) else 1
+    return int(_section(config, step).get("batch", 1)) if step in config.get("train", {}) else 1
 
 
 def _gpus(config: Mapping[str, Any], step: str) -> float:
@@ -144,7 +148,7 @@ def _amount(planned: PlannedStep) -> float | None:
     if name == "cache":
         return run.config.select.top_k or None
     if name in run.trained:
-        return run.alignment.stages[name].steps
+        return run.alignment.trainings[name].steps
     if name != "evaluation":
         return 1
     # Images of the row's own model: the base's are made once for all rows.

@@ -173,7 +173,7 @@ def _write(
             and _done(row)
             and not read_record(row.run.folder)["steps"]
         ):
-            only = step_names(row.run, row.row.model)
+            only = step_names(row.run, row.model)
             carry_out(row.run, only=only, parent_run_id=tracker.run_id)
             record_shared(row.run, only)
     reference = open_run(config, BASE)

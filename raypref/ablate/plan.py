@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from raypref.ablate.table import Row, Search, Table, labelled
-from raypref.align import trainings
+from raypref.align import plan as align_plan
 from raypref.config import InputError, Section, flatten, load, replaced, setting
 from raypref.evaluate.generate import BASE
 from raypref.ledger import absolute, by_content, join
@@ -96,17 +96,24 @@ class PlannedRow:
         assert self.config is not None
         return open_run(self.config, self.row.model)
 
+    @property
+    def model(self) -> str:
+        """The model of the run that the row shows."""
+        return self.row.model or self.run.alignment.final
+
     @cached_property
     def steps(self) -> list[Step]:
         """What the run must go through for the row's model."""
-        names = step_names(self.run, self.row.model)
+        names = step_names(self.run, self.model)
         return [step for step in self.run.steps if step.name in names]
 
 
 def open_run(config: RunConfig, model: str) -> Run:
-    """The run of a row, its ledgers among those of all rows."""
+    """The run of a row, its ledgers among those of all rows; no model: what the run is about."""
     place = by_content(absolute(join(config.storage, STEPS)))
-    return Run(config, place=place, models=() if model == BASE else (model,))
+    trained = align_plan.ordered(config.trainings, config.train)
+    shown = model or align_plan.final(trained)
+    return Run(config, place=place, models=() if shown == BASE else (shown,))
 
 
 def step_names(run: Run, model: str) -> list[str]:
@@ -116,13 +123,13 @@ def step_names(run: Run, model: str) -> list[str]:
         InputError: the run has no such model.
     """
     align = run.alignment
-    makers = {trainings.shown_as(name, align.stages): name for name in align.stages}
-    known = [BASE, *align.starts, *makers]
+    known = [BASE, *align.starts, *align.trainings]
     if model not in known:
         raise InputError(f"model={model}: the run has {', '.join(known)}")
-    chain = trainings.lineage(makers[model], align.stages) if model in makers else []
+    trained = align.trainings
+    chain = align_plan.lineage(model, trained) if model in trained else []
     brought = model in align.starts or any(
-        trainings.is_weights(align.stages[name].start) for name in chain
+        align_plan.is_weights(trained[name].start, trained) for name in chain
     )
     # The distance to the photographs of the pairs needs the pairs.
     pairs = ["pairs"] if chain or run.config.metrics.distance else []
@@ -168,8 +175,8 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
         "training_seed": seed - base.seed,
         "run": join(base.run, name, _slug(row.name, seed)),
     }
-    for training in ("stage1", "stage2", "sft"):
-        changes[f"{training}.sample_every"] = 0  # samples over the steps are for one run's page
+    for training in base.train:
+        changes[f"train.{training}.sample_every"] = 0  # samples are for one run's page
     try:
         for key, factor in row.times.items():
             if not isinstance(settings.get(key), int | float):
@@ -205,10 +212,8 @@ def check_search(search: Search, config: AblateConfig) -> int:
         InputError: the budget is no whole number, or the metric is not measured.
     """
     whole = flatten(config).get(search.budget)
-    if not isinstance(whole, int):
-        raise InputError(
-            f"search.budget='{search.budget}' is not a whole number among the settings"
-        )
+    if not isinstance(whole, int) or not search.budget.startswith("train."):
+        raise InputError(f"search.budget='{search.budget}' is not train.NAME.steps of a training")
     measures = open_run(config, BASE).evaluation.measures.values()
     measured = [name for measure in measures for name in measure.scores]
     measured += ["cmmd", "fid"] if config.metrics.distance else []

@@ -72,11 +72,11 @@ def gather(
             problems.setdefault(row.row.name, f"{reason}{seed}")
             continue
         evaluation = row.run.evaluation
-        long = evaluation.long[evaluation.long["model"] == row.row.model]
+        long = evaluation.long[evaluation.long["model"] == row.model]
         frames.append(_named(long, row))
         if evaluation.metrics.distance:
             shelf = evaluation.scores(f"embedding_{evaluation.metrics.embedder}")
-            own = shelf.ledgers[row.row.model].table(["model", "prompt_id", "embedding"])
+            own = shelf.ledgers[row.model].table(["model", "prompt_id", "embedding"])
             embeddings.append(_named(own.to_pandas(), row))
         notes += _shortfall(row)
     resamples, family = reference.config.table.resamples, reference.config.base.family

@@ -69,8 +69,8 @@ def search_rows(
                 told: dict[str, float] | str = row.problem
                 if row.config is not None:
                     if before is not None:
-                        go_on(before.run, row.run, search.budget.split(".")[0])
-                    told = wait_for(row.config, row.row.model, f"{name} {row.label}", news, parent)
+                        go_on(before.run, row.run, search.budget.split(".")[1])
+                    told = wait_for(row.config, row.model, f"{name} {row.label}", news, parent)
                 if isinstance(told, str):
                     # Wrong settings or data. Not raised: Tune would try the same again.
                     tune.report({search.metric: math.nan, "budget": budget, "reason": told})
@@ -102,22 +102,22 @@ def plan_point(
     return plan_row(name, row, config, seed=config.seed + config.training_seed)
 
 
-def go_on(before: Run, after: Run, stage: str) -> None:
+def go_on(before: Run, after: Run, name: str) -> None:
     """Let a longer training continue a shorter one of the same settings: from its last checkpoint.
 
     At a constant learning rate nothing in a training depends on its length, so the result is the
     same as from the start.
     """
-    if stage not in after.trained or after.trained[stage].state() != "absent":
+    if name not in after.trained or after.trained[name].state() != "absent":
         return
-    if after.alignment.stages[stage].schedule != "constant":
+    if after.alignment.trainings[name].schedule != "constant":
         return
-    source = join(before.trained[stage].path, "checkpoints")
+    source = join(before.trained[name].path, "checkpoints")
     found = checkpoints.newest(source)
     if found is not None:
         data = read_bytes(join(source, found))
         assert data is not None
-        write_bytes(join(after.trained[stage].path, "checkpoints", found), data)
+        write_bytes(join(after.trained[name].path, "checkpoints", found), data)
 
 
 def space_of(search: Search) -> dict[str, BaseDistribution]:

@@ -182,7 +182,7 @@ def run_rows(
             row = by_key[point["row"]]
             assert row.config is not None
             label = f"{row.table} {row.label}"
-            told = wait_for(row.config, row.row.model, label, news, parents[row.table])
+            told = wait_for(row.config, row.model, label, news, parents[row.table])
             tune.report({"reason": told} if isinstance(told, str) else told)
 
         space = {"row": tune.grid_search(list(by_key))}
@@ -256,7 +256,7 @@ def _need(run: Run, field: str) -> float:
     config = run.config
     pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
     pools += [config.saliency.resources, config.pickscore.resources]
-    pools += [stage.resources for stage in run.alignment.stages.values()]
+    pools += [stage.resources for stage in run.alignment.trainings.values()]
     return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
 
 

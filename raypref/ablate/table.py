@@ -19,7 +19,6 @@ from raypref.config import InputError, Section, build, flatten, setting
 from raypref.diffusion.backbone import FamilyName
 
 TABLES = Path(__file__).parent / "tables"
-OURS = "both"  # the model of a row that does not say: what the last of both stages made
 
 Value = Any  # of a setting, as TOML has it
 
@@ -29,7 +28,7 @@ class Row(Section):
 
     name: str = setting("", "unique; the name of the published row, where there is one")
     label: str = setting("", "for people; {select.top_k} stands for the value of a setting")
-    model: str = setting(OURS, "model of the run that the row shows")
+    model: str = setting("", "model of the run that the row shows; empty: what the run is about")
     families: tuple[FamilyName, ...] = setting((), "base families that have the row; empty: all")
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings that differ, by dotted key"
@@ -67,7 +66,7 @@ class Search(Section):
     metric: str = setting("pickscore", "what decides; its direction is known")
     samples: int = setting(16, "settings tried", ge=1)
     by: Literal["optuna", "random"] = setting("optuna", "optuna: Bayesian (TPE); random")
-    budget: str = setting("stage2.steps", "training length that grows from rung to rung")
+    budget: str = setting("train.stage2.steps", "training length that grows from rung to rung")
     rungs: int = setting(1, "evaluations of a row on its way to the whole budget; 1: no ASHA", ge=1)
     factor: int = setting(2, "a rung has so many times the budget of the one before", ge=2)
 

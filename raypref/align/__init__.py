@@ -1,1 +1,1 @@
-"""Alignment: the two training stages (paper section 3.3)."""
+"""Alignment: trainings of a LoRA on pairs or on the policy's own samples."""

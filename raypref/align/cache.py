@@ -7,15 +7,15 @@ latent is not the latent of the mirrored image, hence both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from PIL import ImageOps
 
-from raypref.config import Resources, Section
+from raypref.config import InputError, Resources, Section
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_encoder
 from raypref.diffusion.prompts import Prompts, stack
@@ -88,6 +88,7 @@ class PairData:
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
     embeddings: Prompts  # N captions
     unconditional: Prompts  # one, the empty caption
+    facts: Mapping[str, Tensor] = field(default_factory=dict)  # numbers of the pairs, each [N]
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -116,6 +117,10 @@ class PairData:
         mean, log_variance = moments[:, 0], moments[:, 1]
         return mean + (0.5 * log_variance).exp() * noise_BCHW
 
+    def facts_of(self, indices: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """The numbers of B pairs, each [B], on the device and in the precision of `like`."""
+        return {name: values[list(indices)].to(like) for name, values in self.facts.items()}
+
 
 def rows_to_encode(pairs: Ledger) -> Selection:
     """The pairs, read in the workers, and one row without images for the empty caption."""
@@ -130,12 +135,23 @@ def rows_to_encode(pairs: Ledger) -> Selection:
     return Selection(pairs, columns=tuple(empty.schema.names), also=empty)
 
 
-def read_pairs(ledger: Ledger) -> PairData:
-    """Load the cache into memory."""
+def read_pairs(
+    ledger: Ledger, *, pairs: Ledger | None = None, facts: Sequence[str] = ()
+) -> PairData:
+    """Load encoded pairs into memory.
+
+    Args:
+        ledger: the encoded pairs.
+        pairs: the pairs themselves; None where there are no facts.
+        facts: columns of the pairs, numbers, that an objective reads.
+
+    Raises:
+        InputError: the pairs have no such column of numbers.
+    """
     ids = set(ledger.table(["id"])["id"].to_pylist())
     places = {id_: place for place, id_ in enumerate(sorted(ids - {UNCONDITIONAL}))}
     columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
-    pairs: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     # Row by row into their place: gathered first they would take twice the memory, and as one
     # Arrow column the captions of SD-3.5 would pass its 2 GiB.
     for row in ledger.rows(["id", *columns]):
@@ -146,10 +162,33 @@ def read_pairs(ledger: Ledger) -> PairData:
             continue
         moments = _unpack(row["moments"], row["moments_shape"])
         for name, value in (("moments", moments), ("text", sequence_LD), ("pooled", pooled_P)):
-            if name not in pairs:
-                pairs[name] = value.new_empty((len(places), *value.shape))
-            pairs[name][places[row["id"]]] = value
-    return PairData(pairs["moments"], Prompts(pairs["text"], pairs["pooled"]), unconditional)
+            if name not in found:
+                found[name] = value.new_empty((len(places), *value.shape))
+            found[name][places[row["id"]]] = value
+    return PairData(
+        found["moments"],
+        Prompts(found["text"], found["pooled"]),
+        unconditional,
+        _facts(pairs, facts, places) if pairs else {},
+    )
+
+
+def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:
+    """Columns of the pairs in the order of their ids, float64."""
+    import torch
+
+    absent = [name for name in names if name not in pairs.schema().names]
+    if absent:
+        raise InputError(f"{pairs.path}: the pairs have no column {', '.join(absent)}")
+    found = {name: torch.empty(len(places), dtype=torch.float64) for name in names}
+    for row in pairs.rows(["id", *names]):
+        for name in names:
+            if not isinstance(row[name], int | float):
+                raise InputError(
+                    f"{pairs.path}: {name} of pair '{row['id']}' is {row[name]!r}, not a number"
+                )
+            found[name][places[row["id"]]] = row[name]
+    return found
 
 
 def _pack(values: Tensor) -> tuple[bytes, list[int]]:

@@ -19,18 +19,9 @@ from torch import Tensor, nn
 
 from raypref.align import checkpoints
 from raypref.align.cache import PairData
-from raypref.align.comparisons import (
-    LEARNER,
-    OBJECTIVES,
-    POLICY,
-    REFERENCE,
-    Comparison,
-    Sample,
-    compare_to_policy,
-    measure,
-)
-from raypref.align.objectives import Errors
-from raypref.align.stage import StageConfig
+from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.experience import Draw
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Residuals, Samples, measure
 from raypref.align.watch import StepMetrics, Watch
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import Denoiser
@@ -80,24 +71,26 @@ class State:
 def train(
     denoiser: Denoiser,
     data: PairData,
-    stage: StageConfig,
+    training: TrainingConfig,
     lora_config: LoraConfig,
     *,
     name: str,
+    draws: str,
     seed: int,
     folder: str,
     start: str | None,
     group: Group,
     on_step: Callable[[StepMetrics], None],
 ) -> list[StepMetrics]:
-    """Run a stage to its end, from its last checkpoint if there is one.
+    """Run a training to its end, from its last checkpoint if there is one.
 
     Args:
         denoiser: the network, without adapters yet.
         data: the pairs, in the host's memory; what a step needs goes to the device.
-        stage: objective, schedule, batch.
+        training: its settings: objective, schedule, batch.
         lora_config: shape of the adapter.
-        name: name of the stage; part of every seed.
+        name: of the training, for messages.
+        draws: of its stream of random numbers; part of every seed.
         seed: seed of the run.
         folder: where checkpoints and the exported LoRA go, local or URI.
         start: folder with LoRA weights to continue, or None for the base model.
@@ -106,35 +99,34 @@ def train(
             is on its way by then: the device does not wait for the host.
 
     Returns:
-        The metrics of every step since the stage began, also those before a resume.
+        The metrics of every step since the training began, also those before a resume.
 
     Raises:
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
-    state = _prepare(denoiser, stage, lora_config, seed=seed, start=start)
+    state = _prepare(denoiser, training, lora_config, seed=seed, start=start)
     _restore(state, folder)
     _require_one_step(state, group, device=denoiser.device)
-    if stage.compile:
+    if training.compile:
         denoiser.module.compile()
     writes = group.rank == 0
     tell = on_step if writes else _keep_quiet
-    watch = Watch(stage, history=state.history, name=name, tell=tell)
-    while state.step < stage.steps:
+    watch = Watch(training, history=state.history, name=name, tell=tell)
+    while state.step < training.steps:
         began = time.perf_counter()
-        if state.step % stage.policy_lag == 0:
+        if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
             lora.copy(denoiser.module, LEARNER, POLICY)
-        metrics = _step(denoiser, data, stage, state, name=name, seed=seed, group=group)
+        metrics = _step(denoiser, data, training, state, draws=draws, seed=seed, group=group)
         norm = _update_norm(state.learner, scale=lora_config.alpha / lora_config.rank)
         state.step += 1
         watch.add(state.step, {**metrics, "lora_norm": norm}, began=began)
-        checkpoint = state.step % stage.checkpoint_every == 0 or state.step == stage.steps
-        sample = stage.sample_every and state.step % stage.sample_every == 0
+        checkpoint = state.step % training.checkpoint_every == 0 or state.step == training.steps
+        sample = training.sample_every and state.step % training.sample_every == 0
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            checkpoints.write(
-                join(folder, "checkpoints"), state.step, _tensors(state, stage.objective)
-            )
+            tensors = _tensors(state, with_policy=training.uses_policy)
+            checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
             _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
     if writes:
@@ -154,52 +146,56 @@ def _keep_quiet(metrics: StepMetrics) -> None:
 
 
 def _prepare(
-    denoiser: Denoiser, stage: StageConfig, config: LoraConfig, *, seed: int, start: str | None
+    denoiser: Denoiser,
+    training: TrainingConfig,
+    config: LoraConfig,
+    *,
+    seed: int,
+    start: str | None,
 ) -> State:
     module = denoiser.module
     lora.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
         lora.load(module, config, folder=start, name=LEARNER, component=denoiser.component)
-        if stage.reference == "start":  # else it stays as attached: it adds nothing to the base
+        if training.reference == "start":  # else it stays as attached: it adds nothing to the base
             lora.copy(module, LEARNER, REFERENCE)
-    if stage.gradient_checkpointing:
+    if training.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
     learner = lora.parameters(module, LEARNER)
     optimizer = torch.optim.AdamW(
-        learner, lr=stage.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=stage.weight_decay
+        learner, lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
-    ema = EMAModel(learner, decay=stage.ema_decay) if stage.ema_decay else None
+    ema = EMAModel(learner, decay=training.ema_decay) if training.ema_decay else None
     return State(learner, lora.parameters(module, POLICY), optimizer, ema)
 
 
 def _step(
     denoiser: Denoiser,
     data: PairData,
-    stage: StageConfig,
+    training: TrainingConfig,
     state: State,
     *,
-    name: str,
+    draws: str,
     seed: int,
     group: Group,
 ) -> Mapping[str, Tensor | float]:
     """One optimizer step over the global batch; its metrics stay on the device."""
-    objective = OBJECTIVES[stage.objective]
-    mine = range(group.rank, stage.batch, group.world)
-    samples = [_sample(i, state.step, stage, len(data), name=name, seed=seed) for i in mine]
+    mine = range(group.rank, training.batch, group.world)
+    entries = [_draw_of(i, state.step, training, len(data), name=draws, seed=seed) for i in mine]
     sums: dict[str, Tensor] = {}
-    for comparison in _compared(denoiser, data, stage, samples):
-        errors = measure(denoiser, comparison)
-        loss_B, metrics = objective.loss(errors, stage)
-        (loss_B.sum() / stage.batch).backward()
+    for samples in _portions(denoiser, data, training, entries):
+        sides = measure(denoiser, samples)
+        loss_B, metrics = training.loss(sides, samples.facts)
+        (loss_B.sum() / training.batch).backward()
         for key, values_B in {
             "loss": loss_B.detach(),
-            **_reference_errors(errors),
+            **_against_reference(sides, training.sides),
             **metrics,
         }.items():
-            sums[key] = sums.get(key, 0) + values_B.sum() / stage.batch
+            sums[key] = sums.get(key, 0) + values_B.sum() / training.batch
     _sum_over_ranks(state.learner, sums, group)
-    norm = nn.utils.clip_grad_norm_(state.learner, stage.clip)
-    rate = stage.learning_rate(state.step)
+    norm = nn.utils.clip_grad_norm_(state.learner, training.clip)
+    rate = training.learning_rate(state.step)
     state.optimizer.param_groups[0]["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -212,15 +208,14 @@ def _step(
     }
 
 
-def _compared(
-    denoiser: Denoiser, data: PairData, stage: StageConfig, samples: Sequence[Sample]
-) -> Iterator[Comparison]:
-    """The samples' comparisons, `micro_batch` at a time; rollouts are done for many of these."""
-    compare = OBJECTIVES[stage.objective].compare
-    size = stage.micro_batch * max(1, stage.rollout_batch // stage.micro_batch)
-    for first in range(0, len(samples), size):
-        comparison = compare(denoiser, data, stage, samples[first : first + size])
-        yield from comparison.split(stage.micro_batch)
+def _portions(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Iterator[Samples]:
+    """The samples, `micro_batch` at a time; rollouts are done for many of these at once."""
+    experience, size = training.experience(), training.samples_at_once
+    for first in range(0, len(draws), size):
+        samples = experience(denoiser, data, training, draws[first : first + size])
+        yield from samples.split(training.micro_batch)
 
 
 def _update_norm(learner: list[nn.Parameter], *, scale: float) -> Tensor:
@@ -233,29 +228,24 @@ def _update_norm(learner: list[nn.Parameter], *, scale: float) -> Tensor:
     return scale * torch.stack(squares).sum().clamp(min=0).sqrt()
 
 
-def _reference_errors(errors: Errors) -> dict[str, Tensor]:
-    """The reference's errors, and the learner's less those: the loss may fall while both rise."""
-    winner = {
-        "ref_winner": errors.ref_winner.detach(),
-        "winner_gap": (errors.winner - errors.ref_winner).detach(),
-    }
-    if not len(errors.loser):
-        return winner
-    return winner | {
-        "ref_loser": errors.ref_loser.detach(),
-        "loser_gap": (errors.loser - errors.ref_loser).detach(),
-    }
+def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict[str, Tensor]:
+    """Per side the reference's error, and the learner's less that: both may rise unseen."""
+    found = {}
+    for name, side in zip(names, sides, strict=True):
+        found[f"ref_{name}"] = side.reference_error.detach()
+        found[f"{name}_gap"] = side.gap.detach()
+    return found
 
 
-def _sample(
-    index: int, step: int, stage: StageConfig, pairs: int, *, name: str, seed: int
-) -> Sample:
-    """Sample `index` of a step's global batch: pairs come in a new order every epoch."""
-    position = step * stage.batch + index
+def _draw_of(
+    index: int, step: int, training: TrainingConfig, pairs: int, *, name: str, seed: int
+) -> Draw:
+    """Entry `index` of a step's global batch: pairs come in a new order every epoch."""
+    position = step * training.batch + index
     epoch, place = divmod(position, pairs)
     pair = _shuffled(pairs, seed_of(seed, name, "epoch", epoch))[place]
     generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))
-    return Sample(pair, generator)
+    return Draw(pair, generator)
 
 
 @lru_cache(maxsize=2)  # a batch may reach into the next epoch
@@ -276,10 +266,10 @@ def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group:
     sums.update(zip(sums, metrics, strict=True))
 
 
-def _tensors(state: State, objective: str) -> dict[str, Tensor]:
+def _tensors(state: State, *, with_policy: bool) -> dict[str, Tensor]:
     """The state as named tensors."""
     tensors = {f"learner.{i}": p.data for i, p in enumerate(state.learner)}
-    if OBJECTIVES[objective].compare is compare_to_policy:  # no other samples from the policy
+    if with_policy:
         tensors |= {f"policy.{i}": p.data for i, p in enumerate(state.policy)}
     for i, parameter in enumerate(state.learner):
         for key, value in state.optimizer.state[parameter].items():
@@ -289,7 +279,7 @@ def _tensors(state: State, objective: str) -> dict[str, Tensor]:
     for key in state.history[0]:
         values = [metrics[key] for metrics in state.history]
         tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
-    # Adapters of one stage may share memory with nothing, but safetensors insists on copies.
+    # Adapters of one training may share memory with nothing, but safetensors insists on copies.
     return {key: value.clone() for key, value in tensors.items()}
 
 

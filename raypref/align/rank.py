@@ -15,8 +15,8 @@ import torch.distributed
 from ray import cloudpickle
 
 from raypref.align.cache import read_pairs
+from raypref.align.config import RolloutConfig, TrainingJob
 from raypref.align.loop import train
-from raypref.align.stage import StageJob
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources
 from raypref.device import pick_device
@@ -56,7 +56,7 @@ def work(desk: Any, need: Resources) -> None:
         number += 1
 
 
-def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -> bool:
+def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device) -> bool:
     """One rank's part of a job; returns False when it was refused."""
 
     def tell(kind: str, value: Any = None) -> Any:
@@ -71,10 +71,11 @@ def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -
         denoiser = load_denoiser(job.base, device=device)
         history = train(
             denoiser,
-            read_pairs(job.cache),
-            job.stage,
+            read_pairs(job.cache, pairs=job.pairs, facts=job.training.facts),
+            job.training,
             job.lora,
-            name=job.draws,
+            name=job.name,
+            draws=job.draws,
             seed=job.seed,
             folder=job.folder,
             start=job.start,
@@ -103,23 +104,24 @@ def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -
         raise  # as above
 
 
-def _advice(job: StageJob) -> str:
+def _advice(job: TrainingJob) -> str:
     """What to change when memory ran out."""
-    key, stage = job.draws, job.stage  # stage2_alone has the settings of stage2
-    fixes = [f"{key}.micro_batch={stage.micro_batch // 2}"] if stage.micro_batch > 1 else []
-    if not stage.gradient_checkpointing:
+    key, training = f"train.{job.name}", job.training
+    size = training.micro_batch
+    fixes = [f"{key}.micro_batch={size // 2}"] if size > 1 else []
+    if not training.gradient_checkpointing:
         fixes.append(f"{key}.gradient_checkpointing=true")
-    if stage.objective == "dro" and stage.rollout_batch > 1:
-        fixes.append(f"{key}.rollout_batch={stage.rollout_batch // 2}")
+    if isinstance(training, RolloutConfig) and training.rollout_batch > 1:
+        fixes.append(f"{key}.rollout_batch={training.rollout_batch // 2}")
     return (
-        f"{job.name}: memory ran out with {key}.micro_batch={stage.micro_batch}; try "
+        f"{job.name}: memory ran out with {key}.micro_batch={size}; try "
         f"{' or '.join(fixes) or 'a GPU with more memory'}, which move results by rounding only; "
         "the same command resumes from the last checkpoint"
     )
 
 
 def _table(history: list[StepMetrics]) -> pa.Table:
-    """One row per step; the columns are the same whether or not the stage was resumed."""
+    """One row per step; the columns are the same whether or not the training was resumed."""
     names = sorted(history[0].keys() - {"step"})
     fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
     return pa.Table.from_pylist(history, schema=pa.schema(fields))

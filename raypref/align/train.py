@@ -23,8 +23,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raypref.align.config import TrainingConfig, TrainingJob
 from raypref.align.desk import Desk
-from raypref.align.stage import StageConfig, StageJob
 from raypref.cluster import free_cores, require_nodes
 from raypref.config import Resources
 from raypref.kept import keep
@@ -41,8 +41,8 @@ END_SECONDS = 60.0  # for workers to end
 RESIZE_SECONDS = 600.0  # between two looks whether more workers could join
 
 
-def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> None:
-    """Train with `stage.resources.workers` workers; returns when the LoRA is written.
+def train_on_workers(job: TrainingJob, *, on_step: Callable[[StepMetrics], None]) -> None:
+    """Train with `training.resources.workers` workers; returns when the LoRA is written.
 
     Args:
         job: what to train, from what, to where.
@@ -53,7 +53,7 @@ def train_stage(job: StageJob, *, on_step: Callable[[StepMetrics], None]) -> Non
         InputError: the LoRA to start from does not fit.
         NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
-    need, workers = job.stage.resources, _workers(job.stage)
+    need, workers = job.training.resources, _workers(job.training)
     require_nodes(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
     shape = ("training", workers, need.model_copy(update={"batch": 1}))
     group = keep(
@@ -103,8 +103,8 @@ class Group:
         self._fit = threading.Thread(target=self._run, args=(trainer,), daemon=True)
         self._fit.start()
 
-    def train(self, job: StageJob, on_step: Callable[[StepMetrics], None]) -> None:
-        """Train one job; returns when its LoRA is written. Raises as `train_stage` does."""
+    def train(self, job: TrainingJob, on_step: Callable[[StepMetrics], None]) -> None:
+        """Train one job; returns when its LoRA is written. Raises as `train_on_workers` does."""
         state = ["waiting for its workers to start"]
         self.alive = False  # until the job is done: a group that failed takes no other
         ray.get(self._desk.give.remote(cloudpickle.dumps(job)))
@@ -155,10 +155,10 @@ class Group:
             fs.delete_dir(path)
 
 
-def _workers(stage: StageConfig) -> int | tuple[int, int]:
+def _workers(training: TrainingConfig) -> int | tuple[int, int]:
     """How many there must be, or the fewest and the most; any number gives the same run."""
-    most = stage.resources.workers
-    return (stage.min_workers, most) if 0 < stage.min_workers < most else most
+    most = training.resources.workers
+    return (training.min_workers, most) if 0 < training.min_workers < most else most
 
 
 def _work(desk: Any, need: Resources) -> None:

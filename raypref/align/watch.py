@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.align.stage import StageConfig
+from raypref.align.config import TrainingConfig
 
 StepMetrics = dict[str, float]
 
@@ -22,7 +22,6 @@ StepMetrics = dict[str, float]
 LAG = {"cpu": 0}
 LAG_ELSEWHERE = 1
 USUAL = 50  # steps whose median is the usual norm of the gradient
-JUDGED = 256  # samples over which the error is compared: one step of the paper's batch
 
 
 class DivergedError(FloatingPointError):
@@ -44,21 +43,21 @@ class Watch:
     """Reads the metrics of every step, in order, each as late as the device needs.
 
     Args:
-        stage: when to stop.
+        training: its settings: when to stop.
         history: metrics of the steps before; every step read is appended.
-        name: of the stage, for messages.
+        name: of the training, for messages.
         tell: called with the metrics of every step.
     """
 
     def __init__(
         self,
-        stage: StageConfig,
+        training: TrainingConfig,
         *,
         history: list[StepMetrics],
         name: str,
         tell: Callable[[StepMetrics], None],
     ) -> None:
-        self.stage = stage
+        self.training = training
         self.history = history
         self.name = name
         self.tell = tell
@@ -106,7 +105,7 @@ class Watch:
                 **dict(zip(names, values.tolist(), strict=True)),
                 **known,
                 "seconds": seconds,
-                "images_per_second": self.stage.batch / seconds,
+                "images_per_second": self.training.batch / seconds,
             }
             self.history.append(metrics)
             self._judge(metrics)
@@ -115,44 +114,30 @@ class Watch:
     def _judge(self, metrics: StepMetrics) -> None:
         """Stop a training that has failed.
 
-        Beside numbers that are not finite there are two signs of it, for any objective. The error
-        on the photographs: none wants it larger than the reference's, and one several times that
-        is a network out of order. And the gradient's norm before clipping, against what it was. The
-        loss itself does not tell: Diffusion-DRO's is near zero and negative, and Diffusion-DPO's
-        may fall while both errors rise.
+        Beside numbers that are not finite: the gradient's norm before clipping against what it was,
+        and what the objective says of its own metrics.
         """
         step = int(metrics["step"])
         for key in ("loss", "grad_norm", "lora_norm"):
             if not math.isfinite(metrics[key]):
                 raise DivergedError(
                     f"{self.name}: {key} is {metrics[key]} at step {step}; the last good "
-                    f"checkpoint is kept. Lower {self.name}.lr or look at the data"
+                    f"checkpoint is kept. Lower train.{self.name}.lr or look at the data"
                 )
         self._judge_gradient(step)
-        self._judge_error(step)
+        if told := self.training.health(self.history, key=f"train.{self.name}"):
+            raise DivergedError(
+                f"{self.name}: at step {step}, {told}; no checkpoint was written after that. "
+                f"Lower train.{self.name}.lr or look at the data"
+            )
 
     def _judge_gradient(self, step: int) -> None:
         *before, now = (row["grad_norm"] for row in self.history[-USUAL - 1 :])
         usual = median(before) if before else 0.0  # 0 also where the hinge is closed
-        if usual and now > self.stage.max_grad_ratio * usual:
+        if usual and now > self.training.max_grad_ratio * usual:
+            key = f"train.{self.name}"
             raise DivergedError(
                 f"{self.name}: grad_norm is {now:.3g} at step {step}, more than "
-                f"{self.name}.max_grad_ratio={self.stage.max_grad_ratio:g} times the {usual:.3g} "
-                f"that was usual; the last good checkpoint is kept. Lower {self.name}.lr or look "
-                "at the data"
-            )
-
-    def _judge_error(self, step: int) -> None:
-        steps = math.ceil(JUDGED / self.stage.batch)
-        recent = self.history[-steps:]
-        if len(recent) < steps:
-            return  # too few samples to tell from chance
-        reference = sum(row["ref_winner"] for row in recent)
-        ratio = 1 + sum(row["winner_gap"] for row in recent) / reference
-        if ratio > self.stage.max_error_ratio:
-            raise DivergedError(
-                f"{self.name}: the error on the photographs is {ratio:.2f} times the reference's "
-                f"at step {step}, more than {self.name}.max_error_ratio="
-                f"{self.stage.max_error_ratio:g}; no checkpoint was written after it rose so far. "
-                f"Lower {self.name}.lr or look at the data"
+                f"{key}.max_grad_ratio={self.training.max_grad_ratio:g} times the {usual:.3g} that "
+                f"was usual; the last good checkpoint is kept. Lower {key}.lr or look at the data"
             )

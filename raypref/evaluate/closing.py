@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raypref.evaluate.labels import (
@@ -21,19 +22,20 @@ if TYPE_CHECKING:
 HEADLINES = 3  # metrics told apart
 
 
-def closing(summary: pd.DataFrame, *, final: str) -> str:
+def closing(summary: pd.DataFrame, *, final: str, labels: Mapping[str, str]) -> str:
     """The table as aligned text, and what the final model gained over the base.
 
     Args:
         summary: of `statistics.summarise`.
         final: the model that the run is about, by its name in the table.
+        labels: names of the models for people, as `Run.labels`.
     """
     models = list(dict.fromkeys(summary["model"]))
     metrics = list(dict.fromkeys(summary["metric"]))
     cells = {(row.model, row.metric): row for row in summary.itertuples()}
     grid = [["", *map(metric_label, metrics)]]
     for model in models:
-        grid.append([model_label(model), *(_cell(cells.get((model, m))) for m in metrics)])
+        grid.append([model_label(model, labels), *(_cell(cells.get((model, m))) for m in metrics)])
     lines = [*_aligned(grid), "", footnote(summary).replace(" (gain over the base)", "")]
     gains = [
         row
@@ -41,7 +43,7 @@ def closing(summary: pd.DataFrame, *, final: str) -> str:
         if (row := cells.get((final, metric))) is not None and not math.isnan(row.gain)
     ]
     if gains:
-        lines += ["", f"{model_label(final)} against {model_label(models[0])}:"]
+        lines += ["", f"{model_label(final, labels)} against {model_label(models[0], labels)}:"]
         lines += [f"  {line}" for line in _aligned([_headline(row) for row in gains])]
     return "\n".join(lines)
 

@@ -61,6 +61,7 @@ class Evaluation:
         pairs: whose photographs are the reference of the distances.
         loras: the models besides the base, in the order of the tables. Called late, since it may
             read files.
+        labels: names of the models for people, as `Run.labels`.
         folder: where people look for its tables, local or URI.
         place: where its ledgers lie.
     """
@@ -76,6 +77,7 @@ class Evaluation:
         *,
         pairs: Ledger,
         loras: Callable[[], Mapping[str, Adapter]],
+        labels: Mapping[str, str],
         folder: str,
         place: Place,
     ) -> None:
@@ -87,6 +89,7 @@ class Evaluation:
         self.table = table
         self.pairs = pairs
         self.load_loras = loras
+        self.labels = labels
         self.folder = folder
         self.place = place
 
@@ -230,7 +233,10 @@ class Evaluation:
 
     @cached_property
     def long(self) -> pd.DataFrame:
-        """One row an image and metric: `statistics.SCORES` and `category`. All must be complete."""
+        """One row per image and metric, model by model in the order of the tables.
+
+        The columns are `statistics.SCORES` and `category`. All ledgers must be complete.
+        """
         import pandas as pd
 
         parts = []
@@ -243,7 +249,10 @@ class Evaluation:
         long = pd.concat(parts, ignore_index=True)
         categories = [prompt.category for prompt in self.prompts]
         long.insert(2, "category", long["prompt_id"].map(dict(enumerate(categories))))
-        return long
+        place = {model: number for number, model in enumerate([BASE, *self.loras])}
+        return long.sort_values(
+            "model", key=lambda models: models.map(place), kind="stable", ignore_index=True
+        )
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -289,10 +298,10 @@ class Evaluation:
         scores = pa.Table.from_pandas(self.long, preserve_index=False)
         write_table(join(self.folder, "scores.parquet"), scores)
         texts = {
-            "table.md": tables.markdown(summary, published=paper),
+            "table.md": tables.markdown(summary, published=paper, labels=self.labels),
             "table.csv": tables.csv(summary, published=paper),
-            "table.tex": tables.latex(summary, published=paper),
-            "categories.md": tables.categories_markdown(self.categories),
+            "table.tex": tables.latex(summary, published=paper, labels=self.labels),
+            "categories.md": tables.categories_markdown(self.categories, labels=self.labels),
             "categories.csv": tables.plain_csv(self.categories),
             "wins.csv": tables.plain_csv(wins),
         }

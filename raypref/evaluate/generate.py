@@ -15,7 +15,6 @@ from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline
 from raypref.diffusion.lora_config import FILE_NAME
-from raypref.evaluate.labels import MODELS
 from raypref.evaluate.prompts import Prompt, read_prompts
 from raypref.images import encode_png
 from raypref.ledger import absolute, join, read_bytes
@@ -51,7 +50,7 @@ class GenerateConfig(Section):
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
     size: int = setting(512, "side of the images in pixels", ge=8, multiple_of=8)
     samples: int = setting(
-        4, "prompts drawn at the steps a stage kept a LoRA of", affects_result=False, ge=0
+        4, "prompts drawn at the steps that a training kept a LoRA of", affects_result=False, ge=0
     )
     resources: Resources = Resources(batch=8)
 
@@ -59,17 +58,17 @@ class GenerateConfig(Section):
     @classmethod
     def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("every seed may stand once: it makes one image a prompt")
+            raise ValueError("seeds must differ: each makes one image per prompt")
         return seeds
 
     @field_validator("loras")
     @classmethod
     def _names(cls, loras: dict[str, str]) -> dict[str, str]:
         for name in loras:
-            if not re.fullmatch(r"[\w-]+", name) or name in MODELS:
+            if not re.fullmatch(r"[\w-]+", name) or name == BASE:
                 raise ValueError(
-                    f"a LoRA cannot be called '{name}': take letters, digits, - and _, and "
-                    f"none of {', '.join(MODELS)}"
+                    f"a LoRA cannot be called '{name}': take letters, digits, - and _, and not "
+                    f"'{BASE}'"
                 )
         return loras
 

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-# Known names with the words for people, in the order of the tables; others follow by name.
-MODELS = {
-    "base": "base",
-    "start": "start",  # the LoRA that training went on from
-    "start_2": "second start",
-    "start_3": "third start",
-    "sft": "SFT",
-    "stage2_alone": "stage 2 alone",  # before stage 1, as in the paper's Table 3
-    "stage1": "stage 1",
-    "stage2": "stage 2",
-    "sft_stage2": "SFT + stage 2",
-    "diffusion_dpo": "Diffusion-DPO",
-    "both": "stage 1 + stage 2",
-}
+# Methods of the literature that published values are of.
+METHODS = {"diffusion_dpo": "Diffusion-DPO", "spo": "SPO", "flowgrpo": "Flow-GRPO"}
 # The paper's six first, under its own short names.
 METRICS = {
     "pickscore": "PickScore",
@@ -59,9 +47,14 @@ def heading(metric: str) -> str:
     return METRICS.get(metric, metric) + (" ↓" if metric in LOWER_IS_BETTER else " ↑")
 
 
-def model_label(model: str) -> str:
-    """The model's name for people."""
-    return MODELS.get(model, model)
+def model_label(model: str, labels: Mapping[str, str]) -> str:
+    """The model's name for people.
+
+    Args:
+        model: its name.
+        labels: what the run calls its models, as `Run.labels`.
+    """
+    return labels.get(model) or METHODS.get(model, model)
 
 
 def digits(metric: str) -> int:

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raypref.config import InputError
-from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, MODELS, ordered
+from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, ordered
 
 SCORES = ("prompt", "prompt_id", "seed", "model", "metric", "score")
 SUMMARY = (
@@ -49,6 +49,7 @@ def summarise(
         InputError: columns are missing, nothing was scored, or an image was scored twice.
     """
     frame = _checked(scores)
+    models = ordered(_models(scores), (base,))
     missing = frame[frame["score"].isna()].groupby(["model", "metric"]).size().to_dict()
     frame = frame[frame["score"].notna()]
     sampled: dict[int, np.ndarray] = {}
@@ -62,7 +63,7 @@ def summarise(
     groups = frame.groupby(["model", "metric"], sort=False)
     per_prompt = {key: _per_prompt(part) for key, part in groups}
     rows = []
-    for model in ordered(sorted(frame["model"].unique()), (base, *MODELS)):
+    for model in models:
         for metric in ordered(sorted(frame["metric"].unique()), METRICS):
             own = per_prompt.get((model, metric))
             if own is None:
@@ -94,6 +95,7 @@ def win_rates(
         better, the smaller score wins. Pairs in which one image has no score are left out.
     """
     frame = _checked(scores)
+    models = _models(scores)
     frame = frame[frame["score"].notna()]
     rows = []
     for metric in ordered(sorted(frame["metric"].unique()), METRICS):
@@ -102,7 +104,9 @@ def win_rates(
         if baseline not in wide:
             continue
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-        for model in ordered(sorted(set(wide.columns) - {baseline}), MODELS):
+        for model in models:
+            if model == baseline or model not in wide:
+                continue
             gaps = sign * (wide[model] - wide[baseline]).dropna()
             if gaps.empty:
                 continue
@@ -209,6 +213,11 @@ def interval(
     array = np.asarray(values, np.float64)
     own = pd.DataFrame({"sum": array, "count": np.ones(len(array))})
     return _mean(own, draws(len(array), resamples, seed))
+
+
+def _models(scores: pd.DataFrame | pa.Table) -> list[str]:
+    """The models in the order in which the rows name them."""
+    return list(dict.fromkeys(str(model) for model in scores["model"].unique().tolist()))
 
 
 def _checked(scores: pd.DataFrame | pa.Table) -> pd.DataFrame:

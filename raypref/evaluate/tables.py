@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> published mean
 
+NO_LABELS: Mapping[str, str] = {}  # models are called by their names
+
 PAPER = (
     "'paper' is the published value (arXiv 2605.19839): comparable for the same base model, "
     "prompts, numbers of images and pairs, and weights of the metric only."
@@ -46,7 +48,12 @@ LATEX_SIGNS = {
 }
 
 
-def markdown(summary: pd.DataFrame, *, published: Published | None = None) -> str:
+def markdown(
+    summary: pd.DataFrame,
+    *,
+    published: Published | None = None,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> str:
     """The table in the paper's form, one row per model and one column per metric.
 
     A cell reads `**21.04** [20.98, 21.10] (+0.39) paper 21.04`: mean, interval, gain over the
@@ -55,24 +62,31 @@ def markdown(summary: pd.DataFrame, *, published: Published | None = None) -> st
     Args:
         summary: of `statistics.summarise`.
         published: of `published`, or None to leave the published values out.
+        labels: names of the models for people, as `Run.labels`.
     """
-    lines = _grid(summary, published)
+    lines = _grid(summary, published, labels)
     return "\n".join([*lines, "", f"{footnote(summary, published=published)} {MARKS}", ""])
 
 
-def latex(summary: pd.DataFrame, *, published: Published | None = None) -> str:
+def latex(
+    summary: pd.DataFrame,
+    *,
+    published: Published | None = None,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> str:
     """The same table as a LaTeX `tabular` for booktabs, with the sentences under it as a comment.
 
     Args:
         summary: of `statistics.summarise`.
         published: of `published`, or None to leave the published values out.
+        labels: names of the models for people, as `Run.labels`.
     """
     metrics = list(dict.fromkeys(summary["metric"]))
     lines = [f"% {footnote(summary, published=published)} {MARKS_LATEX}"]
     lines += [r"\begin{tabular}{l" + "c" * len(metrics) + "}", r"\toprule"]
     lines += [_latex_row(["Method", *(_latex_text(heading(m)) for m in metrics)]), r"\midrule"]
     for model, cells in _rows(summary):
-        texts = [_latex_text(model_label(model))]
+        texts = [_latex_text(model_label(model, labels))]
         for row in cells:
             texts.append("--" if row is None else _latex_cell(row, published or {}))
         lines.append(_latex_row(texts))
@@ -92,11 +106,12 @@ def plain_csv(frame: pd.DataFrame) -> str:
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def categories_markdown(categories: pd.DataFrame) -> str:
+def categories_markdown(categories: pd.DataFrame, *, labels: Mapping[str, str] = NO_LABELS) -> str:
     """A table a category of `statistics.by_category`, under headings; a line where there are none.
 
     Args:
         categories: of `statistics.by_category`.
+        labels: names of the models for people, as `Run.labels`.
     """
     if categories.empty:
         return "The prompts have no categories.\n"
@@ -105,7 +120,9 @@ def categories_markdown(categories: pd.DataFrame) -> str:
         blocks.append(f"## By {grouping}")
         for group, part in of_kind.groupby("group", sort=False):
             prompts = _span(part["n_prompts"])
-            blocks.append(f"### {group} ({prompts} prompts)\n\n" + "\n".join(_grid(part, None)))
+            blocks.append(
+                f"### {group} ({prompts} prompts)\n\n" + "\n".join(_grid(part, None, labels))
+            )
     return "\n\n".join([*blocks, f"{footnote(categories)} {MARKS}", ""])
 
 
@@ -198,11 +215,13 @@ def _rows(summary: pd.DataFrame) -> list[tuple[str, list[Any]]]:
     return [(model, [cells.get((model, metric)) for metric in metrics]) for model in models]
 
 
-def _grid(summary: pd.DataFrame, published: Published | None) -> list[str]:
+def _grid(
+    summary: pd.DataFrame, published: Published | None, labels: Mapping[str, str]
+) -> list[str]:
     lines = head(dict.fromkeys(summary["metric"])).splitlines()
     for model, cells in _rows(summary):
         texts = ["not run" if row is None else _cell(row, published or {}) for row in cells]
-        lines.append(markdown_row([model_label(model), *texts]))
+        lines.append(markdown_row([model_label(model, labels), *texts]))
     return lines
 
 

@@ -30,7 +30,7 @@ def model_card(
     photographs: str,
     counts: Mapping[str, int],
     starts_from: str,
-    stages: Mapping[str, Mapping[str, Any]],
+    trainings: Mapping[str, Mapping[str, Any]],
     lora: Mapping[str, Any],
     table: str,
     fused: bool,
@@ -44,7 +44,7 @@ def model_card(
         photographs: the photographs' licence.
         counts: what became of every input of the curation, by reason; "pair" for the pairs.
         starts_from: LoRA weights that training went on from; empty for the base.
-        stages: the trainings that made this LoRA, in order, with their settings.
+        trainings: those that made this LoRA, in order, with their settings.
         lora: settings of the adapter.
         table: the evaluation's table as Markdown; empty where nothing was evaluated.
         fused: whether the merged pipeline is in the run's folder too.
@@ -68,8 +68,7 @@ def model_card(
             "",
             f"# {name}: a LoRA aligned from real photographs",
             "",
-            f"Trained on {on}{began}, in {len(stages)} stage{'s'[: len(stages) > 1]} "
-            f"({', '.join(stages)}), with `raypref`.",
+            f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
             "## Use",
             "",
@@ -86,7 +85,7 @@ def model_card(
             "",
             "## Training",
             "",
-            *_settings(stages, lora),
+            *_settings(trainings, lora),
             "",
             "## Evaluation",
             "",
@@ -142,17 +141,17 @@ def _funnel(counts: Mapping[str, int]) -> list[str]:
     return ["| step | left |", "|---|---:|", *(f"| {name} | {n} |" for name, n in rows)]
 
 
-def _settings(stages: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any]) -> list[str]:
-    """A row a setting, a column a training."""
-    keys = dict.fromkeys(key for settings in stages.values() for key in settings)
+def _settings(trainings: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any]) -> list[str]:
+    """One row per setting, one column per training."""
+    keys = dict.fromkeys(key for settings in trainings.values() for key in settings)
     rows = [
-        f"| {key} | {' | '.join(_text(settings.get(key, '')) for settings in stages.values())} |"
+        f"| {key} | {' | '.join(_text(settings.get(key, '')) for settings in trainings.values())} |"
         for key in keys
     ]
     shape = ", ".join(f"{key} {_text(value)}" for key, value in lora.items())
     return [
-        f"| setting | {' | '.join(stages)} |",
-        f"|---|{'---|' * len(stages)}",
+        f"| setting | {' | '.join(trainings)} |",
+        f"|---|{'---|' * len(trainings)}",
         *rows,
         "",
         f"LoRA: {shape}. AdamW (0.9, 0.999), eps 1e-8; gradients averaged over the batch.",

@@ -76,24 +76,24 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     return inline(drawn, label)
 
 
-def against_reference(steps: np.ndarray, winner: np.ndarray, loser: np.ndarray) -> str:
+def against_reference(steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> str:
     """Both errors of a training, less those of the reference: zero is where it began.
 
     Args:
         steps: optimizer steps, ascending, [n].
-        winner: error on the photographs, less the reference's, finite, [n].
-        loser: the same on what they are preferred to.
+        chosen: error on the chosen images, less the reference's, finite, [n].
+        rejected: the same on the rejected ones.
     """
     drawn, axes = figure(3.4, 1.75)
     spans = []
-    for values, color in ((loser, WARM), (winner, ACCENT)):
+    for values, color in ((rejected, WARM), (chosen, ACCENT)):
         trend = smoothed(values)
         _line(axes, steps, values, trend, color=color, thin_color=color)
         spans.append(_span(values, trend))
     axes.axhline(0, color=SOFT, linewidth=1.0)
     _over_steps(axes, min(0.0, *(low for low, _ in spans)), max(0.0, *(high for _, high in spans)))
     label = f"errors less the reference's, up to step {int(steps[-1])}: photographs "
-    return inline(drawn, label + f"{smoothed(winner)[-1]:.4g}, others {smoothed(loser)[-1]:.4g}")
+    return inline(drawn, label + f"{smoothed(chosen)[-1]:.4g}, others {smoothed(rejected)[-1]:.4g}")
 
 
 def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raypref.config import without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.diffusion.lora_files import KOHYA_FILE
-from raypref.evaluate.labels import LOWER_IS_BETTER, digits, model_label
+from raypref.evaluate.labels import LOWER_IS_BETTER, digits
 from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
 from raypref.report.gallery import gallery
@@ -35,12 +35,6 @@ from raypref.report.views import (
 )
 
 MOST_REJECTS = 30
-TITLES = {
-    "stage1": "Stage 1: distribution alignment with real images",
-    "stage2": "Stage 2: preference learning on pairs",
-    "stage2_alone": "Stage 2 alone, from where stage 1 starts",
-    "sft": "Supervised fine-tuning on the photographs",
-}
 # The filters in their order, with the reasons they give.
 FILTERS = (
     ("distinct", ("duplicate", "near_duplicate")),
@@ -74,7 +68,7 @@ def collect(
     pairs: Ledger,
     min_gap: float,
     trained: Mapping[str, Ledger],
-    results: Mapping[str, str],
+    labels: Mapping[str, str],
     images: Mapping[str, Ledger],
     table: pd.DataFrame | None,
     categories: pd.DataFrame | None,
@@ -93,7 +87,7 @@ def collect(
         pairs: the pairs.
         min_gap: the gap filter's threshold, for funnel and histogram.
         trained: the trainings by name.
-        results: what the result of each is called in the table, by name.
+        labels: names of the models for people, by name.
         images: the evaluation's images, by model.
         table: the evaluation's summary, if there is one.
         categories: the same by category, if there is one.
@@ -109,23 +103,28 @@ def collect(
     # Beside the table: scores of an evaluation that was replaced would not fit these images.
     scores = _scores(folder) if table is not None else None
     made = all(ledger.state() == "complete" for ledger in images.values())
-    beside = made and scores is not None and write_side_by_side(images, scores, report=report)
+    beside = (
+        made
+        and scores is not None
+        and write_side_by_side(images, scores, report=report, labels=labels)
+    )
     return ReportData(
         title=f"raypref: {name}",
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=[(key, value) for key, value in record.get("versions", {}).items() if value],
-        links=_links(folder, record, results, tracking_uri),
+        links=_links(folder, record, {n: labels[n] for n in trained}, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
         pairs=gallery(pairs, report=report) if curated else [],
-        training=[view for n in trained if (view := _training(folder, n)) is not None],
+        training=[view for n in trained if (view := _training(folder, n, labels[n]))],
         grids=grids(images, report=report, scores=scores) if made else [],
         side_by_side=SIDE_BY_SIDE if beside else "",
         table=table,
         categories=categories,
         published=published,
+        labels=labels,
         final=final,
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
         costs=[_cost(step, facts) for step, facts in record["steps"].items()],
@@ -222,13 +221,13 @@ def _rejects(folder: str) -> list[Reject]:
     return [Reject(*row) for row in rows[columns].itertuples(index=False)]
 
 
-def _training(folder: str, name: str) -> TrainingView | None:
+def _training(folder: str, name: str, label: str) -> TrainingView | None:
     data = read_bytes(join(folder, name, "metrics.parquet"))
     if data is None:
         return None
     metrics = pq.read_table(io.BytesIO(data)).to_pandas()
     return TrainingView(
-        name=TITLES.get(name, name),
+        name=label,
         metrics=metrics.rename(columns={"seconds": "seconds_per_step"}),
         strips=strips(folder, name),
     )
@@ -241,15 +240,15 @@ def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
 
 
 def _links(
-    folder: str, record: Mapping[str, Any], results: Mapping[str, str], tracking_uri: str
+    folder: str, record: Mapping[str, Any], trained: Mapping[str, str], tracking_uri: str
 ) -> list[Link]:
     fs, root = filesystem(folder)
     # Of these trainings alone: others may be there from settings that were replaced.
-    weights = [(f"{n}/{FILE_NAME}", "LoRA", model_label(shown)) for n, shown in results.items()]
-    for name, shown in results.items():
-        text = f"{model_label(shown)}, for ComfyUI and A1111"
+    weights = [(f"{name}/{FILE_NAME}", "LoRA", label) for name, label in trained.items()]
+    for name, label in trained.items():
+        text = f"{label}, for ComfyUI and A1111"
         weights.append((f"{name}/{KOHYA_FILE}", "LoRA", text))
-    cards = [(f"{name}/README.md", "LoRA", "model card") for name in results]
+    cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     links = [
         Link(what, text, f"../{path}")
         for path, what, text in (*RESULTS[:1], *weights, *cards, *RESULTS[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -27,7 +27,10 @@ class Compared(NamedTuple):
 
 
 def compared(
-    table: pd.DataFrame, categories: pd.DataFrame | None, published: Published
+    table: pd.DataFrame,
+    categories: pd.DataFrame | None,
+    published: Published,
+    labels: Mapping[str, str],
 ) -> Iterator[Compared]:
     """The figures that these tables are enough for.
 
@@ -35,6 +38,7 @@ def compared(
         table: of `statistics.summarise`.
         categories: of `statistics.by_category`, if there is one.
         published: the paper's numbers; drawn in the scatter plots.
+        labels: names of the models for people, as `Run.labels`.
     """
     table = table[table["mean"].notna()]  # a distance of one prompt is none
     if table.empty:
@@ -42,42 +46,44 @@ def compared(
     means = table.pivot_table(index="model", columns="metric", values="mean", sort=False)
     for x, y in FIGURE_2:
         if {x, y} <= set(means.columns):
-            yield _scatter(means[[x, y]].dropna(), x, y, published)
+            yield _scatter(means[[x, y]].dropna(), x, y, published, labels)
     if len(means) > 1:
         for metric, part in table.groupby("metric", sort=False):
             rows = [
-                figures.Bar(model_label(row["model"]), row["mean"], row["low"], row["high"])
+                figures.Bar(model_label(row["model"], labels), row["mean"], row["low"], row["high"])
                 for row in part.to_dict("records")
             ]
             label = metric_label(str(metric))
             svg = figures.bars(label, rows, digits=digits(str(metric)))
             yield Compared(label, "mean and 95% interval; the axis is cut", Markup(svg))
     if categories is not None and not categories.empty and len(means) > 1:
-        yield from _radars(categories, str(table["metric"].iloc[0]))
+        yield from _radars(categories, str(table["metric"].iloc[0]), labels)
 
 
-def _scatter(means: pd.DataFrame, x: str, y: str, published: Published) -> Compared:
+def _scatter(
+    means: pd.DataFrame, x: str, y: str, published: Published, labels: Mapping[str, str]
+) -> Compared:
     points = [
-        figures.Point(model_label(str(model)), float(own[x]), float(own[y]))
+        figures.Point(model_label(str(model), labels), float(own[x]), float(own[y]))
         for model, own in means.iterrows()
     ]
     both = [m for m, metric in published if metric == x and (m, y) in published]
     for model in both:
-        label = f"{model_label(model)}, paper"
+        label = f"{model_label(model, labels)}, paper"
         points.append(figures.Point(label, published[model, x], published[model, y], paper=True))
     names = (metric_label(x), metric_label(y))
     svg = figures.scatter(*names, points)
     return Compared(f"{names[1]} against {names[0]}", "as the paper's Figure 2", Markup(svg))
 
 
-def _radars(categories: pd.DataFrame, metric: str) -> Iterator[Compared]:
+def _radars(categories: pd.DataFrame, metric: str, labels: Mapping[str, str]) -> Iterator[Compared]:
     own = categories[categories["metric"] == metric]
     for grouping, part in own.groupby("grouping", sort=False):
         wide = part.pivot_table(index="model", columns="group", values="mean", sort=False)
         if not FEWEST_SPOKES <= len(wide.columns) <= MOST_SPOKES:
             continue
         lines = [
-            figures.Line(model_label(str(model)), [float(v) for v in values])
+            figures.Line(model_label(str(model), labels), [float(v) for v in values])
             for model, values in wide.iterrows()
             if not any(map(math.isnan, values))
         ]

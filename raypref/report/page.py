@@ -32,8 +32,8 @@ from raypref.report.views import (
 PAGE_OF_PAIRS = 24
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
 TWO_LINES = (
-    'on <span class="better">photographs</span>, where it should fall, and on '
-    '<span class="paper">what they are preferred to</span>; zero is the reference'
+    'on <span class="better">chosen images</span>, where it should fall, and on '
+    '<span class="paper">rejected ones</span>; zero is the reference'
 )
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
 EXTREMES = 5  # prompts named at each end of the gains
@@ -41,13 +41,13 @@ EXTREMES = 5  # prompts named at each end of the gains
 # Training metrics we know, in the order they are shown, with what a reader should look for.
 CURVES = {
     "loss": "the objective; lower is better",
-    "winner_gap": "error on the photographs, less the reference's; below zero is better",
-    "loser_gap": "the same on what they are preferred to",
-    "ref_winner": "error of the reference on the photographs",
-    "ref_loser": "error of the reference on what they are preferred to",
+    "chosen_gap": "error on the chosen images, less the reference's; below zero is better",
+    "rejected_gap": "the same on the rejected ones",
+    "ref_chosen": "error of the reference on the chosen images",
+    "ref_rejected": "error of the reference on the rejected ones",
     "diff": "the first of the two minus the second; falls below zero",
     "hinge_active": "share of samples that still give a gradient",
-    "implicit_accuracy": "share of pairs ranked as the photographs demand; 0.5 is chance",
+    "implicit_accuracy": "share of pairs ranked as preferred; 0.5 is chance",
     "grad_norm": "before clipping",
     "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",
@@ -55,7 +55,7 @@ CURVES = {
     "images_per_second": "photographs a second, each with what it is compared to",
 }
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
-GAPS = ("winner_gap", "loser_gap")  # drawn together: the loss may fall while both get worse
+GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while both get worse
 
 
 def render(data: ReportData) -> str:
@@ -86,11 +86,11 @@ def render(data: ReportData) -> str:
         forests=list(_forests(data)),
         compared=[]
         if data.table is None or data.table.empty
-        else list(compared(data.table, data.categories, data.published)),
+        else list(compared(data.table, data.categories, data.published, data.labels)),
         prompt_gains=[_prompt_gains(view) for view in data.prompt_gains if view.gains],
         device_shares=any(cost.device_share is not None for cost in data.costs),
         seconds=sum(cost.seconds for cost in data.costs if cost.state == "done"),
-        model_label=labels.model_label,
+        model_label=lambda model: labels.model_label(model, data.labels),
     )
 
 
@@ -153,7 +153,11 @@ def _tiles(data: ReportData) -> Iterator[_Tile]:
     best = _final_model(data)
     for row in data.table[data.table["model"] == best].itertuples():
         score = _score(row, data.published)
-        note = f"{score.gain} {score.gain_interval}" if score.gain else labels.model_label(best)
+        note = (
+            f"{score.gain} {score.gain_interval}"
+            if score.gain
+            else labels.model_label(best, data.labels)
+        )
         yield _Tile(labels.metric_label(str(row.metric)), score.mean, note, score.trend)
 
 
@@ -244,11 +248,14 @@ def _results(data: ReportData) -> _Results | None:
     return _Results(
         metrics=[labels.metric_label(metric) for metric in metrics],
         rows=[
-            (labels.model_label(model), [cells.get((model, metric)) for metric in metrics])
+            (
+                labels.model_label(model, data.labels),
+                [cells.get((model, metric)) for metric in metrics],
+            )
             for model in dict.fromkeys(data.table["model"])
         ],
         footnote=tables.footnote(data.table, published=data.published),
-        final=labels.model_label(_final_model(data)),
+        final=labels.model_label(_final_model(data), data.labels),
     )
 
 
@@ -283,7 +290,7 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
         for row in gains[gains["metric"] == metric].itertuples():
             paper = data.published.get((row.model, metric))
             gap = None if paper is None or at_base is None else paper - at_base
-            label = labels.model_label(row.model)
+            label = labels.model_label(str(row.model), data.labels)
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
         label = labels.metric_label(metric)
         svg = charts.forest(

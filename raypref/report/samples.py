@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from raypref.config import fingerprint
-from raypref.evaluate.labels import METRICS, MODELS, metric_label, ordered, score_text
+from raypref.evaluate.labels import METRICS, metric_label, score_text
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import GridRow, StripView
@@ -48,7 +48,7 @@ def grids(
             if (r["seed"], r["prompt_id"]) == (seed, prompt_id)
         }
         pictures, said = {}, {}
-        for model in ordered(own, MODELS):
+        for model in (name for name in images if name in own):
             file = _name(own[model])
             pictures[model] = picture(folder.read(file), full=f"{folder.name}/{file}")
             if (seed, prompt_id, model) in texts:
@@ -64,22 +64,24 @@ def metric_place(metric: str) -> tuple[int, str]:
     return (known.index(metric) if metric in known else len(known), metric)
 
 
-def strips(folder: str, stage: str) -> list[StripView]:
+def strips(folder: str, training: str) -> list[StripView]:
     """The samples a training drew on its way, at most `MOST_STRIPS` moments of it.
 
     Args:
         folder: the run's folder, local or URI.
-        stage: name of the training; its strips are `<stage>/samples/step-00000050.png`; step 0
+        training: its name; its strips are `<training>/samples/step-00000050.png`; step 0
             is the base.
     """
-    names = list_files(join(folder, stage, "samples"))
+    names = list_files(join(folder, training, "samples"))
     steps = sorted((int(m[1]), n) for n in names if (m := re.fullmatch(r"step-(\d+)\.png", n)))
     views = []
     for step, name in _spread(steps, MOST_STRIPS):
-        data = read_bytes(join(folder, stage, "samples", name))
+        data = read_bytes(join(folder, training, "samples", name))
         assert data is not None
         # The file of the run itself is the full one: the page lies in the folder beside.
-        views.append(StripView(step=step, picture=strip(data, full=f"../{stage}/samples/{name}")))
+        views.append(
+            StripView(step=step, picture=strip(data, full=f"../{training}/samples/{name}"))
+        )
     return views
 
 

@@ -19,7 +19,6 @@ from raypref.config import fingerprint
 from raypref.evaluate.labels import (
     LOWER_IS_BETTER,
     METRICS,
-    MODELS,
     digits,
     metric_label,
     model_label,
@@ -37,7 +36,12 @@ QUALITY = 80  # of WebP
 
 
 def write_side_by_side(
-    images: Mapping[str, Ledger], scores: pd.DataFrame, *, report: str, base: str = "base"
+    images: Mapping[str, Ledger],
+    scores: pd.DataFrame,
+    *,
+    report: str,
+    labels: Mapping[str, str],
+    base: str = "base",
 ) -> bool:
     """Write the page beside the report, unless it is there already; False where nothing compares.
 
@@ -45,6 +49,7 @@ def write_side_by_side(
         images: complete ledgers of the images, by model.
         scores: of single images, the columns `statistics.SCORES`.
         report: the folder of the page, local or URI.
+        labels: names of the models for people, as `Run.labels`.
         base: the model that gains are against.
     """
     if len(images) < 2:
@@ -54,7 +59,7 @@ def write_side_by_side(
     path = join(report, FILE)
     before = read_bytes(path)
     if before is None or f"content={made}".encode() not in before[:200]:
-        write_bytes(path, render(_data(images, scores, base), made=made).encode())
+        write_bytes(path, render(_data(images, scores, base, labels), made=made).encode())
     return True
 
 
@@ -74,8 +79,10 @@ def render(data: Mapping[str, Any], *, made: str = "") -> str:
     )
 
 
-def _data(images: Mapping[str, Ledger], scores: pd.DataFrame, base: str) -> dict[str, Any]:
-    models = ordered(images, (base, *MODELS))
+def _data(
+    images: Mapping[str, Ledger], scores: pd.DataFrame, base: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    models = ordered(images, (base,))
     metrics = ordered(sorted(scores["metric"].unique()), METRICS)
     facts = scores.drop_duplicates(["prompt_id", "seed"]).sort_values(["seed", "prompt_id"])
     shown = facts.head(MOST_ROWS)
@@ -92,7 +99,7 @@ def _data(images: Mapping[str, Ledger], scores: pd.DataFrame, base: str) -> dict
     known = scores.set_index(["prompt_id", "seed", "model", "metric"])["score"].to_dict()
     return {
         "base": base,
-        "models": [[model, model_label(model)] for model in models],
+        "models": [[model, model_label(model, labels)] for model in models],
         "metrics": [[m, metric_label(m), digits(m), m in LOWER_IS_BETTER] for m in metrics],
         "size": ROWS_A_PAGE,
         "side": list(size),

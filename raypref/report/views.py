@@ -92,7 +92,7 @@ class StripView:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingView:
-    """One stage of training: a table with the column `step` and one column a metric."""
+    """One training: a table with the column `step` and one column per metric."""
 
     name: str
     metrics: pd.DataFrame
@@ -139,6 +139,7 @@ class ReportData:
     table: pd.DataFrame | None = None  # of `statistics.summarise`
     categories: pd.DataFrame | None = None  # of `statistics.by_category`
     published: Published = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)  # models' names for people
     final: str = ""  # the model the run is about; empty takes the last of the table
     prompt_gains: Sequence[PromptGains] = ()  # of that model
     costs: Sequence[Cost] = ()

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PLAIN = (
     *WHOLE,
-    'train=["stage1"]',
-    *("stage1.steps=4", "stage1.checkpoint_every=2", "stage1.sample_every=0"),
+    'trainings=["stage1"]',
+    *("train.stage1.steps=4", "train.stage1.checkpoint_every=2", "train.stage1.sample_every=0"),
     "tracking.uri=none",
 )
 

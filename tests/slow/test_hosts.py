@@ -30,12 +30,12 @@ RUN = join(BUCKET, "runs", "run")
 SETTINGS = (
     *WHOLE,
     "saliency.resources.workers=2",
-    "stage1.resources.workers=2",
-    "stage1.min_workers=1",
+    "train.stage1.resources.workers=2",
+    "train.stage1.min_workers=1",
     "run=run",
     *("evaluate.limit=1", "evaluate.seeds=[1]"),
     *("metrics.distance=false", "metrics.critic=''"),
-    *("stage1.sample_every=0", "stage2.sample_every=0", "tracking.uri=none"),
+    *("train.stage1.sample_every=0", "train.stage2.sample_every=0", "tracking.uri=none"),
 )
 
 

@@ -70,8 +70,8 @@ def test_followed_stopped_and_submitted_again(
 ) -> None:
     steps = 60  # more than are done while `ray job stop` starts
     command = (
-        *("jobs/align.py", *WHOLE, f"storage={tmp_path}", 'train=["stage1"]'),
-        *(f"stage1.steps={steps}", "stage1.sample_every=0", "tracking.uri=none"),
+        *("jobs/align.py", *WHOLE, f"storage={tmp_path}", 'trainings=["stage1"]'),
+        *(f"train.stage1.steps={steps}", "train.stage1.sample_every=0", "tracking.uri=none"),
     )
     run = copy_of(full[0], tmp_path)
     shutil.rmtree(run / "cache")  # the cluster encodes the pairs

@@ -43,15 +43,15 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
     settings = (
         *SMALL,
         f"storage={tmp_path / 'runs'}",
-        'train=["sft", "stage1", "stage2"]',
+        'trainings=["sft", "stage1", "stage2"]',
         f"base.network={unet}",
-        f"stage1.start={lora}",
-        "stage2.objective=kto",
-        "stage2.reference=base",
-        "stage2.schedule=cosine",
-        "sft.steps=2",
-        "sft.batch=8",
-        "sft.resources.workers=1",
+        f"train.stage1.start={lora}",
+        "train.stage2.objective=kto",
+        "train.stage2.reference=base",
+        "train.stage2.schedule=cosine",
+        "train.sft.steps=2",
+        "train.sft.batch=8",
+        "train.sft.resources.workers=1",
         "model.fused=true",
     )
     status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
@@ -75,6 +75,6 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
     with pytest.raises(InputError) as refused:
         execute(load(RunConfig, "tiny", [*settings[1:], "run=other", "lora.rank=4"]))
     output = str(refused.value)
-    assert "stage1.start: the LoRA in" in output
+    assert "train.stage1.start: the LoRA in" in output
     assert "has rank 8, and lora.rank is 4; set lora.rank=8 lora.alpha=16" in output
     assert not (tmp_path / "runs" / "other").exists()

@@ -18,13 +18,13 @@ SMALL = (
     "perturb.steps=4",
     "select.top_k=8",
     "saliency.resources.workers=1",
-    "stage1.steps=4",
-    "stage1.batch=8",
-    "stage1.resources.workers=1",
-    "stage2.steps=4",
-    "stage2.batch=8",
-    "stage2.checkpoint_every=1",
-    "stage2.resources.workers=1",
+    "train.stage1.steps=4",
+    "train.stage1.batch=8",
+    "train.stage1.resources.workers=1",
+    "train.stage2.steps=4",
+    "train.stage2.batch=8",
+    "train.stage2.checkpoint_every=1",
+    "train.stage2.resources.workers=1",
     "evaluate.limit=3",
     "evaluate.seeds=[1]",
     "evaluate.steps=2",
@@ -47,12 +47,12 @@ label = "stage 1"
 model = "stage1"
 
 [[rows]]
-name = "both"
+name = "stage2"
 label = "stage 1 + stage 2"
 
 [[rows]]
 name = "impossible"
-set = { "stage2.beta" = -1 }
+set = { "train.stage2.beta" = -1 }
 """
 # The same with a table of the paper in one go, as `all` makes them.
 BOTH = """
@@ -108,7 +108,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     assert len(complete(killed, "stage*")) == 2
     printed = re.search(r"\| impossible \| (.*?) \|", output)
     assert printed
-    assert printed[1].startswith("stage2.beta=-1: input should be greater than 0")
+    assert printed[1].startswith("train.stage2.beta=-1: input should be greater than 0")
     for label in ("base", "stage 1", "stage 1 + stage 2"):
         assert re.search(rf"^\| {re.escape(label)} \| .*\d", output, re.MULTILINE), output
     _check_tracking(killed)
@@ -144,11 +144,11 @@ def _check_tracking(storage: Path) -> None:
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         and run.info.status == "FINISHED"
     }
-    assert set(children) == {"base-seed0", "stage1-seed0", "both-seed0"}
-    both = children["both-seed0"].info.run_id
+    assert set(children) == {"base-seed0", "stage1-seed0", "stage2-seed0"}
+    both = children["stage2-seed0"].info.run_id
     steps = [metric.step for metric in client.get_metric_history(both, "stage1/loss")]
     assert sorted(set(steps)) == [1, 2, 3, 4]  # though another row trained it
-    assert "eval/both/pickscore" in children["both-seed0"].data.metrics
+    assert "eval/stage2/pickscore" in children["stage2-seed0"].data.metrics
     assert client.list_artifacts(both, "stage2")
 
 
@@ -172,7 +172,9 @@ def test_the_sweep_in_the_docs_works_as_written(tmp_path):
 
 def _check_rungs(sweeping: Job, storage: Path) -> None:
     reached = re.findall(
-        r"^\| stage2\.beta=\S+ select\.top_k=\d+, stage2\.steps=(\d+) \|.*\[", sweeping.output, re.M
+        r"^\| train\.stage2\.beta=\S+ select\.top_k=\d+, train\.stage2\.steps=(\d+) \|.*\[",
+        sweeping.output,
+        re.M,
     )
     assert len(reached) == 2
     assert set(reached) <= {"2", "4"}

@@ -14,14 +14,14 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from training import BASE, LORA, pairs
+from training import BASE, LORA, pairs, training
 
 from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
 from raypref.align.cache import UNCONDITIONAL, read_pairs
-from raypref.align.stage import StageConfig, StageJob
-from raypref.align.train import train_stage
+from raypref.align.config import TrainingJob
+from raypref.align.train import train_on_workers
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.config import InputError, Resources, load
 from raypref.diffusion.backbone import load_denoiser
@@ -37,8 +37,8 @@ TIMES = {"seconds", "images_per_second"}
 STEPS, EVERY = 16, 4
 SHARED = {"steps": STEPS, "batch": 7, "micro_batch": 2, "lr": 2e-4, "checkpoint_every": EVERY}
 STAGES = {  # 7 samples share out evenly over neither two nor three workers
-    "dro": StageConfig(objective="dro", rollout_steps=5, policy_lag=2, ema_decay=0.9, **SHARED),
-    "dpo": StageConfig(objective="dpo", warmup_steps=3, **SHARED),
+    "dro": training(objective="dro", rollout_steps=5, policy_lag=2, ema_decay=0.9, **SHARED),
+    "dpo": training(objective="dpo", warmup_steps=3, **SHARED),
 }
 
 
@@ -98,6 +98,7 @@ def straight(
         history = loop.train(
             *(network, read_pairs(cache), stage, LORA),
             name="stage",
+            draws="stage",
             seed=0,
             folder=str(folder),
             start=None,
@@ -133,18 +134,19 @@ def test_workers_do_what_one_process_does(
             assert len(pids) == workers
             os.kill(pids[killed], signal.SIGKILL)
 
-    job = StageJob(
+    job = TrainingJob(
         name="stage",
         draws="stage",
         base=BASE,
         lora=LORA,
-        stage=stage,
+        training=stage,
         cache=cache,
+        pairs=None,
         folder=str(tmp_path),
         start=None,
         seed=0,
     )
-    train_stage(job, on_step=on_step)
+    train_on_workers(job, on_step=on_step)
     release()
 
     folder, expected = straight[objective]
@@ -198,8 +200,8 @@ def misfit(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[Ste
         (
             *(starved, 2),
             NoRoomError,
-            r"^stage2_alone: memory ran out with stage2\.micro_batch=2; try stage2\.micro_batch=1 "
-            r"or stage2\.gradient_checkpointing=true or stage2\.rollout_batch=16, which move ",
+            r"^mine: memory ran out with train\.mine\.micro_batch=2; try train\.mine\.micro_batch=1"
+            r" or train\.mine\.gradient_checkpointing=true or train\.mine\.rollout_batch=16, ",
         ),
         (diverged, 1, DivergedError, r"^loss is nan$"),
     ],
@@ -222,20 +224,21 @@ def test_what_would_happen_again_is_not_tried_again(
     monkeypatch.setattr(align_train, "_work", work)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=workers)})
-    job = StageJob(
-        name="stage2_alone",
-        draws="stage2",
+    job = TrainingJob(
+        name="mine",
+        draws="mine",
         base=BASE,
         lora=LORA,
-        stage=stage,
+        training=stage,
         cache=cache,
+        pairs=None,
         folder=str(tmp_path),
         start=None,
         seed=0,
     )
     try:
         with pytest.raises(error, match=says):
-            train_stage(job, on_step=lambda metrics: None)
+            train_on_workers(job, on_step=lambda metrics: None)
     finally:
         release()
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -248,10 +251,14 @@ def test_what_would_happen_again_is_not_tried_again(
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_workers_without_a_share_are_refused(workers: int) -> None:
-    config = load(RunConfig, "tiny", ["stage2.batch=2", f"stage2.resources.workers={workers}"])
+    config = load(
+        RunConfig, "tiny", ["train.stage2.batch=2", f"train.stage2.resources.workers={workers}"]
+    )
     needs = {step.name: step.needs for step in Run(config).steps}
     for name in ("stage1", "stage2", "stage2_alone"):
-        refused = pytest.raises(InputError, match=rf"^stage2\.resources\.workers={workers}: ")
+        refused = pytest.raises(
+            InputError, match=rf"^train\.stage2\.resources\.workers={workers}: "
+        )
         with nullcontext() if name == "stage1" else refused:
             for need in needs[name]:
                 need()

@@ -1,0 +1,211 @@
+"""The settings that all trainings share, and what an objective adds to them.
+
+An objective is one class in one file of `objectives/`: its own settings, the experience it learns
+from, its loss, and when a training has gone wrong. The loop asks the class and knows no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+from raypref.config import Resources, Section, setting
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.lora_config import LoraConfig
+from raypref.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raypref.align.experience import Experience
+    from raypref.align.residuals import Residuals
+
+Metrics: TypeAlias = "dict[str, Tensor]"  # per sample, each [B]
+
+SAMPLES_COMPARED = 256  # over which the error is compared: one step of the paper's batch
+
+
+class TrainingConfig(Section):
+    """One training, `[train.NAME]`. The common defaults are the paper's for SD-1.5."""
+
+    # Names of the sides of a sample, in the order in which the experience gives them.
+    sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    # Columns of the pairs, numbers, that the loss reads as `facts`.
+    facts: ClassVar[tuple[str, ...]] = ()
+    # Whether samples are drawn from the policy, a copy of the learner.
+    uses_policy: ClassVar[bool] = False
+
+    objective: str = setting(..., "what is minimised; it decides which other keys there are")
+    like: str = setting(
+        "",
+        "another training, whose settings hold where this one gives none of its own",
+        affects_result=False,
+    )
+    label: str = setting(
+        "", "name for people; empty: its name in the settings", affects_result=False
+    )
+    start: str = setting(
+        "base",
+        "base, another training, @NAME (where that training starts), or LoRA weights (diffusers or "
+        "peft layout): folder, file, OWNER/REPO or OWNER/REPO/FILE on the hub",
+    )
+    draws: str = setting(
+        "", "stream of random numbers: trainings with the same one see the same samples; empty: own"
+    )
+    reference: Literal["start", "base"] = setting(
+        "start", "the frozen model it is compared with: what it starts from, or the base"
+    )
+    steps: int = setting(1000, "optimizer steps", ge=1)
+    batch: int = setting(256, "samples per optimizer step, over all workers", ge=1)
+    micro_batch: int = setting(
+        8, "samples a worker sends through the network at once", affects_result=False, ge=1
+    )
+    lr: float = setting(1e-4, "learning rate of AdamW", gt=0)
+    warmup_steps: int = setting(0, "steps of linear warm-up from 0", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "learning rate after the warm-up; linear and cosine end at 0"
+    )
+    weight_decay: float = setting(1e-2, "weight decay of AdamW", ge=0)
+    clip: float = setting(1.0, "largest gradient norm", gt=0)
+    ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
+    caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
+    flip: float = setting(0.5, "share of samples mirrored, drawn once per pair", ge=0, le=1)
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in backward to save memory", affects_result=False
+    )
+    compile: bool = setting(
+        False,
+        "torch.compile the network: minutes at the start for quicker steps; moves results by "
+        "rounding only, as micro_batch does",
+        affects_result=False,
+    )
+    max_error_ratio: float = setting(
+        2.0,
+        "stop when the error on the chosen images is so many times the reference's, over the last "
+        "256 samples",
+        affects_result=False,
+        gt=1,
+    )
+    max_grad_ratio: float = setting(
+        1000.0,
+        "stop when the gradient's norm is so many times its median over the last 50 steps",
+        affects_result=False,
+        gt=1,
+    )
+    checkpoint_every: int = setting(
+        50, "steps between checkpoints: what a kill can cost", affects_result=False, ge=1
+    )
+    sample_every: int = setting(
+        0,
+        "steps between two LoRAs kept for the page's samples; 0: none",
+        affects_result=False,
+        ge=0,
+    )
+    min_workers: int = setting(
+        0,
+        "go on with so few workers when hosts are lost; 0: wait for all of resources.workers",
+        affects_result=False,
+        ge=0,
+    )
+    resources: Resources = Resources()
+
+    def experience(self) -> Experience:
+        """What makes the samples of an optimizer step: here, stored pairs."""
+        from raypref.align.experience import stored_pairs
+
+        return stored_pairs
+
+    def loss(
+        self, sides: Sequence[Residuals], facts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Metrics]:
+        """One loss per sample, [B], and metrics per sample; the loop averages both.
+
+        Args:
+            sides: residuals of the networks, one per name in `sides`.
+            facts: numbers carried with the samples, each [B], by the names in `facts`.
+        """
+        raise NotImplementedError
+
+    def health(self, history: Sequence[Mapping[str, float]], *, key: str) -> str:
+        """Why a training must stop, or "": the chosen images' error far above the reference's.
+
+        No pairwise objective wants that, and a network several times worse than its reference is
+        out of order. The loss does not show it: Diffusion-DRO's is near zero and negative, and
+        Diffusion-DPO's may fall while the errors of both sides rise.
+
+        Args:
+            history: metrics of every step so far, averages over the batch.
+            key: of this training in the settings, for the message.
+        """
+        steps = math.ceil(SAMPLES_COMPARED / self.batch)
+        recent = history[-steps:]
+        if len(recent) < steps:
+            return ""  # too few samples to tell from chance
+        reference = sum(row["ref_chosen"] for row in recent)
+        ratio = 1 + sum(row["chosen_gap"] for row in recent) / reference
+        if ratio <= self.max_error_ratio:
+            return ""
+        return (
+            f"the error on the chosen images is {ratio:.2f} times the reference's, more than "
+            f"{key}.max_error_ratio={self.max_error_ratio:g}"
+        )
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples of a worker that the experience makes in one go."""
+        return self.micro_batch
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0: a function of it alone."""
+        if step < self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        left = {
+            "constant": 1.0,
+            "linear": max(0.0, 1 - done),
+            "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+        }
+        return self.lr * left[self.schedule]
+
+
+class RolloutConfig(TrainingConfig):
+    """A training on samples of its own policy, a copy of the learner renewed now and then."""
+
+    uses_policy: ClassVar[bool] = True
+
+    rollout_steps: int = setting(20, "solver steps of a whole trajectory", ge=1, le=1000)
+    rollout_batch: int = setting(
+        32,
+        "samples a worker rolls out at once; no gradients are kept, so more than micro_batch",
+        affects_result=False,
+        ge=1,
+    )
+    policy_lag: int = setting(
+        16, "optimizer steps between refreshes of the policy; at 1 it equals the learner", ge=1
+    )
+
+    @property
+    def samples_at_once(self) -> int:
+        """A rollout keeps no gradients: several micro-batches at once."""
+        return self.micro_batch * max(1, self.rollout_batch // self.micro_batch)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a worker needs to know; paths are absolute, workers have directories of their own.
+
+    `draws` names the stream of random numbers: two trainings with one stream see equal samples.
+    """
+
+    name: str
+    draws: str
+    base: BackboneConfig
+    lora: LoraConfig
+    training: TrainingConfig
+    cache: Ledger
+    pairs: Ledger | None  # whose columns are the objective's facts; None where it has none
+    folder: str
+    start: str | None
+    seed: int

@@ -1,0 +1,177 @@
+"""The samples of an optimizer step: noisy states with their targets, from pairs or the policy.
+
+Every random number of a sample comes from its own generator, seeded by (seed, training, step,
+sample index), so neither the number of workers nor the split of a batch changes a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from raypref.align import rollout
+from raypref.align.cache import PairData
+from raypref.align.config import TrainingConfig
+from raypref.align.objectives.dro import DRO
+from raypref.align.residuals import POLICY, Samples, Side
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.samplers import jittered_grid
+
+
+class Draw(NamedTuple):
+    """One entry of a batch: which pair, and the source of its randomness."""
+
+    pair: int
+    generator: torch.Generator
+
+
+class Experience(Protocol):
+    """Makes the samples of an optimizer step; what is random comes from the draws alone."""
+
+    def __call__(
+        self, denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+    ) -> Samples:
+        """One sample per draw."""
+
+
+def stored_pairs(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Samples:
+    """Chosen and rejected image of a pair (paper, section 3.3).
+
+    Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
+    half of their pairs face different ways; here it is drawn once per pair.
+    """
+    drawn = _draw(denoiser, data, training, draws, denoiser.draw_timestep)
+    (timesteps_B,) = drawn.numbers
+    timesteps_B = timesteps_B.to(denoiser.device)
+    chosen_noise, rejected_noise, noise_BCHW = drawn.noises
+    sides = []
+    for which, own_noise in enumerate((chosen_noise, rejected_noise)):
+        latents_BCHW = data.latents(drawn.pairs, drawn.flips, own_noise, which=which)
+        noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        sides.append(Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW)))
+    return Samples(tuple(sides), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, noisy_BCHW))
+
+
+def chosen_images(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Samples:
+    """The chosen image as in `stored_pairs`, alone."""
+    pairs = stored_pairs(denoiser, data, training, draws)
+    return pairs._replace(sides=pairs.sides[:1])
+
+
+def policy_trajectories(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Samples:
+    """Diffusion-DRO: the photograph against a state on the policy's way, as released for SD-1.5.
+
+    The rejected side is the policy's state at one uniformly drawn step of a rollout at CFG 1, its
+    target the policy's own prediction there. The chosen side is the photograph at the same
+    timestep, with noise of its own.
+    """
+    n, train_steps = cast("DRO", training).rollout_steps, len(denoiser.timesteps_T)
+    drawn = _draw(
+        denoiser,
+        data,
+        training,
+        draws,
+        lambda generator: torch.randint(train_steps // n, (), generator=generator),
+        lambda generator: torch.randint(n, (), generator=generator),
+    )
+    offsets_B, stop_B = drawn.numbers
+    latent_noise, noise_BCHW, start_BCHW = drawn.noises
+    places_nB = jittered_grid(steps=n, train_steps=train_steps, offsets_B=offsets_B)
+    lora.activate(denoiser.module, POLICY)
+    policy = rollout.policy_states(
+        denoiser.predict,
+        denoiser.solver,
+        start_BCHW,
+        drawn.prompts,
+        grid_nB=denoiser.timesteps_T[places_nB],
+        stop_B=stop_B,
+    )
+    photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
+    noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, policy.timesteps_B)
+    chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
+    rejected = Side(policy.x_BCHW, policy.prediction_BCHW)
+    facts = data.facts_of(drawn.pairs, noisy_BCHW)
+    return Samples((chosen, rejected), policy.timesteps_B, drawn.prompts, facts)
+
+
+def policy_images(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Samples:
+    """Diffusion-DRO: the photograph against the policy's finished image, as released for SD-3.5-M.
+
+    The image is drawn at CFG 1 on the pipeline's own grid. Both are noised with one noise to one
+    timestep of the training distribution. The rejected side's target is the prediction of the
+    learner as it is now, whatever `policy_lag` says: its error is 0 and so is its gradient, so the
+    policy's image only gates the hinge, by how far learner and reference differ on it. The released
+    code draws the image with the learner too, which is `policy_lag=1`.
+    """
+    drawn = _draw(denoiser, data, training, draws, denoiser.draw_timestep)
+    (timesteps_B,) = drawn.numbers
+    timesteps_B = timesteps_B.to(denoiser.device)
+    latent_noise, noise_BCHW, start_BCHW = drawn.noises
+    grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps)
+    lora.activate(denoiser.module, POLICY)
+    image_BCHW = rollout.policy_images(
+        denoiser.predict,
+        denoiser.solver,
+        start_BCHW,
+        drawn.prompts,
+        grid_nB=grid_n[:, None].expand(-1, len(draws)),
+    )
+    photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
+    noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, timesteps_B)
+    chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
+    rejected = Side(denoiser.add_noise(image_BCHW, noise_BCHW, timesteps_B), None)
+    facts = data.facts_of(drawn.pairs, noisy_BCHW)
+    return Samples((chosen, rejected), timesteps_B, drawn.prompts, facts)
+
+
+class _Drawn(NamedTuple):
+    """The random part of B samples."""
+
+    pairs: list[int]
+    flips: list[bool]
+    prompts: Prompts
+    numbers: list[Tensor]  # each [B], on the CPU
+    noises: tuple[Tensor, ...]  # three standard normals of the latents' shape
+
+
+def _draw(
+    denoiser: Denoiser,
+    data: PairData,
+    training: TrainingConfig,
+    draws: Sequence[Draw],
+    *numbers: Callable[[torch.Generator], Tensor],
+) -> _Drawn:
+    """All that is random about samples, drawn on the CPU: one result anywhere.
+
+    Of each sample's generator, in this order: two uniforms, for the flip and for dropping the
+    caption; the scalars that `numbers` draw; three latents of noise. The order is frozen.
+    """
+    flips, dropped, drawn, noises = [], [], [], []
+    for _, generator in draws:
+        flip, drop = torch.rand(2, generator=generator).tolist()
+        flips.append(flip < training.flip)
+        dropped.append(drop < training.caption_dropout)
+        drawn.append([draw(generator) for draw in numbers])
+        noises.append(torch.randn((3, *data.moments.shape[-3:]), generator=generator))
+    pairs = [draw.pair for draw in draws]
+    where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
+    return _Drawn(
+        pairs,
+        flips,
+        data.prompts(pairs, dropped).to(*where),
+        [torch.stack(column) for column in zip(*drawn, strict=True)],
+        torch.stack(noises, dim=1).to(*where).unbind(),
+    )

@@ -1,0 +1,135 @@
+"""What predictions miss their targets by, and inner products of that per sample.
+
+Every objective but reward gradients is a function of such inner products
+(`docs/method.md`, section "Objectives").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raypref.diffusion import lora
+from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.prompts import Prompts, twice
+
+LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
+
+
+class Side(NamedTuple):
+    """One side of B samples: noisy latents and what should be predicted there."""
+
+    x_BCHW: Tensor
+    target_BCHW: Tensor | None  # None: whatever the learner itself predicts there
+
+
+class Samples(NamedTuple):
+    """B samples with one or two sides; all sides of a sample share timestep and caption."""
+
+    sides: tuple[Side, ...]
+    timesteps_B: Tensor
+    prompts: Prompts
+    facts: Mapping[str, Tensor] = {}  # numbers carried with the samples, each [B]
+
+    def split(self, size: int) -> list[Samples]:
+        """The same in portions of at most `size`."""
+        starts = range(0, len(self.timesteps_B), size)
+        return [self._portion(slice(start, start + size)) for start in starts]
+
+    def _portion(self, some: slice) -> Samples:
+        sides = tuple(
+            Side(x[some], None if target is None else target[some]) for x, target in self.sides
+        )
+        facts = {name: values[some] for name, values in self.facts.items()}
+        return Samples(sides, self.timesteps_B[some], self.prompts[some], facts)
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Prediction minus target on one side of B samples, float32 or better, [B, C, H, W].
+
+    The inner products are means over C, H, W, one per sample, [B], computed when asked for.
+    Gradients flow through the learner's residual alone.
+    """
+
+    learner: Tensor
+    reference: Tensor
+
+    @cached_property
+    def error(self) -> Tensor:
+        """The learner's denoising error."""
+        return inner(self.learner, self.learner)
+
+    @cached_property
+    def reference_error(self) -> Tensor:
+        """The reference's denoising error."""
+        return inner(self.reference, self.reference)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """The learner's error less the reference's.
+
+        As <learner - reference, learner + reference>: where the two hardly differ, the difference
+        of two large means would lose it in float32.
+        """
+        return inner(self.learner - self.reference, self.learner + self.reference)
+
+    @cached_property
+    def cross(self) -> Tensor:
+        """The learner's residual times the reference's."""
+        return inner(self.learner, self.reference)
+
+
+def inner(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
+    """Inner products per sample, as means over C, H, W: [B]."""
+    return (one_BCHW * other_BCHW).flatten(1).mean(1)
+
+
+def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
+    """The residuals of learner and reference, one per side.
+
+    All sides go through the network as one batch, but those whose target is the learner's own
+    prediction: the residual there is 0 without a gradient, so nothing is kept for one. The
+    reference comes first: adapters must not be switched between the learner's forward and its
+    backward.
+    """
+    timesteps_B, prompts = samples.timesteps_B, samples.prompts
+    sizes = [len(timesteps_B)] * len(samples.sides)
+    lora.activate(denoiser.module, REFERENCE)
+    with torch.no_grad():
+        references = _predict(denoiser, samples.sides, timesteps_B, prompts).split(sizes)
+    lora.activate(denoiser.module, LEARNER, train=True)
+    own = {}
+    for number, side in enumerate(samples.sides):
+        if side.target_BCHW is None:
+            with torch.no_grad():
+                own[number] = denoiser.predict(side.x_BCHW, timesteps_B, prompts)
+    learned = [side for side in samples.sides if side.target_BCHW is not None]
+    predictions = iter(
+        _predict(denoiser, learned, timesteps_B, prompts).split(sizes[: len(learned)])
+    )
+    found = []
+    for number, side in enumerate(samples.sides):
+        learner = own[number] if number in own else next(predictions)
+        target = learner if side.target_BCHW is None else side.target_BCHW
+        found.append(Residuals(_residual(learner, target), _residual(references[number], target)))
+    return found
+
+
+def _predict(
+    denoiser: Denoiser, sides: Sequence[Side], timesteps_B: Tensor, prompts: Prompts
+) -> Tensor:
+    if len(sides) == 1:
+        return denoiser.predict(sides[0].x_BCHW, timesteps_B, prompts)
+    x = torch.cat([side.x_BCHW for side in sides])
+    return denoiser.predict(x, timesteps_B.repeat(2), twice(prompts))
+
+
+def _residual(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    precise = torch.promote_types(prediction_BCHW.dtype, torch.float32)
+    return prediction_BCHW.to(precise) - target_BCHW.to(precise)
