@@ -103,14 +103,33 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
     Raises:
         InputError: unknown preset, file, key or value; the message names it.
     """
-    values = _read(source)
-    kinds = {key: field.annotation for key, field in _fields(model)}
-    for override in overrides:
-        key, _, text = (part.strip() for part in override.partition("="))
-        if "=" not in override or not key:
-            raise InputError(f"'{override}' is not key=value (for example stage2.beta=1000)")
-        _assign(values, key, _parse(text, kinds.get(key)))
-    return build(model, values)
+    return build(model, _given(model, source, overrides))
+
+
+def load_part(
+    model: type[S], source: str, overrides: Iterable[str] = (), *, of: type[Section]
+) -> S:
+    """Read the settings of a job that needs only some sections of a run.
+
+    The other sections of the preset or file are checked, but nothing in them is required.
+
+    Args:
+        model: the sections that the job needs.
+        source: as in `load`.
+        overrides: as in `load`.
+        of: the whole that the preset, the file and the overrides are written for.
+
+    Raises:
+        InputError: unknown preset, file, key or value; the message names it.
+    """
+    values = _given(of, source, overrides)
+    try:
+        of.model_validate(_complete(of, values))
+    except ValidationError as error:
+        wrong = [e for e in error.errors() if e["type"] != "missing"]
+        if wrong:
+            raise InputError("; ".join(_explain_error(of, e) for e in wrong)) from None
+    return build(model, {name: values[name] for name in model.model_fields if name in values})
 
 
 def build(model: type[S], values: Mapping[str, Any]) -> S:
@@ -208,6 +227,18 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
         for key in sorted({*before, *after})
         if before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested values of a preset or file, with overrides."""
+    values = _read(source)
+    kinds = {key: field.annotation for key, field in _fields(model)}
+    for override in overrides:
+        key, _, text = (part.strip() for part in override.partition("="))
+        if "=" not in override or not key:
+            raise InputError(f"'{override}' is not key=value (for example stage2.beta=1000)")
+        _assign(values, key, _parse(text, kinds.get(key)))
+    return values
 
 
 def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
             changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(
                 f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
-                "job before this one, or jobs/full_pipeline.py, with the same settings"
+                "job before this one, or the whole run (raypref run, or jobs/full_pipeline.py), "
+                "with the same settings"
             )
 
 

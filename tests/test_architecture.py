@@ -22,9 +22,10 @@ LAYERS = [
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],
     ["pipeline"],
-    ["execute"],
-    ["ablate", "cli"],
-    ["jobs"],
+    ["execute", "judging"],
+    ["ablate"],
+    ["cli"],
+    ["__main__", "jobs"],
 ]
 # Package to the modules beside or above it that it may use all the same.
 EXCEPTIONS = {
