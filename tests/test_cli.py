@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 import tomllib
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -313,13 +312,6 @@ def test_the_version_is_that_of_the_package(capsys):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (name, version) == ("raypref", project["version"]) == (project["name"], __version__)
     assert not commit or commit[0] == "(commit"
-
-
-def test_the_installed_command_is_this_one():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, function = scripts.pop("raypref").partition(":")
-    assert getattr(import_module(module), function) is cli.console
-    assert scripts == {}
 
 
 def test_real_processes_exit_with_the_status(tmp_path):
