@@ -38,7 +38,7 @@ DEFAULT_PRESET = "tiny"
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {"--help", "-h"}
 
-# What jobs make, in order, with its place in the run's folder.
+# What jobs make, in order, with its path in the run's folder.
 RESULTS = {
     "Pairs": "pairs",
     "LoRA": f"{{final}}/{FILE_NAME}",
@@ -63,7 +63,7 @@ class Command(NamedTuple):
     settings: type[Section] = RunConfig
     flags: Mapping[str, str] = {}
     names_table: bool = False  # whether its first word is a table
-    needed: str = ""  # overrides that must be there, for the usage line
+    needed: str = ""  # overrides that must be given, for the usage line
 
 
 USAGE = """\
@@ -138,7 +138,7 @@ def main(name: str, arguments: Sequence[str], *, program: str) -> int:
 
 
 def parse(command: Command, arguments: Sequence[str]) -> Given:
-    """Tell the words of a command apart.
+    """Sort the words after a command into table, source, overrides and flags.
 
     Raises:
         InputError: a flag that the command does not have, or no table where it needs one.
@@ -179,12 +179,12 @@ def ended(work: Callable[[], int]) -> int:
         if line := no_room(error):
             print(f"error: {line}", file=sys.stderr)
             return FAILED
-        logging.exception("failed; the same command goes on from the last finished block or step")
+        logging.exception("failed; the same command resumes from the last finished block or step")
         return FAILED
 
 
 def _run(given: Given, *, only: Collection[str], result: str) -> int:
-    """Run steps of the pipeline: all, or those that `only` names; tell what they made.
+    """Run steps of the pipeline: all, or those that `only` names; print what they made.
 
     Args:
         given: the command line.
@@ -279,7 +279,7 @@ def _command_usage(command: Command, program: str) -> str:
         program=program,
         arguments=" ".join(arguments),
         what=command.what,
-        words="\n".join(f"  {word:<11}{told}" for word, told in words.items()),
+        words="\n".join(f"  {word:<11}{meaning}" for word, meaning in words.items()),
         status=STATUS.removesuffix(".") + f"{failed}.",
         settings="\n".join(f"  {line}" for line in describe(command.settings)),
     )
@@ -318,7 +318,7 @@ COMMANDS = {
         flags=_FLAGS,
     ),
     "align": Command(
-        "Preference pairs to an aligned LoRA, in two stages.",
+        "Preference pairs to an aligned LoRA: the trainings that `train` names.",
         partial(_run, only=ALIGN, result="LoRA"),
         flags=_FLAGS,
     ),

@@ -44,7 +44,7 @@ def judge_rewards(config: JudgingConfig) -> tuple[str, dict[str, pd.DataFrame]]:
     rewards = {n: reward(n, config.pickscore, config.rewards) for n in config.judge.rewards}
     for settings in rewards.values():
         settings.check()
-    # Here: a wrong setting is told before these libraries are loaded.
+    # Imported here: a wrong setting is refused before these libraries are loaded.
     from raypref.evaluate import judge
     from raypref.report.judged import render
 

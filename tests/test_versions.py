@@ -1,4 +1,4 @@
-"""The commit that is told is the project's own, or none."""
+"""The reported commit is the project's own, or none."""
 
 import shutil
 import subprocess
