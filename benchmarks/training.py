@@ -30,6 +30,7 @@ import proportions
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageFilter
+from raypref.align.stage import StageConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +38,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from raypref.align.cache import FLIPS, PairData
 from raypref.align.loop import Alone, train
 from raypref.align.objectives import Errors, denoising_error, dpo_loss, dro_loss
-from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.diffusion.lora_config import LoraConfig

@@ -1,5 +1,7 @@
 """Alignment alone: the pairs of a run to its LoRA.
 
+The command `raypref align` as a script, for `ray job submit`:
+
 python jobs/align.py tiny
 python jobs/align.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=my-run
 """
@@ -7,15 +9,6 @@ python jobs/align.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=m
 import sys
 
 from raypref.cli import main
-from raypref.execute import ALIGN
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            sys.argv[1:],
-            script="jobs/align.py",
-            what="Preference pairs to an aligned LoRA, in two stages.",
-            only=ALIGN,
-            result="LoRA",
-        )
-    )
+    sys.exit(main("align", sys.argv[1:], program="python jobs/align.py"))

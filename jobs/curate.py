@@ -1,5 +1,7 @@
 """Curation alone: photographs to preference pairs.
 
+The command `raypref curate` as a script, for `ray job submit`:
+
 python jobs/curate.py tiny
 python jobs/curate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=my-run
 """
@@ -7,15 +9,6 @@ python jobs/curate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=
 import sys
 
 from raypref.cli import main
-from raypref.execute import CURATE
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            sys.argv[1:],
-            script="jobs/curate.py",
-            what="Photographs to preference pairs.",
-            only=CURATE,
-            result="Pairs",
-        )
-    )
+    sys.exit(main("curate", sys.argv[1:], program="python jobs/curate.py"))

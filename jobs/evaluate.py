@@ -1,5 +1,7 @@
 """Evaluation alone: a run's models on prompts.
 
+The command `raypref evaluate` as a script, for `ray job submit`:
+
 python jobs/evaluate.py tiny
 python jobs/evaluate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt run=my-run
 """
@@ -7,15 +9,6 @@ python jobs/evaluate.py sd15 source.path=photos/ evaluate.prompts=prompts.txt ru
 import sys
 
 from raypref.cli import main
-from raypref.execute import EVALUATE
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            sys.argv[1:],
-            script="jobs/evaluate.py",
-            what="The base model and a run's LoRAs on prompts: images, scores, table, page.",
-            only=EVALUATE,
-            result="Report",
-        )
-    )
+    sys.exit(main("evaluate", sys.argv[1:], program="python jobs/evaluate.py"))

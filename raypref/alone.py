@@ -10,8 +10,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pyarrow import fs as pafs
 
-from raypref.config import InputError, first_line, without_secrets
+from raypref.config import InputError
 from raypref.ledger import filesystem
+from raypref.messages import first_line, without_secrets
 
 log = logging.getLogger(__name__)
 

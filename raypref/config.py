@@ -1,4 +1,4 @@
-"""The mechanism of configuration: load a preset, override keys, check and fingerprint them.
+"""The mechanism of configuration: load a preset, override keys, check them.
 
 The settings themselves live beside the code that reads them (`ColorConfig` in
 `curate/colorfulness.py`, ...); `pipeline.py` composes them into `RunConfig`.
@@ -7,8 +7,6 @@ The settings themselves live beside the code that reads them (`ColorConfig` in
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,15 +141,33 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
     Raises:
         InputError: unknown preset, file, key or value; the message names it.
     """
-    kinds = {key: field.annotation for key, field in fields_of(model)}
-    given: dict[str, Any] = {}
-    for override in overrides:
-        key, _, text = (part.strip() for part in override.partition("="))
-        if "=" not in override or not key:
-            raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
-        kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
-        _assign(given, key, _parse(text, kind))
-    return build(model, _layered(model, _read(model, source), given))
+    return build(model, _given(model, source, overrides))
+
+
+def load_part(
+    model: type[S], source: str, overrides: Iterable[str] = (), *, of: type[Section]
+) -> S:
+    """Read the settings of a job that needs only some sections of a run.
+
+    The other sections of the preset or file are checked, but nothing in them is required.
+
+    Args:
+        model: the sections that the job needs.
+        source: as in `load`.
+        overrides: as in `load`.
+        of: the whole that the preset, the file and the overrides are written for.
+
+    Raises:
+        InputError: unknown preset, file, key or value; the message names it.
+    """
+    values = _given(of, source, overrides)
+    try:
+        of.model_validate(_complete(of, values))
+    except ValidationError as error:
+        wrong = [e for e in error.errors() if e["type"] != "missing"]
+        if wrong:
+            raise InputError("; ".join(_explain_error(of, e, "") for e in wrong)) from None
+    return build(model, {name: values[name] for name in model.model_fields if name in values})
 
 
 def build(model: type[S], values: Mapping[str, Any], *, prefix: str = "") -> S:
@@ -165,7 +181,6 @@ def build(model: type[S], values: Mapping[str, Any], *, prefix: str = "") -> S:
     Raises:
         InputError: a key is unknown or a value is wrong; names the key and the nearest known one.
     """
-    _refuse_renamed(model, values)
     try:
         return model.model_validate(_complete(model, values))
     except ValidationError as error:
@@ -182,6 +197,7 @@ def replaced(section: S, changes: Mapping[str, Any]) -> S:
     given: dict[str, Any] = {}
     for key, value in changes.items():
         _assign(given, key, value)
+    _refuse_renamed(type(section), given)
     return build(type(section), _layered(type(section), section.model_dump(), given))
 
 
@@ -198,17 +214,6 @@ def flatten(section: Section) -> dict[str, Any]:
 def to_toml(section: Section) -> str:
     """The resolved settings as TOML text that `load` reads back to the same section."""
     return tomli_w.dumps(section.model_dump(exclude_none=True))
-
-
-def without_secrets(text: str) -> str:
-    """A text for others to read: of addresses in it, `name:password@` becomes `***@`."""
-    return re.sub(r"(?<=://)[^/@\s\"':]*:[^/@\s\"']*@", "***@", text)
-
-
-def first_line(error: BaseException, *, limit: int = 160) -> str:
-    """What a library's exception says, for one line: `OSError: no such file`, `TimeoutError`."""
-    lines = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *(line[:limit] for line in lines[:1])])
 
 
 def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,20 +236,19 @@ def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 hex digits that identify a flat mapping of settings and inputs."""
-    text = json.dumps(settings, sort_keys=True, default=str, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for all that differs between two flat mappings."""
-    absent = "(absent)"
-    return [
-        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
-        for key in sorted({*before, *after})
-        if before.get(key, absent) != after.get(key, absent)
-    ]
+def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested values of a preset or file, with overrides."""
+    kinds = {key: field.annotation for key, field in fields_of(model)}
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, _, text = (part.strip() for part in override.partition("="))
+        if "=" not in override or not key:
+            raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
+        kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
+        _assign(given, key, _parse(text, kind))
+    values = _layered(model, _read(model, source), given)
+    _refuse_renamed(model, values)
+    return values
 
 
 def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from typing import Any
 
 from raypref.alone import only_job_in
 from raypref.cluster import require_nodes, start_ray
-from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
+from raypref.config import InputError, flatten, to_toml
 from raypref.diffusion.lora_config import FILE_NAME
+from raypref.fingerprints import fingerprint
 from raypref.kept import released_after
 from raypref.ledger import Ledger, join, size, write_bytes
+from raypref.messages import without_secrets
 from raypref.pipeline import Run, RunConfig, Step, read_record
 from raypref.progress import waiting as waiting_for
 from raypref.tracking import Tracker
@@ -171,7 +173,8 @@ def _require_steps_before(run: Run, waiting: list[Step]) -> None:
             changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
             raise InputError(
                 f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
-                "job before this one, or jobs/full_pipeline.py, with the same settings"
+                "job before this one, or the whole run (raypref run, or jobs/full_pipeline.py), "
+                "with the same settings"
             )
 
 

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raypref.config import InputError, first_line
+from raypref.config import InputError
+from raypref.messages import first_line
 from raypref.tiny import checkpoints
 
 

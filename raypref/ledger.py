@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypref import __version__
-from raypref.config import InputError, changed_keys, fingerprint, without_secrets
+from raypref.config import InputError
+from raypref.fingerprints import changed_keys, fingerprint
+from raypref.messages import without_secrets
 from raypref.room import MAKE_ROOM, NoRoomError, full_disk
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
     pairs -> cache -> the trainings that `trainings` names -> evaluation -> card -> report
 
-How the steps are run, skipped, resumed or refused is in `execute.py`.
-
-Torch, diffusers, Ray and MLflow take seconds to import. To read settings and to plan needs none of
-them, so a module that holds settings or a row stage imports such a library in the functions that
-use it, and a step imports here what it runs.
+How steps are run, skipped, resumed or refused is in `execute.py`. Torch, diffusers, Ray and MLflow
+take seconds to import, and to read settings and to plan needs none of them: a module that holds
+settings or a row stage imports such a library in the functions that use it, a step imports it here.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from raypref.align import plan
 from raypref.align.alignment import Alignment
 from raypref.align.cache import CacheConfig, Encode, rows_to_encode
 from raypref.align.check import check_pairs
-from raypref.config import InputError, Section, results_of, setting, to_toml, without_secrets
+from raypref.config import InputError, Section, results_of, setting, to_toml
 from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.export import export
 from raypref.diffusion import parts
@@ -36,6 +34,7 @@ from raypref.evaluate.labelled import JudgeConfig
 from raypref.evaluate.measures import MetricsConfig
 from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, Place, absolute, in_folder, join, placed, read_bytes, write_bytes
+from raypref.messages import without_secrets
 from raypref.progress import Progress, Work
 from raypref.rewards.rewards import RewardsConfig
 from raypref.streaming import StreamConfig, stream
@@ -225,7 +224,11 @@ class Run:
                 else []
             ),
             Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
-            *([Step("start", self._starts, self._bring_in, starts)] if align.weights else []),
+            *(
+                [Step("start", lambda: tuple(align.starts.values()), self._bring_in, starts)]
+                if align.weights
+                else []
+            ),
             *train,
             Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
             *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
@@ -259,9 +262,6 @@ class Run:
             rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
         )
         return Work(rows.count(), "rows", streamed.busy)
-
-    def _starts(self) -> tuple[Ledger, ...]:
-        return tuple(self.alignment.starts.values())
 
     def _bring_in(self) -> Work:
         self.alignment.bring_in_starts()

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from raypref.config import Section, first_line, setting, without_secrets
+from raypref.config import Section, setting
 from raypref.ledger import absolute, join, read_bytes
+from raypref.messages import first_line, without_secrets
 
 if TYPE_CHECKING:
     import mlflow

@@ -7,6 +7,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from raypref import __version__
+
 LIBRARIES = ("raypref", "torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "pillow")
 
 
@@ -15,13 +17,28 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+def own_version() -> str:
+    """The package's version, and its git commit in a checkout: `0.1.0 (commit 5b3283210f2a)`."""
+    where = commit()
+    return __version__ + (f" (commit {where})" if where else "")
+
+
+def commit() -> str:
+    """The project's git commit; empty outside a checkout.
+
+    A package that is installed below another project's checkout is not tracked there: that
+    project's commit says nothing about it.
+    """
+    tracked = _git("ls-files", Path(__file__).name)
+    return _git("describe", "--always", "--dirty", "--abbrev=12") if tracked else ""
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -17,14 +17,15 @@ LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
         *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
-        *("alone", "key_help"),
+        *("alone", "fingerprints", "key_help", "messages"),
     ],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],
     ["pipeline"],
-    ["execute"],
-    ["ablate", "cli"],
-    ["jobs"],
+    ["execute", "judging"],
+    ["ablate"],
+    ["cli"],
+    ["__main__", "jobs"],
 ]
 # Package to the modules beside or above it that it may use all the same.
 EXCEPTIONS = {

@@ -2,22 +2,27 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from corpus import encode, scene
 
-from raypref import cli
-from raypref.config import InputError, flatten, load
+from raypref import __version__, cli
+from raypref.cli import COMMANDS, Given
+from raypref.config import InputError, flatten, load, presets
 from raypref.execute import EVALUATE, _require_steps_before, plan
 from raypref.key_help import describe
 from raypref.pipeline import Run, RunConfig
 
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
+# Each command's script in jobs/.
+SCRIPTS = {"run": "full_pipeline"} | {name: name for name in COMMANDS if name != "run"}
 STEPS = ["pairs", "cache", "stage1", "stage2", "stage2_alone", "evaluation", "card", "report"]
 
 
@@ -35,10 +40,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def job(*arguments: str, **changes: Any) -> int:
-    """Run the whole job's command line."""
-    about: dict[str, Any] = {"script": "jobs/x.py", "what": "Does x.", "only": ()}
-    return cli.main(arguments, **{**about, "result": "report", **changes})
+def job(*arguments: str, command: str = "run") -> int:
+    """Give a command; returns its exit status."""
+    return cli.console([command, *arguments])
+
+
+def script(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command's script in jobs/ as `python jobs/NAME.py` does; returns its exit status."""
+    path = ROOT / "jobs" / f"{SCRIPTS[command]}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    return end.value.code
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["nonsense", "also=wrong", "--help"]])
@@ -46,8 +59,8 @@ def test_help_names_every_setting(arguments, capsys):
     assert job(*arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "python jobs/x.py" in out
-    assert "Does x." in out
+    assert out.startswith("usage: raypref run [PRESET | FILE.toml] [key=value ...] [--dry-run]")
+    assert "the whole run." in out
     assert "sd15, sd35m, tiny" in out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
     for key in flatten(load(RunConfig, "tiny")):
@@ -70,10 +83,10 @@ def test_dry_run_tells_and_leaves_nothing(here, capsys, tmp_path_factory):
 
 
 def test_dry_run_of_a_part_says_what_is_not_its_own(capsys):
-    assert job("--dry-run", only=["cache", "stage1"]) == 0
+    assert job("--dry-run", command="align") == 0
     steps = capsys.readouterr().out.splitlines()[-len(STEPS) :]
     mine = [line.split()[1] for line in steps if line.split()[2:] == ["run"]]
-    assert mine == ["cache", "stage1"]
+    assert mine == ["cache", "stage1", "stage2", "stage2_alone"]
 
 
 def test_the_preset_may_be_left_out_and_flags_stand_anywhere(capsys):
@@ -177,10 +190,10 @@ def test_a_submitted_job_writes_below_the_home_directory(
 
 
 def test_a_part_without_the_one_before_it_is_refused(here, capsys):
-    assert job("source.path=photos", only=("cache", "stage1")) == 2
+    assert job("source.path=photos", command="align") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: pairs of ")
-    assert "run the job before this one" in line
+    assert "run the job before this one, or the whole run (raypref run, " in line
     assert not (here / "runs").exists(), "work was begun"
 
 
@@ -199,11 +212,123 @@ def test_an_export_asked_for_later_holds_up_no_other_job(here):
         _require_steps_before(run, [step for step in run.steps if step.name in EVALUATE])
 
 
-def test_the_scripts_exit_with_the_status():
-    """One real process: exit status 2, a single line on stderr, nothing else said."""
+def test_every_command_has_one_script_and_every_script_a_command():
+    scripts = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert sorted(SCRIPTS.values()) == sorted(scripts)
+    assert [*COMMANDS] == ["run", "curate", "align", "evaluate", "ablate", "judge"]
+
+
+LINES = {
+    "": Given("", "tiny", [], frozenset()),
+    "sd15": Given("", "sd15", [], frozenset()),
+    "own.toml a=1 b='x y'": Given("", "own.toml", ["a=1", "b='x", "y'"], frozenset()),
+    "a=1 tiny": Given("", "tiny", ["a=1", "tiny"], frozenset()),
+    "--dry-run sd15 a=-1": Given("", "sd15", ["a=-1"], frozenset({"--dry-run"})),
+    "a=1 --redo": Given("", "tiny", ["a=1"], frozenset({"--redo"})),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_script_and_its_command_read_a_line_alike(command, line, monkeypatch, capsys):
+    seen: list[Given] = []
+
+    def work(given: Given) -> int:
+        seen.append(given)
+        return 7
+
+    monkeypatch.setitem(COMMANDS, command, COMMANDS[command]._replace(work=work))
+    table = ["table3"] if command == "ablate" else []
+    words = [*table, *line.split()]
+    statuses = [script(command, words, monkeypatch), job(*words, command=command)]
+    if LINES[line].flags <= COMMANDS[command].flags.keys():
+        assert statuses == [7, 7]
+        assert seen == [LINES[line]._replace(table="".join(table))] * 2
+    else:
+        assert (statuses, seen) == ([2, 2], [])
+        (flag,) = LINES[line].flags
+        told = f"error: unknown option {flag}; see --help\n"
+        assert capsys.readouterr().err == told * 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_script_and_its_command_say_the_same_but_for_their_names(command, monkeypatch, capsys):
+    for words, status in (["--help"], 0), (["sd51"], 2), (["tiny", "judge.pears=x"], 2):
+        given = ["table3", *words] if command == "ablate" else words
+        assert script(command, given, monkeypatch) == status
+        by_script = capsys.readouterr()
+        assert job(*given, command=command) == status
+        by_command = capsys.readouterr()
+        name = f"python jobs/{SCRIPTS[command]}.py"
+        assert by_script.out.replace(name, f"raypref {command}") == by_command.out
+        assert by_script.err == by_command.err
+        assert len(by_command.err.splitlines()) == (status == 2)
+    assert "'judge.pears'" in by_command.err and "'judge.pairs'" in by_command.err
+
+
+def test_a_table_that_is_not_named_is_asked_for(capsys):
+    assert job(command="ablate") == 0
+    assert capsys.readouterr().out.startswith("usage: raypref ablate TABLE|FILE.toml|all [PRESET")
+    assert job("--dry-run", command="ablate") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: name a table: ") and "table3" in line
+
+
+def test_the_console_command_lists_the_others(capsys):
+    for words in (["--help"], ["-h"], ["--help", "run"]):
+        assert cli.console(words) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        first = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+        assert first[: len(COMMANDS)] == [*COMMANDS]
+        assert first.count("raypref") == 2, "two examples"
+        assert len(out.splitlines()) < 30 and max(map(len, out.splitlines())) <= 100
+    assert cli.console([]) == 2
+    nothing = capsys.readouterr()
+    assert (nothing.out, nothing.err) == ("", out)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("runn", "no command 'runn'; the nearest is 'run'"),
+        ("evalute", "no command 'evalute'; the nearest is 'evaluate'"),
+        ("", "no command ''; the nearest is '"),
+        ("--dry-run", "no command '--dry-run'; the nearest is '"),
+        ("own.toml", "the command comes first: raypref run own.toml"),
+        *((name, f"the command comes first: raypref run {name}") for name in presets()),
+    ],
+)
+def test_an_unknown_command_names_the_nearest(word, says, capsys):
+    assert cli.console([word, "run", "--help"]) == 2
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert out == ""
+    assert first.startswith("error: ") and says in first
+    assert second == "usage: raypref run|curate|align|evaluate|ablate|judge ...; see raypref --help"
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.console(["--version"]) == 0
+    name, version, *commit = capsys.readouterr().out.split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (name, version) == ("raypref", project["version"]) == (project["name"], __version__)
+    assert not commit or commit[0] == "(commit"
+
+
+def test_real_processes_exit_with_the_status(tmp_path):
+    """Exit status 2, a single line on stderr, nothing else said; a reader may leave early."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "jobs" / "full_pipeline.py"), "train.stage2.bta=1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    by_script = [sys.executable, str(ROOT / "jobs" / "full_pipeline.py")]
+    by_module = [sys.executable, "-m", "raypref"]
+    for command in ([*by_script, "train.stage2.bta=1"], [*by_module, "run", "train.stage2.bta=1"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+    read, write = os.pipe()
+    os.close(read)
+    command = [*by_module, "run", "--help"]
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

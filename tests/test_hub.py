@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from raypref.config import InputError, first_line
+from raypref.config import InputError
 from raypref.hub import model_folder, weight_file
+from raypref.messages import first_line
 from raypref.tiny import checkpoints
 
 ORIGIN = "https://example.org/u2net"

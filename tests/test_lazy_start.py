@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PATH = {"PYTHONPATH": str(ROOT)}
 HEAVY = {"torch", "diffusers", "peft", "transformers", "ray", "mlflow"}
 # Quicker than those, but all of these commands together do without them as well.
 LATE = HEAVY | {"pandas", "matplotlib", "scipy", "optuna", "huggingface_hub"}
@@ -26,7 +28,16 @@ COMMANDS = [
     (["judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
     (["full_pipeline", "tiny", "--dry-run"], 0, "#   evaluation    run"),
     (["ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
+    (["raypref", "--help"], 0, "raypref run tiny"),
+    (["raypref", "--version"], 0, "raypref 0."),
+    (["raypref"], 2, "usage: raypref COMMAND"),
+    (["raypref", "evalute"], 2, "the nearest is 'evaluate'"),
+    (["raypref", "judge", "--help"], 0, "judge.pairs"),
+    (["raypref", "judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
+    (["raypref", "run", "tiny", "--dry-run"], 0, "#   evaluation    run"),
+    (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
 ]
+SECONDS = 2.0  # of CPU time, for a command by itself
 
 # Runs scripts one after another, as `python SCRIPT WORDS` would; tells how each ended.
 RUN = """
@@ -55,7 +66,11 @@ def python(code: str, *arguments: str, folder: Path = ROOT) -> str:
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, list[str]]]:
     """Exit status, output and imported libraries after each of the commands."""
-    scripts = [[str(ROOT / "jobs" / f"{name}.py"), *words] for (name, *words), _, _ in COMMANDS]
+    files = {"raypref": ROOT / "raypref" / "__main__.py"}
+    scripts = [
+        [str(files.get(name, ROOT / "jobs" / f"{name}.py")), *words]
+        for (name, *words), _, _ in COMMANDS
+    ]
     found: list[tuple[int, str, list[str]]] = json.loads(
         python(RUN, json.dumps(scripts), folder=tmp_path_factory.mktemp("start"))
     )
@@ -69,6 +84,22 @@ def test_a_command_that_runs_nothing_imports_no_heavy_library(ends, number):
     assert code == status, said
     assert told in said
     assert LATE & set(libraries) == set()
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["evalute"], ["run", "tiny", "--dry-run"]], ids=" ".join
+)
+def test_the_console_command_answers_quickly(words, tmp_path):
+    """The least CPU time of three tries: other work on the machine takes its share of some."""
+    command, environment = [sys.executable, "-m", "raypref", *words], os.environ | PATH
+
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
+
+    assert any(seconds() < SECONDS for _ in range(3))
 
 
 def settings_and_stages() -> list[str]:

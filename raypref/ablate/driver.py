@@ -24,11 +24,13 @@ from raypref.ablate.plan import (
     step_names,
 )
 from raypref.ablate.table import Table, names, read
-from raypref.config import InputError, fingerprint, flatten, to_toml, without_secrets
+from raypref.config import InputError, flatten, to_toml
 from raypref.curate.sources import unchanged
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
+from raypref.fingerprints import fingerprint
 from raypref.ledger import absolute, join, write_bytes
+from raypref.messages import without_secrets
 from raypref.pipeline import read_record
 from raypref.tracking import Tracker
 

@@ -31,8 +31,8 @@ from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
 from raypref.ablate.sweep import fit, last_line, news_of_rows, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
-from raypref.config import fingerprint
 from raypref.evaluate.labels import LOWER_IS_BETTER
+from raypref.fingerprints import fingerprint
 from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
 from raypref.pipeline import Run
 

@@ -15,10 +15,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raypref.config import InputError, first_line
+from raypref.config import InputError
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.hub import first_file
 from raypref.ledger import absolute, join, read_bytes, write_bytes
+from raypref.messages import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

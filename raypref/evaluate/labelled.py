@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import field_validator
 
-from raypref.config import InputError, Location, Resources, Section, first_line, results_of, setting
+from raypref.config import InputError, Location, Resources, Section, results_of, setting
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
+from raypref.messages import first_line
 from raypref.rewards.base import RewardConfig, Score
 from raypref.rewards.rewards import reward_names, runtime_env
 from raypref.rows import Row, Stage, reject

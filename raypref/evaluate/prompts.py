@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypref.config import InputError, first_line
+from raypref.config import InputError
+from raypref.messages import first_line
 
 COLUMNS = ("prompt", "Prompt", "caption")  # the first one present is read
 # Columns that divide the prompts into groups, in any case; the first one present is the category.

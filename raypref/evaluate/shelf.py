@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import fingerprint
+from raypref.fingerprints import fingerprint
 from raypref.ledger import Ledger, State, Where
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raypref.config import without_secrets
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.diffusion.lora_files import KOHYA_FILE
 from raypref.evaluate.labels import LOWER_IS_BETTER, digits
 from raypref.evaluate.tables import Published
 from raypref.ledger import Ledger, filesystem, join, read_bytes
+from raypref.messages import without_secrets
 from raypref.report.gallery import gallery
 from raypref.report.samples import grids, metric_place, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE

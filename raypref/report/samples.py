@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from raypref.config import fingerprint
 from raypref.evaluate.labels import METRICS, metric_label, score_text
+from raypref.fingerprints import fingerprint
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import GridRow, StripView

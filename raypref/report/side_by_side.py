@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from raypref.config import fingerprint
 from raypref.evaluate.labels import (
     LOWER_IS_BETTER,
     METRICS,
@@ -24,6 +23,7 @@ from raypref.evaluate.labels import (
     model_label,
     ordered,
 )
+from raypref.fingerprints import fingerprint
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.report.layout import fill
 from raypref.report.pictures import PIXELATED, data_uri, open_image

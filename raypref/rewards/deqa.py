@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, first_line, setting
+from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device, torch_dtype
 from raypref.hub import model_folder
+from raypref.messages import first_line
 
 KEY = "rewards.deqa.model"
 # Versions from the model's README; the hub client is the last series that this transformers takes.

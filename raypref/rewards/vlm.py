@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from raypref.config import InputError, first_line
+from raypref.config import InputError
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
+from raypref.messages import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -157,7 +157,7 @@ def _check_tracking(storage: Path) -> None:
 def test_the_sweep_in_the_docs_works_as_written(tmp_path):
     text = (REPOSITORY / "docs/ablations.md").read_text()
     sweep = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1]
-    command = re.search(r"python (jobs/ablate\.py) (beta-and-pairs\.toml) tiny\n", text)
+    command = re.search(r"raypref (ablate) (beta-and-pairs\.toml) tiny\n", text)
     assert command
     # As written but for its size.
     own = tmp_path / command[2]
@@ -165,7 +165,8 @@ def test_the_sweep_in_the_docs_works_as_written(tmp_path):
         sweep = sweep.replace(large, small)
     own.write_text(sweep.replace("[48, 64, 96]", "[8]"))
     arguments = (command[1], str(own), *SMALL, f"storage={tmp_path / 'runs'}", "ablate.at_once=1")
-    with running(sys.executable, *arguments, folder=tmp_path / "log") as sweeping:
+    command_line = (sys.executable, "-m", "raypref", *arguments)
+    with running(*command_line, folder=tmp_path / "log") as sweeping:
         assert sweeping.wait() == 0, sweeping.output
         _check_rungs(sweeping, tmp_path / "runs")
 
