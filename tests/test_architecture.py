@@ -19,6 +19,7 @@ LAYERS = [
         *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
         "alone",
     ],
+    ["sources"],
     ["rewards", "diffusion"],
     ["curate", "align", "evaluate", "report"],
     ["pipeline"],

@@ -13,9 +13,9 @@ from pyarrow import fs as pafs
 from test_shards import shard
 
 from raypref.config import InputError
-from raypref.curate.place import SourceError
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.store import SourceError
 
 JPEG = encode(scene(), "JPEG")
 

@@ -14,8 +14,8 @@ from corpus import encode, scene
 from test_sources import JPEG, captions, index, read, reason
 
 from raypref.config import InputError
-from raypref.curate import parquet as parquet_reader
-from raypref.curate.sources import SourceConfig, entries
+from raypref.sources.index import SourceConfig, entries
+from raypref.sources.layouts import parquet as parquet_reader
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -14,10 +14,10 @@ from test_shards import shard
 from test_sources import JPEG, MAX, captions, index
 
 from raypref.config import InputError
-from raypref.curate.leftout import left_out_by, results_among
-from raypref.curate.place import RemotePlace, SourceError, locate
-from raypref.curate.reading import lookup
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.leftout import left_out_by, results_among
+from raypref.sources.reading import lookup
+from raypref.sources.store import RemotePlace, SourceError, locate
 
 SYSTEM = [
     *(".Trash-1000/files/x.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "sub/.hidden/x.jpg"),

@@ -14,9 +14,9 @@ from corpus import encode, scene
 
 from raypref.config import InputError
 from raypref.curate.photos import Measure
-from raypref.curate.place import locate
-from raypref.curate.sources import SourceConfig, entries, fetch
 from raypref.images import ImageConfig
+from raypref.sources.index import SourceConfig, entries, fetch
+from raypref.sources.store import locate
 
 JPEG = encode(scene(), "JPEG")
 

@@ -15,11 +15,11 @@ from corpus import encode, scene
 from pyarrow import fs as pafs
 
 from raypref.curate.photos import Measure
-from raypref.curate.place import RemotePlace, SourceError, locate
-from raypref.curate.shards import entries as entries_of
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
 from raypref.images import ImageConfig
 from raypref.rows import Row
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.layouts.webdataset import entries as entries_of
+from raypref.sources.store import RemotePlace, SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
 OTHER = encode(scene(1), "PNG")

@@ -12,11 +12,11 @@ import pytest
 from test_shards import JPEG, shard
 
 from raypref.config import InputError
-from raypref.curate.found import findings
 from raypref.curate.photos import Measure
-from raypref.curate.sources import SourceConfig, digest, entries
 from raypref.images import ImageConfig
 from raypref.rows import INDEX
+from raypref.sources.found import findings
+from raypref.sources.index import SourceConfig, digest, entries
 
 TRIES = 200
 BITS = [

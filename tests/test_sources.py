@@ -10,9 +10,9 @@ import pytest
 from corpus import encode, scene
 
 from raypref.config import InputError
-from raypref.curate.place import SourceError, locate
-from raypref.curate.sources import SourceConfig, digest, entries, fetch, unchanged
 from raypref.rows import INDEX, Row
+from raypref.sources.index import SourceConfig, digest, entries, fetch, unchanged
+from raypref.sources.store import SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
 MAX = 10**6

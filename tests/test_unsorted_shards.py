@@ -10,9 +10,9 @@ import pytest
 from test_shards import JPEG, OTHER, ended, index, shard
 
 from raypref.config import InputError
-from raypref.curate.place import locate
-from raypref.curate.sources import SourceConfig, fetch, write_index
 from raypref.ledger import Ledger
+from raypref.sources.index import SourceConfig, fetch, write_index
+from raypref.sources.store import locate
 
 Members = list[tuple[str, bytes]]
 
@@ -112,7 +112,7 @@ def test_a_caption_that_cannot_be_read_says_so_wherever_it_lies(tmp_path: Path) 
 
 
 def test_captions_that_wait_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypref.curate.shards.WAITING", 8)
+    monkeypatch.setattr("raypref.sources.layouts.webdataset.WAITING", 8)
     texts = [(f"{n}.txt", b"123456") for n in range(3)]
     shard(tmp_path / "0.tar", [*((f"{n}.jpg", JPEG) for n in range(3)), *texts])
     assert captions(tmp_path) == {"0.jpg": "123456", "1.jpg": None, "2.jpg": None}
@@ -154,7 +154,7 @@ def test_a_shard_that_was_not_fetched_is_named_as_such(tmp_path: Path) -> None:
 
 
 def test_a_key_of_json_can_be_named_and_then_counts_for_the_digest(tmp_path: Path) -> None:
-    from raypref.curate.sources import digest, entries
+    from raypref.sources.index import digest, entries
 
     shard(
         tmp_path / "0.tar", [("a.jpg", JPEG), ("a.json", b'{"llava": "long", "caption": "short"}')]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raypref.config import InputError
-from raypref.curate.captions import ANY, Columns, as_text, caption_of, json_records
-from raypref.curate.place import Place
-from raypref.curate.reading import lookup, sound_files
 from raypref.rows import Row, index_row
+from raypref.sources.captions import ANY, Columns, as_text, caption_of, json_records
+from raypref.sources.reading import lookup, sound_files
+from raypref.sources.store import Place
 
 _Look = Callable[[str], tuple[str, int | None]]
 

@@ -9,8 +9,8 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from raypref.curate.place import Place, RemotePlace, SourceError
-from raypref.curate.reading import pointer, scan
+from raypref.sources.reading import pointer, scan
+from raypref.sources.store import Place, RemotePlace, SourceError
 
 CAPTION_KEYS = ("caption", "prompt", "text")
 PATH_KEYS = (

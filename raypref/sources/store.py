@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from raypref.config import InputError
-from raypref.curate.leftout import RESULTS, left_out_by, never_data, results_among
+from raypref.sources.leftout import RESULTS, left_out_by, never_data, results_among
 
 log = logging.getLogger(__name__)
 

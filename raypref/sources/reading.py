@@ -10,9 +10,9 @@ from functools import lru_cache, partial
 import pyarrow as pa
 
 from raypref.config import InputError
-from raypref.curate.names import Alike, walk_to
-from raypref.curate.place import LocalPlace, Place, RemotePlace, SourceError
 from raypref.rows import Row, index_row
+from raypref.sources.names import Alike, walk_to
+from raypref.sources.store import LocalPlace, Place, RemotePlace, SourceError
 
 SCAN_BYTES = 2**20
 FOLDERS = 16  # whose listings are kept at a time

@@ -6,11 +6,11 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from raypref.curate.captions import sidecar_names
-from raypref.curate.folder import IMAGE_SUFFIXES
-from raypref.curate.leftout import APPLE_DOUBLE, made_of
-from raypref.curate.place import Place
 from raypref.rows import Row
+from raypref.sources.captions import sidecar_names
+from raypref.sources.layouts.folder import IMAGE_SUFFIXES
+from raypref.sources.leftout import APPLE_DOUBLE, made_of
+from raypref.sources.store import Place
 
 _MANY = 0.1  # of the photographs without a caption: more is no accident
 _SHOWN = 3  # of the folders, suffixes or reasons in a line

@@ -13,7 +13,8 @@ from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
-from raypref.curate.captions import (
+from raypref.rows import Row, index_row
+from raypref.sources.captions import (
     ANY,
     ENDS,
     SIDECAR_BYTES,
@@ -22,12 +23,11 @@ from raypref.curate.captions import (
     first_caption,
     sidecar_names,
 )
-from raypref.curate.folder import IMAGE_SUFFIXES
-from raypref.curate.leftout import left_out_by
-from raypref.curate.names import one_form
-from raypref.curate.place import Place, RemotePlace, SourceError
-from raypref.curate.reading import damage, scan
-from raypref.rows import Row, index_row
+from raypref.sources.layouts.folder import IMAGE_SUFFIXES
+from raypref.sources.leftout import left_out_by
+from raypref.sources.names import one_form
+from raypref.sources.reading import damage, scan
+from raypref.sources.store import Place, RemotePlace, SourceError
 
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 READERS = 8  # shards listed side by side

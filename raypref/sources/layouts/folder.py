@@ -8,7 +8,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from raypref.config import InputError
-from raypref.curate.captions import (
+from raypref.rows import Row, index_row
+from raypref.sources.captions import (
     ANY,
     ENDS,
     METADATA,
@@ -23,10 +24,9 @@ from raypref.curate.captions import (
     json_records,
     sidecar_names,
 )
-from raypref.curate.names import Alike, one_form
-from raypref.curate.place import Place, SourceError
-from raypref.curate.reading import lookup, read
-from raypref.rows import Row, index_row
+from raypref.sources.names import Alike, one_form
+from raypref.sources.reading import lookup, read
+from raypref.sources.store import Place, SourceError
 
 IMAGE_SUFFIXES = frozenset(
     (

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypref.config import InputError
-from raypref.curate.captions import ANY, PATH_KEYS, Columns
-from raypref.curate.place import Place, RemotePlace, SourceError
-from raypref.curate.reading import damage, lookup, sound_files
 from raypref.rows import Row, index_row
+from raypref.sources.captions import ANY, PATH_KEYS, Columns
+from raypref.sources.reading import damage, lookup, sound_files
+from raypref.sources.store import Place, RemotePlace, SourceError
 
 IMAGE_COLUMNS = tuple(dict.fromkeys(("image", "jpg", "png", "img", *PATH_KEYS)))
 _BATCH = 4096  # captions in memory at once

@@ -21,13 +21,13 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from raypref.config import InputError, Location, Section, setting
-from raypref.curate import folder, parquet, records, shards
-from raypref.curate.captions import METADATA, TABLE, Columns, is_index
-from raypref.curate.found import no_captions
-from raypref.curate.place import File, LocalPlace, Place, RemotePlace, SourceError, locate
-from raypref.curate.reading import read
 from raypref.ledger import Ledger, part_name
 from raypref.rows import INDEX, Row
+from raypref.sources.captions import METADATA, TABLE, Columns, is_index
+from raypref.sources.found import no_captions
+from raypref.sources.layouts import folder, parquet, records, webdataset
+from raypref.sources.reading import read
+from raypref.sources.store import File, LocalPlace, Place, RemotePlace, SourceError, locate
 from raypref.tiny import world
 
 Layout = Literal[
@@ -45,7 +45,7 @@ Layout = Literal[
 LAYOUTS: dict[str, Callable[[Place, Columns], Iterator[Row]]] = {
     "folder": folder.entries,
     "parquet": parquet.entries,
-    "webdataset": shards.entries,
+    "webdataset": webdataset.entries,
     "jsonl": records.jsonl,
 }
 PUBLISHED: dict[str, Callable[[Place], Iterator[Row]]] = {
@@ -231,7 +231,7 @@ def _digest(config: SourceConfig) -> str:
         raise InputError(f"source.path: no .tar files in '{config.path}'")
     if config.caption_column:
         total.update(config.caption_column.encode())
-    with ThreadPoolExecutor(shards.READERS) as pool:
+    with ThreadPoolExecutor(webdataset.READERS) as pool:
         for file, ends in zip(files, pool.map(partial(_ends, place), files), strict=True):
             total.update(json.dumps(file).encode() + ends)
     return total.hexdigest()[:16]

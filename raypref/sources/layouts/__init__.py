@@ -1,0 +1,1 @@
+"""How datasets are laid out: one file per layout."""
