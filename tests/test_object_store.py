@@ -57,11 +57,11 @@ def test_a_folder_of_photographs(bucket: str) -> None:
         ("gone.jpg", "gone", None),
         ("sub/b.jpg", "below", len(JPEG)),
     ]
-    place = source.place()
-    assert fetch(rows[1], place, max_bytes=10**6) == JPEG
+    store = source.store()
+    assert fetch(rows[1], store, max_bytes=10**6) == JPEG
     for row, reason in ((rows[0], "outside_root"), (rows[2], "missing_file")):
         with pytest.raises(SourceError) as caught:
-            fetch(row, place, max_bytes=10**6)
+            fetch(row, store, max_bytes=10**6)
         assert caught.value.reason == reason
     before = digest(source)
     put(root, "a.jpg", JPEG + b"\0")
@@ -92,8 +92,8 @@ def test_shards_are_read_where_they_lie(bucket: str, tmp_path: Path) -> None:
         source = SourceConfig(path=path)
         rows = list(entries(source))
         assert [row["caption"] for row in rows] == ["one", None]
-        place = source.place()
-        assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+        store = source.store()
+        assert [fetch(row, store, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
 
 
 def test_a_jsonl_index(bucket: str) -> None:
@@ -103,7 +103,7 @@ def test_a_jsonl_index(bucket: str) -> None:
     source = SourceConfig(path=root, layout="jsonl")
     rows = list(entries(source))
     assert [(row["uri"], row["caption"]) for row in rows] == [("a.jpg", "one"), ("b.jpg", None)]
-    assert fetch(rows[0], source.place(), max_bytes=10**6) == JPEG
+    assert fetch(rows[0], source.store(), max_bytes=10**6) == JPEG
 
 
 def test_parquet(bucket: str) -> None:
@@ -113,15 +113,15 @@ def test_parquet(bucket: str) -> None:
     put(join(bucket, "table"), "0.parquet", sink.getvalue().to_pybytes())
     source = SourceConfig(path=join(bucket, "table"))
     rows = list(entries(source))
-    place = source.place()
-    assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+    store = source.store()
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
 
 
 def test_what_is_not_there_is_named(bucket: str) -> None:
     with pytest.raises(InputError, match="there is no folder or file 's3://photos/none'"):
-        SourceConfig(path=join(bucket, "none")).place()
+        SourceConfig(path=join(bucket, "none")).store()
     with pytest.raises(InputError, match="s3://no-such-bucket"):
-        SourceConfig(path="s3://no-such-bucket/x").place()
+        SourceConfig(path="s3://no-such-bucket/x").store()
 
 
 def test_a_ledger(bucket: str) -> None:

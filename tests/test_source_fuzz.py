@@ -123,7 +123,7 @@ def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
             continue
         assert len({row["id"] for row in rows}) == len(rows), seed
         assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows, seed
-        list(findings(rows, source.place()))
+        list(findings(rows, source.store()))
         measure = Measure(source, ImageConfig(size=32))
         measure.setup()
         measure(rows)

@@ -86,8 +86,8 @@ def test_captions_anywhere_in_the_shard_are_found_and_rows_keep_the_tars_order(
     images = [name for name, _ in members if name.endswith(".jpg")]
     assert captions(tmp_path) == {name: name[:-4] for name in images}
     assert list(captions(tmp_path)) == images
-    place = locate(str(tmp_path))
-    read = [fetch(row, place, max_bytes=10**6) for row in index(tmp_path)]
+    store = locate(str(tmp_path))
+    read = [fetch(row, store, max_bytes=10**6) for row in index(tmp_path)]
     assert read == [JPEG + name[:-4].encode() for name in images]
 
 

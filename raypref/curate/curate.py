@@ -178,7 +178,7 @@ class Curation:
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
             rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
-            for line in findings(rows, c.source.place()):
+            for line in findings(rows, c.source.store()):
                 log.warning("source: %s", line)
         busy = stream(
             Selection(self.index),

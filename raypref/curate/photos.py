@@ -11,7 +11,8 @@ from raypref.curate.colorfulness import colorfulness
 from raypref.images import BadImage, ImageConfig, center_square, decode, encode_png, open_png
 from raypref.rows import Row, content_key, reject
 from raypref.sources.index import SourceConfig, fetch
-from raypref.sources.store import Place, SourceError
+from raypref.sources.store import SourceError
+from raypref.sources.store import Store as Place
 
 
 class Measure:

@@ -27,7 +27,7 @@ from raypref.sources.captions import METADATA, TABLE, Columns, is_index
 from raypref.sources.found import no_captions
 from raypref.sources.layouts import folder, parquet, records, webdataset
 from raypref.sources.reading import read
-from raypref.sources.store import File, LocalPlace, Place, RemotePlace, SourceError, locate
+from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 from raypref.tiny import world
 
 Layout = Literal[
@@ -42,13 +42,13 @@ Layout = Literal[
     "imagereward",
 ]
 
-LAYOUTS: dict[str, Callable[[Place, Columns], Iterator[Row]]] = {
+LAYOUTS: dict[str, Callable[[Store, Columns], Iterator[Row]]] = {
     "folder": folder.entries,
     "parquet": parquet.entries,
     "webdataset": webdataset.entries,
     "jsonl": records.jsonl,
 }
-PUBLISHED: dict[str, Callable[[Place], Iterator[Row]]] = {
+PUBLISHED: dict[str, Callable[[Store], Iterator[Row]]] = {
     "hpdv3": records.hpdv3,
     "pickapic": parquet.pickapic,
     "civitai": records.civitai,
@@ -103,18 +103,22 @@ class SourceConfig(Section):
     limit: int = setting(0, "read only the first N entries; 0 reads all", ge=0)
     max_caption: int = setting(2000, "longest caption taken, in characters", ge=1)
 
-    def place(self) -> Place:
-        """Where it is.
+    def store(self) -> Store:
+        """Where its files are read from.
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is nothing at `path`.
         """
         if self.path == "tiny:world":
-            return LocalPlace(self.path, str(world.photos_folder(count=256, seed=0)), None)
+            return LocalStore(self.path, str(world.photos_folder(count=256, seed=0)), None)
         for root in self.roots:
             if not Path(root).is_dir():
                 raise InputError(f"source.roots: there is no folder '{root}'")
         return locate(self.path, self.roots)
+
+    def place(self) -> Store:
+        """The former name of `store`."""
+        return self.store()
 
     def columns(self) -> Columns:
         """The names given to columns."""
@@ -125,37 +129,37 @@ def entries(config: SourceConfig) -> Iterator[Row]:
     """List the entries (schema `rows.INDEX`); the ids are unique.
 
     Raises:
-        InputError: no such place, or it is not what `layout` says.
+        InputError: nothing there, or it is not what `layout` says.
     """
-    place = config.place()
+    store = config.store()
     try:
-        listed = _listed(config, place, _layout(config, place))
+        listed = _listed(config, store, _layout(config, store))
         for row in itertools.islice(listed, config.limit or None):
             yield _short(row, config.max_caption)
     except SourceError as error:  # a table or shard that the listing itself needs
         raise InputError(f"source.path: '{config.path}': {error}") from None
 
 
-def _listed(config: SourceConfig, place: Place, layout: str) -> Iterator[Row]:
+def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
     if layout in PUBLISHED:
-        yield from PUBLISHED[layout](place)
+        yield from PUBLISHED[layout](store)
         return
-    listed = LAYOUTS[layout](place, config.columns())
+    listed = LAYOUTS[layout](store, config.columns())
     if layout == "folder" and config.layout == "auto":
         rows = list(listed)  # in memory anyway: they are sorted
         # Photographs without a single caption, and an index of them: it has the captions.
-        if not any(row["caption"] for row in rows) and _indexes(config, place):
-            listed = records.jsonl(place, config.columns())
+        if not any(row["caption"] for row in rows) and _indexes(config, store):
+            listed = records.jsonl(store, config.columns())
         else:
             listed = iter(rows)
     yield from listed
 
 
-def _indexes(config: SourceConfig, place: Place) -> bool:
-    for file in place.files():
+def _indexes(config: SourceConfig, store: Store) -> bool:
+    for file in store.files():
         if file.name.endswith(".jsonl"):
             with suppress(SourceError):
-                if is_index(place, file.name, config.columns()):
+                if is_index(store, file.name, config.columns()):
                     return True
     return False
 
@@ -180,14 +184,14 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
         yield row
     if captions:
         return
-    place = config.place()
+    store = config.store()
     if not count:
         raise InputError(
             f"source.path: no photographs in '{config.path}'; expected image files with a "
             "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
             "source.layout names other layouts"
         )
-    raise InputError(no_captions(place, _layout(config, place), count, problems, first))
+    raise InputError(no_captions(store, _layout(config, store), count, problems, first))
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
@@ -221,30 +225,30 @@ def digest(config: SourceConfig) -> str:
 
 
 def _digest(config: SourceConfig) -> str:
-    place, total = config.place(), hashlib.sha256()
-    if _layout(config, place) != "webdataset":
+    store, total = config.store(), hashlib.sha256()
+    if _layout(config, store) != "webdataset":
         for row in _usable(config):
             total.update(json.dumps([row[name] for name in INDEX.names]).encode())
         return total.hexdigest()[:16]
-    files = [file for file in place.files() if file.name.endswith(".tar")]
+    files = [file for file in store.files() if file.name.endswith(".tar")]
     if not files:
         raise InputError(f"source.path: no .tar files in '{config.path}'")
     if config.caption_column:
         total.update(config.caption_column.encode())
     with ThreadPoolExecutor(webdataset.READERS) as pool:
-        for file, ends in zip(files, pool.map(partial(_ends, place), files), strict=True):
+        for file, ends in zip(files, pool.map(partial(_ends, store), files), strict=True):
             total.update(json.dumps(file).encode() + ends)
     return total.hexdigest()[:16]
 
 
-def _ends(place: Place, file: File) -> bytes:
+def _ends(store: Store, file: File) -> bytes:
     try:
-        with place.open(file.name) as opened:
+        with store.open(file.name) as opened:
             start = opened.read(_SAMPLE)
             opened.seek(max(0, file.size - _SAMPLE))
             return start + opened.read(_SAMPLE)
     except (OSError, SourceError):
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise
         return b""  # it will be a reject
 
@@ -267,24 +271,24 @@ def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None
     ledger.commit(expected=total, counts={"listed": total})
 
 
-def fetch(row: Row, place: Place, *, max_bytes: int) -> bytes:
+def fetch(row: Row, store: Store, *, max_bytes: int) -> bytes:
     """The encoded bytes of one entry.
 
     Args:
         row: the entry.
-        place: the source's.
+        store: the source's.
         max_bytes: a larger image is not read.
 
     Raises:
-        SourceError: the image is missing, too large, unreadable or outside the source's place.
+        SourceError: the image is missing, too large, unreadable or outside the source.
     """
     if row["column"] is not None:
         column, member = row["column"], row["member"]
-        return parquet.image(place, row["uri"], column, member, max_bytes=max_bytes)
+        return parquet.image(store, row["uri"], column, member, max_bytes=max_bytes)
     if row["member"] is not None:
         start, size = row["member"], row["size"]
-        return read(place, row["uri"], max_bytes=max_bytes, start=start, size=size)
-    return read(place, row["uri"], max_bytes=max_bytes)
+        return read(store, row["uri"], max_bytes=max_bytes, start=start, size=size)
+    return read(store, row["uri"], max_bytes=max_bytes)
 
 
 def _kind(name: str) -> str | None:
@@ -296,25 +300,25 @@ def _kind(name: str) -> str | None:
     return _BY_SUFFIX.get(end)
 
 
-def _layout(config: SourceConfig, place: Place) -> str:
+def _layout(config: SourceConfig, store: Store) -> str:
     """The one asked for, or told by the files: those directly in a folder, or else all below it."""
     if config.layout != "auto":
         return config.layout
-    if place.only is not None:
+    if store.only is not None:
         for end, kind in _BY_SUFFIX.items():
-            if place.only.endswith(end):
+            if store.only.endswith(end):
                 return kind
         ends = ", ".join(_BY_SUFFIX)
-        raise InputError(f"source.path: '{place.path}' is a file, and none of {ends}")
+        raise InputError(f"source.path: '{store.path}' is a file, and none of {ends}")
     direct: dict[str, str] = {}  # kind -> the first file of it
     deeper: dict[str, str] = {}
-    for file in place.files():
+    for file in store.files():
         if (told := _kind(file.name)) is not None:
             (deeper if "/" in file.name else direct).setdefault(told, file.name)
     for kinds in (direct, deeper):
         # What a downloader notes beside what it fetched, as img2dataset does, holds no images.
         others = ({*direct, *deeper} if kinds is direct else set(kinds)) - {"parquet", "jsonl"}
-        if "parquet" in kinds and others and not _has_images(config, place, kinds["parquet"]):
+        if "parquet" in kinds and others and not _has_images(config, store, kinds["parquet"]):
             del kinds["parquet"]
         if "jsonl" in kinds and others:
             del kinds["jsonl"]
@@ -322,10 +326,10 @@ def _layout(config: SourceConfig, place: Place) -> str:
     if len(kinds) > 1:
         found = " and ".join(sorted(kinds))
         raise InputError(
-            f"source.path: '{place.path}' looks like {found}; name one of them with source.layout"
+            f"source.path: '{store.path}' looks like {found}; name one of them with source.layout"
         )
     return next(iter(kinds)) if kinds else "folder"
 
 
-def _has_images(config: SourceConfig, place: Place, file: str) -> bool:
-    return parquet.has_images(place, file, config.columns())
+def _has_images(config: SourceConfig, store: Store, file: str) -> bool:
+    return parquet.has_images(store, file, config.columns())

@@ -1,6 +1,6 @@
 """Where a source lies: a local folder, a single file, or a prefix of an object store.
 
-All files of a source are opened here: names are relative to the place and none leads out of it,
+All files of a source are opened here: names are relative to the store and none leads out of it,
 but into the folders of source.roots and the store that the source's own links are made from.
 """
 
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
-    """A file of a place."""
+    """A file of a store."""
 
-    name: str  # relative to the place
+    name: str  # relative to the store
     size: int  # bytes
 
 
@@ -46,15 +46,15 @@ class SourceError(Exception):
         self.message = message
 
 
-def locate(path: str, roots: tuple[str, ...] = ()) -> Place:
-    """The place at a local path or URI.
+def locate(path: str, roots: tuple[str, ...] = ()) -> Store:
+    """The store of a local path or URI.
 
     Args:
         path: of a folder or a file.
         roots: folders of this machine that links and absolute paths may lead to.
 
     Raises:
-        InputError: there is no such place.
+        InputError: there is nothing at that path.
     """
     if "://" in path:
         return _remote(path, roots)
@@ -65,12 +65,12 @@ def locate(path: str, roots: tuple[str, ...] = ()) -> Place:
     if not root.exists():
         raise InputError(f"source.path: there is no folder or file '{path}'")
     if root.is_dir():
-        return LocalPlace(path, str(root), None, roots)
-    return LocalPlace(path, str(root.parent), root.name, roots)
+        return LocalStore(path, str(root), None, roots)
+    return LocalStore(path, str(root.parent), root.name, roots)
 
 
 @dataclass(frozen=True)
-class LocalPlace:
+class LocalStore:
     """A folder of this machine, or of a file system that all nodes share."""
 
     path: str  # as the user gave it
@@ -224,7 +224,7 @@ def _real(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class RemotePlace:
+class RemoteStore:
     """A prefix of an object store, through pyarrow's file systems."""
 
     path: str
@@ -284,10 +284,10 @@ class RemotePlace:
         return self.fs.open_input_file(f"{self.base}/{name}")
 
 
-Place = LocalPlace | RemotePlace
+Store = LocalStore | RemoteStore
 
 
-def _remote(uri: str, roots: tuple[str, ...]) -> Place:
+def _remote(uri: str, roots: tuple[str, ...]) -> Store:
     try:
         fs, path = pafs.FileSystem.from_uri(uri)
         info = fs.get_file_info(path.rstrip("/"))
@@ -299,5 +299,5 @@ def _remote(uri: str, roots: tuple[str, ...]) -> Place:
         raise InputError(f"source.path: there is no folder or file '{uri}'")
     if info.is_file:
         base, _, name = info.path.rpartition("/")
-        return RemotePlace(uri, fs, base, name)
-    return RemotePlace(uri, fs, info.path, None)
+        return RemoteStore(uri, fs, base, name)
+    return RemoteStore(uri, fs, info.path, None)

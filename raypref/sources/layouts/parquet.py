@@ -15,7 +15,7 @@ from raypref.config import InputError
 from raypref.rows import Row, index_row
 from raypref.sources.captions import ANY, PATH_KEYS, Columns
 from raypref.sources.reading import damage, lookup, sound_files
-from raypref.sources.store import Place, RemotePlace, SourceError
+from raypref.sources.store import RemoteStore, SourceError, Store
 
 IMAGE_COLUMNS = tuple(dict.fromkeys(("image", "jpg", "png", "img", *PATH_KEYS)))
 _BATCH = 4096  # captions in memory at once
@@ -23,7 +23,7 @@ _LISTS = 64  # lists of captions in memory at once: these are unpacked
 GROUP_BYTES = 2**32  # of what is read of a row group: a small file can unpack to anything
 
 
-def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+def entries(store: Store, columns: Columns = ANY) -> Iterator[Row]:
     """Every row of every file, in order; of a list of captions each is an input of its own.
 
     A file that cannot be read becomes one dropped row, with the reason.
@@ -31,16 +31,16 @@ def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
     Raises:
         InputError: a file has no columns of images and captions, or not one file is sound.
     """
-    look = lookup(place)
+    look = lookup(store)
 
     def rows(file: str) -> Iterator[Row]:
-        size = place.size(file)
-        schema = _schema(place, file)
+        size = store.size(file)
+        schema = _schema(store, file)
         caption = _pick(schema.names, columns.captions, file, "caption")
         _must_be_text(schema.field(caption).type, file, caption)
         image = _pick(schema.names, image_names(columns), file, "image")
         held = _holds_images(schema.field(image).type, file, image)
-        for row, cells in enumerate(_cells(place, file, [caption] if held else [caption, image])):
+        for row, cells in enumerate(_cells(store, file, [caption] if held else [caption, image])):
             where: dict[str, Any] = {"size": size, "member": row, "column": image}
             uri = file
             if not held:
@@ -53,7 +53,7 @@ def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
                 again = f"//{number}" if number else ""
                 yield index_row(f"{_id(file, row)}{again}", uri, text, **where)
 
-    yield from sound_files(place, _files(place), rows)
+    yield from sound_files(store, _files(store), rows)
 
 
 def image_names(columns: Columns) -> tuple[str, ...]:
@@ -61,25 +61,25 @@ def image_names(columns: Columns) -> tuple[str, ...]:
     return (columns.image,) if columns.image else IMAGE_COLUMNS
 
 
-def has_images(place: Place, file: str, columns: Columns) -> bool:
+def has_images(store: Store, file: str, columns: Columns) -> bool:
     """Whether a file has a column for images; True where that cannot be told."""
     try:
-        return not set(image_names(columns)).isdisjoint(_schema(place, file).names)
+        return not set(image_names(columns)).isdisjoint(_schema(store, file).names)
     except SourceError:
         return True
 
 
-def pickapic(place: Place) -> Iterator[Row]:
+def pickapic(store: Store) -> Iterator[Row]:
     """Pick-a-Pic v2: the image people preferred, once each; ties are left out."""
     seen: set[str] = set()
 
     def rows(file: str) -> Iterator[Row]:
-        size = place.size(file)
+        size = store.size(file)
         columns = ["caption", "label_0", "image_0_uid", "image_1_uid"]
-        names = _schema(place, file).names
+        names = _schema(store, file).names
         for column in (*columns, "jpg_0", "jpg_1"):
             _pick(names, (column,), file, column)
-        for row, cells in enumerate(_cells(place, file, columns)):
+        for row, cells in enumerate(_cells(store, file, columns)):
             caption, label = _text(cells[0]), _value(cells[1])
             uids = [str(_value(cell)) for cell in cells[2:]]
             if label not in (0, 1):
@@ -90,7 +90,7 @@ def pickapic(place: Place) -> Iterator[Row]:
                 column = f"jpg_{best}"
                 yield index_row(_id(file, row), file, caption, size=size, member=row, column=column)
 
-    yield from sound_files(place, _files(place), rows)
+    yield from sound_files(store, _files(store), rows)
 
 
 def _must_be_text(kind: pa.DataType, file: str, column: str) -> None:
@@ -135,19 +135,19 @@ def _is_list(kind: pa.DataType) -> bool:
     return plain or pa.types.is_fixed_size_list(kind)
 
 
-def image(place: Place, file: str, column: str, row: int, *, max_bytes: int) -> bytes:
+def image(store: Store, file: str, column: str, row: int, *, max_bytes: int) -> bytes:
     """One row's image; only its row group is read, and only the image column.
 
     Raises:
         SourceError: there is no such image, it is too large, or the file is damaged.
     """
-    size = place.size(file)
+    size = store.size(file)
     if size is None:
         raise SourceError("missing_file", f"there is no file {file}")
     try:
-        value = _cell(place, file, size, column, row)
+        value = _cell(store, file, size, column, row)
     except (OSError, KeyError, pa.ArrowException) as error:
-        if isinstance(place, RemotePlace) and isinstance(error, OSError):
+        if isinstance(store, RemoteStore) and isinstance(error, OSError):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{file}: {error}") from None
     # Hugging Face's image struct may hold a path instead of bytes: never followed, a foreign file
@@ -160,33 +160,33 @@ def image(place: Place, file: str, column: str, row: int, *, max_bytes: int) -> 
     return data
 
 
-def _cell(place: Place, file: str, size: int, column: str, row: int) -> Any:
+def _cell(store: Store, file: str, size: int, column: str, row: int) -> Any:
     first = 0
-    for group, (rows, group_bytes) in enumerate(_groups(place, file, size, column)):
+    for group, (rows, group_bytes) in enumerate(_groups(store, file, size, column)):
         if row < first + rows:
             if group_bytes > GROUP_BYTES:
                 raise _too_large(file, group_bytes)
-            return _value(_image_column(place, file, size, column, group)[row - first])
+            return _value(_image_column(store, file, size, column, group)[row - first])
         first += rows
     raise SourceError("no_image", f"{file} has no row {row}")
 
 
-def _files(place: Place) -> Iterator[str]:
-    return (file.name for file in place.files() if file.name.endswith(".parquet"))
+def _files(store: Store) -> Iterator[str]:
+    return (file.name for file in store.files() if file.name.endswith(".parquet"))
 
 
 def _id(file: str, row: int) -> str:
     return f"{file}#{row:09d}"
 
 
-def _schema(place: Place, file: str) -> pa.Schema:
-    with _sound(place, file), place.open(file) as opened:
+def _schema(store: Store, file: str) -> pa.Schema:
+    with _sound(store, file), store.open(file) as opened:
         return pq.read_schema(opened)
 
 
-def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Scalar, ...]]:
+def _cells(store: Store, file: str, columns: list[str]) -> Iterator[tuple[pa.Scalar, ...]]:
     """The rows' cells of some columns."""
-    with _sound(place, file), place.open(file) as opened:
+    with _sound(store, file), store.open(file) as opened:
         schema = pq.read_schema(opened)
         nested = [name for name in columns if pa.types.is_nested(schema.field(name).type)]
         # As the file holds them: what it has once, and names for each row, is once in memory.
@@ -201,14 +201,14 @@ def _cells(place: Place, file: str, columns: list[str]) -> Iterator[tuple[pa.Sca
 
 
 @contextmanager
-def _sound(place: Place, file: str) -> Iterator[None]:
+def _sound(store: Store, file: str) -> Iterator[None]:
     """Within, what a file that is no Parquet file raises is a SourceError that says so."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        if isinstance(place, RemotePlace) and isinstance(error, OSError):
+        if isinstance(store, RemoteStore) and isinstance(error, OSError):
             raise  # a network failure: the same command resumes
-        raise damage(place, file, f"{file} is not a sound Parquet file: {error}") from None
+        raise damage(store, file, f"{file} is not a sound Parquet file: {error}") from None
 
 
 def _value(cell: pa.Scalar) -> Any:
@@ -233,10 +233,10 @@ def _text(cell: pa.Scalar) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _groups(place: Place, file: str, size: int, column: str) -> list[tuple[int, int]]:
+def _groups(store: Store, file: str, size: int, column: str) -> list[tuple[int, int]]:
     """Rows of each row group, and the bytes that its images take when they are unpacked."""
     del size  # part of the key: a file written anew is read anew
-    with place.open(file) as opened:
+    with store.open(file) as opened:
         metadata = pq.read_metadata(opened)
     groups = []
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -255,11 +255,11 @@ def _unpacked(group: pq.RowGroupMetaData, columns: list[str]) -> int:
 
 
 @lru_cache(maxsize=2)  # a worker can read two blocks at a time
-def _image_column(place: Place, file: str, size: int, column: str, group: int) -> pa.ChunkedArray:
+def _image_column(store: Store, file: str, size: int, column: str, group: int) -> pa.ChunkedArray:
     """The images of one row group. Kept, because the rows of a block follow one another in it."""
     del size
     images, unpacked = [], 0
-    with place.open(file) as opened:
+    with store.open(file) as opened:
         # Row by row: the file may hold an image once and name it for each row.
         rows = pq.ParquetFile(opened).iter_batches(1, row_groups=[group], columns=[column])
         for row in rows:

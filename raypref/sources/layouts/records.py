@@ -14,17 +14,17 @@ from raypref.config import InputError
 from raypref.rows import Row, index_row
 from raypref.sources.captions import ANY, Columns, as_text, caption_of, json_records
 from raypref.sources.reading import lookup, sound_files
-from raypref.sources.store import Place
+from raypref.sources.store import Store
 
 _Look = Callable[[str], tuple[str, int | None]]
 
 
-def jsonl(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+def jsonl(store: Store, columns: Columns = ANY) -> Iterator[Row]:
     """Lines such as `{"file": "a.jpg", "caption": "a dog"}`; an unreadable line is a reject."""
-    look = lookup(place)
+    look = lookup(store)
 
     def lines(file: str) -> Iterator[Row]:
-        for record in json_records(place, file, columns):
+        for record in json_records(store, file, columns):
             id_ = f"{file}#{record.number:09d}"
             if record.file is None:
                 yield index_row(id_, file, None, problem=record.problem)
@@ -32,15 +32,15 @@ def jsonl(place: Place, columns: Columns = ANY) -> Iterator[Row]:
                 beside = posixpath.join(posixpath.dirname(file), record.file)
                 yield _row(look, id_, _path(beside), record.caption)
 
-    files = (file.name for file in place.files() if file.name.endswith(".jsonl"))
-    yield from sound_files(place, files, lines)
+    files = (file.name for file in store.files() if file.name.endswith(".jsonl"))
+    yield from sound_files(store, files, lines)
 
 
-def hpdv3(place: Place) -> Iterator[Row]:
+def hpdv3(store: Store) -> Iterator[Row]:
     """HPDv3's all.json: the images whose model is `real_images`, once each, with their prompt."""
     seen: set[str] = set()
-    look = lookup(place)
-    for number, record in enumerate(_list(place, "all.json")):
+    look = lookup(store)
+    for number, record in enumerate(_list(store, "all.json")):
         if not isinstance(record, dict):
             yield _bad_record("all.json", number)
             continue
@@ -57,25 +57,25 @@ def hpdv3(place: Place) -> Iterator[Row]:
                 yield _row(look, f"{number:09d}#{stem}", _path(path), record.get("prompt"))
 
 
-def civitai(place: Place) -> Iterator[Row]:
+def civitai(store: Store) -> Iterator[Row]:
     """Civitai-top: prompts.json maps file names in images/ to records with a prompt."""
-    content = _json(place, "prompts.json")
+    content = _json(store, "prompts.json")
     if not isinstance(content, dict):
-        raise InputError(f"{place.path}: prompts.json must map file names to records")
-    look = lookup(place)
+        raise InputError(f"{store.path}: prompts.json must map file names to records")
+    look = lookup(store)
     for name in sorted(content):
         prompt = content[name].get("prompt") if isinstance(content[name], dict) else None
         yield _row(look, as_text(name), _path(f"images/{name}"), prompt)
 
 
-def imagereward(place: Place) -> Iterator[Row]:
+def imagereward(store: Store) -> Iterator[Row]:
     """ImageRewardDB: of every record the generations of the best rank."""
     seen: set[str] = set()
-    look = lookup(place)
-    for file, _ in place.files():
+    look = lookup(store)
+    for file, _ in store.files():
         if not file.endswith(".json") or "/" in file:
             continue
-        for number, record in enumerate(_list(place, file)):
+        for number, record in enumerate(_list(store, file)):
             try:
                 paths, ranks = record["generations"], record["ranking"]
                 best = [path for path, rank in zip(paths, ranks, strict=True) if rank == min(ranks)]
@@ -105,18 +105,18 @@ def _path(value: str) -> str:
     return posixpath.normpath(as_text(value))
 
 
-def _list(place: Place, file: str) -> list[Any]:
-    content = _json(place, file)
+def _list(store: Store, file: str) -> list[Any]:
+    content = _json(store, file)
     if not isinstance(content, list):
-        raise InputError(f"{place.path}: {file} must hold a list of records")
+        raise InputError(f"{store.path}: {file} must hold a list of records")
     return content
 
 
-def _json(place: Place, file: str) -> Any:
-    if place.size(file) is None:
-        raise InputError(f"source.path: there is no {file} in '{place.path}'")
+def _json(store: Store, file: str) -> Any:
+    if store.size(file) is None:
+        raise InputError(f"source.path: there is no {file} in '{store.path}'")
     try:
-        with place.open(file) as opened:
+        with store.open(file) as opened:
             return json.loads(opened.read())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place.path}: {file} is not sound JSON: {error}") from None
+        raise InputError(f"{store.path}: {file} is not sound JSON: {error}") from None
