@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from raypref.config import InputError
-from raypref.evaluate.prompts import Prompt, read_prompts
+from raypref.evaluate.prompts import read_prompts
+from raypref.sources.prompts import Prompt
 
 
 def texts_of(path: Path, *, limit: int | None = None) -> list[str]:

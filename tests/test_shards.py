@@ -17,8 +17,9 @@ from pyarrow import fs as pafs
 from raypref.curate.photos import Measure
 from raypref.images import ImageConfig
 from raypref.rows import Row
+from raypref.sources.captions import ANY
 from raypref.sources.index import SourceConfig, digest, entries, fetch
-from raypref.sources.layouts.webdataset import entries as entries_of
+from raypref.sources.layouts.webdataset import photographs
 from raypref.sources.store import RemoteStore, SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
@@ -183,7 +184,7 @@ def test_a_network_error_is_no_damage(tmp_path: Path) -> None:
 
     store = RemoteStore("s3://bucket", Store(), str(tmp_path), None)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="NETWORK_CONNECTION"):
-        list(entries_of(store))
+        list(photographs(store, ANY))
 
 
 def test_the_digest_takes_size_and_both_ends(tmp_path: Path) -> None:

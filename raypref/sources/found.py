@@ -16,23 +16,20 @@ _MANY = 0.1  # of the photographs without a caption: more is no accident
 _SHOWN = 3  # of the folders, suffixes or reasons in a line
 _LINE = 160  # characters of a problem
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
-_ADD = {
-    "folder": "add captions.csv with the columns file,caption or a photo.txt beside each photo",
-    "parquet": "source.caption_column names the column that holds them",
-    "webdataset": "add a photo.txt for each photo.jpg to the shards",
-    "jsonl": "each line needs a caption, prompt or text; source.caption_column names another key",
-}
 
 
-def no_captions(store: Store, layout: str, count: int, problems: int, first: str) -> str:
+def no_captions(
+    store: Store, count: int, problems: int, first: str, *, loose: bool, advice: str
+) -> str:
     """Why a source cannot be used that has entries and not one caption.
 
     Args:
         store: where it lies.
-        layout: how it was read.
         count: of its entries.
         problems: how many of them cannot be used.
         first: the first such problem, as `reason: message`.
+        loose: whether the photographs are files of their own.
+        advice: what the layout asks for.
     """
     said = [f"source.path: {count} photographs in '{store.path}' but not one caption"]
     if problems == count:
@@ -41,7 +38,7 @@ def no_captions(store: Store, layout: str, count: int, problems: int, first: str
         said.append(first.partition(": ")[2][:_LINE])
     if problems < count:
         photos = {file.name for file in store.files() if _is_image(file.name)}
-        said += [_beside(store, photos) if layout == "folder" else "", _ADD.get(layout, "")]
+        said += [_beside(store, photos) if loose else "", advice]
     return "; ".join(filter(None, said))
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pyarrow as pa
 from pydantic import AfterValidator
@@ -23,39 +22,17 @@ from pydantic import AfterValidator
 from raypref.config import InputError, Location, Section, setting
 from raypref.ledger import Ledger, part_name
 from raypref.rows import INDEX, Row
-from raypref.sources.captions import METADATA, TABLE, Columns, is_index
+from raypref.sources import cells
+from raypref.sources.base import Layout
+from raypref.sources.captions import Columns, is_index
 from raypref.sources.found import no_captions
-from raypref.sources.layouts import folder, parquet, records, webdataset
+from raypref.sources.layouts import REGISTRY, giving, known
 from raypref.sources.reading import read
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 from raypref.tiny import world
 
-Layout = Literal[
-    "auto",
-    "folder",
-    "parquet",
-    "webdataset",
-    "jsonl",
-    "hpdv3",
-    "pickapic",
-    "civitai",
-    "imagereward",
-]
-
-LAYOUTS: dict[str, Callable[[Store, Columns], Iterator[Row]]] = {
-    "folder": folder.entries,
-    "parquet": parquet.entries,
-    "webdataset": webdataset.entries,
-    "jsonl": records.jsonl,
-}
-PUBLISHED: dict[str, Callable[[Store], Iterator[Row]]] = {
-    "hpdv3": records.hpdv3,
-    "pickapic": parquet.pickapic,
-    "civitai": records.civitai,
-    "imagereward": records.imagereward,
-}
-_BY_SUFFIX = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "jsonl"}
 _SAMPLE = 2**16  # bytes at either end of a shard
+_READERS = 8  # shards sampled side by side
 
 
 def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,12 +48,12 @@ class SourceConfig(Section):
         "folder, file or URI (s3://, gs://); tiny:world for the embedded photographs",
         affects_result=False,  # the digest of what it lists does
     )
-    layout: Layout = setting(
+    layout: Annotated[str, AfterValidator(known("photographs", "auto"))] = setting(
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
         "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
-        "imagereward; auto tells the first four apart",
+        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),
@@ -141,18 +118,20 @@ def entries(config: SourceConfig) -> Iterator[Row]:
 
 
 def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
-    if layout in PUBLISHED:
-        yield from PUBLISHED[layout](store)
-        return
-    listed = LAYOUTS[layout](store, config.columns())
+    listed = _photographs(layout, config, store)
     if layout == "folder" and config.layout == "auto":
         rows = list(listed)  # in memory anyway: they are sorted
         # Photographs without a single caption, and an index of them: it has the captions.
         if not any(row["caption"] for row in rows) and _indexes(config, store):
-            listed = records.jsonl(store, config.columns())
-        else:
-            listed = iter(rows)
-    yield from listed
+            return _photographs("jsonl", config, store)
+        return iter(rows)
+    return listed
+
+
+def _photographs(layout: str, config: SourceConfig, store: Store) -> Iterator[Row]:
+    listing = REGISTRY[layout].photographs
+    assert listing is not None, f"{layout} gives photographs: the setting is checked"
+    return listing(store, config.columns())
 
 
 def _indexes(config: SourceConfig, store: Store) -> bool:
@@ -191,7 +170,9 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
             "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
             "source.layout names other layouts"
         )
-    raise InputError(no_captions(store, _layout(config, store), count, problems, first))
+    layout = _layout(config, store)
+    loose, advice = layout == "folder", REGISTRY[layout].advice
+    raise InputError(no_captions(store, count, problems, first, loose=loose, advice=advice))
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
@@ -212,7 +193,7 @@ def digest(config: SourceConfig) -> str:
     """16 hex digits that change when an entry, a caption or an image's size changes.
 
     To list shards is to read them, which would cost what the first pass costs: of each its name,
-    size and both ends are taken.
+    size and both ends are taken (`Layout.sampled`).
 
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
@@ -226,18 +207,20 @@ def digest(config: SourceConfig) -> str:
 
 def _digest(config: SourceConfig) -> str:
     store, total = config.store(), hashlib.sha256()
-    if _layout(config, store) != "webdataset":
+    layout = REGISTRY[_layout(config, store)]
+    if not layout.sampled:
         for row in _usable(config):
             total.update(json.dumps([row[name] for name in INDEX.names]).encode())
         return total.hexdigest()[:16]
-    files = [file for file in store.files() if file.name.endswith(".tar")]
+    files = [file for file in store.files() if file.name.endswith(layout.suffixes)]
     if not files:
-        raise InputError(f"source.path: no .tar files in '{config.path}'")
+        ends = " or ".join(layout.suffixes)
+        raise InputError(f"source.path: no {ends} files in '{config.path}'")
     if config.caption_column:
         total.update(config.caption_column.encode())
-    with ThreadPoolExecutor(webdataset.READERS) as pool:
-        for file, ends in zip(files, pool.map(partial(_ends, store), files), strict=True):
-            total.update(json.dumps(file).encode() + ends)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file, sample in zip(files, pool.map(partial(_ends, store), files), strict=True):
+            total.update(json.dumps(file).encode() + sample)
     return total.hexdigest()[:16]
 
 
@@ -272,7 +255,10 @@ def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None
 
 
 def fetch(row: Row, store: Store, *, max_bytes: int) -> bytes:
-    """The encoded bytes of one entry.
+    """The encoded bytes of one entry, of whatever layout.
+
+    A row says where they are: `column` names a cell of the Parquet file `uri`, in row `member`.
+    Else `member` is the first of `size` bytes within the file `uri`. Else the file is the image.
 
     Args:
         row: the entry.
@@ -284,52 +270,48 @@ def fetch(row: Row, store: Store, *, max_bytes: int) -> bytes:
     """
     if row["column"] is not None:
         column, member = row["column"], row["member"]
-        return parquet.image(store, row["uri"], column, member, max_bytes=max_bytes)
+        return cells.image(store, row["uri"], column, member, max_bytes=max_bytes)
     if row["member"] is not None:
         start, size = row["member"], row["size"]
         return read(store, row["uri"], max_bytes=max_bytes, start=start, size=size)
     return read(store, row["uri"], max_bytes=max_bytes)
 
 
-def _kind(name: str) -> str | None:
-    """The layout that a file speaks for. Beside photographs a .jsonl file may be anything."""
-    end = posixpath.splitext(name)[1]
-    table = posixpath.basename(name) in (TABLE, *METADATA)
-    if table or end.lower() in folder.IMAGE_SUFFIXES:
-        return "folder"
-    return _BY_SUFFIX.get(end)
-
-
 def _layout(config: SourceConfig, store: Store) -> str:
     """The one asked for, or told by the files: those directly in a folder, or else all below it."""
     if config.layout != "auto":
         return config.layout
+    layouts = giving("photographs")
     if store.only is not None:
-        for end, kind in _BY_SUFFIX.items():
-            if store.only.endswith(end):
-                return kind
-        ends = ", ".join(_BY_SUFFIX)
+        for name, layout in layouts.items():
+            if store.only.endswith(layout.suffixes):
+                return name
+        ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
         raise InputError(f"source.path: '{store.path}' is a file, and none of {ends}")
-    direct: dict[str, str] = {}  # kind -> the first file of it
+    direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
     for file in store.files():
-        if (told := _kind(file.name)) is not None:
+        if (told := _told_by(file.name, layouts)) is not None:
             (deeper if "/" in file.name else direct).setdefault(told, file.name)
-    for kinds in (direct, deeper):
-        # What a downloader notes beside what it fetched, as img2dataset does, holds no images.
-        others = ({*direct, *deeper} if kinds is direct else set(kinds)) - {"parquet", "jsonl"}
-        if "parquet" in kinds and others and not _has_images(config, store, kinds["parquet"]):
-            del kinds["parquet"]
-        if "jsonl" in kinds and others:
-            del kinds["jsonl"]
+    doubtful = {name for name, layout in layouts.items() if layout.beside}
+    for found in (direct, deeper):
+        if ({*direct, *deeper} if found is direct else set(found)) - doubtful:
+            for name, first in list(found.items()):
+                beside = layouts[name].beside
+                if beside and not beside(store, first, config.columns()):
+                    del found[name]
     kinds = direct or deeper
     if len(kinds) > 1:
-        found = " and ".join(sorted(kinds))
+        said = " and ".join(sorted(kinds))
         raise InputError(
-            f"source.path: '{store.path}' looks like {found}; name one of them with source.layout"
+            f"source.path: '{store.path}' looks like {said}; name one of them with source.layout"
         )
     return next(iter(kinds)) if kinds else "folder"
 
 
-def _has_images(config: SourceConfig, store: Store, file: str) -> bool:
-    return parquet.has_images(store, file, config.columns())
+def _told_by(name: str, layouts: dict[str, Layout]) -> str | None:
+    """The layout that a file speaks for: the first one registered."""
+    for told, layout in layouts.items():
+        if (layout.speaks and layout.speaks(name)) or name.endswith(layout.suffixes):
+            return told
+    return None

@@ -15,12 +15,15 @@ from raypref.sources.names import Alike, walk_to
 from raypref.sources.store import LocalStore, RemoteStore, SourceError, Store
 
 SCAN_BYTES = 2**20
+LINE = 2**24  # characters of a line of text
 FOLDERS = 16  # whose listings are kept at a time
 # First bytes of a file that stands for one not fetched -> what it is and what fetches it.
 _POINTERS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer; run 'git lfs pull'",
     b"/annex/objects/": "a git-annex pointer; run 'git annex get'",
 }
+
+Look = Callable[[str], tuple[str, int | None]]  # from a name to the file that is there, its bytes
 
 
 def read(
@@ -106,7 +109,32 @@ def scan(store: Store, name: str) -> io.BufferedReader:
     return io.BufferedReader(store.open(name), SCAN_BYTES)  # type: ignore[arg-type]
 
 
-def lookup(store: Store) -> Callable[[str], tuple[str, int | None]]:
+def text_lines(store: Store, name: str, newline: str | None = None) -> Iterator[str]:
+    """The lines of a text file in UTF-8, without the byte order mark that spreadsheets write.
+
+    Args:
+        store: where it lies.
+        name: the file's.
+        newline: as for `open`.
+
+    Raises:
+        InputError: a line is too long for memory.
+        SourceError: the file lies outside the store.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with io.TextIOWrapper(scan(store, name), encoding="utf-8-sig", newline=newline) as text:
+        while line := text.readline(LINE):
+            if len(line) == LINE and line[-1] not in "\r\n":
+                raise InputError(f"{shown(store, name)}: a line of more than {LINE} characters")
+            yield line
+
+
+def shown(store: Store, name: str) -> str:
+    """A file's name as the person would type it."""
+    return store.path if name == store.only else posixpath.join(store.path, name)
+
+
+def lookup(store: Store) -> Look:
     """Finds files that entries name: the name of the file that is there, and its bytes.
 
     The name is the one given where there is no such file, and the bytes are None. The exact name

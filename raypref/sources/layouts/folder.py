@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from raypref.config import InputError
 from raypref.rows import Row, index_row
+from raypref.sources.base import Layout
 from raypref.sources.captions import (
-    ANY,
     ENDS,
     METADATA,
     SIDECAR_BYTES,
@@ -44,7 +44,7 @@ class _Listed(NamedTuple):
     caption: str | None
 
 
-def entries(store: Store, columns: Columns = ANY) -> Iterator[Row]:
+def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """What the folder lists, sorted by id.
 
     A photograph takes its captions from captions.csv in its own folder or one above, else from a
@@ -178,3 +178,16 @@ def _sidecar(
                 yield None, f"{error.reason}: {error.message}"
 
     return first_caption(texts())
+
+
+def _speaks(name: str) -> bool:
+    """Whether a file is a table of captions or an image."""
+    end = posixpath.splitext(name)[1].lower()
+    return posixpath.basename(name) in (TABLE, *METADATA) or end in IMAGE_SUFFIXES
+
+
+LAYOUT = Layout(
+    photographs=photographs,
+    speaks=_speaks,
+    advice="add captions.csv with the columns file,caption or a photo.txt beside each photo",
+)

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
 from raypref.rows import Row, index_row
+from raypref.sources.base import Layout
 from raypref.sources.captions import (
-    ANY,
     ENDS,
     SIDECAR_BYTES,
     Columns,
@@ -40,7 +40,7 @@ _DESCRIBES = (
 Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
 
-def entries(store: Store, columns: Columns = ANY) -> Iterator[Row]:
+def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """The images of every shard, in order; captions come from the text of the same name.
 
     That is `photo.0001.txt`, `.json` or `.caption` for `photo.0001.jpg`, or else that of the key,
@@ -247,3 +247,11 @@ def _text_names(image: str, texts: Container[str]) -> tuple[list[str], list[str]
     own = sidecar_names(one_form(image))
     shared = [_key(image) + end for end in ENDS]
     return [n for n in own if n in texts], [n for n in shared if n in texts and n not in own]
+
+
+LAYOUT = Layout(
+    photographs=photographs,
+    suffixes=(".tar",),
+    sampled=True,
+    advice="add a photo.txt for each photo.jpg to the shards",
+)
