@@ -118,15 +118,22 @@ def text_lines(store: Store, name: str, newline: str | None = None) -> Iterator[
         newline: as for `open`.
 
     Raises:
-        InputError: a line is too long for memory.
-        SourceError: the file lies outside the store.
-        UnicodeDecodeError: it is not UTF-8.
+        SourceError: it is not UTF-8, has a line too long for memory, or cannot be read.
+        OSError: an object store failed.
     """
-    with io.TextIOWrapper(scan(store, name), encoding="utf-8-sig", newline=newline) as text:
-        while line := text.readline(LINE):
-            if len(line) == LINE and line[-1] not in "\r\n":
-                raise InputError(f"{shown(store, name)}: a line of more than {LINE} characters")
-            yield line
+    try:
+        with io.TextIOWrapper(scan(store, name), encoding="utf-8-sig", newline=newline) as text:
+            while line := text.readline(LINE):
+                if len(line) == LINE and line[-1] not in "\r\n":
+                    said = f"{name} has a line of more than {LINE} characters"
+                    raise SourceError("too_many_bytes", said)
+                yield line
+    except UnicodeDecodeError as error:
+        raise SourceError("bad_encoding", f"{name} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        if isinstance(store, RemoteStore):
+            raise  # a network failure: the same command resumes
+        raise SourceError("unreadable_file", f"{name} cannot be read: {error}") from None
 
 
 def shown(store: Store, name: str) -> str:
