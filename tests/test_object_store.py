@@ -8,13 +8,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from corpus import encode, scene
+from layout_examples import EXAMPLES, FIRST, SECOND
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 from test_shards import shard
 
 from raypref.config import InputError
+from raypref.evaluate.labelled import JudgeConfig, Judging, Load
+from raypref.evaluate.prompts import read_prompts
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.layouts import giving
 from raypref.sources.store import SourceError
 
 JPEG = encode(scene(), "JPEG")
@@ -138,3 +142,44 @@ def test_a_ledger(bucket: str) -> None:
     other.clear()
     assert ledger.state() == "absent"
     assert read_bytes(join(ledger.path, "manifest.json")) is None
+
+
+def put_example(layout: str, bucket: str, folder: Path) -> str:
+    """The URI of the example's dataset."""
+    EXAMPLES[layout].write(folder, SECOND, "b.png")
+    root = join(bucket, f"examples/{layout}")
+    for file in folder.rglob("*.*"):
+        put(root, file.relative_to(folder).as_posix(), file.read_bytes())
+    return root
+
+
+@pytest.mark.parametrize("layout", giving("photographs"))
+def test_photographs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    source = SourceConfig(path=put_example(layout, bucket, tmp_path), layout=layout)
+    rows = list(entries(source))
+    assert rows == list(entries(SourceConfig(path=str(tmp_path), layout=layout)))
+    store = source.store()
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("layout", giving("pairs"))
+def test_pairs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    root = put_example(layout, bucket, tmp_path)
+    file = next(file for file in tmp_path.iterdir() if file.suffix in (".json", ".parquet"))
+    local = JudgeConfig(pairs=str(tmp_path), layout=layout).read()
+    for pairs in (root, join(root, file.name)):
+        judging = Judging(JudgeConfig(pairs=pairs, layout=layout), {}, folder=str(tmp_path))
+        assert judging.pairs == local and judging.id(local[0].first, "x").startswith(f'["{root}/')
+        rows = [ref._asdict() for pair in local for ref in (pair.first, pair.second)]
+        load = Load(judging.config)
+        load.setup()
+        load(rows)
+        assert all("image" in row for row in rows)
+
+
+@pytest.mark.parametrize("layout", giving("prompts"))
+def test_prompts_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    file = join(put_example(layout, bucket, tmp_path), EXAMPLES[layout].prompts)
+    assert [prompt.text for prompt in read_prompts(file, limit=None)] == ["one", "two"]
+    with pytest.raises(InputError, match=r"evaluate\.prompts: there is no folder or file 's3://"):
+        read_prompts(join(bucket, "none.txt"), limit=None)

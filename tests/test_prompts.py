@@ -165,6 +165,12 @@ def test_the_originals_layouts(tmp_path: Path) -> None:
     assert read_prompts(str(pick), limit=None) == [Prompt("x")]
 
 
+def test_hidden_and_system_files_in_a_folder_are_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a cat\n")
+    (tmp_path / "._own.txt").write_bytes(b"\0\5\x16\xff")
+    assert texts_of(tmp_path) == ["a cat"]
+
+
 def test_one_s_own_file_may_have_a_category(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("prompt,category\na cat,animals\na car,\n")
     first, second = read_prompts(str(tmp_path / "own.csv"), limit=None)

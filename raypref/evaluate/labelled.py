@@ -40,7 +40,9 @@ class JudgeConfig(Section):
     """The labelled pairs that rewards are judged by."""
 
     pairs: Location = setting(
-        "", "Parquet file or folder (pickapic), or JSON file (hpdv2, hpdv3, imagereward)"
+        "",
+        "Parquet file (pickapic), JSON file (hpdv2, hpdv3, imagereward), or the folder of such; "
+        "local or a URI (s3://, gs://)",
     )
     layout: Annotated[str, AfterValidator(known("pairs"))] = setting(
         "pickapic",
@@ -201,7 +203,7 @@ class Judging:
 
 
 class Load:
-    """Stage: the image that a reference names, as PNG bytes; broken ones are rejected.
+    """Stage: the image that a reference names, as PNG bytes; broken ones are dropped.
 
     Args:
         config: where the pairs and their images lie.

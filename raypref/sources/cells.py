@@ -220,7 +220,7 @@ _lock = threading.Lock()
 def _read(key: _Key, row: int) -> Any:
     """A cell of a row group; the rows of a block follow one another in it.
 
-    The cursor that is farthest goes on. After an error it is dropped: where it stands is unknown.
+    The cursor that is farthest goes on. After an error it is given up: where it stands is unknown.
     """
     with _lock:
         able = [cursor for cursor in _cursors if cursor.reads(key, row)]

@@ -144,7 +144,7 @@ def _indexes(config: SourceConfig, store: Store) -> bool:
 
 
 def _short(row: Row, longest: int) -> Row:
-    """The entry, its caption cut where it is too long: such a row will be a reject."""
+    """The entry, its caption cut where it is too long: such a row is dropped later."""
     caption = row["caption"]
     if caption is None or len(caption) <= longest:
         return row
@@ -233,7 +233,7 @@ def _ends(store: Store, file: File) -> bytes:
     except (OSError, SourceError):
         if isinstance(store, RemoteStore):
             raise
-        return b""  # it will be a reject
+        return b""  # it is dropped later
 
 
 def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None:
@@ -278,7 +278,7 @@ def fetch(row: Row, store: Store, *, max_bytes: int) -> bytes:
 
 
 def _layout(config: SourceConfig, store: Store) -> str:
-    """The one asked for, or told by the files: those directly in a folder, or else all below it."""
+    """The one asked for, or the one that the files speak for: those in the folder, or below it."""
     if config.layout != "auto":
         return config.layout
     layouts = giving("photographs")
@@ -291,8 +291,8 @@ def _layout(config: SourceConfig, store: Store) -> str:
     direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
     for file in store.files():
-        if (told := _told_by(file.name, layouts)) is not None:
-            (deeper if "/" in file.name else direct).setdefault(told, file.name)
+        if (spoken := _spoken_for(file.name, layouts)) is not None:
+            (deeper if "/" in file.name else direct).setdefault(spoken, file.name)
     doubtful = {name for name, layout in layouts.items() if layout.beside}
     for found in (direct, deeper):
         if ({*direct, *deeper} if found is direct else set(found)) - doubtful:
@@ -309,9 +309,9 @@ def _layout(config: SourceConfig, store: Store) -> str:
     return next(iter(kinds)) if kinds else "folder"
 
 
-def _told_by(name: str, layouts: dict[str, Layout]) -> str | None:
+def _spoken_for(name: str, layouts: dict[str, Layout]) -> str | None:
     """The layout that a file speaks for: the first one registered."""
-    for told, layout in layouts.items():
-        if (layout.speaks and layout.speaks(name)) or name.endswith(layout.suffixes):
-            return told
+    for layout, how in layouts.items():
+        if (how.speaks and how.speaks(name)) or name.endswith(how.suffixes):
+            return layout
     return None

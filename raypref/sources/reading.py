@@ -184,5 +184,5 @@ def _sizes(store: Store) -> Callable[[str], int | None]:
 def _size(store: Store, name: str) -> int | None:
     try:
         return store.size(name)
-    except SourceError:  # it will be a reject when it is read
+    except SourceError:  # it is dropped when it is read
         return None

@@ -33,7 +33,7 @@ class File(NamedTuple):
 
 
 class SourceError(Exception):
-    """An entry cannot be read; it becomes a reject.
+    """An entry cannot be read; it is dropped.
 
     Attributes:
         reason: a short fixed word.
