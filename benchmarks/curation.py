@@ -24,11 +24,11 @@ from raypref.config import load
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photos import Crop, Measure
 from raypref.curate.saliency import Saliency
-from raypref.curate.sources import entries
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
 from raypref.rows import INDEX, Stage
+from raypref.sources.index import entries
 from raypref.streaming import StreamConfig, stream
 from raypref.worker import shared_worker
 

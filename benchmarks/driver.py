@@ -27,10 +27,10 @@ from raypref.curate.curate import Curation
 from raypref.curate.photos import Measure
 from raypref.curate.publish import publish
 from raypref.curate.select import SOUND, Ranking, mean_colorfulness, next_wave, repeated_ids
-from raypref.curate.sources import write_index
 from raypref.ledger import in_folder
 from raypref.pipeline import RunConfig
 from raypref.rows import REJECT
+from raypref.sources.index import write_index
 
 SHARD = 1000
 PART = 4096  # rows: docs/cost.md, settings for millions

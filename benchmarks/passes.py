@@ -26,9 +26,9 @@ from PIL import Image
 from raypref.cluster import start_ray
 from raypref.curate.colorfulness import colorfulness
 from raypref.curate.photos import Measure
-from raypref.curate.sources import SourceConfig, write_index
 from raypref.images import ImageConfig, center_square, decode, encode_png, open_png
 from raypref.ledger import Ledger
+from raypref.sources.index import SourceConfig, write_index
 from raypref.streaming import Selection, StreamConfig, stream
 
 SIZE = 512

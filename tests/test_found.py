@@ -10,9 +10,9 @@ from test_shards import JPEG, OTHER, shard
 from test_sources import index
 
 from raypref.curate.curate import CurateConfig, Curation
-from raypref.curate.found import findings
-from raypref.curate.place import locate
 from raypref.ledger import in_folder
+from raypref.sources.found import findings
+from raypref.sources.store import locate
 from raypref.streaming import StreamConfig
 
 

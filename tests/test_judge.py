@@ -1,5 +1,6 @@
 """Rewards against people: accuracy with the benchmarks' ties, agreement, biases, the layouts."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -11,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raypref.config import InputError
-from raypref.evaluate import judge, labelled
-from raypref.evaluate.labelled import JudgeConfig, Load, Pair, Properties, Ref
+from raypref.config import InputError, build
+from raypref.evaluate import judge
+from raypref.evaluate.labelled import JudgeConfig, Judging, Load, Properties
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import encode_png
 from raypref.report.judged import render
+from raypref.sources.base import Pair, Ref
 
 # ------------------------------------------------------------------ numbers
 
@@ -119,10 +121,11 @@ def test_pick_a_pic(tmp_path: Path) -> None:
         "has_label": [True, True, False],
     }
     pd.DataFrame(columns).to_parquet(file)
-    found = JudgeConfig(pairs=str(file)).read()
+    config = JudgeConfig(pairs=str(file))
+    found = config.read()
     assert [(p.prompt, p.label) for p in found] == [("a cat", 0.0), ("a dog", 0.5)]
     rows = [found[1].first._asdict(), found[1].second._asdict()]
-    for stage in (Load(), Properties()):
+    for stage in (Load(config), Properties()):
         stage.setup()
         stage(rows)
     assert [round(row["brightness"] * 255) for row in rows] == [50, 250]
@@ -139,10 +142,10 @@ def test_hpd_and_imagereward(tmp_path: Path) -> None:
         (tmp_path / f"{layout}.json").write_text(json.dumps([record, record]))
         config = JudgeConfig(pairs=str(tmp_path / f"{layout}.json"), layout=layout)
         read[layout] = config.read()
-    a, b, c = (Ref(str(tmp_path / name)) for name in "abc")
+    a, b, c = map(Ref, "abc")
     assert read["imagereward"][:2] == [Pair("x", a, b, 0.0), Pair("x", b, c, 1.0)]
     assert read["hpdv2"][0] == Pair("x", a, b, 1.0)
-    assert read["hpdv3"] == [Pair("x", a, b, 1.0), Pair("x", b, a, 0.0)]
+    assert read["hpdv3"] == [Pair("x", a, b, 1.0, 0.9), Pair("x", b, a, 0.0, 0.9)]
     train = {"prompt": "x", "file_path": ["a", "b"], "human_preference": [0, 1]}
     (tmp_path / "train.json").write_text(json.dumps([train]))
     config = JudgeConfig(pairs=str(tmp_path / "train.json"), layout="hpdv2")
@@ -180,8 +183,8 @@ def test_a_missing_or_broken_image_is_a_reject(tmp_path: Path) -> None:
     for name in ("good.png", "good #1#2.png"):
         (tmp_path / name).write_bytes(encode_png(Image.new("RGB", (80, 80))))
     names = ("gone.png", "broken.png", "good.png", "good #1#2.png")
-    rows = [Ref(str(tmp_path / name))._asdict() for name in names]
-    load = Load()
+    rows = [Ref(name)._asdict() for name in names]
+    load = Load(JudgeConfig(images=str(tmp_path), pairs=str(tmp_path)))
     load.setup()
     load(rows)
     assert [row.get("reject_reason") for row in rows] == ["missing", "unreadable", None, None]
@@ -201,71 +204,60 @@ def test_the_page() -> None:
     assert "PickScore and &lt;hpsv3&gt;" in page and "<hpsv3>" not in page
 
 
-def test_a_small_file_that_unpacks_to_much_is_read_a_row_at_a_time(tmp_path):
-    """Two MiB that a dictionary names a hundred times: 200 MiB as one column."""
-    file = tmp_path / "pairs.parquet"
-    data = np.random.default_rng(0).bytes(2**21)
-    named = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([data]))
-    pq.write_table(
-        pa.table({"jpg_0": named}), file, store_schema=False, dictionary_pagesize_limit=2**26
-    )
-    before = pa.total_allocated_bytes()
-    for row in range(100):
-        assert labelled._bytes(Ref(str(file), row, "jpg_0")) == data
-        assert pa.total_allocated_bytes() - before < 2**25
-    labelled._cells.cache_clear()
-
-
-def test_every_cell_is_that_of_its_row_in_any_order(tmp_path):
-    file = tmp_path / "pairs.parquet"
-    cells = [f"image {row}".encode() for row in range(23)]
-    table = pa.table({"jpg_0": cells, "jpg_1": [{"bytes": c, "path": None} for c in cells[::-1]]})
-    pq.write_table(table, file, row_group_size=5)
-    order = [*range(23), *range(22, -1, -1), 7, 7, 3, 19]
-    for row in order:
-        assert labelled._bytes(Ref(str(file), row, "jpg_0")) == cells[row]
-        assert labelled._bytes(Ref(str(file), row, "jpg_1")) == cells[22 - row]
-
-
 def test_a_file_that_is_damaged_meanwhile_is_a_dropped_row(tmp_path):
     file = tmp_path / "pairs.parquet"
     file.write_bytes(b"PAR1 no more")
-    stage = Load()
+    stage = Load(JudgeConfig(pairs=str(file)))
     stage.setup()
-    [row] = rows = [{"file": str(file), "row": 0, "column": "jpg_0"}]
+    [row] = rows = [{"file": file.name, "row": 0, "column": "jpg_0"}]
     stage(rows)
     assert row["reject_reason"] == "unreadable_file"
     assert str(file) in row["reject_message"]
 
 
-def test_a_damaged_row_is_never_another_rows_image(tmp_path):
-    """After an error in the middle, what follows fails too or is right; it is no earlier image."""
-    file = tmp_path / "pairs.parquet"
-    cells = [bytes([row]) * 3000 for row in range(40)]
-    pq.write_table(
-        pa.table({"jpg_0": cells}),
-        file,
-        use_dictionary=False,
-        data_page_size=6000,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    data = bytearray(file.read_bytes())
-    whole = {row: labelled._bytes(Ref(str(file), row, "jpg_0")) for row in range(40)}
-    assert whole == dict(enumerate(cells))
-    seen = set()
-    for place in range(8, len(data) - 2000, 97):
-        bad = bytearray(data)
-        bad[place] ^= 0xFF
-        damaged = tmp_path / f"{place}.parquet"
-        damaged.write_bytes(bad)
-        stage = Load()
-        stage.setup()
-        for row in range(40):
-            try:
-                got = labelled._bytes(Ref(str(damaged), row, "jpg_0"))
-            except (OSError, pa.ArrowException) as error:
-                seen.add(type(error))
-            else:
-                assert len(got) != 3000 or got == cells[row] or got[0] not in range(row)
-    assert seen, "nothing was damaged"
+def test_an_empty_cell_or_a_huge_image_is_dropped_with_its_reason(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(2**40)
+    cells = {"jpg_0": pa.array([None], pa.binary()), "jpg_1": [b""]}
+    pq.write_table(pa.table(cells), tmp_path / "pairs.parquet")
+    refs = [Ref("huge.png"), *(Ref("pairs.parquet", 0, column) for column in cells)]
+    rows = [ref._asdict() for ref in refs]
+    load = Load(JudgeConfig(pairs=str(tmp_path / "pairs.parquet")))
+    load.setup()
+    load(rows)
+    assert [row["reject_reason"] for row in rows] == ["too_many_bytes", "empty", "empty"]
+
+
+def test_what_is_judged_is_known_by_full_names_with_links_followed(tmp_path):
+    """Ids drive resume: a ledger of an earlier version must stay whole."""
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "link.png").symlink_to("a.png")
+    record = {"prompt": "x", "image_path": ["./link.png", "b.png"], "rank": [1, 2]}
+    (tmp_path / "test.json").write_text(json.dumps([record]))
+    config = JudgeConfig(pairs=str(tmp_path / "test.json"), layout="hpdv2")
+    judging = Judging(config, {}, folder=str(tmp_path))
+    [pair] = judging.pairs
+    a, b = ([f"{tmp_path}/{name}", 0, ""] for name in ("a.png", "b.png"))
+    assert json.loads(judging.id(pair.first, "x")) == [*a, "x"]
+    text = json.dumps([["x", a, b, 1.0]])
+    assert judging.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_layout_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(InputError, match=r"layout='folder'.*pickapic.*imagereward.*hpdv2"):
+        build(JudgeConfig, {"layout": "folder"})
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": None, "path1": "a", "path2": "b"}, "a prompt is NoneType"),
+        ({"prompt": "\ud800", "path1": "a", "path2": "b"}, "UnicodeEncodeError"),
+        ({"prompt": "x", "path1": 3, "path2": "b"}, "a path is int"),
+        ("x", "AttributeError"),
+    ],
+)
+def test_a_record_of_another_form_is_named(tmp_path, record, message):
+    (tmp_path / "all.json").write_text(json.dumps([record]).replace("\\\\", "\\"))
+    with pytest.raises(InputError, match=f"is not of the layout hpdv3 .*{message}"):
+        JudgeConfig(pairs=str(tmp_path / "all.json"), layout="hpdv3").read()

@@ -13,7 +13,7 @@ from test_shards import shard
 from test_sources import JPEG, captions, index
 
 from raypref.config import InputError
-from raypref.curate.sources import SourceConfig, digest
+from raypref.sources.index import SourceConfig, digest
 
 
 def lines(key: str, names: list[str]) -> str:

@@ -8,14 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from corpus import encode, scene
+from layout_examples import EXAMPLES, FIRST, SECOND
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 from test_shards import shard
 
 from raypref.config import InputError
-from raypref.curate.place import SourceError
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
+from raypref.evaluate.labelled import JudgeConfig, Judging, Load
+from raypref.evaluate.prompts import read_prompts
 from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.layouts import giving
+from raypref.sources.store import SourceError
 
 JPEG = encode(scene(), "JPEG")
 
@@ -57,11 +61,11 @@ def test_a_folder_of_photographs(bucket: str) -> None:
         ("gone.jpg", "gone", None),
         ("sub/b.jpg", "below", len(JPEG)),
     ]
-    place = source.place()
-    assert fetch(rows[1], place, max_bytes=10**6) == JPEG
+    store = source.store()
+    assert fetch(rows[1], store, max_bytes=10**6) == JPEG
     for row, reason in ((rows[0], "outside_root"), (rows[2], "missing_file")):
         with pytest.raises(SourceError) as caught:
-            fetch(row, place, max_bytes=10**6)
+            fetch(row, store, max_bytes=10**6)
         assert caught.value.reason == reason
     before = digest(source)
     put(root, "a.jpg", JPEG + b"\0")
@@ -92,8 +96,8 @@ def test_shards_are_read_where_they_lie(bucket: str, tmp_path: Path) -> None:
         source = SourceConfig(path=path)
         rows = list(entries(source))
         assert [row["caption"] for row in rows] == ["one", None]
-        place = source.place()
-        assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+        store = source.store()
+        assert [fetch(row, store, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
 
 
 def test_a_jsonl_index(bucket: str) -> None:
@@ -103,7 +107,7 @@ def test_a_jsonl_index(bucket: str) -> None:
     source = SourceConfig(path=root, layout="jsonl")
     rows = list(entries(source))
     assert [(row["uri"], row["caption"]) for row in rows] == [("a.jpg", "one"), ("b.jpg", None)]
-    assert fetch(rows[0], source.place(), max_bytes=10**6) == JPEG
+    assert fetch(rows[0], source.store(), max_bytes=10**6) == JPEG
 
 
 def test_parquet(bucket: str) -> None:
@@ -113,15 +117,15 @@ def test_parquet(bucket: str) -> None:
     put(join(bucket, "table"), "0.parquet", sink.getvalue().to_pybytes())
     source = SourceConfig(path=join(bucket, "table"))
     rows = list(entries(source))
-    place = source.place()
-    assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
+    store = source.store()
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [JPEG, JPEG + b"\0"]
 
 
 def test_what_is_not_there_is_named(bucket: str) -> None:
     with pytest.raises(InputError, match="there is no folder or file 's3://photos/none'"):
-        SourceConfig(path=join(bucket, "none")).place()
+        SourceConfig(path=join(bucket, "none")).store()
     with pytest.raises(InputError, match="s3://no-such-bucket"):
-        SourceConfig(path="s3://no-such-bucket/x").place()
+        SourceConfig(path="s3://no-such-bucket/x").store()
 
 
 def test_a_ledger(bucket: str) -> None:
@@ -138,3 +142,44 @@ def test_a_ledger(bucket: str) -> None:
     other.clear()
     assert ledger.state() == "absent"
     assert read_bytes(join(ledger.path, "manifest.json")) is None
+
+
+def put_example(layout: str, bucket: str, folder: Path) -> str:
+    """The URI of the example's dataset."""
+    EXAMPLES[layout].write(folder, SECOND, "b.png")
+    root = join(bucket, f"examples/{layout}")
+    for file in folder.rglob("*.*"):
+        put(root, file.relative_to(folder).as_posix(), file.read_bytes())
+    return root
+
+
+@pytest.mark.parametrize("layout", giving("photographs"))
+def test_photographs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    source = SourceConfig(path=put_example(layout, bucket, tmp_path), layout=layout)
+    rows = list(entries(source))
+    assert rows == list(entries(SourceConfig(path=str(tmp_path), layout=layout)))
+    store = source.store()
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("layout", giving("pairs"))
+def test_pairs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    root = put_example(layout, bucket, tmp_path)
+    file = next(file for file in tmp_path.iterdir() if file.suffix in (".json", ".parquet"))
+    local = JudgeConfig(pairs=str(tmp_path), layout=layout).read()
+    for pairs in (root, join(root, file.name)):
+        judging = Judging(JudgeConfig(pairs=pairs, layout=layout), {}, folder=str(tmp_path))
+        assert judging.pairs == local and judging.id(local[0].first, "x").startswith(f'["{root}/')
+        rows = [ref._asdict() for pair in local for ref in (pair.first, pair.second)]
+        load = Load(judging.config)
+        load.setup()
+        load(rows)
+        assert all("image" in row for row in rows)
+
+
+@pytest.mark.parametrize("layout", giving("prompts"))
+def test_prompts_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
+    file = join(put_example(layout, bucket, tmp_path), EXAMPLES[layout].prompts)
+    assert [prompt.text for prompt in read_prompts(file, limit=None)] == ["one", "two"]
+    with pytest.raises(InputError, match=r"evaluate\.prompts: there is no folder or file 's3://"):
+        read_prompts(join(bucket, "none.txt"), limit=None)

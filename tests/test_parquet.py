@@ -14,8 +14,9 @@ from corpus import encode, scene
 from test_sources import JPEG, captions, index, read, reason
 
 from raypref.config import InputError
-from raypref.curate import parquet as parquet_reader
-from raypref.curate.sources import SourceConfig, entries
+from raypref.sources import cells
+from raypref.sources.index import SourceConfig, entries, fetch
+from raypref.sources.store import locate
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -57,7 +58,7 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_not_read(tmp_path, monkeypatc
     how = {"compression": "zstd", "use_dictionary": False}
     parquet(tmp_path / "a.parquet", [zeros] * 8, ["x"] * 8, kind=pa.binary(), column="image", **how)
     assert (tmp_path / "a.parquet").stat().st_size < 2**16
-    monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**22)
+    monkeypatch.setattr(cells, "GROUP_BYTES", 2**22)
     assert {reason(row, tmp_path) for row in index(tmp_path)} == {"too_many_bytes"}
 
 
@@ -65,12 +66,12 @@ def test_captions_that_unpack_to_gigabytes_are_not_read(tmp_path, monkeypatch):
     texts = pa.table({"caption": [f"{n}" + "x" * 2**20 for n in range(8)], "image": [JPEG] * 8})
     pq.write_table(texts, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "a.parquet").stat().st_size < 2**16
-    monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**22)
+    monkeypatch.setattr(cells, "GROUP_BYTES", 2**22)
     with pytest.raises(InputError, match=r"a\.parquet: the captions of a row group take \d+ bytes"):
         index(tmp_path)
 
 
-def test_a_file_that_names_one_value_for_every_row_is_not_unpacked(tmp_path, monkeypatch):
+def test_a_file_that_names_one_value_for_every_row_is_not_unpacked(tmp_path):
     """Its metadata tells the bytes of the value once."""
     value, text = os.urandom(2**20), "x" * 2**20
     pq.write_table(
@@ -86,8 +87,9 @@ def test_a_file_that_names_one_value_for_every_row_is_not_unpacked(tmp_path, mon
     rows = [first, *listed]
     assert {len(row["caption"]) for row in rows} == {2000}
     assert {row["problem"].partition(":")[0] for row in rows} == {"caption_too_long"}
-    monkeypatch.setattr(parquet_reader, "GROUP_BYTES", 2**25)
-    assert reason(first, tmp_path, max_bytes=2**21) == "too_many_bytes"
+    for row in (rows[0], rows[250], rows[499], rows[3]):
+        assert fetch(row, locate(str(tmp_path)), max_bytes=2**21) == value
+        assert pa.total_allocated_bytes() - before < 2**26
 
 
 def test_more_than_ten_rows_of_a_parquet_file_stay_in_order(tmp_path):

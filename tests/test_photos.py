@@ -10,9 +10,9 @@ from corpus import encode, scene, write_folder
 from PIL import Image
 
 from raypref.curate.photos import Crop, Measure
-from raypref.curate.sources import SourceConfig, entries
 from raypref.images import ImageConfig, open_png
 from raypref.rows import Row
+from raypref.sources.index import SourceConfig, entries
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from raypref.config import InputError
-from raypref.evaluate.prompts import Prompt, read_prompts
+from raypref.evaluate.prompts import read_prompts
+from raypref.sources.prompts import Prompt
 
 
 def texts_of(path: Path, *, limit: int | None = None) -> list[str]:
@@ -162,6 +163,12 @@ def test_the_originals_layouts(tmp_path: Path) -> None:
     columns = {"caption": ["x", "x"], "jpg_0": [b"1", b"2"], "label_0": [1.0, 0.5]}
     pd.DataFrame(columns).to_parquet(pick)
     assert read_prompts(str(pick), limit=None) == [Prompt("x")]
+
+
+def test_hidden_and_system_files_in_a_folder_are_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a cat\n")
+    (tmp_path / "._own.txt").write_bytes(b"\0\5\x16\xff")
+    assert texts_of(tmp_path) == ["a cat"]
 
 
 def test_one_s_own_file_may_have_a_category(tmp_path: Path) -> None:

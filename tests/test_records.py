@@ -14,9 +14,9 @@ from corpus import encode, scene
 
 from raypref.config import InputError
 from raypref.curate.photos import Measure
-from raypref.curate.place import locate
-from raypref.curate.sources import SourceConfig, entries, fetch
 from raypref.images import ImageConfig
+from raypref.sources.index import SourceConfig, entries, fetch
+from raypref.sources.store import locate
 
 JPEG = encode(scene(), "JPEG")
 
@@ -175,8 +175,8 @@ def test_pickapic_takes_what_people_preferred(tmp_path: Path) -> None:
     source = SourceConfig(path=str(tmp_path), layout="pickapic")
     rows = list(entries(source))
     assert [row["caption"] for row in rows] == ["one", "two"]
-    place = source.place()
-    assert [fetch(row, place, max_bytes=10**6) for row in rows] == [images[0], images[5]]
+    store = source.store()
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [images[0], images[5]]
 
 
 def test_a_parquet_file_of_paths(root: Path) -> None:

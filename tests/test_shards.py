@@ -15,11 +15,12 @@ from corpus import encode, scene
 from pyarrow import fs as pafs
 
 from raypref.curate.photos import Measure
-from raypref.curate.place import RemotePlace, SourceError, locate
-from raypref.curate.shards import entries as entries_of
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
 from raypref.images import ImageConfig
 from raypref.rows import Row
+from raypref.sources.captions import ANY
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.layouts.webdataset import photographs
+from raypref.sources.store import RemoteStore, SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
 OTHER = encode(scene(1), "PNG")
@@ -70,10 +71,10 @@ def test_samples_of_several_shards(tmp_path: Path) -> None:
         ("0.tar#a/02.v2.png", "from json"),
         ("1.tar#01.jpg", "three"),
     ]
-    place = locate(str(tmp_path))
-    assert [fetch(row, place, max_bytes=10**6) for row in rows] == [JPEG, OTHER, OTHER]
+    store = locate(str(tmp_path))
+    assert [fetch(row, store, max_bytes=10**6) for row in rows] == [JPEG, OTHER, OTHER]
     with pytest.raises(SourceError, match="more than"):
-        fetch(rows[0], place, max_bytes=len(JPEG) - 1)
+        fetch(rows[0], store, max_bytes=len(JPEG) - 1)
     assert index(tmp_path / "1.tar") == [rows[2]]
 
 
@@ -181,9 +182,9 @@ def test_a_network_error_is_no_damage(tmp_path: Path) -> None:
                 raise OSError("AWS Error NETWORK_CONNECTION during GetObject")
             return super().readinto(buffer)
 
-    place = RemotePlace("s3://bucket", Store(), str(tmp_path), None)  # type: ignore[arg-type]
+    store = RemoteStore("s3://bucket", Store(), str(tmp_path), None)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="NETWORK_CONNECTION"):
-        list(entries_of(place))
+        list(photographs(store, ANY))
 
 
 def test_the_digest_takes_size_and_both_ends(tmp_path: Path) -> None:

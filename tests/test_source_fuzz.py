@@ -9,14 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from layout_examples import EXAMPLES, SECOND
 from test_shards import JPEG, shard
 
 from raypref.config import InputError
-from raypref.curate.found import findings
 from raypref.curate.photos import Measure
-from raypref.curate.sources import SourceConfig, digest, entries
+from raypref.evaluate.labelled import JudgeConfig, Judging, Load
 from raypref.images import ImageConfig
 from raypref.rows import INDEX
+from raypref.sources.found import findings
+from raypref.sources.index import SourceConfig, digest, entries
+from raypref.sources.layouts import giving
 
 TRIES = 200
 BITS = [
@@ -123,9 +126,37 @@ def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
             continue
         assert len({row["id"] for row in rows}) == len(rows), seed
         assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows, seed
-        list(findings(rows, source.place()))
+        list(findings(rows, source.store()))
         measure = Measure(source, ImageConfig(size=32))
         measure.setup()
         measure(rows)
         ends |= {row.get("reject_reason") or "used" for row in rows}
     assert "used" in ends and len(ends) > 2
+
+
+@pytest.mark.parametrize("layout", giving("pairs"))
+def test_whatever_is_changed_pairs_are_refused_in_a_line_or_their_images_end_somewhere(
+    layout, tmp_path
+):
+    ends = set()
+    for seed in range(TRIES):
+        rng = random.Random(seed)
+        root = tmp_path / str(seed)
+        root.mkdir()
+        EXAMPLES[layout].write(root, SECOND, rng.choice(["b.png", "gone.png", ".", "x.png/b"]))
+        file = next(file for file in root.iterdir() if file.suffix in (".json", ".parquet"))
+        file.write_bytes(changed(file.read_bytes(), rng))
+        config = JudgeConfig(pairs=str(rng.choice([root, file])), layout=layout)
+        try:
+            pairs = config.read()
+            Judging(config, {}, folder=str(tmp_path))
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, seed
+            ends.add("refused")
+            continue
+        rows = [ref._asdict() for pair in pairs for ref in (pair.first, pair.second)]
+        load = Load(config)
+        load.setup()
+        load(rows)
+        ends |= {row.get("reject_reason") or "used" for row in rows}
+    assert {"used", "refused"} < ends

@@ -10,9 +10,9 @@ import pytest
 from corpus import encode, scene
 
 from raypref.config import InputError
-from raypref.curate.place import SourceError, locate
-from raypref.curate.sources import SourceConfig, digest, entries, fetch, unchanged
 from raypref.rows import INDEX, Row
+from raypref.sources.index import SourceConfig, digest, entries, fetch, unchanged
+from raypref.sources.store import SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
 MAX = 10**6
@@ -226,8 +226,8 @@ def test_a_uri_of_this_machine_follows_no_link_out_either(photos, tmp_path):
     source = SourceConfig(path=photos.as_uri())
     rows = {row["id"]: row for row in entries(source)}
     with pytest.raises(SourceError, match="outside"):
-        fetch(rows["link.jpg"], source.place(), max_bytes=MAX)
-    assert fetch(rows["a.jpg"], source.place(), max_bytes=MAX) == JPEG
+        fetch(rows["link.jpg"], source.store(), max_bytes=MAX)
+    assert fetch(rows["a.jpg"], source.store(), max_bytes=MAX) == JPEG
 
 
 def test_a_shard_outside_the_folder_is_a_reject(photos, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from test_shards import JPEG, OTHER, ended, index, shard
 
 from raypref.config import InputError
-from raypref.curate.place import locate
-from raypref.curate.sources import SourceConfig, fetch, write_index
 from raypref.ledger import Ledger
+from raypref.sources.index import SourceConfig, fetch, write_index
+from raypref.sources.store import locate
 
 Members = list[tuple[str, bytes]]
 
@@ -86,8 +86,8 @@ def test_captions_anywhere_in_the_shard_are_found_and_rows_keep_the_tars_order(
     images = [name for name, _ in members if name.endswith(".jpg")]
     assert captions(tmp_path) == {name: name[:-4] for name in images}
     assert list(captions(tmp_path)) == images
-    place = locate(str(tmp_path))
-    read = [fetch(row, place, max_bytes=10**6) for row in index(tmp_path)]
+    store = locate(str(tmp_path))
+    read = [fetch(row, store, max_bytes=10**6) for row in index(tmp_path)]
     assert read == [JPEG + name[:-4].encode() for name in images]
 
 
@@ -112,7 +112,7 @@ def test_a_caption_that_cannot_be_read_says_so_wherever_it_lies(tmp_path: Path) 
 
 
 def test_captions_that_wait_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypref.curate.shards.WAITING", 8)
+    monkeypatch.setattr("raypref.sources.layouts.webdataset.WAITING", 8)
     texts = [(f"{n}.txt", b"123456") for n in range(3)]
     shard(tmp_path / "0.tar", [*((f"{n}.jpg", JPEG) for n in range(3)), *texts])
     assert captions(tmp_path) == {"0.jpg": "123456", "1.jpg": None, "2.jpg": None}
@@ -154,7 +154,7 @@ def test_a_shard_that_was_not_fetched_is_named_as_such(tmp_path: Path) -> None:
 
 
 def test_a_key_of_json_can_be_named_and_then_counts_for_the_digest(tmp_path: Path) -> None:
-    from raypref.curate.sources import digest, entries
+    from raypref.sources.index import digest, entries
 
     shard(
         tmp_path / "0.tar", [("a.jpg", JPEG), ("a.json", b'{"llava": "long", "caption": "short"}')]

@@ -25,13 +25,13 @@ from raypref.ablate.plan import (
 )
 from raypref.ablate.table import Table, names, read
 from raypref.config import InputError, flatten, to_toml
-from raypref.curate.sources import unchanged
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
 from raypref.fingerprints import fingerprint
 from raypref.ledger import absolute, join, write_bytes
 from raypref.messages import without_secrets
 from raypref.pipeline import read_record
+from raypref.sources.index import unchanged
 from raypref.tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 from raypref.config import Section, results_of, setting
 from raypref.curate.colorfulness import ColorConfig
 from raypref.curate.export import Format
-from raypref.curate.found import findings
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
 from raypref.curate.photos import Colorfulness, Crop, Measure
@@ -37,13 +36,14 @@ from raypref.curate.select import (
     next_wave,
     repeated_ids,
 )
-from raypref.curate.sources import SourceConfig, digest, write_index
 from raypref.images import ImageConfig
 from raypref.ledger import Ledger, Place, placed
 from raypref.progress import Work
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import INDEX, REJECT, Row, Stage
+from raypref.sources.found import findings
+from raypref.sources.index import SourceConfig, digest, write_index
 from raypref.streaming import Selection, StreamConfig, stream
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Curation:
         if self.index.state() != "complete":
             write_index(c.source, self.index, part_rows=streaming.part_rows)
             rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
-            for line in findings(rows, c.source.place()):
+            for line in findings(rows, c.source.store()):
                 log.warning("source: %s", line)
         busy = stream(
             Selection(self.index),

@@ -8,10 +8,11 @@ from PIL import Image
 
 from raypref.config import Resources
 from raypref.curate.colorfulness import colorfulness
-from raypref.curate.place import Place, SourceError
-from raypref.curate.sources import SourceConfig, fetch
 from raypref.images import BadImage, ImageConfig, center_square, decode, encode_png, open_png
 from raypref.rows import Row, content_key, reject
+from raypref.sources.index import SourceConfig, fetch
+from raypref.sources.store import SourceError
+from raypref.sources.store import Store as Place
 
 
 class Measure:

@@ -23,7 +23,6 @@ from raypref.diffusion.backbone import BackboneConfig
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
-from raypref.evaluate.prompts import Prompt
 from raypref.evaluate.shelf import Shelf
 from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
@@ -31,6 +30,7 @@ from raypref.rewards.base import Decode, Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import RewardsConfig, embedder, reward
 from raypref.rows import Stage
+from raypref.sources.prompts import Prompt
 from raypref.streaming import Selection, StreamConfig, stream, stream_branches
 from raypref.worker import Branch
 

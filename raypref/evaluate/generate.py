@@ -15,10 +15,11 @@ from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline
 from raypref.diffusion.lora_config import FILE_NAME
-from raypref.evaluate.prompts import Prompt, read_prompts
+from raypref.evaluate.prompts import read_prompts
 from raypref.images import encode_png
 from raypref.ledger import absolute, join, read_bytes
 from raypref.rows import Row, padded, seed_of
+from raypref.sources.prompts import Prompt
 from raypref.tiny import world
 
 BASE = "base"

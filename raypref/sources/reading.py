@@ -1,4 +1,4 @@
-"""Reading files of a place: whole or in stretches, found by the names that tables give them."""
+"""Reading files of a store: whole or in stretches, found by the names that tables give them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from functools import lru_cache, partial
 import pyarrow as pa
 
 from raypref.config import InputError
-from raypref.curate.names import Alike, walk_to
-from raypref.curate.place import LocalPlace, Place, RemotePlace, SourceError
 from raypref.rows import Row, index_row
+from raypref.sources.names import Alike, walk_to
+from raypref.sources.store import LocalStore, RemoteStore, SourceError, Store
 
 SCAN_BYTES = 2**20
+LINE = 2**24  # characters of a line of text
 FOLDERS = 16  # whose listings are kept at a time
 # First bytes of a file that stands for one not fetched -> what it is and what fetches it.
 _POINTERS = {
@@ -22,17 +23,19 @@ _POINTERS = {
     b"/annex/objects/": "a git-annex pointer; run 'git annex get'",
 }
 
+Look = Callable[[str], tuple[str, int | None]]  # from a name to the file that is there, its bytes
+
 
 def read(
-    place: Place, name: str, *, max_bytes: int, start: int = 0, size: int | None = None
+    store: Store, name: str, *, max_bytes: int, start: int = 0, size: int | None = None
 ) -> bytes:
     """The bytes of a file, or of a stretch of it.
 
     Raises:
-        SourceError: the file is missing, too large, unreadable or outside the place.
+        SourceError: the file is missing, too large, unreadable or outside the store.
         OSError: an object store failed.
     """
-    whole = place.size(name)
+    whole = store.size(name)
     if whole is None:
         raise SourceError("missing_file", f"there is no file {name}")
     wanted = whole if size is None else size
@@ -41,11 +44,11 @@ def read(
     if wanted > max_bytes:
         raise SourceError("too_many_bytes", f"{wanted} bytes, more than {max_bytes}")
     try:
-        with place.open(name) as file:
+        with store.open(name) as file:
             file.seek(start)
             data = file.read(wanted)
     except (OSError, pa.ArrowException) as error:
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise  # the object exists, so the network failed: the same command resumes
         raise SourceError("unreadable_file", f"{name}: {error}") from None
     if size is None and (what := pointer(data)):
@@ -58,17 +61,17 @@ def pointer(data: bytes) -> str | None:
     return next((what for start, what in _POINTERS.items() if data.startswith(start)), None)
 
 
-def damage(place: Place, name: str, said: str) -> SourceError:
+def damage(store: Store, name: str, said: str) -> SourceError:
     """The reason why a file of many entries is dropped.
 
     Args:
-        place: where it lies.
+        store: where it lies.
         name: the file's.
         said: a sentence that names it, for where its first bytes do not tell more.
     """
     said = " ".join(said.split())  # libraries write several lines
     try:
-        with place.open(name) as file:
+        with store.open(name) as file:
             start = file.read(64)
     except (OSError, SourceError, pa.ArrowException):
         return SourceError("unreadable_file", said)
@@ -77,7 +80,7 @@ def damage(place: Place, name: str, said: str) -> SourceError:
 
 
 def sound_files(
-    place: Place, files: Iterable[str], rows: Callable[[str], Iterator[Row]]
+    store: Store, files: Iterable[str], rows: Callable[[str], Iterator[Row]]
 ) -> Iterator[Row]:
     """The rows of each file. A file that cannot be read becomes one dropped row, with the reason.
 
@@ -97,29 +100,61 @@ def sound_files(
             damaged.append(index_row(f"{file}#//damaged", file, None, problem=problem))
     if damaged and not sound:
         said = str(damaged[0]["problem"]).partition(": ")[2]
-        raise InputError(f"source.path: '{place.path}': {said}")
+        raise InputError(f"source.path: '{store.path}': {said}")
     yield from damaged
 
 
-def scan(place: Place, name: str) -> io.BufferedReader:
+def scan(store: Store, name: str) -> io.BufferedReader:
     """A file to be read from its beginning to its end: fetched in large pieces."""
-    return io.BufferedReader(place.open(name), SCAN_BYTES)  # type: ignore[arg-type]
+    return io.BufferedReader(store.open(name), SCAN_BYTES)  # type: ignore[arg-type]
 
 
-def lookup(place: Place) -> Callable[[str], tuple[str, int | None]]:
+def text_lines(store: Store, name: str, newline: str | None = None) -> Iterator[str]:
+    """The lines of a text file in UTF-8, without the byte order mark that spreadsheets write.
+
+    Args:
+        store: where it lies.
+        name: the file's.
+        newline: as for `open`.
+
+    Raises:
+        SourceError: it is not UTF-8, has a line too long for memory, or cannot be read.
+        OSError: an object store failed.
+    """
+    try:
+        with io.TextIOWrapper(scan(store, name), encoding="utf-8-sig", newline=newline) as text:
+            while line := text.readline(LINE):
+                if len(line) == LINE and line[-1] not in "\r\n":
+                    said = f"{name} has a line of more than {LINE} characters"
+                    raise SourceError("too_many_bytes", said)
+                yield line
+    except UnicodeDecodeError as error:
+        raise SourceError("bad_encoding", f"{name} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        if isinstance(store, RemoteStore):
+            raise  # a network failure: the same command resumes
+        raise SourceError("unreadable_file", f"{name} cannot be read: {error}") from None
+
+
+def shown(store: Store, name: str) -> str:
+    """A file's name as the person would type it."""
+    return store.path if name == store.only else posixpath.join(store.path, name)
+
+
+def lookup(store: Store) -> Look:
     """Finds files that entries name: the name of the file that is there, and its bytes.
 
     The name is the one given where there is no such file, and the bytes are None. The exact name
     wins over one that differs in Unicode form, slashes or letter case. Of an object store whole
     folders are listed: one request a thousand files, not one each.
     """
-    sized = _sizes(place)
+    sized = _sizes(store)
 
     @lru_cache(FOLDERS)
     def listing(folder: str) -> Alike:
         try:
-            return Alike(place.names(folder))
-        except (SourceError, OSError, ValueError):  # no folder, or not one of this place
+            return Alike(store.names(folder))
+        except (SourceError, OSError, ValueError):  # no folder, or not one of this store
             return Alike(())
 
     def look(name: str) -> tuple[str, int | None]:
@@ -132,10 +167,10 @@ def lookup(place: Place) -> Callable[[str], tuple[str, int | None]]:
     return look
 
 
-def _sizes(place: Place) -> Callable[[str], int | None]:
-    if isinstance(place, LocalPlace):
-        return partial(_size, place)
-    listing = lru_cache(FOLDERS)(place.sizes)
+def _sizes(store: Store) -> Callable[[str], int | None]:
+    if isinstance(store, LocalStore):
+        return partial(_size, store)
+    listing = lru_cache(FOLDERS)(store.sizes)
 
     def size(name: str) -> int | None:
         try:
@@ -146,8 +181,8 @@ def _sizes(place: Place) -> Callable[[str], int | None]:
     return size
 
 
-def _size(place: Place, name: str) -> int | None:
+def _size(store: Store, name: str) -> int | None:
     try:
-        return place.size(name)
-    except SourceError:  # it will be a reject when it is read
+        return store.size(name)
+    except SourceError:  # it is dropped when it is read
         return None

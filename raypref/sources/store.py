@@ -1,6 +1,6 @@
 """Where a source lies: a local folder, a single file, or a prefix of an object store.
 
-All files of a source are opened here: names are relative to the place and none leads out of it,
+All files of a source are opened here: names are relative to the store and none leads out of it,
 but into the folders of source.roots and the store that the source's own links are made from.
 """
 
@@ -20,20 +20,20 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from raypref.config import InputError
-from raypref.curate.leftout import RESULTS, left_out_by, never_data, results_among
+from raypref.sources.leftout import RESULTS, left_out_by, never_data, results_among
 
 log = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
-    """A file of a place."""
+    """A file of a store."""
 
-    name: str  # relative to the place
+    name: str  # relative to the store
     size: int  # bytes
 
 
 class SourceError(Exception):
-    """An entry cannot be read; it becomes a reject.
+    """An entry cannot be read; it is dropped.
 
     Attributes:
         reason: a short fixed word.
@@ -46,31 +46,32 @@ class SourceError(Exception):
         self.message = message
 
 
-def locate(path: str, roots: tuple[str, ...] = ()) -> Place:
-    """The place at a local path or URI.
+def locate(path: str, roots: tuple[str, ...] = (), *, key: str = "source.path") -> Store:
+    """The store of a local path or URI.
 
     Args:
         path: of a folder or a file.
         roots: folders of this machine that links and absolute paths may lead to.
+        key: of the setting that names it, for errors.
 
     Raises:
-        InputError: there is no such place.
+        InputError: there is nothing at that path.
     """
     if "://" in path:
-        return _remote(path, roots)
+        return _remote(path, roots, key)
     try:
         root = Path(path).expanduser()
     except RuntimeError as error:  # of whose home
-        raise InputError(f"source.path: '{path}': {error}") from None
+        raise InputError(f"{key}: '{path}': {error}") from None
     if not root.exists():
-        raise InputError(f"source.path: there is no folder or file '{path}'")
+        raise InputError(f"{key}: there is no folder or file '{path}'")
     if root.is_dir():
-        return LocalPlace(path, str(root), None, roots)
-    return LocalPlace(path, str(root.parent), root.name, roots)
+        return LocalStore(path, str(root), None, roots)
+    return LocalStore(path, str(root.parent), root.name, roots)
 
 
 @dataclass(frozen=True)
-class LocalPlace:
+class LocalStore:
     """A folder of this machine, or of a file system that all nodes share."""
 
     path: str  # as the user gave it
@@ -130,7 +131,7 @@ class LocalPlace:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, of files and folders. SourceError when its name leads out."""
-        self._check(posixpath.join(folder, "any"))
+        self.check(posixpath.join(folder, "any"))
         return [path.name for path in Path(self.base, folder).iterdir() if _is_text(path.name)]
 
     def _file(self, name: str) -> File | None:
@@ -144,15 +145,20 @@ class LocalPlace:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none. SourceError when the name leads out."""
-        self._check(name)
+        self.check(name)
         path = Path(self.base, name)
         try:
             return path.stat().st_size if path.is_file() else None
         except (OSError, ValueError):  # no file can have such a name
             return None
 
-    def _check(self, name: str) -> None:
-        """All links are followed first."""
+    def check(self, name: str) -> None:
+        """SourceError when the name leads out, all links being followed.
+
+        The file that the person named may be a link anywhere.
+        """
+        if name == self.only:
+            return
         path = posixpath.join(self.base, name)
         try:
             real, base = _real(path), _real(self.base)
@@ -190,7 +196,7 @@ class LocalPlace:
 
     def open(self, name: str) -> IO[bytes]:
         """The file, to be read and sought in."""
-        self._check(name)
+        self.check(name)
         return Path(self.base, name).open("rb")
 
 
@@ -224,7 +230,7 @@ def _real(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class RemotePlace:
+class RemoteStore:
     """A prefix of an object store, through pyarrow's file systems."""
 
     path: str
@@ -254,50 +260,50 @@ class RemotePlace:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, of objects and folders. SourceError when its name leads out."""
-        self._check(posixpath.join(folder, "any"))
+        self.check(posixpath.join(folder, "any"))
         where = f"{self.base}/{folder}".rstrip("/")
         found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
         return [info.base_name for info in found]
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none. SourceError when the name leads out."""
-        self._check(name)
+        self.check(name)
         info = self.fs.get_file_info(f"{self.base}/{name}")
         return info.size if info.is_file else None
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the objects right below a folder. SourceError when its name leads out."""
-        self._check(posixpath.join(folder, "any"))
+        self.check(posixpath.join(folder, "any"))
         where = f"{self.base}/{folder}".rstrip("/")
         found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
         start = len(self.base) + 1
         return {info.path[start:]: info.size for info in found if info.is_file}
 
-    def _check(self, name: str) -> None:
-        """An object store knows no links, only names."""
+    def check(self, name: str) -> None:
+        """SourceError when the name leads out. An object store knows no links, only names."""
         if not posixpath.normpath(f"/base/{name}").startswith("/base/") or name.startswith("/"):
             raise SourceError("outside_root", f"{name} points outside the source's folder")
 
     def open(self, name: str) -> IO[bytes]:
         """The object; what is read is fetched, not more."""
-        self._check(name)
+        self.check(name)
         return self.fs.open_input_file(f"{self.base}/{name}")
 
 
-Place = LocalPlace | RemotePlace
+Store = LocalStore | RemoteStore
 
 
-def _remote(uri: str, roots: tuple[str, ...]) -> Place:
+def _remote(uri: str, roots: tuple[str, ...], key: str) -> Store:
     try:
         fs, path = pafs.FileSystem.from_uri(uri)
         info = fs.get_file_info(path.rstrip("/"))
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"source.path: '{uri}' cannot be reached: {error}") from None
+        raise InputError(f"{key}: '{uri}' cannot be reached: {error}") from None
     if isinstance(fs, pafs.LocalFileSystem):  # where there are links, which must be followed
-        return locate(path, roots)
+        return locate(path, roots, key=key)
     if info.type == pafs.FileType.NotFound:
-        raise InputError(f"source.path: there is no folder or file '{uri}'")
+        raise InputError(f"{key}: there is no folder or file '{uri}'")
     if info.is_file:
         base, _, name = info.path.rpartition("/")
-        return RemotePlace(uri, fs, base, name)
-    return RemotePlace(uri, fs, info.path, None)
+        return RemoteStore(uri, fs, base, name)
+    return RemoteStore(uri, fs, info.path, None)

@@ -9,53 +9,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pyarrow as pa
 from pydantic import AfterValidator
 
 from raypref.config import InputError, Location, Section, setting
-from raypref.curate import folder, parquet, records, shards
-from raypref.curate.captions import METADATA, TABLE, Columns, is_index
-from raypref.curate.found import no_captions
-from raypref.curate.place import File, LocalPlace, Place, RemotePlace, SourceError, locate
-from raypref.curate.reading import read
 from raypref.ledger import Ledger, part_name
 from raypref.rows import INDEX, Row
+from raypref.sources import cells
+from raypref.sources.base import Layout
+from raypref.sources.captions import Columns, is_index
+from raypref.sources.found import no_captions
+from raypref.sources.layouts import REGISTRY, giving, known
+from raypref.sources.reading import read
+from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 from raypref.tiny import world
 
-Layout = Literal[
-    "auto",
-    "folder",
-    "parquet",
-    "webdataset",
-    "jsonl",
-    "hpdv3",
-    "pickapic",
-    "civitai",
-    "imagereward",
-]
-
-LAYOUTS: dict[str, Callable[[Place, Columns], Iterator[Row]]] = {
-    "folder": folder.entries,
-    "parquet": parquet.entries,
-    "webdataset": shards.entries,
-    "jsonl": records.jsonl,
-}
-PUBLISHED: dict[str, Callable[[Place], Iterator[Row]]] = {
-    "hpdv3": records.hpdv3,
-    "pickapic": parquet.pickapic,
-    "civitai": records.civitai,
-    "imagereward": records.imagereward,
-}
-_BY_SUFFIX = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "jsonl"}
 _SAMPLE = 2**16  # bytes at either end of a shard
+_READERS = 8  # shards sampled side by side
 
 
 def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,12 +48,12 @@ class SourceConfig(Section):
         "folder, file or URI (s3://, gs://); tiny:world for the embedded photographs",
         affects_result=False,  # the digest of what it lists does
     )
-    layout: Layout = setting(
+    layout: Annotated[str, AfterValidator(known("photographs", "auto"))] = setting(
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
         "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
-        "imagereward; auto tells the first four apart",
+        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),
@@ -103,18 +80,22 @@ class SourceConfig(Section):
     limit: int = setting(0, "read only the first N entries; 0 reads all", ge=0)
     max_caption: int = setting(2000, "longest caption taken, in characters", ge=1)
 
-    def place(self) -> Place:
-        """Where it is.
+    def store(self) -> Store:
+        """Where its files are read from.
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is nothing at `path`.
         """
         if self.path == "tiny:world":
-            return LocalPlace(self.path, str(world.photos_folder(count=256, seed=0)), None)
+            return LocalStore(self.path, str(world.photos_folder(count=256, seed=0)), None)
         for root in self.roots:
             if not Path(root).is_dir():
                 raise InputError(f"source.roots: there is no folder '{root}'")
         return locate(self.path, self.roots)
+
+    def place(self) -> Store:
+        """The former name of `store`."""
+        return self.store()
 
     def columns(self) -> Columns:
         """The names given to columns."""
@@ -125,43 +106,45 @@ def entries(config: SourceConfig) -> Iterator[Row]:
     """List the entries (schema `rows.INDEX`); the ids are unique.
 
     Raises:
-        InputError: no such place, or it is not what `layout` says.
+        InputError: nothing there, or it is not what `layout` says.
     """
-    place = config.place()
+    store = config.store()
     try:
-        listed = _listed(config, place, _layout(config, place))
+        listed = _listed(config, store, _layout(config, store))
         for row in itertools.islice(listed, config.limit or None):
             yield _short(row, config.max_caption)
     except SourceError as error:  # a table or shard that the listing itself needs
         raise InputError(f"source.path: '{config.path}': {error}") from None
 
 
-def _listed(config: SourceConfig, place: Place, layout: str) -> Iterator[Row]:
-    if layout in PUBLISHED:
-        yield from PUBLISHED[layout](place)
-        return
-    listed = LAYOUTS[layout](place, config.columns())
+def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
+    listed = _photographs(layout, config, store)
     if layout == "folder" and config.layout == "auto":
         rows = list(listed)  # in memory anyway: they are sorted
         # Photographs without a single caption, and an index of them: it has the captions.
-        if not any(row["caption"] for row in rows) and _indexes(config, place):
-            listed = records.jsonl(place, config.columns())
-        else:
-            listed = iter(rows)
-    yield from listed
+        if not any(row["caption"] for row in rows) and _indexes(config, store):
+            return _photographs("jsonl", config, store)
+        return iter(rows)
+    return listed
 
 
-def _indexes(config: SourceConfig, place: Place) -> bool:
-    for file in place.files():
+def _photographs(layout: str, config: SourceConfig, store: Store) -> Iterator[Row]:
+    listing = REGISTRY[layout].photographs
+    assert listing is not None, f"{layout} gives photographs: the setting is checked"
+    return listing(store, config.columns())
+
+
+def _indexes(config: SourceConfig, store: Store) -> bool:
+    for file in store.files():
         if file.name.endswith(".jsonl"):
             with suppress(SourceError):
-                if is_index(place, file.name, config.columns()):
+                if is_index(store, file.name, config.columns()):
                     return True
     return False
 
 
 def _short(row: Row, longest: int) -> Row:
-    """The entry, its caption cut where it is too long: such a row will be a reject."""
+    """The entry, its caption cut where it is too long: such a row is dropped later."""
     caption = row["caption"]
     if caption is None or len(caption) <= longest:
         return row
@@ -180,14 +163,16 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
         yield row
     if captions:
         return
-    place = config.place()
+    store = config.store()
     if not count:
         raise InputError(
             f"source.path: no photographs in '{config.path}'; expected image files with a "
             "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
             "source.layout names other layouts"
         )
-    raise InputError(no_captions(place, _layout(config, place), count, problems, first))
+    layout = _layout(config, store)
+    loose, advice = layout == "folder", REGISTRY[layout].advice
+    raise InputError(no_captions(store, count, problems, first, loose=loose, advice=advice))
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
@@ -208,7 +193,7 @@ def digest(config: SourceConfig) -> str:
     """16 hex digits that change when an entry, a caption or an image's size changes.
 
     To list shards is to read them, which would cost what the first pass costs: of each its name,
-    size and both ends are taken.
+    size and both ends are taken (`Layout.sampled`).
 
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
@@ -221,32 +206,34 @@ def digest(config: SourceConfig) -> str:
 
 
 def _digest(config: SourceConfig) -> str:
-    place, total = config.place(), hashlib.sha256()
-    if _layout(config, place) != "webdataset":
+    store, total = config.store(), hashlib.sha256()
+    layout = REGISTRY[_layout(config, store)]
+    if not layout.sampled:
         for row in _usable(config):
             total.update(json.dumps([row[name] for name in INDEX.names]).encode())
         return total.hexdigest()[:16]
-    files = [file for file in place.files() if file.name.endswith(".tar")]
+    files = [file for file in store.files() if file.name.endswith(layout.suffixes)]
     if not files:
-        raise InputError(f"source.path: no .tar files in '{config.path}'")
+        ends = " or ".join(layout.suffixes)
+        raise InputError(f"source.path: no {ends} files in '{config.path}'")
     if config.caption_column:
         total.update(config.caption_column.encode())
-    with ThreadPoolExecutor(shards.READERS) as pool:
-        for file, ends in zip(files, pool.map(partial(_ends, place), files), strict=True):
-            total.update(json.dumps(file).encode() + ends)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file, sample in zip(files, pool.map(partial(_ends, store), files), strict=True):
+            total.update(json.dumps(file).encode() + sample)
     return total.hexdigest()[:16]
 
 
-def _ends(place: Place, file: File) -> bytes:
+def _ends(store: Store, file: File) -> bytes:
     try:
-        with place.open(file.name) as opened:
+        with store.open(file.name) as opened:
             start = opened.read(_SAMPLE)
             opened.seek(max(0, file.size - _SAMPLE))
             return start + opened.read(_SAMPLE)
     except (OSError, SourceError):
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise
-        return b""  # it will be a reject
+        return b""  # it is dropped later
 
 
 def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None:
@@ -267,65 +254,64 @@ def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None
     ledger.commit(expected=total, counts={"listed": total})
 
 
-def fetch(row: Row, place: Place, *, max_bytes: int) -> bytes:
-    """The encoded bytes of one entry.
+def fetch(row: Row, store: Store, *, max_bytes: int) -> bytes:
+    """The encoded bytes of one entry, of whatever layout.
+
+    A row says where they are: `column` names a cell of the Parquet file `uri`, in row `member`.
+    Else `member` is the first of `size` bytes within the file `uri`. Else the file is the image.
 
     Args:
         row: the entry.
-        place: the source's.
+        store: the source's.
         max_bytes: a larger image is not read.
 
     Raises:
-        SourceError: the image is missing, too large, unreadable or outside the source's place.
+        SourceError: the image is missing, too large, unreadable or outside the source.
     """
     if row["column"] is not None:
         column, member = row["column"], row["member"]
-        return parquet.image(place, row["uri"], column, member, max_bytes=max_bytes)
+        return cells.image(store, row["uri"], column, member, max_bytes=max_bytes)
     if row["member"] is not None:
         start, size = row["member"], row["size"]
-        return read(place, row["uri"], max_bytes=max_bytes, start=start, size=size)
-    return read(place, row["uri"], max_bytes=max_bytes)
+        return read(store, row["uri"], max_bytes=max_bytes, start=start, size=size)
+    return read(store, row["uri"], max_bytes=max_bytes)
 
 
-def _kind(name: str) -> str | None:
-    """The layout that a file speaks for. Beside photographs a .jsonl file may be anything."""
-    end = posixpath.splitext(name)[1]
-    table = posixpath.basename(name) in (TABLE, *METADATA)
-    if table or end.lower() in folder.IMAGE_SUFFIXES:
-        return "folder"
-    return _BY_SUFFIX.get(end)
-
-
-def _layout(config: SourceConfig, place: Place) -> str:
-    """The one asked for, or told by the files: those directly in a folder, or else all below it."""
+def _layout(config: SourceConfig, store: Store) -> str:
+    """The one asked for, or the one that the files speak for: those in the folder, or below it."""
     if config.layout != "auto":
         return config.layout
-    if place.only is not None:
-        for end, kind in _BY_SUFFIX.items():
-            if place.only.endswith(end):
-                return kind
-        ends = ", ".join(_BY_SUFFIX)
-        raise InputError(f"source.path: '{place.path}' is a file, and none of {ends}")
-    direct: dict[str, str] = {}  # kind -> the first file of it
+    layouts = giving("photographs")
+    if store.only is not None:
+        for name, layout in layouts.items():
+            if store.only.endswith(layout.suffixes):
+                return name
+        ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
+        raise InputError(f"source.path: '{store.path}' is a file, and none of {ends}")
+    direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
-    for file in place.files():
-        if (told := _kind(file.name)) is not None:
-            (deeper if "/" in file.name else direct).setdefault(told, file.name)
-    for kinds in (direct, deeper):
-        # What a downloader notes beside what it fetched, as img2dataset does, holds no images.
-        others = ({*direct, *deeper} if kinds is direct else set(kinds)) - {"parquet", "jsonl"}
-        if "parquet" in kinds and others and not _has_images(config, place, kinds["parquet"]):
-            del kinds["parquet"]
-        if "jsonl" in kinds and others:
-            del kinds["jsonl"]
+    for file in store.files():
+        if (spoken := _spoken_for(file.name, layouts)) is not None:
+            (deeper if "/" in file.name else direct).setdefault(spoken, file.name)
+    doubtful = {name for name, layout in layouts.items() if layout.beside}
+    for found in (direct, deeper):
+        if ({*direct, *deeper} if found is direct else set(found)) - doubtful:
+            for name, first in list(found.items()):
+                beside = layouts[name].beside
+                if beside and not beside(store, first, config.columns()):
+                    del found[name]
     kinds = direct or deeper
     if len(kinds) > 1:
-        found = " and ".join(sorted(kinds))
+        said = " and ".join(sorted(kinds))
         raise InputError(
-            f"source.path: '{place.path}' looks like {found}; name one of them with source.layout"
+            f"source.path: '{store.path}' looks like {said}; name one of them with source.layout"
         )
     return next(iter(kinds)) if kinds else "folder"
 
 
-def _has_images(config: SourceConfig, place: Place, file: str) -> bool:
-    return parquet.has_images(place, file, config.columns())
+def _spoken_for(name: str, layouts: dict[str, Layout]) -> str | None:
+    """The layout that a file speaks for: the first one registered."""
+    for layout, how in layouts.items():
+        if (how.speaks and how.speaks(name)) or name.endswith(how.suffixes):
+            return layout
+    return None

@@ -13,8 +13,9 @@ from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
-from raypref.curate.captions import (
-    ANY,
+from raypref.rows import Row, index_row
+from raypref.sources.base import Layout
+from raypref.sources.captions import (
     ENDS,
     SIDECAR_BYTES,
     Columns,
@@ -22,12 +23,11 @@ from raypref.curate.captions import (
     first_caption,
     sidecar_names,
 )
-from raypref.curate.folder import IMAGE_SUFFIXES
-from raypref.curate.leftout import left_out_by
-from raypref.curate.names import one_form
-from raypref.curate.place import Place, RemotePlace, SourceError
-from raypref.curate.reading import damage, scan
-from raypref.rows import Row, index_row
+from raypref.sources.layouts.folder import IMAGE_SUFFIXES
+from raypref.sources.leftout import left_out_by
+from raypref.sources.names import one_form
+from raypref.sources.reading import damage, scan
+from raypref.sources.store import RemoteStore, SourceError, Store
 
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 READERS = 8  # shards listed side by side
@@ -40,7 +40,7 @@ _DESCRIBES = (
 Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
 
-def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """The images of every shard, in order; captions come from the text of the same name.
 
     That is `photo.0001.txt`, `.json` or `.caption` for `photo.0001.jpg`, or else that of the key,
@@ -50,29 +50,29 @@ def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
     After the first one some shards are listed at once, each in memory as a whole: an object store
     answers many readers.
     """
-    names = (file.name for file in place.files() if file.name.endswith(".tar"))
+    names = (file.name for file in store.files() if file.name.endswith(".tar"))
     for first in itertools.islice(names, 1):
-        yield from _listed(place, columns, first)
+        yield from _listed(store, columns, first)
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future[list[Row]]] = deque()
         for name in names:
-            ahead.append(pool.submit(lambda name: list(_listed(place, columns, name)), name))
+            ahead.append(pool.submit(lambda name: list(_listed(store, columns, name)), name))
             if len(ahead) == READERS:
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
 
 
-def _listed(place: Place, columns: Columns, shard: str) -> Iterator[Row]:
+def _listed(store: Store, columns: Columns, shard: str) -> Iterator[Row]:
     try:
-        file = scan(place, shard)
+        file = scan(store, shard)
     except (OSError, SourceError) as error:
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise
         yield _damaged(shard, f"{shard} cannot be read: {error}")
         return
     with file:
-        yield from _Shard(place, columns, shard, file).rows()
+        yield from _Shard(store, columns, shard, file).rows()
 
 
 def _damaged(shard: str, message: str) -> Row:
@@ -82,8 +82,8 @@ def _damaged(shard: str, message: str) -> Row:
 class _Shard:
     """One pass over a shard. Rows wait from the first image on whose text has not come yet."""
 
-    def __init__(self, place: Place, columns: Columns, shard: str, file: IO[bytes]) -> None:
-        self.place = place
+    def __init__(self, store: Store, columns: Columns, shard: str, file: IO[bytes]) -> None:
+        self.store = store
         self.columns = columns
         self.shard = shard
         self.file = file
@@ -115,11 +115,11 @@ class _Shard:
                     raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
             yield from self._images(sample)
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            if isinstance(self.place, RemotePlace) and isinstance(error, OSError):
+            if isinstance(self.store, RemoteStore) and isinstance(error, OSError):
                 raise  # the network, not the shard; tarfile's own errors are no OSErrors
             yield from self._images(sample)
             said = f"{self.shard} is damaged after {sum(self.seen.values())} images: {error}"
-            damaged = _damaged(self.shard, damage(self.place, self.shard, said).message)
+            damaged = _damaged(self.shard, damage(self.store, self.shard, said).message)
         for row, name in self.waiting:
             yield row if name is None else self._late(row, name)
         if damaged is not None:
@@ -192,10 +192,10 @@ class _Shard:
         """What a text member says, or the problem with it."""
         if not member.isreg() or member.issparse() or member.size > SIDECAR_BYTES:
             return None, None
-        place = self.file.tell()
+        position = self.file.tell()
         self.file.seek(member.offset_data)
         data = self.file.read(member.size)
-        self.file.seek(place)  # where the archive's reader left it
+        self.file.seek(position)  # where the archive's reader left it
         return caption_in(data, member.name, self.columns)
 
 
@@ -247,3 +247,11 @@ def _text_names(image: str, texts: Container[str]) -> tuple[list[str], list[str]
     own = sidecar_names(one_form(image))
     shared = [_key(image) + end for end in ENDS]
     return [n for n in own if n in texts], [n for n in shared if n in texts and n not in own]
+
+
+LAYOUT = Layout(
+    photographs=photographs,
+    suffixes=(".tar",),
+    sampled=True,
+    advice="add a photo.txt for each photo.jpg to the shards",
+)

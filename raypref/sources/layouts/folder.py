@@ -8,8 +8,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from raypref.config import InputError
-from raypref.curate.captions import (
-    ANY,
+from raypref.rows import Row, index_row
+from raypref.sources.base import Layout
+from raypref.sources.captions import (
     ENDS,
     METADATA,
     SIDECAR_BYTES,
@@ -23,10 +24,9 @@ from raypref.curate.captions import (
     json_records,
     sidecar_names,
 )
-from raypref.curate.names import Alike, one_form
-from raypref.curate.place import Place, SourceError
-from raypref.curate.reading import lookup, read
-from raypref.rows import Row, index_row
+from raypref.sources.names import Alike, one_form
+from raypref.sources.reading import lookup, read
+from raypref.sources.store import SourceError, Store
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -44,13 +44,13 @@ class _Listed(NamedTuple):
     caption: str | None
 
 
-def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
+def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """What the folder lists, sorted by id.
 
     A photograph takes its captions from captions.csv in its own folder or one above, else from a
     file beside it, else from Hugging Face's metadata.csv or metadata.jsonl.
     """
-    there = dict(place.files())
+    there = dict(store.files())
     rows: list[Row] = []
     counts: Counter[str] = Counter()
 
@@ -61,22 +61,22 @@ def entries(place: Place, columns: Columns = ANY) -> Iterator[Row]:
         counts[file] += 1
         rows.append(index_row(f"{file}{suffix}", file, caption, size=size))
 
-    lines = list(_lines(place, columns, _tables(there, (TABLE,)), rows))
-    for file, size, caption in _located(place, there, lines):
+    lines = list(_lines(store, columns, _tables(there, (TABLE,)), rows))
+    for file, size, caption in _located(store, there, lines):
         add(file, size, caption)
     sidecars = _by_form(there)
     bare: dict[str, Row] = {}
     for file, size in there.items():
         if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in counts:
-            text, problem = _sidecar(place, file, there, sidecars, columns)
+            text, problem = _sidecar(store, file, there, sidecars, columns)
             row = index_row(file, file, text, size=size, problem=problem)
             if text or problem:
                 rows.append(row)
             else:
                 bare[file] = row
     if bare:
-        lines = list(_lines(place, columns, _tables(there, METADATA), rows))
-        for file, size, caption in _located(place, there, lines):
+        lines = list(_lines(store, columns, _tables(there, METADATA), rows))
+        for file, size, caption in _located(store, there, lines):
             if file in bare or file not in there:
                 add(file, size, caption)
     rows += [row for file, row in bare.items() if not counts[file]]
@@ -90,7 +90,7 @@ def _tables(there: Iterable[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _lines(
-    place: Place, columns: Columns, tables: Iterable[str], rows: list[Row]
+    store: Store, columns: Columns, tables: Iterable[str], rows: list[Row]
 ) -> Iterator[_Listed]:
     """The lines of tables; what cannot be used is added to the rows with its reason.
 
@@ -100,7 +100,7 @@ def _lines(
     for table in tables:
         folder, name = posixpath.split(table)
         try:
-            for record in _records(place, table, columns):
+            for record in _records(store, table, columns):
                 if record.file is None:
                     id_ = f"{table}#{record.number:09d}"
                     rows.append(index_row(id_, table, None, problem=record.problem))
@@ -109,28 +109,28 @@ def _lines(
                     yield _Listed(table, file, record.caption)
         except SourceError as error:
             if table == TABLE:
-                raise InputError(f"{place.path.rstrip('/')}/{error}") from None
+                raise InputError(f"{store.path.rstrip('/')}/{error}") from None
             if name == TABLE or error.reason != "bad_table":  # else it is a table of something else
                 problem = f"{error.reason}: {error.message}"
                 rows.append(index_row(f"{table}#//damaged", table, None, problem=problem))
 
 
-def _records(place: Place, table: str, columns: Columns) -> Iterator[Record]:
+def _records(store: Store, table: str, columns: Columns) -> Iterator[Record]:
     if table.endswith(".csv"):
-        yield from csv_records(place, table, columns)
-    elif is_index(place, table, columns):
-        yield from json_records(place, table, columns)
+        yield from csv_records(store, table, columns)
+    elif is_index(store, table, columns):
+        yield from json_records(store, table, columns)
 
 
 def _located(
-    place: Place, there: Mapping[str, int], lines: list[_Listed]
+    store: Store, there: Mapping[str, int], lines: list[_Listed]
 ) -> Iterator[tuple[str, int | None, str | None]]:
     """File, bytes and caption of each line: of the tables that list a file, the first one counts.
 
     A name that differs from the file's in Unicode form, slashes or letter case finds it, unless
     another line has the file's exact name.
     """
-    look, alike = lookup(place), Alike(there)
+    look, alike = lookup(store), Alike(there)
     named = {line.file for line in lines}
     taken: dict[str, str] = {}
     for line in lines:
@@ -159,7 +159,7 @@ def _form(sidecar: str) -> str:
 
 
 def _sidecar(
-    place: Place,
+    store: Store,
     photo: str,
     there: Container[str],
     others: Mapping[str, str | None],
@@ -173,8 +173,21 @@ def _sidecar(
             if name is None:
                 continue
             try:
-                yield caption_in(read(place, name, max_bytes=SIDECAR_BYTES), name, columns)
+                yield caption_in(read(store, name, max_bytes=SIDECAR_BYTES), name, columns)
             except SourceError as error:
                 yield None, f"{error.reason}: {error.message}"
 
     return first_caption(texts())
+
+
+def _speaks(name: str) -> bool:
+    """Whether a file is a table of captions or an image."""
+    end = posixpath.splitext(name)[1].lower()
+    return posixpath.basename(name) in (TABLE, *METADATA) or end in IMAGE_SUFFIXES
+
+
+LAYOUT = Layout(
+    photographs=photographs,
+    speaks=_speaks,
+    advice="add captions.csv with the columns file,caption or a photo.txt beside each photo",
+)

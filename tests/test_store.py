@@ -14,10 +14,10 @@ from test_shards import shard
 from test_sources import JPEG, MAX, captions, index
 
 from raypref.config import InputError
-from raypref.curate.leftout import left_out_by, results_among
-from raypref.curate.place import RemotePlace, SourceError, locate
-from raypref.curate.reading import lookup
-from raypref.curate.sources import SourceConfig, digest, entries, fetch
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.leftout import left_out_by, results_among
+from raypref.sources.reading import lookup
+from raypref.sources.store import RemoteStore, SourceError, locate
 
 SYSTEM = [
     *(".Trash-1000/files/x.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "sub/.hidden/x.jpg"),
@@ -133,8 +133,8 @@ def test_links_into_the_store_of_a_tool_are_followed(stored):
     linked(root, "sub/b.jpg", store / "b1")
     linked(root, "captions.csv", store / "b2")
     assert captions(root) == {"a.jpg": "a", "sub/b.jpg": "b"}
-    place = locate(str(root))
-    assert [fetch(row, place, max_bytes=MAX) for row in index(root)] == [JPEG, JPEG]
+    store = locate(str(root))
+    assert [fetch(row, store, max_bytes=MAX) for row in index(root)] == [JPEG, JPEG]
 
 
 def test_shards_and_parquet_files_may_be_such_links(stored):
@@ -159,10 +159,10 @@ def test_a_table_reaches_the_store_by_the_links_of_the_source_alone(stored, tmp_
     there = os.path.relpath(store / "b1", root)
     names = [there, str(store / "b1"), "folder/b1", "secret.jpg"]
     files(root, {"captions.csv": "file,caption\na.jpg,a\n" + "".join(f"{n},x\n" for n in names)})
-    place, ends = locate(str(root)), {}
+    store, ends = locate(str(root)), {}
     for row in index(root):
         try:
-            ends[row["uri"]] = len(fetch(row, place, max_bytes=MAX))
+            ends[row["uri"]] = len(fetch(row, store, max_bytes=MAX))
         except SourceError as error:
             ends[row["uri"]] = error.reason
     assert ends == dict.fromkeys(names, "outside_root") | {"a.jpg": len(JPEG)}
@@ -182,7 +182,7 @@ def test_roots_allow_absolute_paths_and_links(tmp_path):
         found = []
         for row in entries(source):
             try:
-                found.append(fetch(row, source.place(), max_bytes=MAX) == JPEG)
+                found.append(fetch(row, source.store(), max_bytes=MAX) == JPEG)
             except SourceError as error:
                 found.append(error.reason)
         return found
@@ -220,13 +220,13 @@ def test_the_settings_leave_the_fingerprint_alone(tmp_path):
 def test_an_object_store_has_the_same_rules(tmp_path):
     files(tmp_path, photos("a.jpg", "Sub/cafe\u0301.JPG", ".x/b.jpg", "@eaDir/b.jpg", "runs/1.png"))
     files(tmp_path, {"runs/run.json": "{}"})
-    place = RemotePlace("s3://bucket", pafs.LocalFileSystem(), str(tmp_path), None)
-    assert [file.name for file in place.files()] == ["Sub/cafe\u0301.JPG", "a.jpg"]
-    assert dict(place.left_out()) == {
+    store = RemoteStore("s3://bucket", pafs.LocalFileSystem(), str(tmp_path), None)
+    assert [file.name for file in store.files()] == ["Sub/cafe\u0301.JPG", "a.jpg"]
+    assert dict(store.left_out()) == {
         ".x": ".x/b.jpg",
         "@eaDir": "@eaDir/b.jpg",
         "runs": "runs/run.json",
     }
-    look = lookup(place)
+    look = lookup(store)
     assert look("sub\\café.jpg") == ("Sub/cafe\u0301.JPG", len(JPEG))
     assert look("../a.jpg") == ("../a.jpg", None)

@@ -9,8 +9,8 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from raypref.curate.place import Place, RemotePlace, SourceError
-from raypref.curate.reading import pointer, scan
+from raypref.sources.reading import pointer, scan
+from raypref.sources.store import RemoteStore, SourceError, Store
 
 CAPTION_KEYS = ("caption", "prompt", "text")
 PATH_KEYS = (
@@ -111,7 +111,7 @@ def first_caption(found: Iterable[tuple[str | None, str | None]]) -> tuple[str |
     return empty[0] if empty else (None, None)
 
 
-def csv_records(place: Place, table: str, columns: Columns = ANY) -> Iterator[Record]:
+def csv_records(store: Store, table: str, columns: Columns = ANY) -> Iterator[Record]:
     """Lines of a table with a header.
 
     Raises:
@@ -119,11 +119,11 @@ def csv_records(place: Place, table: str, columns: Columns = ANY) -> Iterator[Re
         OSError: an object store failed.
     """
     try:
-        with place.open(table) as file:
+        with store.open(table) as file:
             data = file.read()
             text = data.decode("utf-8-sig")
     except OSError as error:
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{table} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
@@ -154,7 +154,7 @@ def csv_records(place: Place, table: str, columns: Columns = ANY) -> Iterator[Re
         raise SourceError("unreadable_file", said) from None
 
 
-def json_records(place: Place, file: str, columns: Columns = ANY) -> Iterator[Record]:
+def json_records(store: Store, file: str, columns: Columns = ANY) -> Iterator[Record]:
     """Lines of a .jsonl file, such as `{"file": "a.jpg", "caption": "a dog"}`.
 
     Raises:
@@ -162,9 +162,9 @@ def json_records(place: Place, file: str, columns: Columns = ANY) -> Iterator[Re
         OSError: an object store failed.
     """
     try:
-        lines = scan(place, file)
+        lines = scan(store, file)
     except OSError as error:
-        if isinstance(place, RemotePlace):
+        if isinstance(store, RemoteStore):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{file} cannot be read: {error}") from None
     with lines as opened:
@@ -195,11 +195,11 @@ def _record(file: str, number: int, line: bytes, columns: Columns) -> Record:
     return Record(number, as_text(path), caption_of(record, columns))
 
 
-def is_index(place: Place, file: str, columns: Columns = ANY) -> bool:
+def is_index(store: Store, file: str, columns: Columns = ANY) -> bool:
     """Whether the first line of a .jsonl file names a photograph and its caption.
 
     Raises:
         SourceError: it cannot be read.
     """
-    first = next(json_records(place, file, columns), None)
+    first = next(json_records(store, file, columns), None)
     return first is not None and first.file is not None and bool(first.caption)

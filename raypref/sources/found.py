@@ -6,51 +6,48 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from raypref.curate.captions import sidecar_names
-from raypref.curate.folder import IMAGE_SUFFIXES
-from raypref.curate.leftout import APPLE_DOUBLE, made_of
-from raypref.curate.place import Place
 from raypref.rows import Row
+from raypref.sources.captions import sidecar_names
+from raypref.sources.layouts.folder import IMAGE_SUFFIXES
+from raypref.sources.leftout import APPLE_DOUBLE, made_of
+from raypref.sources.store import Store
 
 _MANY = 0.1  # of the photographs without a caption: more is no accident
 _SHOWN = 3  # of the folders, suffixes or reasons in a line
 _LINE = 160  # characters of a problem
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
-_ADD = {
-    "folder": "add captions.csv with the columns file,caption or a photo.txt beside each photo",
-    "parquet": "source.caption_column names the column that holds them",
-    "webdataset": "add a photo.txt for each photo.jpg to the shards",
-    "jsonl": "each line needs a caption, prompt or text; source.caption_column names another key",
-}
 
 
-def no_captions(place: Place, layout: str, count: int, problems: int, first: str) -> str:
+def no_captions(
+    store: Store, count: int, problems: int, first: str, *, loose: bool, advice: str
+) -> str:
     """Why a source cannot be used that has entries and not one caption.
 
     Args:
-        place: where it lies.
-        layout: how it was read.
+        store: where it lies.
         count: of its entries.
         problems: how many of them cannot be used.
         first: the first such problem, as `reason: message`.
+        loose: whether the photographs are files of their own.
+        advice: what the layout asks for.
     """
-    said = [f"source.path: {count} photographs in '{place.path}' but not one caption"]
+    said = [f"source.path: {count} photographs in '{store.path}' but not one caption"]
     if problems == count:
-        said = [f"source.path: not one of {count} entries in '{place.path}' can be used"]
+        said = [f"source.path: not one of {count} entries in '{store.path}' can be used"]
     if problems:
         said.append(first.partition(": ")[2][:_LINE])
     if problems < count:
-        photos = {file.name for file in place.files() if _is_image(file.name)}
-        said += [_beside(place, photos) if layout == "folder" else "", _ADD.get(layout, "")]
+        photos = {file.name for file in store.files() if _is_image(file.name)}
+        said += [_beside(store, photos) if loose else "", advice]
     return "; ".join(filter(None, said))
 
 
-def findings(rows: Iterable[Row], place: Place) -> Iterator[str]:
+def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
     """Lines about photographs without a caption and files left out; none when all is well.
 
     Args:
         rows: the index: columns `id`, `uri`, `caption` and `problem`.
-        place: of the source.
+        store: of the source.
     """
     count, bare = 0, set()
     reasons: Counter[str] = Counter()
@@ -70,7 +67,7 @@ def findings(rows: Iterable[Row], place: Place) -> Iterator[str]:
     bare, no_caption, count = bare - made, no_caption - len(made), count - len(made)
     if no_caption > _MANY * count:
         said = f"{no_caption} of {count} photographs have no caption and are not used"
-        beside = _beside(place, bare) if bare else ""
+        beside = _beside(store, bare) if bare else ""
         yield "; ".join(part for part in (said, beside) if part)
     if made:
         yield (
@@ -81,7 +78,7 @@ def findings(rows: Iterable[Row], place: Place) -> Iterator[str]:
         yield f"{sum(reasons.values())} of {count} entries cannot be used: {_counted(reasons)}"
     left_out = Counter(
         "hidden" if by == name else f"in {by}"
-        for by, name in place.left_out()
+        for by, name in store.left_out()
         if _is_image(name) and not posixpath.basename(name).startswith(APPLE_DOUBLE)
     )
     if left_out:
@@ -96,14 +93,14 @@ def _counted(counts: Counter[str]) -> str:
     return f"{listed} and {rest} others" if rest else listed
 
 
-def _beside(place: Place, photos: set[str]) -> str:
+def _beside(store: Store, photos: set[str]) -> str:
     """What lies beside photographs, in a few words: files of the same name, or tables."""
     stems = {posixpath.splitext(photo)[0] for photo in photos} | photos
     folders = {posixpath.dirname(photo) for photo in photos} | {""}
     known = {name for photo in photos for name in sidecar_names(photo)} if photos else set()
     ends: Counter[str] = Counter()
     tables: list[str] = []
-    for name, _ in place.files():
+    for name, _ in store.files():
         stem, end = posixpath.splitext(name)
         if _is_image(name) or name in photos:
             continue

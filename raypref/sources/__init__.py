@@ -1,0 +1,1 @@
+"""Datasets as people keep and publish them: photographs, labelled pairs and prompts."""
