@@ -28,16 +28,16 @@ from typing import Any
 
 import proportions
 import torch
+import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageFilter
-from raypref.align.stage import StageConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from raypref.align.cache import FLIPS, PairData
 from raypref.align.loop import Alone, train
-from raypref.align.objectives import Errors, denoising_error, dpo_loss, dro_loss
+from raypref.align.objectives.registry import OBJECTIVES
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.diffusion.lora_config import LoraConfig
@@ -112,7 +112,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-5)
         copy = load_denoiser(base, device=CPU)
         self.frozen, self.schedule = copy.module, copy.schedule  # type: ignore[attr-defined]
-        lora.attach(self.frozen, LORA, names=("ref",), seed=0)  # the LoRA a stage starts from
+        lora.attach(self.frozen, LORA, names=("ref",), seed=0)  # what training starts from
 
     def encode(self, images: list[Image.Image]) -> Tensor:
         pixels = self.pipe.image_processor.preprocess(images)
@@ -156,20 +156,21 @@ class Plain:
         if objective == "dro":
             photo = self.encode([photo for _, photo, _ in pairs])
             noise = torch.randn_like(photo)
-            loser, loser_target, t = self.rollout(photo, prompts)
+            rejected, rejected_target, t = self.rollout(photo, prompts)
         else:
             both_images = [photo for _, photo, _ in pairs] + [twin for _, _, twin in pairs]
             photo, twin = self.encode(both_images).chunk(2)
             noise, t = torch.randn_like(photo), torch.randint(1000, (len(pairs),))
-            loser, loser_target = self.schedule.add_noise(twin, noise, t), noise
-        x = torch.cat([self.schedule.add_noise(photo, noise, t), loser])
-        target, tt = torch.cat([noise, loser_target]), torch.cat([t, t])
+            rejected, rejected_target = self.schedule.add_noise(twin, noise, t), noise
+        x = torch.cat([self.schedule.add_noise(photo, noise, t), rejected])
+        target, tt = torch.cat([noise, rejected_target]), torch.cat([t, t])
         both = prompts.repeat(2, 1, 1)
-        reference = denoising_error(self.reference(x, tt, both), target)
-        learner = denoising_error(self.predict(x, tt, both), target)
-        errors = Errors(*learner.chunk(2), *reference.chunk(2))
-        loss = dro_loss(errors, margin=-0.001) if objective == "dro" else dpo_loss(errors, beta=10)
-        return loss[0].mean()
+        reference = (self.reference(x, tt, both) - target).square().mean((1, 2, 3))
+        learner = (self.predict(x, tt, both) - target).square().mean((1, 2, 3))
+        chosen, rejected = (learner - reference).chunk(2)
+        if objective == "dro":
+            return (chosen - rejected).clamp(min=-0.001).mean()
+        return -F.logsigmoid(-5 * (chosen - rejected)).mean()
 
 
 def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
@@ -184,13 +185,14 @@ def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
 def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple[float, float]:
     """Steps/s, and forwards a sample: their number is drawn with each rollout's stop."""
     steps = what.steps[objective]
-    stage = StageConfig(
+    rollout = {"rollout_steps": ROLLOUT} if objective == "dro" else {}
+    training = OBJECTIVES[objective](
         objective=objective,
         steps=steps + 1,
         batch=what.batch,
         micro_batch=what.micro,
-        rollout_steps=ROLLOUT,
         checkpoint_every=10**6,
+        **rollout,
     )
     network, forwards = load_denoiser(what.base, device=CPU), 0
     predict = network.predict
@@ -206,9 +208,10 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
         train(
             network,
             data,
-            stage,
+            training,
             LORA,
             name="bench",
+            draws="bench",
             seed=seed,  # other stopping steps in every round
             folder=folder,
             start=None,

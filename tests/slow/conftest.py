@@ -16,7 +16,6 @@ ORDER = (
         "test_workers.py",
         "test_interrupt.py",
         "test_full_disk.py",
-        "test_waves.py",
         "test_remake.py",
     ),
 )

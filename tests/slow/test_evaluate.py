@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 PROMPTS, SEEDS = 5, (42, 7)
 IMAGES = PROMPTS * len(SEEDS)  # of one model
-OURS = ("base", "stage1", "stage2_alone", "both")
+OURS = ("base", "stage1", "stage2_alone", "stage2")
 SETTINGS = (
     *("evaluate.steps=2", f"evaluate.limit={PROMPTS}", f"evaluate.seeds={list(SEEDS)}"),
     *("evaluate.resources.workers=1", "evaluate.resources.batch=4", "stream.block_rows=4"),

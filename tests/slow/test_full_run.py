@@ -43,8 +43,8 @@ LEDGERS = (
         "pairs",
         "cache",
     ),
-    *("stage1", "stage2", "evaluation/images/base", "evaluation/images/both"),
-    *("evaluation/scores/both/pickscore", "evaluation/scores/stage1/pixels"),
+    *("stage1", "stage2", "evaluation/images/base", "evaluation/images/stage2"),
+    *("evaluation/scores/stage2/pickscore", "evaluation/scores/stage1/pixels"),
     "evaluation/reference/pickscore",
 )
 
@@ -95,7 +95,7 @@ def test_counts_add_up(full) -> None:
     assert len(column(run / "cache", "id")) == 8 + 1  # and the empty caption
     scores = pq.read_table(run / "evaluation" / "scores.parquet").to_pylist()
     models = {row["model"] for row in scores}
-    assert models == {"base", "stage1", "both"}
+    assert models == {"base", "stage1", "stage2"}
     seeds = {row["seed"] for row in scores}
     metrics = {row["metric"] for row in scores}
     assert len(scores) == len(models) * 2 * len(seeds) * len(metrics)

@@ -57,10 +57,18 @@ def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
         assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-6), name
 
 
+# Pairs in rank order until enough have passed, by three workers, in other cuts of the work than
+# those of the one worker of the quiet run, which makes all.
+IN_WAVES = (
+    *(word for word in WHOLE if word != "curate.exhaustive=true"),
+    *("stream.block_rows=2", "stream.part_rows=7", "saliency.resources.workers=3"),
+    *(f"{stage}.resources.num_cpus=0.5" for stage in ("saliency", "perturb", "pickscore")),
+)
+
+
 def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
     """How many pairs are made may differ; which are selected may not."""
-    settings = [word for word in WHOLE if word != "curate.exhaustive=true"]
-    command = ("curate", *settings, f"storage={tmp_path}")
+    command = ("curate", *IN_WAVES, f"storage={tmp_path}")
     run = tmp_path / "run"
     twins = run / "curate" / "twins"
     with start(*command, folder=tmp_path) as killed:
@@ -85,8 +93,21 @@ def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
     made = rows(twins)
     assert len(made) == len({row["id"] for row in made})
     assert all(row == expected[row["id"]] for row in made)
+    assert len(parts(run / "curate" / "measured")) > 1
     for name in ("pairs", "rejects"):
         assert rows(run / name) == rows(quiet / name)
+    assert len(rows(run / "pairs")) <= len(made) < len(expected)
+    # What became of the photographs does not tell how many twins were made: those that come after
+    # the last pair were not needed.
+    ours, theirs = (rows(each / "photos") for each in (run, quiet))
+    last = min(row["pickscore"] for row in theirs if row["status"] == "pair")
+    for row, other in zip(ours, theirs, strict=True):
+        if row["reason"] == "not_needed":
+            assert other["pickscore"] < last
+            assert other["status"] != "pair"
+        else:
+            assert row == other
+    assert any(row["reason"] == "not_needed" for row in ours)
 
 
 def test_worker_then_driver_killed_while_they_train(quiet: Path, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What a rank tells the driver when a training cannot go on (real workers: slow/test_workers.py)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ray import cloudpickle
+from training import BASE, LORA, training
+
+from raypref.align import rank
+from raypref.align.config import TrainingJob
+from raypref.align.watch import DivergedError
+from raypref.config import InputError
+from raypref.ledger import Ledger
+from raypref.room import NoRoomError
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+ADVICE = (
+    "mine: memory ran out with train.mine.micro_batch=2; try train.mine.micro_batch=1 or "
+    "train.mine.gradient_checkpointing=true or train.mine.rollout_batch=16, which move results by "
+    "rounding only; the same command resumes from the last checkpoint"
+)
+
+
+class Desk:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.tell = SimpleNamespace(
+            remote=lambda kind, value: self.told.append((kind, cloudpickle.loads(value)))
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "world", "refused", "raises"),
+    [
+        (InputError("misfit"), 1, 2, (InputError, "misfit"), True),  # others may wait for it
+        (InputError("misfit"), 0, 1, (InputError, "misfit"), False),
+        (OUT_OF_MEMORY, 1, 2, (NoRoomError, ADVICE), True),
+        (NoRoomError("disk"), 0, 1, (NoRoomError, "disk"), True),
+        (DivergedError("loss is nan"), 0, 2, (DivergedError, "loss is nan"), False),
+        (DivergedError("loss is nan"), 1, 2, None, False),  # rank 0 tells, every rank finds it
+        (RuntimeError("a bug"), 1, 2, None, True),  # Ray Train tries again
+    ],
+)
+def test_a_refusal_reaches_the_driver_from_any_rank(
+    error: Exception,
+    number: int,
+    world: int,
+    refused: tuple[type[Exception], str] | None,
+    raises: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*about: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(rank, "train", fail)
+    monkeypatch.setattr(rank, "load_denoiser", lambda *about, **more: None)
+    monkeypatch.setattr(rank, "read_pairs", lambda *about, **more: None)
+    monkeypatch.setattr(rank.ray, "get", lambda value: value)
+    job = TrainingJob(
+        name="mine",
+        draws="stage2",
+        base=BASE,
+        lora=LORA,
+        training=training("dro", micro_batch=2, rollout_batch=32),
+        cache=Ledger(str(tmp_path), {}),
+        pairs=None,
+        folder=str(tmp_path),
+        start=None,
+        seed=0,
+    )
+    desk, group = Desk(), rank._TorchGroup(number, world)
+    if raises:
+        with pytest.raises(type(error)):
+            rank._train(job, desk, group, torch.device("cpu"))
+    else:
+        assert rank._train(job, desk, group, torch.device("cpu")) is False
+    told = [(type(value), str(value)) for kind, value in desk.told if kind == "refused"]
+    assert told == ([refused] if refused else [])
