@@ -19,7 +19,7 @@ from raypref.align.cache import (
 )
 from raypref.config import Resources
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.sd15 import SD15Encoder
+from raypref.diffusion.families.sd15 import SD15Encoder
 from raypref.images import encode_png
 from raypref.ledger import Ledger
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FamilyName = Literal["sd15", "sd35m"]
 # The module of each holds `FAMILY`. Diffusers is imported when a model is loaded: it takes seconds.
 MODULES: dict[FamilyName, str] = {
-    "sd15": "raypref.diffusion.sd15",
-    "sd35m": "raypref.diffusion.sd3",
+    "sd15": "raypref.diffusion.families.sd15",
+    "sd35m": "raypref.diffusion.families.sd3",
 }
 
 
