@@ -19,7 +19,7 @@ from raypref.align.cache import (
 )
 from raypref.config import Resources
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.families.sd15 import SD15Encoder
+from raypref.diffusion.backbone import load_encoder
 from raypref.images import encode_png
 from raypref.ledger import Ledger
 
@@ -96,7 +96,7 @@ def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
 
 
 def test_a_long_caption_is_cut_at_77_tokens() -> None:
-    encoder = SD15Encoder(str(small.path("sd15")), variant="", device=CPU, dtype=torch.float32)
+    encoder = load_encoder(FLOAT32, device=CPU)
     embeddings = encoder.text_embeddings(["a red ball " * 200, "a red ball"])
     assert embeddings.sequence_BLD.shape[:2] == (2, 77)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raypref.config import InputError
-from raypref.diffusion import latents
-from raypref.diffusion.backbone import Family
+from raypref.diffusion.autoencoder import KLAutoencoder
+from raypref.diffusion.families.base import Family
+from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import DPMSolverPP2M
 
 
-class SD15Encoder:
-    """The frozen parts that turn images and captions into what the UNet reads.
+class SD15TextEncoder:
+    """CLIP's text encoder.
 
     Args:
         model: folder or hub id in diffusers layout.
@@ -28,13 +28,8 @@ class SD15Encoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.vae = AutoencoderKL.from_pretrained(
-            model, subfolder="vae", variant=variant or None, dtype=dtype
-        )
-        self.vae.to(device).eval().requires_grad_(False)
         self.text_encoder = CLIPTextModel.from_pretrained(
             model, subfolder="text_encoder", variant=variant or None, dtype=dtype
         )
@@ -42,11 +37,6 @@ class SD15Encoder:
         self.text_encoder.eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
         self.device = device
-        self.dtype = dtype
-
-    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean and log-variance of the scaled latents, [B, 2, 4, H/8, W/8]; see `latents`."""
-        return latents.moments(self.vae, images)
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
@@ -123,10 +113,13 @@ class SD15Denoiser:
 
 
 FAMILY = Family(
-    SD15Encoder,
+    SD15TextEncoder,
+    KLAutoencoder,
     SD15Denoiser,
-    "StableDiffusionPipeline",
+    pipeline="StableDiffusionPipeline",
+    network="UNet2DConditionModel",
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+    targets=ATTENTION,
     # The checker would replace images it dislikes by black ones and so distort every score.
     options={"safety_checker": None, "requires_safety_checker": False},
 )

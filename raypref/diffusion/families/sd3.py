@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raypref.config import InputError
-from raypref.diffusion import latents
-from raypref.diffusion.backbone import Family
+from raypref.diffusion.autoencoder import KLAutoencoder
+from raypref.diffusion.families.base import Family
+from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import FlowEuler
 
@@ -23,13 +23,13 @@ from raypref.diffusion.samplers import FlowEuler
 T5_TOKENS = 256
 
 
-class SD3Encoder:
-    """The frozen parts that turn images and captions into what the transformer reads.
+class SD3TextEncoder:
+    """The pipeline's three text encoders.
 
     Args:
         model: folder or hub id in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
+        device: where they run.
         dtype: of weights and results.
     """
 
@@ -39,12 +39,8 @@ class SD3Encoder:
         from diffusers import StableDiffusion3Pipeline
 
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(
-            model, transformer=None, variant=variant or None, dtype=dtype
+            model, transformer=None, vae=None, variant=variant or None, dtype=dtype
         ).to(device)
-
-    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean and log-variance of the scaled latents, [B, 2, 16, H/8, W/8]; see `latents`."""
-        return latents.moments(self.pipeline.vae, images)
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
@@ -139,14 +135,21 @@ class SD3Denoiser:
 
 
 FAMILY = Family(
-    SD3Encoder,
+    SD3TextEncoder,
+    KLAutoencoder,
     SD3Denoiser,
-    "StableDiffusion3Pipeline",
+    pipeline="StableDiffusion3Pipeline",
+    network="SD3Transformer2DModel",
     parts=(
         "vae",
         *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
         "transformer",
         "scheduler",
+    ),
+    # Those of the image's stream and of the text's.
+    targets=(
+        *(f"attn.{name}" for name in ATTENTION),
+        *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
     ),
     options={},
 )
