@@ -245,7 +245,7 @@ class Run:
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         stages = [Encode(self.config.base, self.config.cache)]
-        columns = Encode.writes.names
+        columns = stages[0].writes.names
         streamed = stream(
             rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
         )

@@ -52,10 +52,10 @@ def encoded(folder: Path, count: int = 3) -> PairData:
     stage(rows)
     cache = Ledger(str(folder / "cache"), {})
     cache.begin()
-    columns = {name: [row.get(name) for row in rows] for name in ["id", *Encode.writes.names]}
-    schema = pa.schema([("id", pa.string()), *Encode.writes])
+    columns = {name: [row.get(name) for row in rows] for name in ["id", *stage.writes.names]}
+    schema = pa.schema([("id", pa.string()), *stage.writes])
     cache.write_part(pa.table(columns, schema=schema))
-    return read_pairs(cache)
+    return read_pairs(cache, FLOAT32)
 
 
 def test_drawing_from_the_moments_equals_encoding_again(tmp_path: Path) -> None:
@@ -124,5 +124,5 @@ def test_what_a_pair_is_encoded_to_does_not_depend_on_its_batch(tmp_path: Path) 
     stage(together)
     for row in alone:
         stage([row])
-    for name in Encode.writes.names:
+    for name in stage.writes.names:
         assert [row.get(name) for row in together] == [row.get(name) for row in alone], name

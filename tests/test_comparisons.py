@@ -14,7 +14,7 @@ from raypref.align.comparisons import (
 )
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.families.base import Denoiser
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 PLAIN = StageConfig(objective="dpo", caption_dropout=0.0, flip=0.0, rollout_steps=5)

@@ -11,7 +11,8 @@ from raypref.align.cache import FLIPS, PairData
 from raypref.align.loop import Alone, Group, train
 from raypref.align.stage import StageConfig
 from raypref.align.watch import StepMetrics
-from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.diffusion.families.base import Denoiser
 from raypref.diffusion.lora_config import LoraConfig
 from raypref.rows import Row
 from raypref.streaming import Selection

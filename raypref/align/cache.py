@@ -11,14 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 from PIL import ImageOps
 
 from raypref.config import Resources, Section
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_encoder
-from raypref.diffusion.prompts import Prompts, stack
+from raypref.diffusion.families.conditioning import (
+    Conditioning,
+    from_row,
+    packed,
+    put,
+    room_for,
+    schema,
+    stack,
+    to_row,
+    unpacked,
+)
+from raypref.diffusion.families.registry import family
 from raypref.images import open_png
 from raypref.ledger import Ledger
 from raypref.rows import IMAGE, Row, padded
@@ -42,18 +52,16 @@ class Encode:
 
     name = "encode"
     reads: tuple[str, ...] = ("prompt", "chosen", "rejected")
-    writes = pa.schema(
-        [
-            ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
-            ("moments_shape", pa.list_(pa.int64())),
-            ("embedding", pa.binary()),  # float32 [L, D]
-            ("embedding_shape", pa.list_(pa.int64())),
-            ("pooled", pa.binary()),  # float32 [P]; P is 0 in a family that reads none
-        ]
-    )
 
     def __init__(self, base: BackboneConfig, config: CacheConfig) -> None:
         self.base = base
+        self.writes = pa.schema(
+            [
+                ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
+                ("moments_shape", pa.list_(pa.int64())),
+                *schema(family(base.family).conditioning),
+            ]
+        )
         self.resources = config.resources
 
     def setup(self) -> None:
@@ -65,8 +73,7 @@ class Encode:
         full = padded(rows, self.resources.batch)
         embeddings = self.encoder.text_embeddings([row["prompt"] for row in full])
         for i, row in enumerate(rows):
-            row["embedding"], row["embedding_shape"] = _pack(embeddings.sequence_BLD[i])
-            row["pooled"], _ = _pack(embeddings.pooled_BP[i])
+            row.update(to_row(embeddings[i]))
         pairs = [row for row in rows if row["chosen"] is not None]
         images = [
             image
@@ -78,7 +85,7 @@ class Encode:
             moments = self.encoder.image_moments(images)
             per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
             for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
-                row["moments"], row["moments_shape"] = _pack(values)
+                row["moments"], row["moments_shape"] = packed(values)
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,18 @@ class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many."""
 
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
-    embeddings: Prompts  # N captions
-    unconditional: Prompts  # one, the empty caption
+    embeddings: Conditioning  # N captions
+    unconditional: Conditioning  # one, the empty caption
 
     def __len__(self) -> int:
         return len(self.moments)
 
-    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Prompts:
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one image: (C, h, w)."""
+        return tuple(self.moments.shape[-3:])
+
+    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Conditioning:
         """The captions of B pairs; dropped ones become the empty one."""
         return stack(
             [
@@ -130,34 +142,25 @@ def rows_to_encode(pairs: Ledger) -> Selection:
     return Selection(pairs, columns=tuple(empty.schema.names), also=empty)
 
 
-def read_pairs(ledger: Ledger) -> PairData:
-    """Load the cache into memory."""
+def read_pairs(ledger: Ledger, base: BackboneConfig) -> PairData:
+    """Load the cache into memory, as the base's family reads it."""
+    kind = family(base.family).conditioning
     ids = set(ledger.table(["id"])["id"].to_pylist())
     places = {id_: place for place, id_ in enumerate(sorted(ids - {UNCONDITIONAL}))}
-    columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
-    pairs: dict[str, Tensor] = {}
+    columns = ["moments", "moments_shape", *schema(kind).names]
+    moments: Tensor | None = None
     # Row by row into their place: gathered first they would take twice the memory, and as one
     # Arrow column the captions of SD-3.5 would pass its 2 GiB.
     for row in ledger.rows(["id", *columns]):
-        sequence_LD = _unpack(row["embedding"], row["embedding_shape"])
-        pooled_P = _unpack(row["pooled"], [-1])
+        caption = from_row(kind, row)
         if row["id"] == UNCONDITIONAL:
-            unconditional = Prompts(sequence_LD, pooled_P)
+            unconditional = caption
             continue
-        moments = _unpack(row["moments"], row["moments_shape"])
-        for name, value in (("moments", moments), ("text", sequence_LD), ("pooled", pooled_P)):
-            if name not in pairs:
-                pairs[name] = value.new_empty((len(places), *value.shape))
-            pairs[name][places[row["id"]]] = value
-    return PairData(pairs["moments"], Prompts(pairs["text"], pairs["pooled"]), unconditional)
-
-
-def _pack(values: Tensor) -> tuple[bytes, list[int]]:
-    return values.float().cpu().numpy().tobytes(), list(values.shape)
-
-
-def _unpack(data: bytes, shape: Sequence[int]) -> Tensor:
-    import torch
-
-    values = np.frombuffer(data, dtype=np.float32).copy()
-    return torch.from_numpy(values).reshape(tuple(shape))
+        own = unpacked(row["moments"], row["moments_shape"])
+        if moments is None:
+            moments = own.new_empty((len(places), *own.shape))
+            captions = room_for(caption, len(places))
+        moments[places[row["id"]]] = own
+        put(captions, places[row["id"]], caption)
+    assert moments is not None, f"{ledger.path} holds no pairs"
+    return PairData(moments, captions, unconditional)

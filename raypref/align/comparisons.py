@@ -28,8 +28,8 @@ from raypref.align.objectives import (
 from raypref.align.rollout import policy_images, policy_states
 from raypref.align.stage import StageConfig
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
-from raypref.diffusion.prompts import Prompts, twice
+from raypref.diffusion.families.base import Denoiser
+from raypref.diffusion.families.conditioning import Conditioning, twice
 from raypref.diffusion.samplers import jittered_grid
 
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
     winner_target_BCHW: Tensor
     loser_target_BCHW: Tensor | None  # None: whatever the learner itself predicts there
     timesteps_B: Tensor
-    prompts: Prompts
+    prompts: Conditioning
 
     def split(self, size: int) -> list[Comparison]:
         """The same in parts of at most so many."""
@@ -124,11 +124,11 @@ def _compare_to_image(
     the image with the learner too, which is `policy_lag=1`.
     """
     pairs, flips, prompts, (timesteps_B,), noises = _draw(
-        denoiser, data, stage, samples, denoiser.draw_timestep
+        denoiser, data, stage, samples, lambda g: denoiser.draw_timestep(g, data.latent_shape)
     )
     timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = noises
-    grid_n = denoiser.sampling_timesteps(stage.rollout_steps)
+    grid_n = denoiser.sampling_timesteps(stage.rollout_steps, data.latent_shape)
     lora.activate(denoiser.module, POLICY)
     image_BCHW = policy_images(
         denoiser.predict,
@@ -157,7 +157,7 @@ def compare_pair(
     half of their pairs face different ways; here it is one draw a pair.
     """
     pairs, flips, prompts, (timesteps_B,), noises = _draw(
-        denoiser, data, stage, samples, denoiser.draw_timestep
+        denoiser, data, stage, samples, lambda g: denoiser.draw_timestep(g, data.latent_shape)
     )
     timesteps_B = timesteps_B.to(denoiser.device)
     photo_noise, twin_noise, noise_BCHW = noises
@@ -234,7 +234,7 @@ class _Draws(NamedTuple):
 
     pairs: list[int]
     flips: list[bool]
-    prompts: Prompts
+    prompts: Conditioning
     numbers: list[Tensor]  # each [B], on the CPU
     noises: tuple[Tensor, ...]  # three standard normals of the latents' shape
 
@@ -257,7 +257,7 @@ def _draw(
         flips.append(flip < stage.flip)
         dropped.append(drop < stage.caption_dropout)
         drawn.append([draw(generator) for draw in numbers])
-        noises.append(torch.randn((3, *data.moments.shape[-3:]), generator=generator))
+        noises.append(torch.randn((3, *data.latent_shape), generator=generator))
     pairs = [sample.pair for sample in samples]
     where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
     return _Draws(

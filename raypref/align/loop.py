@@ -33,7 +33,7 @@ from raypref.align.objectives import Errors
 from raypref.align.stage import StageConfig
 from raypref.align.watch import StepMetrics, Watch
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.families.base import Denoiser
 from raypref.diffusion.lora_config import LoraConfig
 from raypref.ledger import join
 from raypref.rows import seed_of

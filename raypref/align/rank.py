@@ -71,7 +71,7 @@ def _train(job: StageJob, desk: Any, group: _TorchGroup, device: torch.device) -
         denoiser = load_denoiser(job.base, device=device)
         history = train(
             denoiser,
-            read_pairs(job.cache),
+            read_pairs(job.cache, job.base),
             job.stage,
             job.lora,
             name=job.draws,

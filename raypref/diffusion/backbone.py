@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from raypref.config import Location, Section, setting
 from raypref.device import DType, torch_dtype
-from raypref.diffusion.families.base import Denoiser as Denoiser
 from raypref.diffusion.families.registry import FAMILIES, FamilyName, family
 from raypref.hub import model_folder
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from raypref.diffusion.families.base import Autoencoder, TextEncoder
-    from raypref.diffusion.prompts import Prompts
+    from raypref.diffusion.families.base import Autoencoder, Denoiser, TextEncoder
+    from raypref.diffusion.families.conditioning import Conditioning
 
 
 class BackboneConfig(Section):
@@ -52,7 +51,7 @@ class Encoder:
         """Mean and log-variance of the scaled latents, [B, 2, C, h, w]."""
         return self.autoencoder.image_moments(images)
 
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+    def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
         """Captions as the denoiser reads them."""
         return self.text.text_embeddings(prompts)
 

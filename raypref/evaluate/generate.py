@@ -14,6 +14,7 @@ from pydantic import field_validator
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline
+from raypref.diffusion.families.registry import family
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.labels import MODELS
 from raypref.evaluate.prompts import Prompt, read_prompts
@@ -188,8 +189,8 @@ class Generate:
                 height=self.config.size,
                 width=self.config.size,
                 num_inference_steps=self.config.steps,
-                guidance_scale=self.config.guidance,
                 generator=[torch.Generator().manual_seed(row["noise"]) for row in full],
+                **family(self.base.family).guidance(self.config.guidance),
             ).images
             for row, image in zip(batch, images, strict=False):  # copies are left over
                 row["image"] = encode_png(image)

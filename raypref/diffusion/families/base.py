@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from raypref.diffusion.prompts import Prompts
+    from raypref.diffusion.families.conditioning import Conditioning
     from raypref.diffusion.samplers import Solver
+
+Shape = tuple[int, ...]  # of one sample's latents, (C, h, w)
 
 
 class TextEncoder(Protocol):
-    """Captions to what the denoiser reads. Run once per caption; results are stored."""
+    """Captions to conditioning. Run once per caption; results are stored."""
 
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+    def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
         """Captions as the denoiser reads them."""
 
 
@@ -46,11 +48,11 @@ class Denoiser(Protocol):
     dtype: torch.dtype
     timesteps_T: Tensor  # the training schedule, ascending
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """One timestep from the training distribution, a scalar on the CPU."""
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
+        """One timestep from the training distribution at this size, a scalar on the CPU."""
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
-        """The timesteps of drawing an image in so many steps, descending, [steps]."""
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
+        """The timesteps of drawing an image of this size in so many steps, descending, [steps]."""
 
     def solver(self, grid_nB: Tensor) -> Solver:
         """The method the policy is sampled with, on a grid of timesteps, one column per sample."""
@@ -61,8 +63,13 @@ class Denoiser(Protocol):
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
         """What the network should predict there."""
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """What it predicts, with the active adapter."""
+
+
+def guidance_scale(guidance: float) -> dict[str, Any]:
+    """Classifier-free guidance as most pipelines are called with it."""
+    return {"guidance_scale": guidance}
 
 
 def side_unit(autoencoder: Mapping[str, Any], network: Mapping[str, Any]) -> int:
@@ -86,12 +93,14 @@ class Family:
     text_encoder: type[Any]  # a `TextEncoder`
     autoencoder: type[Any]  # an `Autoencoder`
     denoiser: type[Any]  # a `Denoiser`
+    conditioning: type[Conditioning]  # what `text_encoder` makes and `denoiser` reads
     pipeline: str  # diffusers' class of the whole
     network: str  # diffusers' class of what is trained
     parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
     # The linear layers a LoRA is usually put on; every network of the family has them.
     targets: tuple[str, ...]
     options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
+    guidance: Callable[[float], dict[str, Any]] = guidance_scale  # of a call of the pipeline
     side_unit: Callable[[Mapping[str, Any], Mapping[str, Any]], int] = side_unit
 
     @property

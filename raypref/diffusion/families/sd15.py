@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from raypref.config import InputError
 from raypref.diffusion.autoencoder import KLAutoencoder
-from raypref.diffusion.families.base import Family
+from raypref.diffusion.families.base import Family, Shape
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import ATTENTION
-from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import DPMSolverPP2M
+
+
+@dataclass(frozen=True)
+class SD15Conditioning(Conditioning):
+    """Hidden states of the caption's 77 tokens."""
+
+    sequence_BLD: Tensor
 
 
 class SD15TextEncoder:
@@ -39,8 +47,8 @@ class SD15TextEncoder:
         self.device = device
 
     @torch.no_grad()
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
-        """Last hidden states of the captions, cut or padded to 77 tokens; nothing pooled."""
+    def text_embeddings(self, prompts: Sequence[str]) -> SD15Conditioning:
+        """Last hidden states of the captions, cut or padded to 77 tokens."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -48,8 +56,7 @@ class SD15TextEncoder:
             truncation=True,
             return_tensors="pt",
         )
-        sequence_BLD = self.text_encoder(tokens.input_ids.to(self.device))[0]
-        return Prompts(sequence_BLD, sequence_BLD.new_empty(len(prompts), 0))
+        return SD15Conditioning(self.text_encoder(tokens.input_ids.to(self.device))[0])
 
 
 class SD15Denoiser:
@@ -83,12 +90,14 @@ class SD15Denoiser:
         self.dtype = dtype
         self.timesteps_T = torch.arange(len(self.schedule.alphas_cumprod))
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """Uniform on 0 .. T-1."""
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
+        """Uniform on 0 .. T-1, whatever the size."""
+        del shape
         return torch.randint(len(self.timesteps_T), (), generator=generator)
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
+        del shape
         count = len(self.timesteps_T)
         return count - 1 - torch.arange(steps) * (count // steps)
 
@@ -105,17 +114,20 @@ class SD15Denoiser:
         del latents_BCHW
         return noise_BCHW
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+    def predict(
+        self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD15Conditioning
+    ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W]."""
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return self.module(x_BCHW, timesteps_B, prompts.sequence_BLD).sample
+            return self.module(x_BCHW, timesteps_B, conditioning.sequence_BLD).sample
 
 
 FAMILY = Family(
     SD15TextEncoder,
     KLAutoencoder,
     SD15Denoiser,
+    SD15Conditioning,
     pipeline="StableDiffusionPipeline",
     network="UNet2DConditionModel",
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),

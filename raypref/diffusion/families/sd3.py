@@ -7,20 +7,29 @@ Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from raypref.config import InputError
 from raypref.diffusion.autoencoder import KLAutoencoder
-from raypref.diffusion.families.base import Family
+from raypref.diffusion.families.base import Family, Shape
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import ATTENTION
-from raypref.diffusion.prompts import Prompts
 from raypref.diffusion.samplers import FlowEuler
 
 # The pipeline's default, so that training reads what generation reads. The released code trains on
 # 128 and generates with 256.
 T5_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class SD3Conditioning(Conditioning):
+    """Hidden states of 77 CLIP tokens and 256 of T5; what both CLIP encoders pool."""
+
+    sequence_BLD: Tensor
+    pooled_BP: Tensor
 
 
 class SD3TextEncoder:
@@ -43,8 +52,8 @@ class SD3TextEncoder:
         ).to(device)
 
     @torch.no_grad()
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
-        """What the pipeline makes of captions: 77 CLIP tokens, then 256 of T5; CLIP's pooled."""
+    def text_embeddings(self, prompts: Sequence[str]) -> SD3Conditioning:
+        """What the pipeline makes of captions."""
         sequence_BLD, _, pooled_BP, _ = self.pipeline.encode_prompt(
             list(prompts),
             None,
@@ -52,7 +61,7 @@ class SD3TextEncoder:
             do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
         )
-        return Prompts(sequence_BLD, pooled_BP)
+        return SD3Conditioning(sequence_BLD, pooled_BP)
 
 
 class SD3Denoiser:
@@ -93,18 +102,20 @@ class SD3Denoiser:
     def _scale(self) -> int:
         return self.schedule.config.num_train_timesteps
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
 
         The index counts the schedule from pure noise down. Its levels are shifted already, so that
-        the mean sigma is 0.72 with a shift of 3.
+        the mean sigma is 0.72 with a shift of 3, whatever the size.
         """
+        del shape
         count = len(self.timesteps_T)
         index = int(torch.randn((), generator=generator).sigmoid() * count)
         return self.timesteps_T[count - 1 - min(index, count - 1)]
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
+        del shape
         scheduler = self.schedule.from_config(self.schedule.config)
         scheduler.set_timesteps(steps)
         return scheduler.sigmas[:-1].double() * self._scale
@@ -122,14 +133,14 @@ class SD3Denoiser:
         """What the network should predict for a noised latent: the velocity, noise - x0."""
         return noise_BCHW - latents_BCHW
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD3Conditioning) -> Tensor:
         """The network's prediction with the active adapter, [B, 16, H, W]."""
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             return self.module(
                 x_BCHW,
-                encoder_hidden_states=prompts.sequence_BLD,
-                pooled_projections=prompts.pooled_BP,
+                encoder_hidden_states=conditioning.sequence_BLD,
+                pooled_projections=conditioning.pooled_BP,
                 timestep=timesteps_B,
             ).sample
 
@@ -138,6 +149,7 @@ FAMILY = Family(
     SD3TextEncoder,
     KLAutoencoder,
     SD3Denoiser,
+    SD3Conditioning,
     pipeline="StableDiffusion3Pipeline",
     network="SD3Transformer2DModel",
     parts=(
