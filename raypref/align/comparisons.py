@@ -81,7 +81,8 @@ def _compare_to_trajectory(
     the policy's own prediction there. The winner is the photograph at the same timestep, with noise
     of its own.
     """
-    n, train_steps = stage.rollout_steps, len(denoiser.timesteps_T)
+    n, timesteps_T = stage.rollout_steps, denoiser.training_timesteps(data.latent_shape)
+    train_steps = len(timesteps_T)
     pairs, flips, prompts, (offsets_B, stop_B), noises = _draw(
         denoiser,
         data,
@@ -98,7 +99,7 @@ def _compare_to_trajectory(
         denoiser.solver,
         start_BCHW,
         prompts,
-        grid_nB=denoiser.timesteps_T[places_nB],
+        grid_nB=timesteps_T[places_nB],
         stop_B=stop_B,
     )
     photo_BCHW = data.latents(pairs, flips, latent_noise, which=0)

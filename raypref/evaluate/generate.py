@@ -180,17 +180,15 @@ class Generate:
         """Fill the column."""
         import torch
 
+        config, arguments = self.config, family(self.base.family).arguments
         for model, group in groupby(rows, key=lambda row: row["model"]):
             self._activate(model)
             batch = list(group)
             full = padded(batch, self.resources.batch)
             images = self.pipeline(
-                prompt=[row["prompt"] for row in full],
-                height=self.config.size,
-                width=self.config.size,
-                num_inference_steps=self.config.steps,
+                **arguments([row["prompt"] for row in full], config.guidance, config.size),
+                num_inference_steps=config.steps,
                 generator=[torch.Generator().manual_seed(row["noise"]) for row in full],
-                **family(self.base.family).guidance(self.config.guidance),
             ).images
             for row, image in zip(batch, images, strict=False):  # copies are left over
                 row["image"] = encode_png(image)

@@ -46,7 +46,9 @@ class Denoiser(Protocol):
     component: str  # the part of the pipeline it is, `unet` or `transformer`
     device: torch.device
     dtype: torch.dtype
-    timesteps_T: Tensor  # the training schedule, ascending
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """The training schedule at this size, ascending, [T]."""
 
     def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """One timestep from the training distribution at this size, a scalar on the CPU."""
@@ -67,9 +69,9 @@ class Denoiser(Protocol):
         """What it predicts, with the active adapter."""
 
 
-def guidance_scale(guidance: float) -> dict[str, Any]:
-    """Classifier-free guidance as most pipelines are called with it."""
-    return {"guidance_scale": guidance}
+def text_to_image(prompts: list[str], guidance: float, side: int) -> dict[str, Any]:
+    """Arguments of a pipeline's call, as most have them."""
+    return {"prompt": prompts, "guidance_scale": guidance, "height": side, "width": side}
 
 
 def side_unit(autoencoder: Mapping[str, Any], network: Mapping[str, Any]) -> int:
@@ -100,7 +102,8 @@ class Family:
     # The linear layers a LoRA is usually put on; every network of the family has them.
     targets: tuple[str, ...]
     options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
-    guidance: Callable[[float], dict[str, Any]] = guidance_scale  # of a call of the pipeline
+    # Prompts, guidance scale and side in pixels as the pipeline's arguments for them.
+    arguments: Callable[[list[str], float, int], dict[str, Any]] = text_to_image
     side_unit: Callable[[Mapping[str, Any], Mapping[str, Any]], int] = side_unit
 
     @property

@@ -88,17 +88,19 @@ class SD15Denoiser:
             )
         self.device = device
         self.dtype = dtype
-        self.timesteps_T = torch.arange(len(self.schedule.alphas_cumprod))
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """0 .. T-1, whatever the size."""
+        del shape
+        return torch.arange(len(self.schedule.alphas_cumprod))
 
     def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
-        """Uniform on 0 .. T-1, whatever the size."""
-        del shape
-        return torch.randint(len(self.timesteps_T), (), generator=generator)
+        """Uniform on 0 .. T-1."""
+        return torch.randint(len(self.training_timesteps(shape)), (), generator=generator)
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
-        del shape
-        count = len(self.timesteps_T)
+        count = len(self.training_timesteps(shape))
         return count - 1 - torch.arange(steps) * (count // steps)
 
     def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:

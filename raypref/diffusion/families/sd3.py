@@ -96,7 +96,12 @@ class SD3Denoiser:
         self.device = device
         self.dtype = dtype
         # Of the scheduler as loaded: `set_timesteps` shifts the shifted levels once more.
-        self.timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+        self._timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """The scheduler's, with one shift for every size."""
+        del shape
+        return self._timesteps_T
 
     @property
     def _scale(self) -> int:
@@ -106,12 +111,12 @@ class SD3Denoiser:
         """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
 
         The index counts the schedule from pure noise down. Its levels are shifted already, so that
-        the mean sigma is 0.72 with a shift of 3, whatever the size.
+        the mean sigma is 0.72 with a shift of 3.
         """
-        del shape
-        count = len(self.timesteps_T)
+        timesteps_T = self.training_timesteps(shape)
+        count = len(timesteps_T)
         index = int(torch.randn((), generator=generator).sigmoid() * count)
-        return self.timesteps_T[count - 1 - min(index, count - 1)]
+        return timesteps_T[count - 1 - min(index, count - 1)]
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
