@@ -91,7 +91,7 @@ def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
         expected, empty = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=[""] * 3)
     assert torch.equal(data.embeddings.sequence_BLD, expected)
     assert torch.equal(data.unconditional.sequence_BLD, empty[0])
-    mixed = data.prompts([1, 2], [True, False]).sequence_BLD
+    mixed = data.prompts([1, 2], [True, False], [False] * 2).sequence_BLD
     assert torch.equal(mixed, torch.stack([empty[0], expected[2]]))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,9 +38,20 @@ def masked(count: int) -> Masked:
     return Masked(numbers, (numbers[..., 0] > 2).float(), numbers[:, 0, 0] / 4)
 
 
+def painted(batch: Masked) -> Masked:
+    """The same, of samples that are to be painted."""
+    around = torch.arange(len(batch) * 4, dtype=torch.float32).view(len(batch), 1, 2, 2)
+    return replace(batch, surroundings_BKHW=around)
+
+
+def tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(conditioning).items() if value is not None}
+
+
 def same(ours: Conditioning, theirs: Conditioning) -> bool:
     assert type(ours) is type(theirs)
-    return all(torch.equal(vars(ours)[name], vars(theirs)[name]) for name in vars(theirs))
+    a, b = tensors(ours), tensors(theirs)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_it_indexes_as_the_first_dimension_of_a_tensor_does() -> None:
@@ -55,10 +67,13 @@ def test_it_indexes_as_the_first_dimension_of_a_tensor_does() -> None:
         wanted = Masked(batch.sequence_BLD[index], batch.text_mask_BL[index], batch.scale_B[index])
         assert same(batch[index], wanted)
     assert batch[2].scale_B.shape == ()
+    around = painted(batch)[[4, 0]].surroundings_BKHW
+    assert around is not None
+    assert around[:, 0, 0, 0].tolist() == [16, 0]
 
 
-def test_singles_make_a_batch_and_a_batch_can_follow_itself() -> None:
-    batch = masked(3)
+@pytest.mark.parametrize("batch", [masked(3), painted(masked(3))])
+def test_singles_make_a_batch_and_a_batch_can_follow_itself(batch: Masked) -> None:
     assert same(stack([batch[i] for i in range(3)]), batch)
     assert same(twice(batch), batch[[0, 1, 2, 0, 1, 2]])
     filled = room_for(batch[0], 3)
@@ -68,8 +83,8 @@ def test_singles_make_a_batch_and_a_batch_can_follow_itself() -> None:
 
 
 def test_every_field_moves_and_is_cast() -> None:
-    moved = masked(2).to(torch.device("meta"), torch.float64)
-    assert {(t.device.type, t.dtype) for t in vars(moved).values()} == {("meta", torch.float64)}
+    moved = painted(masked(2)).to(torch.device("meta"), torch.float64)
+    assert {(t.device.type, t.dtype) for t in tensors(moved).values()} == {("meta", torch.float64)}
 
 
 def test_what_is_stored_comes_back() -> None:

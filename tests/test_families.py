@@ -15,7 +15,7 @@ from raypref.config import InputError, load
 from raypref.diffusion.backbone import load_autoencoder, load_pipeline
 from raypref.diffusion.families.registry import FAMILIES, family
 from raypref.diffusion.lora_config import LoraConfig
-from raypref.diffusion.parts import bare_network, check_adapter, check_side
+from raypref.diffusion.parts import bare_network, check_adapter, check_base, check_side
 from raypref.pipeline import RunConfig
 
 PRESETS = Path(__file__).parents[1] / "raypref" / "presets"
@@ -28,13 +28,11 @@ def name(request: Any) -> str:
     return request.param
 
 
-def drawn(pipeline: Any, output: str) -> torch.Tensor:
+def drawn(pipeline: Any, name: str, output: str) -> torch.Tensor:
     """Two pictures, or their latents: the same at every call."""
     made = pipeline(
-        ["a photo of a red ball", ""],
+        **family(name).arguments(["a photo of a red ball", ""], 4.0, 64),
         num_inference_steps=2,
-        height=64,
-        width=64,
         generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
         output_type=output,
     ).images
@@ -45,7 +43,7 @@ def drawn(pipeline: Any, output: str) -> torch.Tensor:
 def test_pixels_are_those_that_the_pipeline_draws(name: str) -> None:
     base = BASES[name].model_copy(update={"dtype": "float32"})
     pipeline = load_pipeline(base, device=CPU)
-    latents, pixels = drawn(pipeline, "latent"), drawn(pipeline, "pt")
+    latents, pixels = drawn(pipeline, name, "latent"), drawn(pipeline, name, "pt")
     with torch.no_grad():
         ours = load_autoencoder(base, device=CPU).decode(latents)
     assert torch.equal(ours, pixels)
@@ -88,6 +86,15 @@ def test_the_named_layers_are_there_and_are_those_of_the_preset(name: str) -> No
         assert set(preset.lora.targets) == set(family(name).targets)
 
 
+def test_a_checkpoint_with_other_inputs_is_refused(name: str) -> None:
+    check_base(BASES[name])
+    other = {"sd15": "sd15_inpaint", "sd15_inpaint": "sd15"}.get(name)
+    if other is not None:
+        base = BASES[other].model_copy(update={"family": name})
+        with pytest.raises(InputError, match=rf"base.model: the unet of .* that of {name} \d$"):
+            check_base(base)
+
+
 def test_a_side_is_a_multiple_of_what_a_patch_of_latents_stands_for() -> None:
     check_side(BASES["sd15"], 72, key="images.size")
     with pytest.raises(InputError, match=r"images\.size=72: .* multiples of 16"):
@@ -99,7 +106,7 @@ def test_an_unknown_family_is_refused_by_name_and_the_known_are_listed() -> None
         load(RunConfig, "tiny", ["base.family=sd16"])
     assert "base.family='sd16'" in str(caught.value)
     assert ", ".join(FAMILIES) in str(caught.value)
-    with pytest.raises(InputError, match=r"sd16.*there are sd15, sd35m"):
+    with pytest.raises(InputError, match=r"sd16.*there are sd15, .*sd35m"):
         family("sd16")
 
 

@@ -248,7 +248,7 @@ def test_the_cache_keeps_both_parts_of_a_caption(cached: PairData) -> None:
         [caption for caption, _ in photographs(3)]
     )
     torch.testing.assert_close(cached.embeddings.pooled_BP, expected.pooled_BP)
-    mixed = cached.prompts([1, 2], [True, False])
+    mixed = cached.prompts([1, 2], [True, False], [False] * 2)
     assert torch.equal(mixed.pooled_BP[0], cached.unconditional.pooled_BP)
     assert torch.equal(mixed.pooled_BP[1], cached.embeddings.pooled_BP[2])
     assert torch.equal(mixed.sequence_BLD[1], cached.embeddings.sequence_BLD[2])

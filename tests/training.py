@@ -21,10 +21,14 @@ from raypref.tiny.world import caption, sample_scenes
 CPU = torch.device("cpu")
 BASES = {
     "sd15": BackboneConfig(model=str(small.path("sd15")), dtype="float64"),
+    "sd15_inpaint": BackboneConfig(
+        family="sd15_inpaint", model=str(small.path("sd15-inpaint")), dtype="float64"
+    ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
+    "sd15_inpaint": LoraConfig(rank=4, alpha=4),
     "sd35m": LoraConfig(
         rank=4,
         alpha=8,

@@ -8,13 +8,13 @@ latent is not the latent of the mirrored image, hence both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
-from raypref.config import Resources, Section
+from raypref.config import InputError, Resources, Section
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_encoder
 from raypref.diffusion.families.conditioning import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 UNCONDITIONAL = ""  # id of the extra row that holds the embedding of the empty caption
 FLIPS = 2  # as taken, mirrored
+READS: tuple[str, ...] = ("prompt", "chosen", "rejected")
 
 
 class CacheConfig(Section):
@@ -51,15 +52,18 @@ class Encode:
     """Stage: images to latent moments, caption to its embedding."""
 
     name = "encode"
-    reads: tuple[str, ...] = ("prompt", "chosen", "rejected")
 
     def __init__(self, base: BackboneConfig, config: CacheConfig) -> None:
         self.base = base
+        self.inpaints = family(base.family).inpaints
+        self.reads = (*READS, "mask") if self.inpaints else READS
+        around = [("surroundings", pa.binary()), ("surroundings_shape", pa.list_(pa.int64()))]
         self.writes = pa.schema(
             [
                 ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
                 ("moments_shape", pa.list_(pa.int64())),
                 *schema(family(base.family).conditioning),
+                *(around if self.inpaints else ()),  # float32 [FLIPS, K, h, w]
             ]
         )
         self.resources = config.resources
@@ -86,6 +90,24 @@ class Encode:
             per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
             for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
                 row["moments"], row["moments_shape"] = packed(values)
+        if images and self.inpaints:
+            self._surround(pairs, images[:: 2 * FLIPS], images[1 :: 2 * FLIPS])
+
+    def _surround(
+        self, pairs: list[Row], photos: list[Image.Image], mirrored: list[Image.Image]
+    ) -> None:
+        """Fill the column of what is around the masks, of photographs as taken and mirrored."""
+        import torch
+
+        for row in pairs:
+            if row["mask"] is None:
+                raise InputError(f"pair '{row['id']}' has no mask, which {self.base.family} reads")
+        masks = [open_png(row["mask"]["bytes"]) for row in padded(pairs, self.resources.batch)]
+        straight = self.encoder.surroundings(photos, masks)
+        flipped = self.encoder.surroundings(mirrored, [ImageOps.mirror(mask) for mask in masks])
+        for row, *flips in zip(pairs, straight, flipped, strict=False):
+            values = torch.stack(flips)
+            row["surroundings"], row["surroundings_shape"] = packed(values)
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,7 @@ class PairData:
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
     embeddings: Conditioning  # N captions
     unconditional: Conditioning  # one, the empty caption
+    surroundings: Tensor | None = None  # [N, FLIPS, K, h, w], for a family that inpaints
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -104,14 +127,26 @@ class PairData:
         """Of one image: (C, h, w)."""
         return tuple(self.moments.shape[-3:])
 
-    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Conditioning:
-        """The captions of B pairs; dropped ones become the empty one."""
-        return stack(
+    def prompts(
+        self, indices: Sequence[int], dropped: Sequence[bool], flips: Sequence[bool]
+    ) -> Conditioning:
+        """The captions of B pairs, dropped ones as the empty one; with what is around their masks.
+
+        Args:
+            indices: pairs.
+            dropped: whether to take the empty caption.
+            flips: whether to take what is around the mirrored mask.
+        """
+        captions = stack(
             [
                 self.unconditional if drop else self.embeddings[i]
                 for i, drop in zip(indices, dropped, strict=True)
             ]
         )
+        if self.surroundings is None:
+            return captions
+        around_BKHW = self.surroundings[list(indices), [int(flip) for flip in flips]]
+        return replace(captions, surroundings_BKHW=around_BKHW)
 
     def latents(
         self, indices: Sequence[int], flips: Sequence[bool], noise_BCHW: Tensor, *, which: int
@@ -129,26 +164,26 @@ class PairData:
         return mean + (0.5 * log_variance).exp() * noise_BCHW
 
 
-def rows_to_encode(pairs: Ledger) -> Selection:
-    """The pairs, read in the workers, and one row without images for the empty caption."""
-    empty = pa.table(
-        {
-            "id": [UNCONDITIONAL],
-            "prompt": [""],
-            "chosen": pa.array([None], IMAGE),
-            "rejected": pa.array([None], IMAGE),
-        }
-    )
+def rows_to_encode(pairs: Ledger, reads: Sequence[str] = READS) -> Selection:
+    """The pairs, read in the workers, and one row without images for the empty caption.
+
+    Args:
+        pairs: the ledger of pairs.
+        reads: what `Encode.reads` says.
+    """
+    images = {name: pa.array([None], IMAGE) for name in reads if name != "prompt"}
+    empty = pa.table({"id": [UNCONDITIONAL], "prompt": [""], **images})
     return Selection(pairs, columns=tuple(empty.schema.names), also=empty)
 
 
 def read_pairs(ledger: Ledger, base: BackboneConfig) -> PairData:
     """Load the cache into memory, as the base's family reads it."""
-    kind = family(base.family).conditioning
+    kind, inpaints = family(base.family).conditioning, family(base.family).inpaints
     ids = set(ledger.table(["id"])["id"].to_pylist())
     places = {id_: place for place, id_ in enumerate(sorted(ids - {UNCONDITIONAL}))}
-    columns = ["moments", "moments_shape", *schema(kind).names]
-    moments: Tensor | None = None
+    own = ["moments", *(["surroundings"] if inpaints else [])]
+    columns = [*own, *(f"{name}_shape" for name in own), *schema(kind).names]
+    images: dict[str, Tensor] = {}
     # Row by row into their place: gathered first they would take twice the memory, and as one
     # Arrow column the captions of SD-3.5 would pass its 2 GiB.
     for row in ledger.rows(["id", *columns]):
@@ -156,11 +191,12 @@ def read_pairs(ledger: Ledger, base: BackboneConfig) -> PairData:
         if row["id"] == UNCONDITIONAL:
             unconditional = caption
             continue
-        own = unpacked(row["moments"], row["moments_shape"])
-        if moments is None:
-            moments = own.new_empty((len(places), *own.shape))
+        if not images:
             captions = room_for(caption, len(places))
-        moments[places[row["id"]]] = own
         put(captions, places[row["id"]], caption)
-    assert moments is not None, f"{ledger.path} holds no pairs"
-    return PairData(moments, captions, unconditional)
+        for name in own:
+            value = unpacked(row[name], row[f"{name}_shape"])
+            if name not in images:
+                images[name] = value.new_empty((len(places), *value.shape))
+            images[name][places[row["id"]]] = value
+    return PairData(images["moments"], captions, unconditional, images.get("surroundings"))

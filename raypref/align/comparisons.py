@@ -264,7 +264,7 @@ def _draw(
     return _Draws(
         pairs,
         flips,
-        data.prompts(pairs, dropped).to(*where),
+        data.prompts(pairs, dropped, flips).to(*where),
         [torch.stack(column) for column in zip(*drawn, strict=True)],
         torch.stack(noises, dim=1).to(*where).unbind(),
     )

@@ -43,14 +43,19 @@ class KLAutoencoder:
         Returns:
             [B, 2, C, H/8, W/8]: mean and log-variance of `(latent - shift) * scale`.
         """
-        pixels = np.stack([np.asarray(image) for image in images])
-        # Rounded to half precision at the end, as the pipelines' own preprocessing does.
-        precise = torch.promote_types(self.vae.dtype, torch.float32)
-        x_BHWC = torch.from_numpy(pixels).to(self.vae.device, precise)
-        x_BCHW = x_BHWC.permute(0, 3, 1, 2) / 255 * 2 - 1
-        posterior = self.vae.encode(x_BCHW.to(self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(self.pixels(images).to(self.vae.dtype)).latent_dist
         log_variance = posterior.logvar + 2 * math.log(self.scale)
         return torch.stack([(posterior.mean - self.shift) * self.scale, log_variance], dim=1)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images on the device, in -1 .. 1, [B, 3, H, W].
+
+        In float32 or better; to be rounded after, as the pipelines' own preprocessing does.
+        """
+        precise = torch.promote_types(self.vae.dtype, torch.float32)
+        pixels = np.stack([np.asarray(image) for image in images])
+        x_BHWC = torch.from_numpy(pixels).to(self.vae.device, precise)
+        return x_BHWC.permute(0, 3, 1, 2) / 255 * 2 - 1
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels as the pipelines draw them; the gradient flows, but not where they are clipped.

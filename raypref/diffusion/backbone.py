@@ -51,6 +51,11 @@ class Encoder:
         """Mean and log-variance of the scaled latents, [B, 2, C, h, w]."""
         return self.autoencoder.image_moments(images)
 
+    def surroundings(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> Tensor:
+        """What a family that inpaints reads beside the noisy latents, [B, K, h, w]."""
+        around: Tensor = self.autoencoder.surroundings(images, masks)  # type: ignore[attr-defined]
+        return around
+
     def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
         """Captions as the denoiser reads them."""
         return self.text.text_embeddings(prompts)

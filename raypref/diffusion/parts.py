@@ -30,10 +30,10 @@ def bare_network(base: BackboneConfig) -> nn.Module:
 
 
 def check_base(base: BackboneConfig) -> None:
-    """See that every part is there and that `base.network` is of the same architecture.
+    """See that every part is there, of this family, and that `base.network` is like it.
 
     Raises:
-        InputError: names the parts that are missing, or the weight that differs.
+        InputError: names the parts that are missing, or the channels or weight that differ.
     """
     folder, component = base.folder(), component_of(base)
     index, parts = read_json(folder, "model_index.json", key=KEY), family(base.family).parts
@@ -44,6 +44,12 @@ def check_base(base: BackboneConfig) -> None:
         raise InputError(
             f"base.model: '{base.model}' has no {', '.join(absent)}; {base.family} needs a folder "
             f"with {', '.join(parts)} (a network alone goes into base.network)"
+        )
+    config = read_json(folder, f"{component}/config.json", key=KEY)
+    if config.get("in_channels") != family(base.family).channels:
+        raise InputError(
+            f"base.model: the {component} of '{base.model}' reads {config.get('in_channels')} "
+            f"channels, that of {base.family} {family(base.family).channels}"
         )
     if base.network:
         where = network.locate(base.network, component=component)

@@ -162,7 +162,7 @@ def test_a_family_with_a_field_of_its_own_is_trained(
     for row in ledger.table().to_pylist():
         single = data.unconditional if row["id"] == "" else data.embeddings[int(row["id"])]
         assert to_row(single).items() <= row.items()
-    mask = data.prompts([0, 1], [False, True]).text_mask_BL  # type: ignore[attr-defined]
+    mask = data.prompts([0, 1], [False, True], [False] * 2).text_mask_BL  # type: ignore[attr-defined]
     lengths = mask.sum(dim=1).tolist()
     assert 2 == lengths[1] < lengths[0] < 77  # the empty caption: begin and end
     # The network reads it: the same pairs give another LoRA than without.
@@ -172,5 +172,5 @@ def test_a_family_with_a_field_of_its_own_is_trained(
 
 
 def test_a_name_that_is_not_registered_lists_those_that_are(registered: None) -> None:
-    with pytest.raises(InputError, match=r"base\.family='other'.*sd15, sd35m.*, mine, masked"):
+    with pytest.raises(InputError, match=r"base\.family='other'.*sd15, .*sd35m, mine, masked"):
         base("other")

@@ -34,6 +34,18 @@ class Autoencoder(Protocol):
         """RGB in [0, 1], [B, 3, H, W]; the gradient flows to the latents."""
 
 
+class InpaintingAutoencoder(Autoencoder, Protocol):
+    """That of a family that inpaints."""
+
+    def surroundings(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> Tensor:
+        """What the network reads of images beside the noisy latents, [B, K, h, w].
+
+        Args:
+            images: RGB, all of one size.
+            masks: of that size, bright where to paint.
+        """
+
+
 class Denoiser(Protocol):
     """The network that is trained, with its noise process.
 
@@ -98,6 +110,7 @@ class Family:
     conditioning: type[Conditioning]  # what `text_encoder` makes and `denoiser` reads
     pipeline: str  # diffusers' class of the whole
     network: str  # diffusers' class of what is trained
+    channels: int  # that it reads, as `in_channels` of its configuration
     parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
     # The linear layers a LoRA is usually put on; every network of the family has them.
     targets: tuple[str, ...]
@@ -105,6 +118,7 @@ class Family:
     # Prompts, guidance scale and side in pixels as the pipeline's arguments for them.
     arguments: Callable[[list[str], float, int], dict[str, Any]] = text_to_image
     side_unit: Callable[[Mapping[str, Any], Mapping[str, Any]], int] = side_unit
+    inpaints: bool = False  # reads `surroundings_BKHW`, which its autoencoder makes
 
     @property
     def component(self) -> str:

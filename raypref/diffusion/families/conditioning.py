@@ -6,7 +6,7 @@ All other code only indexes, stacks, repeats, moves and stores it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -30,11 +30,16 @@ class Conditioning:
     tensors of floats (a mask is 1 and 0), of one shape for all samples: texts are padded. What
     follows from the latents' shape, such as position ids, is no field: `Denoiser.predict` makes it.
 
+    `surroundings_BKHW` is of images, not of captions: an inpainting member's mask and the latents
+    around it, its own channels. Text encoders leave it out; `PairData` keeps and adds it.
+
     `len(c)`, `c[2]`, `c[:2]` and `c[[3, 1]]` do what they do to a tensor's first dimension.
     """
 
+    surroundings_BKHW: Tensor | None = field(default=None, kw_only=True)
+
     def __len__(self) -> int:
-        return len(_tensors(self)[0])
+        return len(next(iter(_tensors(self).values())))
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Self:
         return _each(self, lambda tensor: tensor[index])
@@ -51,8 +56,9 @@ def stack(singles: Sequence[C]) -> C:
     """Single samples to a batch."""
     import torch
 
-    columns = zip(*map(_tensors, singles), strict=True)
-    return type(singles[0])(*(torch.stack(column) for column in columns))
+    named = [_tensors(single) for single in singles]
+    assert all(tensors.keys() == named[0].keys() for tensors in named)
+    return type(singles[0])(**{k: torch.stack([each[k] for each in named]) for k in named[0]})
 
 
 def twice(batch: C) -> C:
@@ -67,25 +73,29 @@ def room_for(single: C, count: int) -> C:
 
 def put(batch: C, position: int, single: C) -> None:
     """Overwrite one sample of a batch, in place."""
-    for target, value in zip(_tensors(batch), _tensors(single), strict=True):
-        target[position] = value
+    values = _tensors(single)
+    for name, target in _tensors(batch).items():
+        target[position] = values[name]
 
 
-def _tensors(conditioning: Conditioning) -> list[Tensor]:
-    return [getattr(conditioning, field.name) for field in fields(conditioning)]
+def _tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    """The fields that are there."""
+    named = {f.name: getattr(conditioning, f.name) for f in fields(conditioning)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _each(conditioning: C, change: Callable[[Tensor], Tensor]) -> C:
-    return type(conditioning)(*map(change, _tensors(conditioning)))
+    changed = {name: change(tensor) for name, tensor in _tensors(conditioning).items()}
+    return replace(conditioning, **changed)
 
 
 # ------------------------------------------------------------------ in the ledger of latents
 
 
 def schema(kind: type[Conditioning]) -> pa.Schema:
-    """The columns that hold one sample."""
+    """The columns that hold one caption."""
     columns: list[tuple[str, pa.DataType]] = []
-    for name in dict.fromkeys([*COLUMNS.values(), *_columns(kind)]):
+    for name in dict.fromkeys([*COLUMNS.values(), *_columns(kind).values()]):
         columns.append((name, pa.binary()))
         if name != FLAT:
             columns.append((f"{name}_shape", pa.list_(pa.int64())))
@@ -93,23 +103,29 @@ def schema(kind: type[Conditioning]) -> pa.Schema:
 
 
 def to_row(single: Conditioning) -> dict[str, Any]:
-    """The values of one sample's columns: float32 bytes, and shapes."""
+    """The values of one caption's columns: float32 bytes, and shapes."""
     row: dict[str, Any] = {FLAT: b""}
-    for name, tensor in zip(_columns(type(single)), _tensors(single), strict=True):
-        row[name], shape = packed(tensor)
+    for field_name, name in _columns(type(single)).items():
+        row[name], shape = packed(getattr(single, field_name))
         if name != FLAT:
             row[f"{name}_shape"] = shape
     return row
 
 
 def from_row(kind: type[C], row: Mapping[str, Any]) -> C:
-    """One sample from the values of its columns."""
-    return kind(*(unpacked(row[name], row.get(f"{name}_shape", [-1])) for name in _columns(kind)))
+    """One caption from the values of its columns."""
+    return kind(
+        **{
+            field_name: unpacked(row[name], row.get(f"{name}_shape", [-1]))
+            for field_name, name in _columns(kind).items()
+        }
+    )
 
 
-def _columns(kind: type[Conditioning]) -> list[str]:
-    """Each field's column."""
-    return [COLUMNS.get(f.name, f.name.rpartition("_")[0]) for f in fields(kind)]
+def _columns(kind: type[Conditioning]) -> dict[str, str]:
+    """The column of each field that is a caption's."""
+    names = [f.name for f in fields(kind) if f.name != "surroundings_BKHW"]
+    return {name: COLUMNS.get(name, name.rpartition("_")[0]) for name in names}
 
 
 def packed(values: Tensor) -> tuple[bytes, list[int]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # The module of each holds `FAMILY`. It is imported when the family is used: torch takes seconds.
 FAMILIES = {
     "sd15": "raypref.diffusion.families.sd15",
+    "sd15_inpaint": "raypref.diffusion.families.sd15_inpaint",
     "sd35m": "raypref.diffusion.families.sd3",
 }
 

@@ -132,6 +132,7 @@ FAMILY = Family(
     SD15Conditioning,
     pipeline="StableDiffusionPipeline",
     network="UNet2DConditionModel",
+    channels=4,
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
     targets=ATTENTION,
     # The checker would replace images it dislikes by black ones and so distort every score.

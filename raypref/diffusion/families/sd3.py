@@ -157,6 +157,7 @@ FAMILY = Family(
     SD3Conditioning,
     pipeline="StableDiffusion3Pipeline",
     network="SD3Transformer2DModel",
+    channels=16,
     parts=(
         "vae",
         *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
