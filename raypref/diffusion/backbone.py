@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from raypref.config import Location, Section, setting
 from raypref.device import DType, torch_dtype
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from raypref.diffusion.families.base import Autoencoder, Denoiser, TextEncoder
+    from raypref.diffusion.families.base import (
+        Autoencoder,
+        Denoiser,
+        InpaintingAutoencoder,
+        TextEncoder,
+    )
     from raypref.diffusion.families.conditioning import Conditioning
 
 
@@ -53,8 +58,7 @@ class Encoder:
 
     def surroundings(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> Tensor:
         """What a family that inpaints reads beside the noisy latents, [B, K, h, w]."""
-        around: Tensor = self.autoencoder.surroundings(images, masks)  # type: ignore[attr-defined]
-        return around
+        return cast("InpaintingAutoencoder", self.autoencoder).surroundings(images, masks)
 
     def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
         """Captions as the denoiser reads them."""
