@@ -40,8 +40,8 @@ from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import LoraConfig
-from raypref.diffusion.prompts import Prompts
 from raypref.tiny.photograph import SIZE, render
 from raypref.tiny.world import caption, sample_scenes
 
@@ -197,7 +197,7 @@ def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple
     network, forwards = load_denoiser(what.base, device=CPU), 0
     predict = network.predict
 
-    def counted(x: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+    def counted(x: Tensor, t: Tensor, prompts: Conditioning) -> Tensor:
         nonlocal forwards
         forwards += len(x) if clock else 0
         return predict(x, t, prompts)

@@ -253,11 +253,11 @@ class Run:
 
     def _encode(self) -> Work:
         check_pairs(self.curation.pairs, side=self.config.images.size)
-        rows = rows_to_encode(self.curation.pairs)
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         stages = [Encode(self.config.base, self.config.cache)]
-        columns = Encode.writes.names
+        rows = rows_to_encode(self.curation.pairs, stages[0].reads)
+        columns = stages[0].writes.names
         streamed = stream(
             rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
         )

@@ -202,7 +202,10 @@ def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
         ("title = 'x'\n[[rows]]\nlabel = 'no name'", "every row needs a name"),
         ("title = 'x'\n[[rows]]\nname = 'a'\n[[rows]]\nname = 'a'", "every row needs a name"),
         ("title = 'x'\nrow = 1", "unknown key 'row'; the nearest known key is 'rows'"),
-        ("title = 'x'\n[[rows]]\nname = 'a'\nfamilies = ['sd35']", "'sd15' or 'sd35m'"),
+        (
+            "title = 'x'\n[[rows]]\nname = 'a'\nfamilies = ['sd35']",
+            "there are sd15, sd15_inpaint, sd35m",
+        ),
         (
             "title = 'x'\n[[rows]]\nname = 'a'\n[[claims]]\nsays = 'c'\ncontrast = {b = 1}",
             "claims name rows that are not there: ['b']",

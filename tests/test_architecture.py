@@ -57,8 +57,8 @@ WITHOUT_RAY = [
     "raypref.curate.u2net",
     "raypref.diffusion.fuse",
     "raypref.diffusion.parts",
-    "raypref.diffusion.sd15",
-    "raypref.diffusion.sd3",
+    "raypref.diffusion.families.sd15",
+    "raypref.diffusion.families.sd3",
     "raypref.report.page",
 ]
 

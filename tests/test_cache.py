@@ -19,7 +19,7 @@ from raypref.align.cache import (
 )
 from raypref.config import Resources
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.sd15 import SD15Encoder
+from raypref.diffusion.backbone import load_encoder
 from raypref.images import encode_png
 from raypref.ledger import Ledger
 
@@ -52,10 +52,10 @@ def encoded(folder: Path, count: int = 3) -> PairData:
     stage(rows)
     cache = Ledger(str(folder / "cache"), {})
     cache.begin()
-    columns = {name: [row.get(name) for row in rows] for name in ["id", *Encode.writes.names]}
-    schema = pa.schema([("id", pa.string()), *Encode.writes])
+    columns = {name: [row.get(name) for row in rows] for name in ["id", *stage.writes.names]}
+    schema = pa.schema([("id", pa.string()), *stage.writes])
     cache.write_part(pa.table(columns, schema=schema))
-    return read_pairs(cache)
+    return read_pairs(cache, FLOAT32)
 
 
 def test_drawing_from_the_moments_equals_encoding_again(tmp_path: Path) -> None:
@@ -91,12 +91,12 @@ def test_embeddings_are_the_pipelines(tmp_path: Path) -> None:
         expected, empty = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=[""] * 3)
     assert torch.equal(data.embeddings.sequence_BLD, expected)
     assert torch.equal(data.unconditional.sequence_BLD, empty[0])
-    mixed = data.prompts([1, 2], [True, False]).sequence_BLD
+    mixed = data.prompts([1, 2], [True, False], [False] * 2).sequence_BLD
     assert torch.equal(mixed, torch.stack([empty[0], expected[2]]))
 
 
 def test_a_long_caption_is_cut_at_77_tokens() -> None:
-    encoder = SD15Encoder(str(small.path("sd15")), variant="", device=CPU, dtype=torch.float32)
+    encoder = load_encoder(FLOAT32, device=CPU)
     embeddings = encoder.text_embeddings(["a red ball " * 200, "a red ball"])
     assert embeddings.sequence_BLD.shape[:2] == (2, 77)
 
@@ -124,5 +124,5 @@ def test_what_a_pair_is_encoded_to_does_not_depend_on_its_batch(tmp_path: Path) 
     stage(together)
     for row in alone:
         stage([row])
-    for name in Encode.writes.names:
+    for name in stage.writes.names:
         assert [row.get(name) for row in together] == [row.get(name) for row in alone], name

@@ -16,8 +16,8 @@ from torch import Tensor
 from raypref.config import InputError, build
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import LoraConfig
-from raypref.diffusion.prompts import Prompts
 from raypref.evaluate.generate import (
     BASE,
     Generate,
@@ -52,7 +52,7 @@ def trained(tmp_path_factory) -> tuple[Path, list[Tensor]]:
     return folder, prediction
 
 
-def network_input() -> tuple[Tensor, Tensor, Prompts]:
+def network_input() -> tuple[Tensor, Tensor, Conditioning]:
     generator = torch.Generator().manual_seed(9)
     prompts = load_encoder(TINY, device=CPU).text_embeddings(["a photo of a red ball", ""])
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([700, 30]), prompts

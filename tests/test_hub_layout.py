@@ -29,7 +29,7 @@ from raypref.config import InputError, load
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.families.sd15 import SD15Conditioning
 from raypref.evaluate.generate import BASE, Generate
 from raypref.execute import execute
 from raypref.images import encode_png, open_png
@@ -94,7 +94,7 @@ def predicted(config: BackboneConfig) -> Tensor:
     denoiser = load_denoiser(config, device=CPU)
     generator = torch.Generator().manual_seed(1)
     x_BCHW = torch.randn(2, 4, 8, 8, generator=generator)
-    prompts = Prompts(torch.randn(2, 77, 32, generator=generator), torch.empty(2, 0))
+    prompts = SD15Conditioning(torch.randn(2, 77, 32, generator=generator))
     timesteps_B = torch.tensor([999, 5])
     noised_BCHW = denoiser.add_noise(x_BCHW, torch.ones_like(x_BCHW), timesteps_B)
     with torch.no_grad():

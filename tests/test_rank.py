@@ -1,4 +1,4 @@
-"""What a rank tells the driver when a training cannot go on (real workers: slow/test_workers.py)."""
+"""What a rank tells the driver when a training cannot go on; slow/test_workers.py has real ones."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -4,7 +4,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from raypref.align.rollout import policy_states
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.families.sd15 import SD15Conditioning
 from raypref.diffusion.samplers import DPMSolverPP2M, Solver, jittered_grid
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -15,22 +15,22 @@ def solver_of(grid: torch.Tensor) -> Solver:
     return DPMSolverPP2M(SCHEDULE.alphas_cumprod, grid)
 
 
-def predict(x: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+def predict(x: torch.Tensor, timesteps: torch.Tensor, prompts: SD15Conditioning) -> torch.Tensor:
     """A smooth stand-in for a network whose output depends on all its inputs."""
     t = timesteps.view(-1, 1, 1, 1) / 1000
     return torch.tanh(0.8 * x + t) + 0.1 * prompts.sequence_BLD.mean(dim=(1, 2)).view(-1, 1, 1, 1)
 
 
-def draws(seed: int) -> tuple[torch.Tensor, Prompts, torch.Tensor]:
+def draws(seed: int) -> tuple[torch.Tensor, SD15Conditioning, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(B, 4, 8, 8, generator=generator, dtype=torch.float64)
     prompts = torch.randn(B, 3, 5, generator=generator, dtype=torch.float64)
     offsets = torch.randint(50, (B,), generator=generator)
-    return start, Prompts(prompts, prompts[:, 0, :0]), offsets
+    return start, SD15Conditioning(prompts), offsets
 
 
 def full_trajectory(
-    start: torch.Tensor, prompts: Prompts, grid: torch.Tensor
+    start: torch.Tensor, prompts: SD15Conditioning, grid: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(x before the step, epsilon) at every step, by diffusers, one sample at a time."""
     columns = []
@@ -74,7 +74,7 @@ def test_stopping_early_gives_the_state_of_the_full_rollout() -> None:
     stop = torch.tensor([7, 0, 19, 7, 12, 1])
     calls = []
 
-    def counted(x: torch.Tensor, t: torch.Tensor, p: Prompts) -> torch.Tensor:
+    def counted(x: torch.Tensor, t: torch.Tensor, p: SD15Conditioning) -> torch.Tensor:
         calls.append(len(x))
         return predict(x, t, p)
 

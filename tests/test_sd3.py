@@ -77,7 +77,7 @@ def test_a_rollout_is_the_pipelines_without_guidance(pipeline: StableDiffusion3P
     network = load_denoiser(FLOAT32, device=CPU)
     prompts = load_encoder(FLOAT32, device=CPU).text_embeddings(CAPTIONS[:2])
     start = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    grid = network.sampling_timesteps(10)[:, None].expand(-1, 2)
+    grid = network.sampling_timesteps(10, (16, 8, 8))[:, None].expand(-1, 2)
     ours = policy_images(network.predict, network.solver, start, prompts, grid_nB=grid)
     theirs = pipeline(
         prompt_embeds=prompts.sequence_BLD,
@@ -95,7 +95,7 @@ def test_a_rollout_is_the_pipelines_without_guidance(pipeline: StableDiffusion3P
 def test_timesteps_are_logit_normal_places_of_the_shifted_schedule() -> None:
     network = denoiser("sd35m")
     generator = torch.Generator().manual_seed(0)
-    sigmas = torch.stack([network.draw_timestep(generator) for _ in range(2000)]) / 1000
+    sigmas = torch.stack([network.draw_timestep(generator, (16, 8, 8)) for _ in range(2000)]) / 1000
     levels = FlowMatchEulerDiscreteScheduler.from_pretrained(FOLDER, subfolder="scheduler").sigmas
     assert set(sigmas.tolist()) <= set(levels.double().tolist())
     shifted = sigmas / (3 - 2 * sigmas)  # back from sigma = 3 s / (1 + 2 s)
@@ -239,10 +239,10 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> PairData:
     stage(encoded)
     ledger = Ledger(str(folder / "encoded"), {})
     ledger.begin()
-    schema = pa.schema([("id", pa.string()), *Encode.writes])
+    schema = pa.schema([("id", pa.string()), *stage.writes])
     columns = {name: [row.get(name) for row in encoded] for name in schema.names}
     ledger.write_part(pa.table(columns, schema=schema))
-    return read_pairs(ledger)
+    return read_pairs(ledger, FLOAT32)
 
 
 def test_the_cache_keeps_both_parts_of_a_caption(cached: PairData) -> None:
@@ -250,7 +250,7 @@ def test_the_cache_keeps_both_parts_of_a_caption(cached: PairData) -> None:
         [caption for caption, _ in photographs(3)]
     )
     torch.testing.assert_close(cached.embeddings.pooled_BP, expected.pooled_BP)
-    mixed = cached.prompts([1, 2], [True, False])
+    mixed = cached.prompts([1, 2], [True, False], [False] * 2)
     assert torch.equal(mixed.pooled_BP[0], cached.unconditional.pooled_BP)
     assert torch.equal(mixed.pooled_BP[1], cached.embeddings.pooled_BP[2])
     assert torch.equal(mixed.sequence_BLD[1], cached.embeddings.sequence_BLD[2])

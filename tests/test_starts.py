@@ -124,7 +124,7 @@ def test_its_shape_is_compared_with_the_network_before_any_weight_is_loaded(flow
 
     def misfit(config: LoraConfig) -> str:
         folder = str(small.path("sd3"))
-        bare = network.skeleton(folder, "transformer", component="transformer", key="k")
+        bare = network.skeleton(folder, "transformer", kind="SD3Transformer2DModel", key="k")
         assert next(bare.parameters()).device.type == "meta"
         lora.attach(bare, config, names=("start",), seed=0)
         return lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha)

@@ -13,7 +13,8 @@ from raypref.align.config import TrainingConfig
 from raypref.align.loop import Alone, Group, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
-from raypref.diffusion.backbone import BackboneConfig, Denoiser, load_denoiser, load_encoder
+from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.diffusion.families.base import Denoiser
 from raypref.diffusion.lora_config import LoraConfig
 from raypref.rows import Row
 from raypref.streaming import Selection
@@ -22,10 +23,14 @@ from raypref.tiny.world import caption, sample_scenes
 CPU = torch.device("cpu")
 BASES = {
     "sd15": BackboneConfig(model=str(small.path("sd15")), dtype="float64"),
+    "sd15_inpaint": BackboneConfig(
+        family="sd15_inpaint", model=str(small.path("sd15-inpaint")), dtype="float64"
+    ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
+    "sd15_inpaint": LoraConfig(rank=4, alpha=4),
     "sd35m": LoraConfig(
         rank=4,
         alpha=8,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raypref.config import InputError, Section, build, flatten, setting
-from raypref.diffusion.backbone import FamilyName
+from raypref.diffusion.families.registry import FamilyName
 
 TABLES = Path(__file__).parent / "tables"
 

@@ -8,17 +8,27 @@ latent is not the latent of the mirrored image, hence both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from raypref.config import InputError, Resources, Section
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_encoder
-from raypref.diffusion.prompts import Prompts, stack
+from raypref.diffusion.families.conditioning import (
+    Conditioning,
+    from_row,
+    packed,
+    put,
+    room_for,
+    schema,
+    stack,
+    to_row,
+    unpacked,
+)
+from raypref.diffusion.families.registry import family
 from raypref.images import open_png
 from raypref.ledger import Ledger
 from raypref.rows import IMAGE, Row, padded
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 UNCONDITIONAL = ""  # id of the extra row that holds the embedding of the empty caption
 FLIPS = 2  # as taken, mirrored
+READS: tuple[str, ...] = ("prompt", "chosen", "rejected")
 
 
 class CacheConfig(Section):
@@ -41,19 +52,20 @@ class Encode:
     """Stage: images to latent moments, caption to its embedding."""
 
     name = "encode"
-    reads: tuple[str, ...] = ("prompt", "chosen", "rejected")
-    writes = pa.schema(
-        [
-            ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
-            ("moments_shape", pa.list_(pa.int64())),
-            ("embedding", pa.binary()),  # float32 [L, D]
-            ("embedding_shape", pa.list_(pa.int64())),
-            ("pooled", pa.binary()),  # float32 [P]; P is 0 in a family that reads none
-        ]
-    )
 
     def __init__(self, base: BackboneConfig, config: CacheConfig) -> None:
         self.base = base
+        self.inpaints = family(base.family).inpaints
+        self.reads = (*READS, "mask") if self.inpaints else READS
+        around = [("surroundings", pa.binary()), ("surroundings_shape", pa.list_(pa.int64()))]
+        self.writes = pa.schema(
+            [
+                ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
+                ("moments_shape", pa.list_(pa.int64())),
+                *schema(family(base.family).conditioning),
+                *(around if self.inpaints else ()),  # float32 [FLIPS, K, h, w]
+            ]
+        )
         self.resources = config.resources
 
     def setup(self) -> None:
@@ -65,8 +77,7 @@ class Encode:
         full = padded(rows, self.resources.batch)
         embeddings = self.encoder.text_embeddings([row["prompt"] for row in full])
         for i, row in enumerate(rows):
-            row["embedding"], row["embedding_shape"] = _pack(embeddings.sequence_BLD[i])
-            row["pooled"], _ = _pack(embeddings.pooled_BP[i])
+            row.update(to_row(embeddings[i]))
         pairs = [row for row in rows if row["chosen"] is not None]
         images = [
             image
@@ -78,7 +89,25 @@ class Encode:
             moments = self.encoder.image_moments(images)
             per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
             for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
-                row["moments"], row["moments_shape"] = _pack(values)
+                row["moments"], row["moments_shape"] = packed(values)
+        if images and self.inpaints:
+            self._surround(pairs, images[:: 2 * FLIPS], images[1 :: 2 * FLIPS])
+
+    def _surround(
+        self, pairs: list[Row], photos: list[Image.Image], mirrored: list[Image.Image]
+    ) -> None:
+        """Fill the column of what is around the masks, of photographs as taken and mirrored."""
+        import torch
+
+        for row in pairs:
+            if row["mask"] is None:
+                raise InputError(f"pair '{row['id']}' has no mask, which {self.base.family} reads")
+        masks = [open_png(row["mask"]["bytes"]) for row in padded(pairs, self.resources.batch)]
+        straight = self.encoder.surroundings(photos, masks)
+        flipped = self.encoder.surroundings(mirrored, [ImageOps.mirror(mask) for mask in masks])
+        for row, *flips in zip(pairs, straight, flipped, strict=False):
+            values = torch.stack(flips)
+            row["surroundings"], row["surroundings_shape"] = packed(values)
 
 
 @dataclass(frozen=True)
@@ -86,21 +115,39 @@ class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many."""
 
     moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
-    embeddings: Prompts  # N captions
-    unconditional: Prompts  # one, the empty caption
+    embeddings: Conditioning  # N captions
+    unconditional: Conditioning  # one, the empty caption
+    surroundings: Tensor | None = None  # [N, FLIPS, K, h, w], for a family that inpaints
     facts: Mapping[str, Tensor] = field(default_factory=dict)  # numbers of the pairs, each [N]
 
     def __len__(self) -> int:
         return len(self.moments)
 
-    def prompts(self, indices: Sequence[int], dropped: Sequence[bool]) -> Prompts:
-        """The captions of B pairs; dropped ones become the empty one."""
-        return stack(
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one image: (C, h, w)."""
+        return tuple(self.moments.shape[-3:])
+
+    def prompts(
+        self, indices: Sequence[int], dropped: Sequence[bool], flips: Sequence[bool]
+    ) -> Conditioning:
+        """The captions of B pairs, dropped ones as the empty one; with what is around their masks.
+
+        Args:
+            indices: pairs.
+            dropped: whether to take the empty caption.
+            flips: whether to take what is around the mirrored mask.
+        """
+        captions = stack(
             [
                 self.unconditional if drop else self.embeddings[i]
                 for i, drop in zip(indices, dropped, strict=True)
             ]
         )
+        if self.surroundings is None:
+            return captions
+        around_BKHW = self.surroundings[list(indices), [int(flip) for flip in flips]]
+        return replace(captions, surroundings_BKHW=around_BKHW)
 
     def latents(
         self, indices: Sequence[int], flips: Sequence[bool], noise_BCHW: Tensor, *, which: int
@@ -122,53 +169,62 @@ class PairData:
         return {name: values[list(indices)].to(like) for name, values in self.facts.items()}
 
 
-def rows_to_encode(pairs: Ledger) -> Selection:
-    """The pairs, read in the workers, and one row without images for the empty caption."""
-    empty = pa.table(
-        {
-            "id": [UNCONDITIONAL],
-            "prompt": [""],
-            "chosen": pa.array([None], IMAGE),
-            "rejected": pa.array([None], IMAGE),
-        }
-    )
+def rows_to_encode(pairs: Ledger, reads: Sequence[str] = READS) -> Selection:
+    """The pairs, read in the workers, and one row without images for the empty caption.
+
+    Args:
+        pairs: the ledger of pairs.
+        reads: what `Encode.reads` says.
+    """
+    images = {name: pa.array([None], IMAGE) for name in reads if name != "prompt"}
+    empty = pa.table({"id": [UNCONDITIONAL], "prompt": [""], **images})
     return Selection(pairs, columns=tuple(empty.schema.names), also=empty)
 
 
 def read_pairs(
-    ledger: Ledger, *, pairs: Ledger | None = None, facts: Sequence[str] = ()
+    ledger: Ledger,
+    base: BackboneConfig,
+    *,
+    pairs: Ledger | None = None,
+    facts: Sequence[str] = (),
 ) -> PairData:
-    """Load encoded pairs into memory.
+    """Load encoded pairs into memory, as the base's family reads them.
 
     Args:
         ledger: the encoded pairs.
+        base: the model that encoded them.
         pairs: the pairs themselves; None where there are no facts.
         facts: columns of the pairs, numbers, that an objective reads.
 
     Raises:
         InputError: the pairs have no such column of numbers.
     """
+    kind, inpaints = family(base.family).conditioning, family(base.family).inpaints
     ids = set(ledger.table(["id"])["id"].to_pylist())
     places = {id_: place for place, id_ in enumerate(sorted(ids - {UNCONDITIONAL}))}
-    columns = ["moments", "moments_shape", "embedding", "embedding_shape", "pooled"]
-    found: dict[str, Tensor] = {}
+    own = ["moments", *(["surroundings"] if inpaints else [])]
+    columns = [*own, *(f"{name}_shape" for name in own), *schema(kind).names]
+    images: dict[str, Tensor] = {}
     # Row by row into their place: gathered first they would take twice the memory, and as one
     # Arrow column the captions of SD-3.5 would pass its 2 GiB.
     for row in ledger.rows(["id", *columns]):
-        sequence_LD = _unpack(row["embedding"], row["embedding_shape"])
-        pooled_P = _unpack(row["pooled"], [-1])
+        caption = from_row(kind, row)
         if row["id"] == UNCONDITIONAL:
-            unconditional = Prompts(sequence_LD, pooled_P)
+            unconditional = caption
             continue
-        moments = _unpack(row["moments"], row["moments_shape"])
-        for name, value in (("moments", moments), ("text", sequence_LD), ("pooled", pooled_P)):
-            if name not in found:
-                found[name] = value.new_empty((len(places), *value.shape))
-            found[name][places[row["id"]]] = value
+        if not images:
+            captions = room_for(caption, len(places))
+        put(captions, places[row["id"]], caption)
+        for name in own:
+            value = unpacked(row[name], row[f"{name}_shape"])
+            if name not in images:
+                images[name] = value.new_empty((len(places), *value.shape))
+            images[name][places[row["id"]]] = value
     return PairData(
-        found["moments"],
-        Prompts(found["text"], found["pooled"]),
+        images["moments"],
+        captions,
         unconditional,
+        images.get("surroundings"),
         _facts(pairs, facts, places) if pairs else {},
     )
 
@@ -189,14 +245,3 @@ def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> di
                 )
             found[name][places[row["id"]]] = row[name]
     return found
-
-
-def _pack(values: Tensor) -> tuple[bytes, list[int]]:
-    return values.float().cpu().numpy().tobytes(), list(values.shape)
-
-
-def _unpack(data: bytes, shape: Sequence[int]) -> Tensor:
-    import torch
-
-    values = np.frombuffer(data, dtype=np.float32).copy()
-    return torch.from_numpy(values).reshape(tuple(shape))

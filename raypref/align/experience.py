@@ -18,8 +18,8 @@ from raypref.align.config import TrainingConfig
 from raypref.align.objectives.dro import DRO
 from raypref.align.residuals import POLICY, Samples, Side
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.families.base import Denoiser
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.samplers import jittered_grid
 
 
@@ -47,7 +47,7 @@ def stored_pairs(
     Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
     half of their pairs face different ways; here it is drawn once per pair.
     """
-    drawn = _draw(denoiser, data, training, draws, denoiser.draw_timestep)
+    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     chosen_noise, rejected_noise, noise_BCHW = drawn.noises
@@ -76,7 +76,9 @@ def policy_trajectories(
     target the policy's own prediction there. The chosen side is the photograph at the same
     timestep, with noise of its own.
     """
-    n, train_steps = cast("DRO", training).rollout_steps, len(denoiser.timesteps_T)
+    n = cast("DRO", training).rollout_steps
+    timesteps_T = denoiser.training_timesteps(data.latent_shape)
+    train_steps = len(timesteps_T)
     drawn = _draw(
         denoiser,
         data,
@@ -94,7 +96,7 @@ def policy_trajectories(
         denoiser.solver,
         start_BCHW,
         drawn.prompts,
-        grid_nB=denoiser.timesteps_T[places_nB],
+        grid_nB=timesteps_T[places_nB],
         stop_B=stop_B,
     )
     photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
@@ -116,11 +118,11 @@ def policy_images(
     policy's image only gates the hinge, by how far learner and reference differ on it. The released
     code draws the image with the learner too, which is `policy_lag=1`.
     """
-    drawn = _draw(denoiser, data, training, draws, denoiser.draw_timestep)
+    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
-    grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps)
+    grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps, data.latent_shape)
     lora.activate(denoiser.module, POLICY)
     image_BCHW = rollout.policy_images(
         denoiser.predict,
@@ -137,12 +139,17 @@ def policy_images(
     return Samples((chosen, rejected), timesteps_B, drawn.prompts, facts)
 
 
+def _timestep(denoiser: Denoiser, data: PairData) -> Callable[[torch.Generator], Tensor]:
+    """Draws a timestep of the training distribution for latents of this size."""
+    return lambda generator: denoiser.draw_timestep(generator, data.latent_shape)
+
+
 class _Drawn(NamedTuple):
     """The random part of B samples."""
 
     pairs: list[int]
     flips: list[bool]
-    prompts: Prompts
+    prompts: Conditioning
     numbers: list[Tensor]  # each [B], on the CPU
     noises: tuple[Tensor, ...]  # three standard normals of the latents' shape
 
@@ -165,13 +172,13 @@ def _draw(
         flips.append(flip < training.flip)
         dropped.append(drop < training.caption_dropout)
         drawn.append([draw(generator) for draw in numbers])
-        noises.append(torch.randn((3, *data.moments.shape[-3:]), generator=generator))
+        noises.append(torch.randn((3, *data.latent_shape), generator=generator))
     pairs = [draw.pair for draw in draws]
     where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
     return _Drawn(
         pairs,
         flips,
-        data.prompts(pairs, dropped).to(*where),
+        data.prompts(pairs, dropped, flips).to(*where),
         [torch.stack(column) for column in zip(*drawn, strict=True)],
         torch.stack(noises, dim=1).to(*where).unbind(),
     )

@@ -24,7 +24,7 @@ from raypref.align.experience import Draw
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Residuals, Samples, measure
 from raypref.align.watch import StepMetrics, Watch
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
+from raypref.diffusion.families.base import Denoiser
 from raypref.diffusion.lora_config import LoraConfig
 from raypref.ledger import join
 from raypref.rows import seed_of

@@ -71,7 +71,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         denoiser = load_denoiser(job.base, device=device)
         history = train(
             denoiser,
-            read_pairs(job.cache, pairs=job.pairs, facts=job.training.facts),
+            read_pairs(job.cache, job.base, pairs=job.pairs, facts=job.training.facts),
             job.training,
             job.lora,
             name=job.name,

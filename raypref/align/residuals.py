@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from raypref.diffusion import lora
-from raypref.diffusion.backbone import Denoiser
-from raypref.diffusion.prompts import Prompts, twice
+from raypref.diffusion.families.base import Denoiser
+from raypref.diffusion.families.conditioning import Conditioning, twice
 
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
 
@@ -33,7 +33,7 @@ class Samples(NamedTuple):
 
     sides: tuple[Side, ...]
     timesteps_B: Tensor
-    prompts: Prompts
+    prompts: Conditioning
     facts: Mapping[str, Tensor] = {}  # numbers carried with the samples, each [B]
 
     def split(self, size: int) -> list[Samples]:
@@ -122,7 +122,7 @@ def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
 
 
 def _predict(
-    denoiser: Denoiser, sides: Sequence[Side], timesteps_B: Tensor, prompts: Prompts
+    denoiser: Denoiser, sides: Sequence[Side], timesteps_B: Tensor, prompts: Conditioning
 ) -> Tensor:
     if len(sides) == 1:
         return denoiser.predict(sides[0].x_BCHW, timesteps_B, prompts)

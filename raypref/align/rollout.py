@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.samplers import Solver
 
-Predict = Callable[[Tensor, Tensor, Prompts], Tensor]
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 MakeSolver = Callable[[Tensor], Solver]  # of a grid of timesteps, a column a sample
 
 
@@ -33,7 +33,7 @@ def policy_states(
     predict: Predict,
     make_solver: MakeSolver,
     start_BCHW: Tensor,
-    prompts: Prompts,
+    prompts: Conditioning,
     *,
     grid_nB: Tensor,
     stop_B: Tensor,
@@ -77,7 +77,7 @@ def policy_images(
     predict: Predict,
     make_solver: MakeSolver,
     start_BCHW: Tensor,
-    prompts: Prompts,
+    prompts: Conditioning,
     *,
     grid_nB: Tensor,
 ) -> Tensor:

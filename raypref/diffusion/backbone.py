@@ -1,36 +1,34 @@
-"""What training and generation need of a model family, and the families there are."""
+"""The base model: its settings, and its parts loaded as the family says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 from raypref.config import Location, Section, setting
 from raypref.device import DType, torch_dtype
+from raypref.diffusion.families.registry import FAMILIES, FamilyName, family
 from raypref.hub import model_folder
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from raypref.diffusion.prompts import Prompts
-    from raypref.diffusion.samplers import Solver
-
-FamilyName = Literal["sd15", "sd35m"]
-# The module of each holds `FAMILY`. Diffusers is imported when a model is loaded: it takes seconds.
-MODULES: dict[FamilyName, str] = {
-    "sd15": "raypref.diffusion.sd15",
-    "sd35m": "raypref.diffusion.sd3",
-}
+    from raypref.diffusion.families.base import (
+        Autoencoder,
+        Denoiser,
+        InpaintingAutoencoder,
+        TextEncoder,
+    )
+    from raypref.diffusion.families.conditioning import Conditioning
 
 
 class BackboneConfig(Section):
     """The model that is aligned."""
 
-    family: FamilyName = setting("sd15", "model family: Stable Diffusion 1.5 or 3.5 Medium")
+    family: FamilyName = setting("sd15", f"model family: {', '.join(FAMILIES)}")
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
     )
@@ -47,82 +45,52 @@ class BackboneConfig(Section):
         return model_folder(self.model, key="base.model", probe="model_index.json")
 
 
-class Encoder(Protocol):
-    """Images and captions to what the denoiser reads. Run once per pair; results are cached."""
+@dataclass(frozen=True)
+class Encoder:
+    """Images and captions to what the denoiser reads. Run once per pair; results are stored."""
+
+    text: TextEncoder
+    autoencoder: Autoencoder
 
     def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
         """Mean and log-variance of the scaled latents, [B, 2, C, h, w]."""
+        return self.autoencoder.image_moments(images)
 
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
+    def surroundings(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> Tensor:
+        """What a family that inpaints reads beside the noisy latents, [B, K, h, w]."""
+        return cast("InpaintingAutoencoder", self.autoencoder).surroundings(images, masks)
+
+    def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
         """Captions as the denoiser reads them."""
-
-
-class Denoiser(Protocol):
-    """The network that is trained, with its noise process.
-
-    A timestep is a number of the family's own: an index of the training schedule, or a noise level
-    in thousandths. Larger is noisier.
-    """
-
-    module: nn.Module
-    component: str  # the part of the pipeline it is, `unet` or `transformer`
-    device: torch.device
-    dtype: torch.dtype
-    timesteps_T: Tensor  # the training schedule, ascending
-
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """One timestep from the family's training distribution, a scalar on the CPU."""
-
-    def sampling_timesteps(self, steps: int) -> Tensor:
-        """The timesteps of drawing an image in so many steps, descending, [steps]."""
-
-    def solver(self, grid_nB: Tensor) -> Solver:
-        """The method the policy is sampled with, on a grid of timesteps, a column a sample."""
-
-    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Noise clean latents to the given timesteps."""
-
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        """What the network should predict there."""
-
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
-        """What it predicts, with the active adapter."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """The classes of one model family."""
-
-    encoder: type[Any]
-    denoiser: type[Any]
-    pipeline: str  # name of the diffusers pipeline's class
-    parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
-    options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
-
-
-def family(name: FamilyName) -> Family:
-    """A family by its name."""
-    found: Family = import_module(MODULES[name]).FAMILY
-    return found
+        return self.text.text_embeddings(prompts)
 
 
 def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
-    """Load the VAE and the text encoders."""
-    return family(config.family).encoder(
-        config.folder(), variant=config.variant, device=device, dtype=torch_dtype(config.dtype)
-    )
+    """Load the autoencoder and the text encoders."""
+    text: TextEncoder = _loaded(family(config.family).text_encoder, config, device)
+    return Encoder(text, load_autoencoder(config, device=device))
+
+
+def load_autoencoder(config: BackboneConfig, *, device: torch.device) -> Autoencoder:
+    """Load the autoencoder alone, as to decode latents with a gradient."""
+    autoencoder: Autoencoder = _loaded(family(config.family).autoencoder, config, device)
+    return autoencoder
 
 
 def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
     """Load the network that is trained."""
-    denoiser: Denoiser = family(config.family).denoiser(
-        config.folder(), variant=config.variant, device=device, dtype=torch_dtype(config.dtype)
-    )
+    denoiser: Denoiser = _loaded(family(config.family).denoiser, config, device)
     if config.network:
         from raypref.diffusion import network
 
         network.replace(denoiser.module, config.network, component=denoiser.component)
     return denoiser
+
+
+def _loaded(kind: type[Any], config: BackboneConfig, device: torch.device) -> Any:
+    """One of a family's three classes, with the base's weights."""
+    dtype = torch_dtype(config.dtype)
+    return kind(config.folder(), variant=config.variant, device=device, dtype=dtype)
 
 
 def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
@@ -139,7 +107,7 @@ def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
     if config.network:
         from raypref.diffusion import network
 
-        component = own.denoiser.component
-        network.replace(pipeline.components[component], config.network, component=component)
+        trained = pipeline.components[own.component]
+        network.replace(trained, config.network, component=own.component)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypref.config import InputError
 from raypref.hub import model_folder, read_json
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "base.network"
-# Names of diffusers' classes, by the pipeline's name for the network.
-CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel"}
 
 
 def locate(ref: str, *, component: str) -> tuple[str, str]:
@@ -31,30 +29,25 @@ def locate(ref: str, *, component: str) -> tuple[str, str]:
     return model_folder(ref, key=KEY, probe=f"{component}/config.json"), component
 
 
-def skeleton(folder: str, subfolder: str, *, component: str, key: str) -> nn.Module:
+def skeleton(folder: str, subfolder: str, *, kind: str, key: str) -> nn.Module:
     """The network without weights (on the meta device), from its configuration alone.
 
     Args:
         folder: a model folder or hub id.
         subfolder: of the network in it; empty where the folder is the network's.
-        component: `unet` or `transformer`.
+        kind: its class in diffusers.
         key: the configuration key it came from, for the error.
 
     Raises:
         InputError: it has no readable configuration.
     """
+    import diffusers
     import torch
 
     config = read_json(folder, f"{subfolder}/config.json".lstrip("/"), key=key)
     with torch.device("meta"):
-        network: nn.Module = _class(component).from_config(config)
+        network: nn.Module = getattr(diffusers, kind).from_config(config)
     return network
-
-
-def _class(component: str) -> Any:
-    import diffusers
-
-    return getattr(diffusers, CLASSES[component])
 
 
 def replace(module: nn.Module, ref: str, *, component: str) -> None:
@@ -70,7 +63,7 @@ def replace(module: nn.Module, ref: str, *, component: str) -> None:
     """
     folder, subfolder = locate(ref, component=component)
     dtype = next(module.parameters()).dtype
-    other = _class(component).from_pretrained(folder, subfolder=subfolder or None, dtype=dtype)
+    other = type(module).from_pretrained(folder, subfolder=subfolder or None, dtype=dtype)  # type: ignore[attr-defined]
     check_same(other, module, ref=ref)
     module.load_state_dict(other.state_dict())
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raypref.config import InputError
 from raypref.diffusion import lora_files, network
-from raypref.diffusion.backbone import BackboneConfig, family
-from raypref.diffusion.lora_config import ATTENTION, LoraConfig
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.families.registry import family
+from raypref.diffusion.lora_config import LoraConfig
 from raypref.hub import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEY = "base.model"
 
 
 def component_of(base: BackboneConfig) -> str:
     """The pipeline's name for the network that is trained, `unet` or `transformer`."""
-    return str(family(base.family).denoiser.component)
+    return family(base.family).component
+
+
+def bare_network(base: BackboneConfig) -> nn.Module:
+    """The network that is trained, without weights."""
+    own = family(base.family)
+    return network.skeleton(base.folder(), own.component, kind=own.network, key=KEY)
 
 
 def check_base(base: BackboneConfig) -> None:
-    """See that every part is there and that `base.network` is of the same architecture.
+    """See that every part is there, of this family, and that `base.network` is like it.
 
     Raises:
-        InputError: names the parts that are missing, or the weight that differs.
+        InputError: names the parts that are missing, or the channels or weight that differ.
     """
     folder, component = base.folder(), component_of(base)
     index, parts = read_json(folder, "model_index.json", key=KEY), family(base.family).parts
@@ -34,11 +45,16 @@ def check_base(base: BackboneConfig) -> None:
             f"base.model: '{base.model}' has no {', '.join(absent)}; {base.family} needs a folder "
             f"with {', '.join(parts)} (a network alone goes into base.network)"
         )
+    config = read_json(folder, f"{component}/config.json", key=KEY)
+    if config.get("in_channels") != family(base.family).channels:
+        raise InputError(
+            f"base.model: the {component} of '{base.model}' reads {config.get('in_channels')} "
+            f"channels, that of {base.family} {family(base.family).channels}"
+        )
     if base.network:
         where = network.locate(base.network, component=component)
-        other = network.skeleton(*where, component=component, key=network.KEY)
-        own = network.skeleton(folder, component, component=component, key=KEY)
-        network.check_same(other, own, ref=base.network)
+        other = network.skeleton(*where, kind=family(base.family).network, key=network.KEY)
+        network.check_same(other, bare_network(base), ref=base.network)
 
 
 def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
@@ -55,8 +71,7 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
     folder = base.folder()
     autoencoder = read_json(folder, "vae/config.json", key=KEY)
     own = read_json(folder, f"{component_of(base)}/config.json", key=KEY)
-    blocks, patch = autoencoder["block_out_channels"], own.get("patch_size", 1)
-    unit = 2 ** (len(blocks) - 1) * patch
+    unit = family(base.family).side_unit(autoencoder, own)
     if side % unit:
         raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
 
@@ -71,13 +86,11 @@ def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
         raise InputError(
             "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
         )
-    if {*config.targets} <= {*ATTENTION}:
-        return  # every network of the families has these; to build one would take seconds
+    if {*config.targets} <= {*family(base.family).targets}:
+        return  # to build the network would take seconds
     from torch import nn
 
-    component = component_of(base)
-    bare = network.skeleton(base.folder(), component, component=component, key=KEY)
-    layers = dict(bare.named_modules())
+    component, layers = component_of(base), dict(bare_network(base).named_modules())
     for target in config.targets:
         named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
         if not named or not all(isinstance(layer, nn.Linear) for layer in named):
@@ -97,7 +110,7 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
 
     component = component_of(base)
     found = lora_files.read(ref, key=key, component=component)
-    bare = network.skeleton(base.folder(), component, component=component, key=KEY)
+    bare = bare_network(base)
     lora.attach(bare, config, names=("start",), seed=0)
     if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):
         raise InputError(f"{key}: the LoRA in {found.path} {misfit}")

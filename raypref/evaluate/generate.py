@@ -14,6 +14,7 @@ from pydantic import field_validator
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device
 from raypref.diffusion.backbone import BackboneConfig, load_pipeline
+from raypref.diffusion.families.registry import family
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.prompts import read_prompts
 from raypref.images import encode_png
@@ -179,16 +180,14 @@ class Generate:
         """Fill the column."""
         import torch
 
+        config, arguments = self.config, family(self.base.family).arguments
         for model, group in groupby(rows, key=lambda row: row["model"]):
             self._activate(model)
             batch = list(group)
             full = padded(batch, self.resources.batch)
             images = self.pipeline(
-                prompt=[row["prompt"] for row in full],
-                height=self.config.size,
-                width=self.config.size,
-                num_inference_steps=self.config.steps,
-                guidance_scale=self.config.guidance,
+                **arguments([row["prompt"] for row in full], config.guidance, config.size),
+                num_inference_steps=config.steps,
                 generator=[torch.Generator().manual_seed(row["noise"]) for row in full],
             ).images
             for row, image in zip(batch, images, strict=False):  # copies are left over

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from raypref.diffusion import network
-from raypref.diffusion.backbone import BackboneConfig, family
+from raypref.diffusion.backbone import BackboneConfig
+from raypref.diffusion.families.registry import family
 from raypref.report.collect import FILTERS
 
 METHOD = """\
@@ -111,12 +111,12 @@ def _public(ref: str) -> str:
 
 
 def _loading(base: BackboneConfig, model: str, replaced: str) -> list[str]:
-    kind = family(base.family).pipeline
-    component = family(base.family).denoiser.component
+    own = family(base.family)
+    kind, component = own.pipeline, own.component
     names, more = [kind], ""
     if replaced:
-        names.append(network.CLASSES[component])
-        more = f', {component}={names[1]}.from_pretrained("{replaced}", subfolder="{component}")'
+        names.append(own.network)
+        more = f', {component}={own.network}.from_pretrained("{replaced}", subfolder="{component}")'
     return [
         f"from diffusers import {', '.join(names)}",
         "",

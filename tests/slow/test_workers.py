@@ -24,7 +24,7 @@ from raypref.align.train import train_on_workers
 from raypref.align.watch import StepMetrics
 from raypref.config import InputError, Resources
 from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.families.conditioning import to_row
 from raypref.kept import release
 from raypref.ledger import Ledger
 
@@ -53,15 +53,6 @@ def ours() -> Iterator[str]:
         ray.shutdown()
 
 
-def columns(prompt: Prompts) -> dict[str, Any]:
-    """A caption as the cache keeps it."""
-    return {
-        "embedding": prompt.sequence_BLD.float().numpy().tobytes(),
-        "embedding_shape": list(prompt.sequence_BLD.shape),
-        "pooled": prompt.pooled_BP.float().numpy().tobytes(),
-    }
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """A few encoded pairs where a worker finds them."""
@@ -71,11 +62,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
             "id": f"{number:03d}",
             "moments": moments.float().numpy().tobytes(),
             "moments_shape": list(moments.shape),
-            **columns(data.embeddings[number]),
+            **to_row(data.embeddings[number]),
         }
         for number, moments in enumerate(data.moments)
     ]
-    rows.append({"id": UNCONDITIONAL, **columns(data.unconditional)})
+    rows.append({"id": UNCONDITIONAL, **to_row(data.unconditional)})
     ledger = Ledger(str(tmp_path_factory.mktemp("cache")), {"made": "by a test"})
     ledger.begin()
     ledger.write_part(pa.Table.from_pylist(rows))
@@ -93,7 +84,7 @@ def straight(
         folder = tmp_path_factory.mktemp(name)
         network = load_denoiser(BASE, device=torch.device("cpu"))
         history = loop.train(
-            *(network, read_pairs(cache), stage, LORA),
+            *(network, read_pairs(cache, BASE), stage, LORA),
             name="stage",
             draws="stage",
             seed=0,

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raypref.config import InputError
-from raypref.diffusion import latents
-from raypref.diffusion.backbone import Family
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.autoencoder import KLAutoencoder
+from raypref.diffusion.families.base import Family, Shape
+from raypref.diffusion.families.conditioning import Conditioning
+from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.samplers import DPMSolverPP2M
 
 
-class SD15Encoder:
-    """The frozen parts that turn images and captions into what the UNet reads.
+@dataclass(frozen=True)
+class SD15Conditioning(Conditioning):
+    """Hidden states of the caption's 77 tokens."""
+
+    sequence_BLD: Tensor
+
+
+class SD15TextEncoder:
+    """CLIP's text encoder.
 
     Args:
         model: folder or hub id in diffusers layout.
@@ -28,13 +36,8 @@ class SD15Encoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.vae = AutoencoderKL.from_pretrained(
-            model, subfolder="vae", variant=variant or None, dtype=dtype
-        )
-        self.vae.to(device).eval().requires_grad_(False)
         self.text_encoder = CLIPTextModel.from_pretrained(
             model, subfolder="text_encoder", variant=variant or None, dtype=dtype
         )
@@ -42,15 +45,10 @@ class SD15Encoder:
         self.text_encoder.eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
         self.device = device
-        self.dtype = dtype
-
-    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean and log-variance of the scaled latents, [B, 2, 4, H/8, W/8]; see `latents`."""
-        return latents.moments(self.vae, images)
 
     @torch.no_grad()
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
-        """Last hidden states of the captions, cut or padded to 77 tokens; nothing pooled."""
+    def text_embeddings(self, prompts: Sequence[str]) -> SD15Conditioning:
+        """Last hidden states of the captions, cut or padded to 77 tokens."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -58,8 +56,7 @@ class SD15Encoder:
             truncation=True,
             return_tensors="pt",
         )
-        sequence_BLD = self.text_encoder(tokens.input_ids.to(self.device))[0]
-        return Prompts(sequence_BLD, sequence_BLD.new_empty(len(prompts), 0))
+        return SD15Conditioning(self.text_encoder(tokens.input_ids.to(self.device))[0])
 
 
 class SD15Denoiser:
@@ -91,15 +88,19 @@ class SD15Denoiser:
             )
         self.device = device
         self.dtype = dtype
-        self.timesteps_T = torch.arange(len(self.schedule.alphas_cumprod))
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """0 .. T-1, whatever the size."""
+        del shape
+        return torch.arange(len(self.schedule.alphas_cumprod))
+
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Uniform on 0 .. T-1."""
-        return torch.randint(len(self.timesteps_T), (), generator=generator)
+        return torch.randint(len(self.training_timesteps(shape)), (), generator=generator)
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
-        count = len(self.timesteps_T)
+        count = len(self.training_timesteps(shape))
         return count - 1 - torch.arange(steps) * (count // steps)
 
     def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:
@@ -115,18 +116,25 @@ class SD15Denoiser:
         del latents_BCHW
         return noise_BCHW
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+    def predict(
+        self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD15Conditioning
+    ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W]."""
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return self.module(x_BCHW, timesteps_B, prompts.sequence_BLD).sample
+            return self.module(x_BCHW, timesteps_B, conditioning.sequence_BLD).sample
 
 
 FAMILY = Family(
-    SD15Encoder,
+    SD15TextEncoder,
+    KLAutoencoder,
     SD15Denoiser,
-    "StableDiffusionPipeline",
+    SD15Conditioning,
+    pipeline="StableDiffusionPipeline",
+    network="UNet2DConditionModel",
+    channels=4,
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+    targets=ATTENTION,
     # The checker would replace images it dislikes by black ones and so distort every score.
     options={"safety_checker": None, "requires_safety_checker": False},
 )

@@ -7,15 +7,16 @@ Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raypref.config import InputError
-from raypref.diffusion import latents
-from raypref.diffusion.backbone import Family
-from raypref.diffusion.prompts import Prompts
+from raypref.diffusion.autoencoder import KLAutoencoder
+from raypref.diffusion.families.base import Family, Shape
+from raypref.diffusion.families.conditioning import Conditioning
+from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.samplers import FlowEuler
 
 # The pipeline's default, so that training reads what generation reads. The released code trains on
@@ -23,13 +24,21 @@ from raypref.diffusion.samplers import FlowEuler
 T5_TOKENS = 256
 
 
-class SD3Encoder:
-    """The frozen parts that turn images and captions into what the transformer reads.
+@dataclass(frozen=True)
+class SD3Conditioning(Conditioning):
+    """Hidden states of 77 CLIP tokens and 256 of T5; what both CLIP encoders pool."""
+
+    sequence_BLD: Tensor
+    pooled_BP: Tensor
+
+
+class SD3TextEncoder:
+    """The pipeline's three text encoders.
 
     Args:
         model: folder or hub id in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
+        device: where they run.
         dtype: of weights and results.
     """
 
@@ -39,16 +48,12 @@ class SD3Encoder:
         from diffusers import StableDiffusion3Pipeline
 
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(
-            model, transformer=None, variant=variant or None, dtype=dtype
+            model, transformer=None, vae=None, variant=variant or None, dtype=dtype
         ).to(device)
 
-    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean and log-variance of the scaled latents, [B, 2, 16, H/8, W/8]; see `latents`."""
-        return latents.moments(self.pipeline.vae, images)
-
     @torch.no_grad()
-    def text_embeddings(self, prompts: Sequence[str]) -> Prompts:
-        """What the pipeline makes of captions: 77 CLIP tokens, then 256 of T5; CLIP's pooled."""
+    def text_embeddings(self, prompts: Sequence[str]) -> SD3Conditioning:
+        """What the pipeline makes of captions."""
         sequence_BLD, _, pooled_BP, _ = self.pipeline.encode_prompt(
             list(prompts),
             None,
@@ -56,7 +61,7 @@ class SD3Encoder:
             do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
         )
-        return Prompts(sequence_BLD, pooled_BP)
+        return SD3Conditioning(sequence_BLD, pooled_BP)
 
 
 class SD3Denoiser:
@@ -91,24 +96,31 @@ class SD3Denoiser:
         self.device = device
         self.dtype = dtype
         # Of the scheduler as loaded: `set_timesteps` shifts the shifted levels once more.
-        self.timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+        self._timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """The scheduler's, with one shift for every size."""
+        del shape
+        return self._timesteps_T
 
     @property
     def _scale(self) -> int:
         return self.schedule.config.num_train_timesteps
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
 
         The index counts the schedule from pure noise down. Its levels are shifted already, so that
         the mean sigma is 0.72 with a shift of 3.
         """
-        count = len(self.timesteps_T)
+        timesteps_T = self.training_timesteps(shape)
+        count = len(timesteps_T)
         index = int(torch.randn((), generator=generator).sigmoid() * count)
-        return self.timesteps_T[count - 1 - min(index, count - 1)]
+        return timesteps_T[count - 1 - min(index, count - 1)]
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
+        del shape
         scheduler = self.schedule.from_config(self.schedule.config)
         scheduler.set_timesteps(steps)
         return scheduler.sigmas[:-1].double() * self._scale
@@ -126,27 +138,36 @@ class SD3Denoiser:
         """What the network should predict for a noised latent: the velocity, noise - x0."""
         return noise_BCHW - latents_BCHW
 
-    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, prompts: Prompts) -> Tensor:
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD3Conditioning) -> Tensor:
         """The network's prediction with the active adapter, [B, 16, H, W]."""
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             return self.module(
                 x_BCHW,
-                encoder_hidden_states=prompts.sequence_BLD,
-                pooled_projections=prompts.pooled_BP,
+                encoder_hidden_states=conditioning.sequence_BLD,
+                pooled_projections=conditioning.pooled_BP,
                 timestep=timesteps_B,
             ).sample
 
 
 FAMILY = Family(
-    SD3Encoder,
+    SD3TextEncoder,
+    KLAutoencoder,
     SD3Denoiser,
-    "StableDiffusion3Pipeline",
+    SD3Conditioning,
+    pipeline="StableDiffusion3Pipeline",
+    network="SD3Transformer2DModel",
+    channels=16,
     parts=(
         "vae",
         *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
         "transformer",
         "scheduler",
+    ),
+    # Those of the image's stream and of the text's.
+    targets=(
+        *(f"attn.{name}" for name in ATTENTION),
+        *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
     ),
     options={},
 )

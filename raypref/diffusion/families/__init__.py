@@ -1,0 +1,1 @@
+"""The model families there are: one file each."""
