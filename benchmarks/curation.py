@@ -37,7 +37,7 @@ SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 
 def stages(config: RunConfig) -> list[Stage]:
     return [
-        Crop(config.source, config.images, kept=True),
+        Crop(config.source, config.images),
         Saliency(config.saliency),
         Inpaint(config.perturb, seed=config.seed),
         Score(config.pickscore, columns=SCORES, prompt="caption"),

@@ -3,7 +3,8 @@
 A row is a plain dict. `id` says where it came from (uri, member, index): unique, it drives resume.
 `key` is the sha256 of image bytes and caption: it drives seeds and duplicates, so a result does not
 depend on the order or the place in which an image was found. A row with `reject_reason` set passes
-the remaining transforms untouched.
+the remaining transforms untouched. An image is PNG bytes in a ledger and decoded between transforms
+(`images.as_image` takes both): the worker encodes what it writes.
 """
 
 from __future__ import annotations
@@ -145,6 +146,11 @@ def padded(items: list[T], size: int) -> list[T]:
     came with it, to the bit, and compiled models are compiled once.
     """
     return items + items[-1:] * (size - len(items))
+
+
+def without_copies(rows: list[Row]) -> list[Row]:
+    """A batch as it was before it was `padded`, for a model that sees one row at a time."""
+    return list({id(row): row for row in rows}.values())
 
 
 def reject(row: Row, stage: str, reason: str, message: str) -> None:

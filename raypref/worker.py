@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raypref.batches import Device, Done, Hold, in_batches
 from raypref.config import Resources
+from raypref.images import as_png
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.room import no_room
 from raypref.rows import REJECT, ModelTransform, Row, Transform, is_rejected
@@ -140,7 +141,7 @@ class Worker:
         except _NotWanted:
             return _answer()
         for (branch, schema), own in zip(lacking, copies, strict=True):
-            finished = pa.Table.from_pylist(own, schema=schema)
+            finished = pa.Table.from_pylist(_as_stored(own, schema.names), schema=schema)
             name = branch.ledger.write_part(finished, name)
         return _answer(
             part=name,
@@ -221,6 +222,11 @@ def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
 def _copies(rows: list[Row], count: int) -> list[list[Row]]:
     """The rows of each branch; the images in them are shared."""
     return [rows] if count == 1 else [[dict(row) for row in rows] for _ in range(count)]
+
+
+def _as_stored(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The columns that a ledger keeps, images as PNG: encoded here and nowhere before."""
+    return [{name: as_png(row.get(name)) for name in names} for row in rows]
 
 
 def _answer(**told: Any) -> pa.Table:

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from raypref import images
 from raypref.config import Resources
-from raypref.images import encode_png
+from raypref.images import as_image, encode_png
 from raypref.ledger import Ledger
 from raypref.rewards import base
 from raypref.rewards.base import Decode
@@ -78,6 +80,60 @@ def test_an_image_is_decoded_once_for_all_branches(tmp_path: Path, monkeypatch) 
     )
     through(tmp_path, 1, 0, 1)
     assert len(decoded) == IMAGES.num_rows
+
+
+class Mirror:
+    """A model that hands on the mirror image, decoded."""
+
+    name = "mirror"
+    reads: tuple[str, ...] = ("image",)
+    writes = pa.schema([("mirrored", pa.binary())])
+    resources = Resources(batch=2)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def prepare(self, rows: list[Row]) -> list[Image.Image]:
+        return [as_image(row[self.reads[0]]) for row in rows]
+
+    def compute(self, batch: list[Image.Image]) -> list[Image.Image]:
+        return [ImageOps.mirror(image) for image in batch]
+
+    def finish(self, rows: list[Row], out: list[Image.Image]) -> None:
+        for row, image in zip(rows, out, strict=False):
+            row[self.writes.names[0]] = image
+
+
+class Back(Mirror):
+    """Mirrors it once more."""
+
+    reads: tuple[str, ...] = ("mirrored",)
+    writes = pa.schema([("back", pa.binary())])
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0], ids=["alone", "helped"])
+def test_an_image_becomes_png_where_it_is_written_and_nowhere_before(
+    gpus: float, tmp_path: Path, monkeypatch
+) -> None:
+    encoded = []
+    monkeypatch.setattr(
+        images, "encode_png", lambda image, was=encode_png: encoded.append(image) or was(image)
+    )
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(p) for p in rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)]
+    rows = {"id": [f"{n}" for n in range(5)], "image": list(map(encode_png, pictures))}
+    table, ledger = pa.table(rows), Ledger(str(tmp_path), {})
+    worker = Worker(
+        lambda block: (block, None),
+        [Mirror()],
+        [Branch([Back()], ledger, ["back"])],
+        table.schema,
+        Resources(num_gpus=gpus),
+    )
+    answer = worker(table).to_pylist()[0]
+    assert answer["rows"] == 5 and answer["busy"] > 0
+    assert ledger.table()["back"].to_pylist() == rows["image"], "the same bytes"
+    assert len(encoded) == 5, "what is not kept is never encoded"
 
 
 def test_stages_of_equal_settings_share_a_model() -> None:

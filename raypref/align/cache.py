@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from raypref.config import Resources, Section
 from raypref.device import pick_device
@@ -21,7 +21,7 @@ from raypref.diffusion.backbone import BackboneConfig, load_encoder
 from raypref.diffusion.prompts import Prompts, stack
 from raypref.images import open_png
 from raypref.ledger import Ledger
-from raypref.rows import IMAGE, Row, padded
+from raypref.rows import IMAGE, Row
 from raypref.streaming import Selection
 
 if TYPE_CHECKING:
@@ -37,8 +37,16 @@ class CacheConfig(Section):
     resources: Resources = Resources(batch=4)
 
 
+class Encoded(NamedTuple):
+    """What encoder and autoencoder made of a batch, float32."""
+
+    moments: np.ndarray | None  # [B, 2 (chosen, rejected), FLIPS, 2, C, h, w]
+    sequence_BLD: np.ndarray
+    pooled_BP: np.ndarray
+
+
 class Encode:
-    """Stage: images to latent moments, caption to its embedding."""
+    """Transform: images to latent moments, caption to its embedding."""
 
     name = "encode"
     reads: tuple[str, ...] = ("prompt", "chosen", "rejected")
@@ -60,25 +68,49 @@ class Encode:
         """Load VAE and text encoders."""
         self.encoder = load_encoder(self.base, device=pick_device(self.resources.num_gpus))
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the columns; a row without images (the empty caption) gets an embedding only."""
-        full = padded(rows, self.resources.batch)
-        embeddings = self.encoder.text_embeddings([row["prompt"] for row in full])
-        for i, row in enumerate(rows):
-            row["embedding"], row["embedding_shape"] = _pack(embeddings.sequence_BLD[i])
-            row["pooled"], _ = _pack(embeddings.pooled_BP[i])
+    def prepare(self, rows: list[Row]) -> tuple[list[str], list[Image.Image]]:
+        """The prompts, and of each row four images: chosen, rejected, as taken and mirrored.
+
+        A row without images (the empty caption) shows those of another one: the batch has one
+        shape. Without any there is no image.
+        """
         pairs = [row for row in rows if row["chosen"] is not None]
-        images = [
-            image
-            for row in padded(pairs, self.resources.batch)
-            for png in (row["chosen"]["bytes"], row["rejected"]["bytes"])
-            for image in (open_png(png), ImageOps.mirror(open_png(png)))
-        ]
+        images = (
+            [
+                image
+                for row in rows
+                for shown in (row if row["chosen"] is not None else pairs[0],)
+                for value in (shown["chosen"], shown["rejected"])
+                for image in _both_ways(open_png(value["bytes"]))
+            ]
+            if pairs
+            else []
+        )
+        return [row["prompt"] for row in rows], images
+
+    def compute(self, batch: tuple[list[str], list[Image.Image]]) -> Encoded:
+        """Moments and embeddings."""
+        prompts, images = batch
+        embeddings = self.encoder.text_embeddings(prompts)
+        moments = None
         if images:
-            moments = self.encoder.image_moments(images)
-            per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
-            for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
-                row["moments"], row["moments_shape"] = _pack(values)
+            moments_NRCHW = self.encoder.image_moments(images)
+            shape = (len(prompts), 2, FLIPS, *moments_NRCHW.shape[1:])
+            moments = _array(moments_NRCHW.reshape(shape))
+        return Encoded(moments, _array(embeddings.sequence_BLD), _array(embeddings.pooled_BP))
+
+    def finish(self, rows: list[Row], out: Encoded) -> None:
+        """Fill the columns; a row without images gets an embedding only."""
+        for i, row in enumerate(rows):
+            row["embedding"], row["embedding_shape"] = _pack(out.sequence_BLD[i])
+            row["pooled"], _ = _pack(out.pooled_BP[i])
+            if row["chosen"] is not None:
+                assert out.moments is not None
+                row["moments"], row["moments_shape"] = _pack(out.moments[i])
+
+
+def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    return image, ImageOps.mirror(image)
 
 
 @dataclass(frozen=True)
@@ -152,8 +184,12 @@ def read_pairs(ledger: Ledger) -> PairData:
     return PairData(pairs["moments"], Prompts(pairs["text"], pairs["pooled"]), unconditional)
 
 
-def _pack(values: Tensor) -> tuple[bytes, list[int]]:
-    return values.float().cpu().numpy().tobytes(), list(values.shape)
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()
+
+
+def _pack(values: np.ndarray) -> tuple[bytes, list[int]]:
+    return values.tobytes(), list(values.shape)
 
 
 def _unpack(data: bytes, shape: Sequence[int]) -> Tensor:
