@@ -89,14 +89,9 @@ def in_batches(
     """
     usual = size = transform.resources.batch
     if not isinstance(transform, ModelTransform):
-        alone = device if transform.resources.workers else nullcontext  # a model in one call
-        busy = 0.0
         for start in range(0, len(rows), size):
-            with alone():
-                began = time.monotonic()
-                transform(rows[start : start + size])
-                busy += time.monotonic() - began
-        return Done(busy if transform.resources.workers else 0.0, "")
+            transform(rows[start : start + size])
+        return Done(0.0, "")
     busy, left = 0.0, rows
     finishing: list[Future[None]] = []
     while left:
