@@ -24,6 +24,7 @@ lint: setup  ## style and types
 
 bench: setup  ## ratios against plain loops
 	$(RUN) benchmarks/passes.py
+	$(RUN) benchmarks/streaming_overlap.py
 	$(RUN) benchmarks/simulation.py
 	$(RUN) benchmarks/curation.py
 	$(RUN) benchmarks/training.py

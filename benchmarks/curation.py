@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raypref.batches import in_batches
 from raypref.cluster import start_ray
 from raypref.config import load
 from raypref.curate.perturb import Inpaint
@@ -37,7 +38,7 @@ SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 
 def stages(config: RunConfig) -> list[Stage]:
     return [
-        Crop(config.source, config.images, kept=True),
+        Crop(config.source, config.images),
         Saliency(config.saliency),
         Inpaint(config.perturb, seed=config.seed),
         Score(config.pickscore, columns=SCORES, prompt="caption"),
@@ -60,7 +61,7 @@ def plain(config: RunConfig, photos: pa.Table) -> float:
     began = time.perf_counter()
     for row in photos.to_pylist():
         for stage in loop:
-            stage([row])
+            in_batches(stage, [row])
     return photos.num_rows / (time.perf_counter() - began)
 
 

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from raypref.batches import in_batches
 from raypref.config import load
 from raypref.evaluate.generate import BASE, Generate, rows_to_generate
-from raypref.images import open_png
+from raypref.images import as_png, open_png
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
 from raypref.rows import Row, Stage
@@ -27,12 +28,11 @@ from raypref.rows import Row, Stage
 IMAGES = 16
 
 
-def through(stage: Stage, rows: Sequence[Row], batch: int) -> list[Row]:
-    """The rows, taken so many at a time."""
+def through(stage: Stage, rows: Sequence[Row]) -> list[Row]:
+    """The rows, in batches; images as PNG."""
     copies = [dict(row) for row in rows]
-    for start in range(0, len(copies), batch):
-        stage(copies[start : start + batch])
-    return copies
+    in_batches(stage, copies)
+    return [{name: as_png(value) for name, value in row.items()} for row in copies]
 
 
 def timed(work: Callable[[], list[Row]]) -> tuple[float, list[Row]]:
@@ -97,16 +97,16 @@ def main() -> None:
     texts = [prompt.text for prompt in config.evaluate.read()]
     rows = rows_to_generate(texts, config.evaluate, [BASE]).to_pylist()[:IMAGES]
     assert len(rows) == IMAGES, f"the benchmark needs {IMAGES} images"
-    through(generate, rows[:2], 2)  # warm up
+    through(generate, rows[:2])  # warm up
     made, scored = [], []
     for _ in range(rounds):
-        own, images = timed(lambda: through(generate, rows, batch))
+        own, images = timed(lambda: through(generate, rows))
         theirs, loop = timed(lambda: plain_generation(generate, rows))
         made.append((own, theirs))
         for a, b in zip(images, loop, strict=True):
             off = np.abs(np.asarray(open_png(a["image"])).astype(int) - b["pixels"])
             assert off.mean() < 1, "not the same images"
-        own, batched = timed(lambda: through(score, images, batch))  # noqa: B023  # called at once
+        own, batched = timed(lambda: through(score, images))  # noqa: B023  # called at once
         theirs, one = timed(lambda: plain_scoring(score, images))  # noqa: B023
         scored.append((own, theirs))
         gaps = [abs(a["pickscore"] - b["pickscore"]) for a, b in zip(batched, one, strict=True)]

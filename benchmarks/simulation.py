@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray
-from sleeping import Sleep
+from sleeping import SleepingInpainter, SleepingReader
 
 from raypref.cluster import start_ray
 from raypref.config import Resources, load
@@ -40,11 +40,10 @@ class Simulated(Curation):
 
     def twin_stages(self) -> list[Stage]:
         """Reading, then the device."""
-        reading = Resources(workers=0, batch=8)
         device = Resources(workers=self.workers, num_gpus=1, batch=8)
         return [
-            Sleep("read", READING * self.seconds, self.log, reading),
-            Sleep("paint", self.seconds, self.log, device),
+            SleepingReader(READING * self.seconds),
+            SleepingInpainter(0, self.seconds, self.log, device),
         ]
 
 

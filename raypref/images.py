@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -156,15 +156,10 @@ def center_square(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def encode_png(image: Image.Image, *, level: int = 1) -> bytes:
-    """Lossless PNG bytes of an RGB or L image.
-
-    Args:
-        image: what to encode.
-        level: 0 does not compress, for bytes that are not kept; 1 does a little; 9 takes longest.
-    """
+def encode_png(image: Image.Image) -> bytes:
+    """Lossless PNG bytes of an RGB or L image; the least compression, as it is quick."""
     buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=level)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -176,8 +171,18 @@ def open_png(data: bytes) -> Image.Image:
 
 
 def as_image(value: bytes | Image.Image) -> Image.Image:
-    """The image of a row's column: PNG bytes of ours, or decoded by an earlier stage."""
+    """The image of a row's column: PNG bytes of ours, or decoded as transforms hand it on."""
     return value if isinstance(value, Image.Image) else open_png(value)
+
+
+def as_png(value: Any) -> Any:
+    """What a ledger holds of a column's value: PNG bytes of a decoded image, else the value."""
+    return encode_png(value) if isinstance(value, Image.Image) else value
+
+
+def of_unit(pixels_HWC: np.ndarray) -> Image.Image:
+    """The image of pixels 0..1, rounded as diffusers' pipelines do."""
+    return Image.fromarray((pixels_HWC * 255).round().astype(np.uint8))
 
 
 def _open(data: bytes) -> Image.Image:

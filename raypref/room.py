@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 
-from raypref.rows import Row, Stage, is_rejected
-
 MAKE_ROOM = "make room on that disk, then give the same command again"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,51 +35,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or no_memory in str(error)
 
 
-def in_batches(stage: Stage, rows: list[Row]) -> str:
-    """Send rows through a stage, `resources.batch` at a time.
-
-    When the stage runs out of memory, the rows not done are done with half the batch, once. Models
-    pad to the batch they know, so the stage has other `resources` for that time. Another batch
-    changes the order of a model's sums: those rows' results then move by rounding only.
+def too_much(name: str, usual: int, size: int) -> NoRoomError:
+    """A transform ran out of memory for good.
 
     Args:
-        stage: set up.
-        rows: live ones; filled in place.
-
-    Returns:
-        A line to tell people; empty when memory sufficed.
-
-    Raises:
-        NoRoomError: half the batch was too much as well, or the batch is 1.
+        name: of the transform.
+        usual: its `resources.batch`.
+        size: the batch it was last tried with.
     """
-    usual = stage.resources
-    try:
-        while rows:
-            size = stage.resources.batch
-            try:
-                stage(rows[:size])
-                rows = rows[size:]
-                continue
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                if size == 1 or size < usual.batch:
-                    raise NoRoomError(_advice(stage.name, usual.batch, size)) from error
-            # Only here is the exception gone, and with it the tensors that its frames held.
-            stage.resources = usual.model_copy(update={"batch": size // 2})
-            rows = [row for row in rows if not is_rejected(row)]  # by the attempt
-        if stage.resources is usual:
-            return ""
-        batch = stage.resources.batch
-        return f"{stage.name} ran out of memory with resources.batch={usual.batch}; used {batch}\n"
-    finally:
-        stage.resources = usual
-
-
-def _advice(name: str, usual: int, size: int) -> str:
     tried = f"resources.batch={usual}" + (f", and again with {size}" if size < usual else "")
     if size > 1:
         fix = f"set resources.batch of this stage's section to {size // 2} (clusters/README.md)"
     else:
         fix = "one row is too much: it needs a device with more memory, or fewer models beside it"
-    return f"stage {name}: memory ran out with {tried}; {fix}"
+    return NoRoomError(f"stage {name}: memory ran out with {tried}; {fix}")

@@ -1,15 +1,16 @@
-"""The row: one image on its way through the stages, and its identity.
+"""The row: one image on its way through the transforms, and its identity.
 
 A row is a plain dict. `id` says where it came from (uri, member, index): unique, it drives resume.
 `key` is the sha256 of image bytes and caption: it drives seeds and duplicates, so a result does not
-depend on the order or the place in which an image was found. Images stay encoded bytes between
-stages. A row with `reject_reason` set passes the remaining stages untouched.
+depend on the order or the place in which an image was found. A row with `reject_reason` set passes
+the remaining transforms untouched. An image is PNG bytes in a ledger and decoded between transforms
+(`images.as_image` takes both): the worker encodes what it writes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -19,19 +20,19 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-class Stage(Protocol):
-    """One thing done to rows. Knows nothing of Ray; `streaming.py` maps it onto Ray Data.
+class RowTransform(Protocol):
+    """One thing done to rows by the CPU. Knows nothing of Ray; `streaming.py` maps it onto Ray.
 
-    Cheap to construct and to pickle (settings only); `setup` loads models in the worker.
+    Cheap to construct and to pickle (settings only); `setup` loads what it needs in the worker.
     """
 
     name: str  # the word that stands in progress lines and in the rejects table
     reads: tuple[str, ...]  # columns it needs
     writes: pa.Schema  # columns it adds
-    resources: Resources  # to be read at each call: `batch` is less after memory ran out
+    resources: Resources
 
     def setup(self) -> None:
-        """Load what the stage needs, once per worker."""
+        """Load what the transform needs, once per worker."""
 
     def __call__(self, rows: list[Row]) -> None:
         """Add the columns of `writes` to every row in place, or `reject` the row.
@@ -39,6 +40,44 @@ class Stage(Protocol):
         Rejected rows never come in. An exception that is not about the data is a bug and stops
         the job.
         """
+
+
+@runtime_checkable
+class ModelTransform(Protocol):
+    """One thing done to rows by a model, in three phases; the rest is as in `RowTransform`.
+
+    Only `compute` holds the device. Batches are prepared and finished by other threads meanwhile:
+    those two may run at the same time as any of the three.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: pa.Schema
+    resources: Resources
+
+    def setup(self) -> None:
+        """Load the model, once per worker."""
+
+    def prepare(self, rows: list[Row]) -> Any:
+        """What the model reads, from `resources.batch` rows; no row is changed.
+
+        A batch that is not full is padded with copies of its last row (`padded`): it has one shape.
+        """
+
+    def compute(self, batch: Any) -> Any:
+        """What the model makes of it, in the host's memory: the device is done on return."""
+
+    def finish(self, rows: list[Row], out: Any) -> None:
+        """Add the columns of `writes` to every row in place, or `reject` the row.
+
+        Args:
+            rows: those of the batch, without the copies.
+            out: of `compute`; values of the rows come first, in order.
+        """
+
+
+Transform = RowTransform | ModelTransform
+Stage = Transform  # the older word
 
 
 INDEX = pa.schema(
@@ -107,6 +146,11 @@ def padded(items: list[T], size: int) -> list[T]:
     came with it, to the bit, and compiled models are compiled once.
     """
     return items + items[-1:] * (size - len(items))
+
+
+def without_copies(rows: list[Row]) -> list[Row]:
+    """A batch as it was before it was `padded`, for a model that sees one row at a time."""
+    return list({id(row): row for row in rows}.values())
 
 
 def reject(row: Row, stage: str, reason: str, message: str) -> None:

@@ -1,22 +1,31 @@
-"""What one worker does with a block of rows: read, through the stages, into the ledgers. No Ray."""
+"""What one worker does with a block of rows: read, through the stages, into the ledgers. No Ray.
+
+A worker with a GPU has several blocks in hand, each on a thread of its own. Its models compute one
+batch at a time (`batches.py`); reading, preparing, finishing and writing go on meanwhile.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
 
+from raypref.batches import Device, Done, Hold, in_batches
 from raypref.config import Resources
+from raypref.images import as_png
 from raypref.ledger import Ledger, join, read_bytes
-from raypref.room import in_batches, no_room
-from raypref.rows import REJECT, Row, Stage, is_rejected
+from raypref.room import no_room
+from raypref.rows import REJECT, ModelTransform, Row, Transform, is_rejected
 
-_DEVICE = threading.Lock()  # of this process: one block at a time
+_DEVICE = Device()  # of this process
+_SETUP = threading.Lock()
+_blocks = itertools.count()  # of this process, in the order in which they are begun
 STOP = ".stop"  # in a ledger: blocks that are not begun are not wanted any more
 
 # From a block to its rows and the name of the part that they will be; None: their ids name it.
@@ -33,7 +42,7 @@ class Branch:
     A row that one branch rejects goes its way in the others.
     """
 
-    stages: Sequence[Stage]  # in order; each adds columns or rejects rows
+    stages: Sequence[Transform]  # in order; each adds columns or rejects rows
     ledger: Ledger
     keep: Sequence[str]  # columns of the finished rows, besides `id` and the reject columns
 
@@ -56,7 +65,7 @@ class Worker:
     def __init__(
         self,
         read: Reader,
-        stages: Sequence[Stage],
+        stages: Sequence[Transform],
         branches: Sequence[Branch],
         schema: pa.Schema,
         need: Resources,
@@ -73,7 +82,7 @@ class Worker:
         ]
 
     @property
-    def all_stages(self) -> list[Stage]:
+    def all_stages(self) -> list[Transform]:
         """Those of all rows, then those of each branch."""
         return [*self.stages, *(stage for branch in self.branches for stage in branch.stages)]
 
@@ -112,46 +121,62 @@ class Worker:
         ]
 
     def _finish(self, block: pa.Table) -> pa.Table:
-        with nullcontext() if self.ready else _DEVICE:
+        with _SETUP:
             self.set_up()
         if self._stopped():
             return _answer()
+        device = partial(_DEVICE.held, next(_blocks))
         table, name = self.read(block)
         rows: list[Row] = table.to_pylist()
-        before, device, after = _around_models(self.stages)
-        copies: list[list[Row]] = []
         lacking = [
             (branch, schema)
             for branch, schema in zip(self.branches, self.schemas, strict=True)
             if name is None or not branch.ledger.has_part(name)  # else written before a kill
         ]
-        pending = [_around_models(branch.stages) for branch, _ in lacking]
-        notes = _apply(before, rows)
-        with _DEVICE:
-            if self._stopped():  # while it waited
-                return _answer()
-            began = time.monotonic()
-            notes += _apply(device, rows)
-            if any(models for _, models, _ in pending):
-                notes += _apply(after, rows)
-                after = []
-                copies = _copies(rows, len(lacking))
-                for (early, models, _), own in zip(pending, copies, strict=True):
-                    if models:
-                        notes += _apply(early, own) + _apply(models, own)
-            busy = time.monotonic() - began
-        notes += _apply(after, rows)
-        copies = copies or _copies(rows, len(lacking))
-        for (_, _, late), own in zip(pending, copies, strict=True):
-            notes += _apply(late, own)
+        try:
+            done = self._through(self.stages, rows, device)
+            copies = _copies(rows, len(lacking))
+            for (branch, _), own in zip(lacking, copies, strict=True):
+                done += self._through(branch.stages, own, device)
+        except _NotWanted:
+            return _answer()
         for (branch, schema), own in zip(lacking, copies, strict=True):
-            done = pa.Table.from_pylist(own, schema=schema)
-            name = branch.ledger.write_part(done, name)
-        rejected = sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True)))
-        return _answer(part=name, rows=len(rows), rejected=rejected, busy=busy, notes=notes)
+            finished = pa.Table.from_pylist(_as_stored(own, schema.names), schema=schema)
+            name = branch.ledger.write_part(finished, name)
+        return _answer(
+            part=name,
+            rows=len(rows),
+            rejected=sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True))),
+            busy=sum(each.busy for each in done),
+            notes="".join(each.note for each in done),
+        )
+
+    def _through(
+        self, transforms: Sequence[Transform], rows: list[Row], device: Hold
+    ) -> list[Done]:
+        """Fill the rows in place; raises _NotWanted once the driver wants no more blocks."""
+        # Without a GPU the model computes on the cores that would help.
+        helpers = _helpers(max(1, int(self.need.num_cpus))) if self.need.num_gpus else None
+        done = []
+        for transform in transforms:
+            if isinstance(transform, ModelTransform) and self._stopped():
+                raise _NotWanted
+            live = [row for row in rows if not is_rejected(row)]
+            done.append(in_batches(transform, live, device=device, helpers=helpers))
+        return done
 
     def _stopped(self) -> bool:
         return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None
+
+
+class _NotWanted(Exception):  # noqa: N818  (no error)
+    """The driver wants no more blocks."""
+
+
+@cache
+def _helpers(count: int) -> Executor:
+    """Threads of this process, which prepare and finish batches."""
+    return ThreadPoolExecutor(count, thread_name_prefix="helper")
 
 
 def shared_worker(needs: Sequence[Resources]) -> Resources:
@@ -169,7 +194,7 @@ def shared_worker(needs: Sequence[Resources]) -> Resources:
     )
 
 
-def needs_of(stages: Sequence[Stage]) -> list[Resources]:
+def needs_of(stages: Sequence[Transform]) -> list[Resources]:
     """What each model among the stages needs: stages of equal settings share one."""
     models: list[Any] = []
     needs = []
@@ -181,7 +206,7 @@ def needs_of(stages: Sequence[Stage]) -> list[Resources]:
     return needs
 
 
-def _schema_after(schema: pa.Schema, stages: Sequence[Stage]) -> pa.Schema:
+def _schema_after(schema: pa.Schema, stages: Sequence[Transform]) -> pa.Schema:
     """The columns after the stages."""
     for stage in stages:
         missing = set(stage.reads) - set(schema.names)
@@ -199,19 +224,10 @@ def _copies(rows: list[Row], count: int) -> list[list[Row]]:
     return [rows] if count == 1 else [[dict(row) for row in rows] for _ in range(count)]
 
 
+def _as_stored(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The columns that a ledger keeps, images as PNG: encoded here and nowhere before."""
+    return [{name: as_png(row.get(name)) for name in names} for row in rows]
+
+
 def _answer(**told: Any) -> pa.Table:
     return pa.Table.from_pylist([_NOTHING | told])
-
-
-def _around_models(stages: Sequence[Stage]) -> tuple[Sequence[Stage], ...]:
-    """The stages before the first that holds a model, up to the last that does, and after it."""
-    models = [number for number, stage in enumerate(stages) if stage.resources.workers]
-    first, last = (models[0], models[-1] + 1) if models else (0, 0)
-    return stages[:first], stages[first:last], stages[last:]
-
-
-def _apply(stages: Sequence[Stage], rows: list[Row]) -> str:
-    """Returns lines to tell people."""
-    return "".join(
-        in_batches(stage, [row for row in rows if not is_rejected(row)]) for stage in stages
-    )

@@ -1,10 +1,11 @@
-"""Stages that count, fail, wait or run out of memory, and leave a mark of what they did."""
+"""Transforms that count, fail, wait or run out of memory, and leave a mark of what they did."""
 
 import os
 import time
 import uuid
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -33,13 +34,20 @@ class Square:
         note(self.notes, "setup")
         self.power = 2
 
-    def __call__(self, rows: list[Row]) -> None:
+    def prepare(self, rows: list[Row]) -> list[Any]:
+        assert len(rows) <= self.resources.batch
+        return [row[self.reads[0]] for row in rows]
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        return [n**self.power for n in batch]
+
+    def finish(self, rows: list[Row], out: list[Any]) -> None:
         note(self.notes, f"{self.name}-{len(rows)}")
-        for row in rows:
+        for row, square in zip(rows, out, strict=False):
             if row["n"] % 10 == 3:
                 reject(row, self.name, "three", f"{row['n']} ends in 3")
             else:
-                row["square"] = row["n"] ** self.power
+                row["square"] = square
 
 
 class Next(Square):
@@ -49,10 +57,13 @@ class Next(Square):
     reads: tuple[str, ...] = ("square",)
     writes = pa.schema([("next", pa.int64())])
 
-    def __call__(self, rows: list[Row]) -> None:
+    def compute(self, batch: list[Any]) -> list[Any]:
+        return [square + 1 for square in batch]  # a rejected row has no square
+
+    def finish(self, rows: list[Row], out: list[Any]) -> None:
         note(self.notes, f"{self.name}-{len(rows)}")
-        for row in rows:
-            row["next"] = row["square"] + 1  # a rejected row has no square
+        for row, number in zip(rows, out, strict=False):
+            row["next"] = number
             if row["square"] > 400:
                 reject(row, self.name, "large", "above 400")
 
@@ -73,21 +84,27 @@ class Fragile:
     def setup(self) -> None:
         """Nothing to load."""
 
-    def __call__(self, rows: list[Row]) -> None:
-        for row in rows:
-            if row["n"] == self.fails_at:
-                wait_for_a_part(self.ledger)
-                raise RuntimeError(f"a bug at {row['n']}")
+    def prepare(self, rows: list[Row]) -> list[int]:
+        return [row["n"] for row in rows]
+
+    def compute(self, batch: list[int]) -> list[int]:
+        if self.fails_at in batch:
+            wait_for_a_part(self.ledger)
+            raise RuntimeError(f"a bug at {self.fails_at}")
+        return batch
+
+    def finish(self, rows: list[Row], out: list[int]) -> None:
+        for row, n in zip(rows, out, strict=False):
             note(self.notes, row["id"])
-            row["seen"] = row["n"]
+            row["seen"] = n
 
 
 class Patient(Fragile):
     """Takes its time, so that the driver can say that it is enough."""
 
-    def __call__(self, rows: list[Row]) -> None:
+    def compute(self, batch: list[int]) -> list[int]:
         time.sleep(0.3)
-        super().__call__(rows)
+        return super().compute(batch)
 
 
 class Together(Patient):
@@ -108,10 +125,10 @@ class Hungry(Square):
         super().__init__(notes, resources)
         self.most = most
 
-    def __call__(self, rows: list[Row]) -> None:
-        if self.resources.batch > self.most:
+    def compute(self, batch: list[Any]) -> list[Any]:
+        if len(batch) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().__call__(rows)
+        return super().compute(batch)
 
 
 class Model:
@@ -135,31 +152,62 @@ class Holder(Square):
         note(self.notes, "load")
         return Model()
 
-    def __call__(self, rows: list[Row]) -> None:
-        note(self.notes, f"pid {os.getpid()}")
-        for row in rows:
-            row["pid"] = os.getpid()
+    def compute(self, batch: list[Any]) -> list[Any]:
+        return [os.getpid()] * len(batch)
+
+    def finish(self, rows: list[Row], out: list[Any]) -> None:
+        note(self.notes, f"pid {out[0]}")
+        for row, pid in zip(rows, out, strict=False):
+            row["pid"] = pid
 
 
-class Timed:
-    """Takes half a second a block, and notes when."""
+class Reading:
+    """Takes half a second per block, and notes when."""
 
+    name = "read"
     reads: tuple[str, ...] = ("n",)
     writes = pa.schema([])
+    resources = Resources(workers=0, batch=64)
 
-    def __init__(self, name: str, notes: Path, *, num_gpus: float, num_cpus: float) -> None:
-        self.name = name
+    def __init__(self, notes: Path) -> None:
         self.notes = notes
-        workers = int(num_gpus > 0)
-        self.resources = Resources(workers=workers, batch=64, num_cpus=num_cpus, num_gpus=num_gpus)
 
     def setup(self) -> None:
         """Nothing to load."""
 
     def __call__(self, rows: list[Row]) -> None:
-        began = time.monotonic()
-        time.sleep(0.5)
-        note(self.notes, f"{self.name} {began} {time.monotonic()}")
+        timed(self.name, self.notes)
+
+
+class Computing:
+    """Holds the device for half a second per block, and notes when."""
+
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([])
+
+    def __init__(self, name: str, notes: Path, resources: Resources) -> None:
+        self.name = name
+        self.notes = notes
+        self.resources = resources
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def prepare(self, rows: list[Row]) -> None:
+        """Nothing to read."""
+
+    def compute(self, batch: None) -> None:
+        timed(self.name, self.notes)
+
+    def finish(self, rows: list[Row], out: None) -> None:
+        """Nothing to add."""
+
+
+def timed(name: str, notes: Path) -> None:
+    """Take half a second, and note when."""
+    began = time.monotonic()
+    time.sleep(0.5)
+    note(notes, f"{name} {began} {time.monotonic()}")
 
 
 def note(folder: Path, what: str) -> None:

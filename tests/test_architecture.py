@@ -16,8 +16,8 @@ LONGEST_FILE = 400
 LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
-        *("streaming", "worker", "pool", "board", "kept", "loaded", "tracking", "versions", "tiny"),
-        *("alone", "fingerprints", "key_help", "messages"),
+        *("streaming", "worker", "batches", "pool", "board", "kept", "loaded", "tracking"),
+        *("versions", "tiny", "alone", "fingerprints", "key_help", "messages"),
     ],
     ["sources"],
     ["rewards", "diffusion"],

@@ -17,6 +17,7 @@ from raypref.align.cache import (
     read_pairs,
     rows_to_encode,
 )
+from raypref.batches import in_batches
 from raypref.config import Resources
 from raypref.curate.publish import PAIRS
 from raypref.diffusion.backbone import load_encoder
@@ -49,7 +50,7 @@ def encoded(folder: Path, count: int = 3) -> PairData:
     stage = Encode(FLOAT32, CacheConfig())
     stage.setup()
     rows = rows_of(rows_to_encode(pairs))
-    stage(rows)
+    in_batches(stage, rows)
     cache = Ledger(str(folder / "cache"), {})
     cache.begin()
     columns = {name: [row.get(name) for row in rows] for name in ["id", *stage.writes.names]}
@@ -121,8 +122,8 @@ def test_what_a_pair_is_encoded_to_does_not_depend_on_its_batch(tmp_path: Path) 
     stage.setup()
     pairs = write_pairs(tmp_path / "pairs", 3)
     together, alone = rows_of(rows_to_encode(pairs)), rows_of(rows_to_encode(pairs))
-    stage(together)
+    in_batches(stage, together)
     for row in alone:
-        stage([row])
+        in_batches(stage, [row])
     for name in stage.writes.names:
         assert [row.get(name) for row in together] == [row.get(name) for row in alone], name

@@ -9,6 +9,7 @@ import pytest
 from corpus import scene
 from PIL import Image
 
+from raypref.batches import in_batches
 from raypref.config import InputError, Resources
 from raypref.evaluate.dpg import (
     AskQuestions,
@@ -106,7 +107,7 @@ def test_the_stage_asks_every_question_of_every_image(table):
         {"image": plain(20), "prompt": "A  quiet sea"},
     ]
     stage.setup()
-    stage(rows)
+    in_batches(stage, rows)
     assert rows[0]["dpg_answers"] == [True, True, True, False, True]
     assert [row.get("dpg") for row in rows] == [pytest.approx(60), 50, 0, None, 50]
     assert [row.get("reject_reason") for row in rows] == [None, None, None, "no_questions", None]

@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from raypref.batches import in_batches
 from raypref.config import InputError, build
 from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
@@ -25,7 +26,6 @@ from raypref.evaluate.generate import (
     other_loras,
     rows_to_generate,
 )
-from raypref.images import open_png
 from raypref.rows import Row
 
 TINY = BackboneConfig(model=str(small.path("sd15")))
@@ -95,8 +95,8 @@ def make_rows(models: Sequence[str]) -> list[Row]:
 def images(stage: Generate, rows: Sequence[Row], *, batch: int) -> dict[str, np.ndarray]:
     copies = [dict(row) for row in rows]
     for start in range(0, len(copies), batch):
-        stage(copies[start : start + batch])
-    return {row["id"]: np.asarray(open_png(row["image"])).astype(int) for row in copies}
+        in_batches(stage, copies[start : start + batch])
+    return {row["id"]: np.asarray(row["image"]).astype(int) for row in copies}
 
 
 def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:

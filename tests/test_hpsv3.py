@@ -126,7 +126,7 @@ def plain_qwen2(language: torch.nn.Module) -> Qwen2Model:
 
 
 def test_the_score_is_the_mean_at_the_mark(reward, files):
-    outputs = reward.distribution(IMAGES, PROMPTS)
+    outputs = reward.distribution(reward.prepare(IMAGES, PROMPTS))
     expected = [formula(files, *pair) for pair in zip(IMAGES, PROMPTS, strict=True)]
     np.testing.assert_allclose(outputs, expected, atol=1e-6, rtol=0)
     other = [formula(files, *pair, positions="3d") for pair in zip(IMAGES, PROMPTS, strict=True)]

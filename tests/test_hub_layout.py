@@ -25,6 +25,7 @@ from published_layout import (
 from safetensors.torch import load_file
 from torch import Tensor
 
+from raypref.batches import in_batches
 from raypref.config import InputError, load
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.saliency import Saliency, SaliencyConfig
@@ -32,7 +33,7 @@ from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encod
 from raypref.diffusion.families.sd15 import SD15Conditioning
 from raypref.evaluate.generate import BASE, Generate
 from raypref.execute import execute
-from raypref.images import encode_png, open_png
+from raypref.images import as_png, encode_png
 from raypref.pipeline import Run, RunConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import Row
@@ -150,8 +151,8 @@ def repainted(config: PerturbConfig, photos: list[Image.Image]) -> list[np.ndarr
     rows = [
         {**row, "saliency": encode_png(Image.fromarray(saliency))} for row in photo_rows(photos)
     ]
-    stage(rows)
-    return [np.asarray(open_png(row["rejected"])) for row in rows]
+    in_batches(stage, rows)
+    return [np.asarray(row["rejected"]) for row in rows]
 
 
 def test_the_inpainter(published, photos):
@@ -176,8 +177,8 @@ def test_u2net(published, photos):
         stage = Saliency(SaliencyConfig(weights=weights))
         stage.setup()
         rows = photo_rows(photos)[:2]
-        stage(rows)
-        maps.append([row["saliency"] for row in rows])
+        in_batches(stage, rows)
+        maps.append([as_png(row["saliency"]) for row in rows])
     assert maps[0] == maps[1]
 
 
@@ -237,5 +238,5 @@ def test_the_sd15_preset_loads_and_runs_in_its_own_precision(overrides, photos):
     generate = Generate(config.base, config.evaluate, loras={})
     generate.setup()
     [row] = rows = [{"model": BASE, "prompt": CAPTIONS[0], "noise": 42}]
-    generate(rows)
-    assert np.asarray(open_png(row["image"])).std() > 1
+    in_batches(generate, rows)
+    assert np.asarray(row["image"]).std() > 1

@@ -15,6 +15,7 @@ from training import BASES, CPU, LORAS, photographs, rows_of, training, twin
 
 from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.batches import in_batches
 from raypref.config import InputError, Resources
 from raypref.curate.publish import PAIRS
 from raypref.diffusion.backbone import load_denoiser, load_encoder
@@ -79,8 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PairData:
     stage = Encode(BASE, CacheConfig(resources=Resources(batch=2)))
     stage.setup()
     encoded = rows_of(rows_to_encode(pairs, stage.reads))
-    for first in range(0, len(encoded), 2):
-        stage(encoded[first : first + 2])
+    in_batches(stage, encoded)
     ledger = Ledger(str(folder / "encoded"), {})
     ledger.begin()
     schema = pa.schema([("id", pa.string()), *stage.writes])
@@ -135,7 +135,7 @@ def test_its_lora_loads_in_plain_diffusers_and_draws(
     drawing = Generate(BASE, config, loras={"ours": str(tmp_path)})
     drawing.setup()
     made = [{"model": name, "prompt": "a red ball", "noise": 42} for name in ("base", "ours")]
-    drawing(made)
+    in_batches(drawing, made)
     images = [np.asarray(open_png(row["image"])).astype(int) for row in made]
     assert np.abs(images[0] - images[1]).max() > 0
     pipeline.load_lora_weights(str(tmp_path))
@@ -157,4 +157,4 @@ def test_a_pair_without_a_mask_is_refused_by_name() -> None:
     stage = Encode(BASE, CacheConfig())
     stage.setup()
     with pytest.raises(InputError, match="pair '1' has no mask, which sd15_inpaint reads"):
-        stage([row | ({"mask": None} if row["id"] == "1" else {}) for row in rows()])
+        in_batches(stage, [row | ({"mask": None} if row["id"] == "1" else {}) for row in rows()])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raypref.batches import in_batches
 from raypref.config import InputError, build, results_of
 from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, passes
 from raypref.evaluate.metrics import PixelMetrics
@@ -92,8 +93,7 @@ def test_a_score_does_not_depend_on_the_batch(batch: int) -> None:
     ]
     stage = measures(MetricsConfig(), config, RewardsConfig())["pickscore"].stage
     stage.setup()
-    for start in range(0, len(rows), batch):
-        stage(rows[start : start + batch])
+    in_batches(stage, rows)
     model = PICKSCORE.load()
     alone = [
         float(model.score([Image.fromarray(p)], [row["prompt"]])[0])
@@ -147,17 +147,17 @@ def test_a_score_of_the_embedding_is_that_of_the_image(name: str, monkeypatch) -
     apart = [dict(row) for row in rows]
     for measure in found.values():
         measure.stage.setup()
-        measure.stage(apart)
+        in_batches(measure.stage, apart)
     (embed,), (score,) = common[1:], own[name]
     score.setup()
     tower = score.reward.clip if name == "clipscore" else score.reward
     method = "images" if name == "clipscore" else "_image_features"
     seen = []
     looked = getattr(tower, method)
-    monkeypatch.setattr(tower, method, lambda images: seen.append(len(images)) or looked(images))
+    monkeypatch.setattr(tower, method, lambda pixels: seen.append(len(pixels)) or looked(pixels))
     embed.model = score.reward
     for stage in (*common, *own[name], *own[f"embedding_{name}"]):
-        stage(rows)
+        in_batches(stage, rows)
     assert seen == [embed.resources.batch]
     for row, other in zip(rows, apart, strict=True):
         assert row[name] == other[name] and row["embedding"] == other["embedding"]

@@ -11,9 +11,10 @@ import torch
 from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
 from PIL import Image
 
+from raypref.batches import in_batches
 from raypref.config import InputError, Resources
 from raypref.curate.perturb import Inpaint, PerturbConfig
-from raypref.images import encode_png, open_png
+from raypref.images import as_image, encode_png, open_png
 from raypref.rows import Row, content_key, seed_of
 from raypref.tiny import photograph, world
 
@@ -56,12 +57,12 @@ def twins(stage: Inpaint, rows: Sequence[Row], *, batch: int) -> dict[str, np.nd
     """Pixels of each row's twin by key; the rows themselves stay as they are."""
     copies = [dict(row) for row in rows]
     for start in range(0, len(copies), batch):
-        stage(copies[start : start + batch])
+        in_batches(stage, copies[start : start + batch])
     return {row["key"]: pixels(row["rejected"]) for row in copies}
 
 
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(open_png(data)).astype(int)
+def pixels(image: bytes | Image.Image) -> np.ndarray:
+    return np.asarray(as_image(image)).astype(int)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> int:
@@ -186,7 +187,7 @@ def test_the_caption_is_followed(stage):
 def test_the_callers_random_state_is_left_alone(stage):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    stage(make_rows(1))
+    in_batches(stage, make_rows(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -231,7 +232,7 @@ def test_the_network_is_told_where_and_around_what(stage):
     seen = []
     hook = stage.pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        stage(rows)
+        in_batches(stage, rows)
     finally:
         hook.remove()
     full = stage.resources.batch  # the rows, and copies of the last: the shape never changes

@@ -10,6 +10,7 @@ import torch
 from corpus import scene
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from raypref.batches import in_batches
 from raypref.config import InputError, Resources
 from raypref.curate.photographic import Photographic, PhotographicConfig
 from raypref.images import encode_png, open_png
@@ -59,29 +60,28 @@ def test_the_answer_is_that_of_the_model_by_itself(stage: Photographic) -> None:
         # Here a space is a token of its own: it begins either answer and tells nothing.
         tokens = firsts - set(tokenizer(" ").input_ids)
         chances.append(torch.stack([logits[token].exp() for token in tokens]).sum().log())
-    torch.testing.assert_close(stage.likelihoods([image])[0], torch.stack(chances))
+    torch.testing.assert_close(stage.compute(stage.inputs([image]))[0], torch.stack(chances))
 
 
 def test_an_answer_does_not_depend_on_the_other_images(stage: Photographic) -> None:
     images = [open_png(row["chosen"]) for row in make_rows(6)]
-    alone = torch.cat([stage.likelihoods([image]) for image in images])
-    torch.testing.assert_close(stage.likelihoods(images), alone, rtol=0, atol=1e-5)
+    alone = torch.cat([stage.compute(stage.inputs([image])) for image in images])
+    torch.testing.assert_close(stage.compute(stage.inputs(images)), alone, rtol=0, atol=1e-5)
     assert (alone - alone[0]).abs().max() > 1e-4, "it does not look at the images"
 
 
 def test_artworks_are_rejected_with_their_reason(stage: Photographic) -> None:
     rows = make_rows(9)
-    answers = stage.likelihoods([open_png(row["chosen"]) for row in rows])
+    answers = stage.compute(stage.inputs([open_png(row["chosen"]) for row in rows]))
     gap = answers[:, 0] - answers[:, 1]
     # A bias that parts the images in the middle: the model calls some of them artworks.
     limit = gap.median().item()
-    original = stage.likelihoods
-    stage.likelihoods = lambda images: original(images) - torch.tensor([limit, 0.0])  # type: ignore[method-assign]
+    original = stage.compute
+    stage.compute = lambda batch: original(batch) - torch.tensor([limit, 0.0])  # type: ignore[method-assign]
     try:
-        for start in range(0, 9, 4):
-            stage(rows[start : start + 4])
+        in_batches(stage, rows)
     finally:
-        del stage.likelihoods
+        del stage.compute
     for row, above in zip(rows, (gap > limit).tolist(), strict=True):
         assert (row.get("reject_reason") == "not_a_photograph") is above
         assert (row.get("reject_stage") == "photographic") is above

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from u2net_states import narrow
 
+from raypref.batches import in_batches
 from raypref.config import InputError
 from raypref.curate.saliency import Saliency, SaliencyConfig, saliency_map
 from raypref.curate.u2net import load_u2net
-from raypref.images import ImageConfig, center_square, decode, encode_png, open_png
+from raypref.images import ImageConfig, as_png, center_square, decode, encode_png
 from raypref.rows import is_rejected
 
 
@@ -94,18 +95,18 @@ def test_the_stage_adds_soft_map_and_mask(stage):
     stage = pickle.loads(pickle.dumps(stage))
     stage.setup()
     rows = [row(corpus.scene(i), str(i)) for i in range(3)]
-    stage(rows)
+    in_batches(stage, rows)
     for i, done in enumerate(rows):
         assert not is_rejected(done)
         assert set(stage.writes.names) <= set(done)
-        soft, mask = open_png(done["saliency"]), open_png(done["mask"])
+        soft, mask = done["saliency"], done["mask"]
         assert (soft.mode, mask.mode, soft.size, mask.size) == ("L", "L", (128, 128), (128, 128))
         expected = np.where(np.asarray(soft) > 128, 255, 0)
         np.testing.assert_array_equal(np.asarray(mask), expected)
         assert set(np.unique(mask)) == {0, 255}
         again = [row(corpus.scene(i), str(i))]
-        stage(again)
-        assert again[0]["saliency"] == done["saliency"]
+        in_batches(stage, again)
+        assert as_png(again[0]["saliency"]) == as_png(done["saliency"])
 
 
 def test_a_photograph_without_salient_region_is_rejected(tmp_path):
@@ -117,7 +118,7 @@ def test_a_photograph_without_salient_region_is_rejected(tmp_path):
     stage = Saliency(SaliencyConfig(weights=str(path)))
     stage.setup()
     rows = [row(corpus.scene())]
-    stage(rows)
+    in_batches(stage, rows)
     assert rows[0]["reject_stage"] == "saliency"
     assert rows[0]["reject_reason"] == "no_salient_region"
     assert "128" in rows[0]["reject_message"]

@@ -24,6 +24,7 @@ from raypref.align.experience import Draw
 from raypref.align.loop import Alone, train
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
 from raypref.align.rollout import policy_images
+from raypref.batches import in_batches
 from raypref.config import InputError, load
 from raypref.curate.publish import PAIRS
 from raypref.diffusion import lora
@@ -31,7 +32,7 @@ from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encod
 from raypref.diffusion.lora_config import LoraConfig
 from raypref.diffusion.parts import check_base
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import encode_png, open_png
+from raypref.images import encode_png
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 
@@ -236,7 +237,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> PairData:
     stage = Encode(FLOAT32, CacheConfig())
     stage.setup()
     encoded = rows_of(rows_to_encode(published))
-    stage(encoded)
+    in_batches(stage, encoded)
     ledger = Ledger(str(folder / "encoded"), {})
     ledger.begin()
     schema = pa.schema([("id", pa.string()), *stage.writes])
@@ -285,8 +286,8 @@ def test_from_pairs_to_a_lora_that_plain_diffusers_draws_with(
     drawing = Generate(FLOAT32, config, loras={"both": str(tmp_path / "two")})
     drawing.setup()
     rows = [{"model": model, "prompt": CAPTIONS[0], "noise": 42} for model in ("base", "both")]
-    drawing(rows)
-    base_image, ours = (np.asarray(open_png(row["image"])).astype(int) for row in rows)
+    in_batches(drawing, rows)
+    base_image, ours = (np.asarray(row["image"]).astype(int) for row in rows)
 
     def plain() -> np.ndarray:
         [image] = pipeline(

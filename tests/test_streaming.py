@@ -15,13 +15,14 @@ import ray
 from counting_stages import (
     COUNT,
     NUMBERS,
+    Computing,
     Fragile,
     Holder,
     Hungry,
     Next,
     Patient,
+    Reading,
     Square,
-    Timed,
     Together,
     noted,
 )
@@ -280,11 +281,13 @@ def test_no_worker_queues_the_best_blocks_while_another_makes_later_ones(tmp_pat
 
 def test_blocks_are_read_while_the_gpu_works_on_another_alone(tmp_path):
     cores, began = 2, time.monotonic()
+    need = Resources(batch=64, num_cpus=cores, num_gpus=0.25)
     streamed = stream(
         NUMBERS,
         stages=[
-            Timed(name, tmp_path / "notes", num_gpus=gpus, num_cpus=cores)
-            for name, gpus in (("read", 0), ("paint", 0.25), ("score", 0.25))
+            Reading(tmp_path / "notes"),
+            Computing("paint", tmp_path / "notes", need),
+            Computing("score", tmp_path / "notes", need),
         ],
         ledger=Ledger(str(tmp_path / "ledger"), {}),
         keep=["n"],

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPProcessor, CLIPTokenizer
 
+from raypref.batches import in_batches
 from raypref.config import InputError
 from raypref.curate.saliency import THRESHOLD, saliency_map
 from raypref.curate.u2net import load_u2net
@@ -90,7 +91,7 @@ def test_the_base_shows_what_a_prompt_names():
         {"image": encode_png(image), "prompt": prompt}
         for image, prompt in zip(images, prompts, strict=True)
     ]
-    stage(rows)
+    in_batches(stage, rows)
     assert np.mean([row["prompt_accuracy"] for row in rows]) > 0.85
 
 
@@ -164,13 +165,13 @@ def test_the_critic_reads_photographs_it_has_not_seen(held_out):
         {"image": encode_png(Image.fromarray(photo)), "prompt": world.caption(scene)}
         for scene, photo, _ in held_out
     ]
-    stage(rows)
+    in_batches(stage, rows)
     assert np.mean([row["prompt_accuracy"] for row in rows]) > 0.95
     # A caption of something else is not there; one that names nothing is not judged.
     wrong = [{**rows[0], "prompt": "a photo of nothing"}, {**rows[0], "prompt": rows[1]["prompt"]}]
     for row in wrong:
         row["prompt_accuracy"] = None
-    stage(wrong)
+    in_batches(stage, wrong)
     assert [row["prompt_accuracy"] for row in wrong] == [None, 0]
 
 

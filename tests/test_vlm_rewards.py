@@ -112,7 +112,7 @@ def test_unifiedreward_answers_as_the_model_does_by_itself(qwen2_5):
     """Greedy, with the checkpoint's penalty on repetitions, without a cache and without padding."""
     reward = UnifiedRewardConfig(model=str(qwen2_5), dtype="float32", max_new_tokens=5).load()
     asked = [QUESTION.replace("{prompt}", prompt) for prompt in PROMPTS[:3]]
-    answers = reward.vlm.answers(IMAGES[:3], asked, max_new_tokens=5)
+    answers = reward.vlm.answers(reward.vlm.prepare(IMAGES[:3], asked), max_new_tokens=5)
     by_hand = ByHand(qwen2_5)
     stop = by_hand.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     for image, question, answer in zip(IMAGES, asked, answers, strict=False):
@@ -134,9 +134,10 @@ def test_the_question_is_the_official_one():
 
 def test_an_answer_does_not_depend_on_the_batch(qwen2_5):
     reward = UnifiedRewardConfig(model=str(qwen2_5), dtype="float32").load()
-    together = reward.vlm.answers(IMAGES, PROMPTS, max_new_tokens=8)
+    together = reward.vlm.answers(reward.vlm.prepare(IMAGES, PROMPTS), max_new_tokens=8)
     for image, prompt, answer in zip(IMAGES, PROMPTS, together, strict=True):
-        assert reward.vlm.answers([image], [prompt], max_new_tokens=8) == [answer]
+        asked = reward.vlm.prepare([image], [prompt])
+        assert reward.vlm.answers(asked, max_new_tokens=8) == [answer]
 
 
 def test_unifiedreward_reads_the_score(tmp_path, caplog):

@@ -1,13 +1,18 @@
 """A worker without Ray: branches of one pass do not see each other."""
 
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from raypref import images
 from raypref.config import Resources
-from raypref.images import encode_png
+from raypref.images import as_image, encode_png
 from raypref.ledger import Ledger
 from raypref.rewards import base
 from raypref.rewards.base import Decode
@@ -80,6 +85,60 @@ def test_an_image_is_decoded_once_for_all_branches(tmp_path: Path, monkeypatch) 
     assert len(decoded) == IMAGES.num_rows
 
 
+class Mirror:
+    """A model that hands on the mirror image, decoded."""
+
+    name = "mirror"
+    reads: tuple[str, ...] = ("image",)
+    writes = pa.schema([("mirrored", pa.binary())])
+    resources = Resources(batch=2)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def prepare(self, rows: list[Row]) -> list[Image.Image]:
+        return [as_image(row[self.reads[0]]) for row in rows]
+
+    def compute(self, batch: list[Image.Image]) -> list[Image.Image]:
+        return [ImageOps.mirror(image) for image in batch]
+
+    def finish(self, rows: list[Row], out: list[Image.Image]) -> None:
+        for row, image in zip(rows, out, strict=False):
+            row[self.writes.names[0]] = image
+
+
+class Back(Mirror):
+    """Mirrors it once more."""
+
+    reads: tuple[str, ...] = ("mirrored",)
+    writes = pa.schema([("back", pa.binary())])
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0], ids=["alone", "helped"])
+def test_an_image_becomes_png_where_it_is_written_and_nowhere_before(
+    gpus: float, tmp_path: Path, monkeypatch
+) -> None:
+    encoded = []
+    monkeypatch.setattr(
+        images, "encode_png", lambda image, was=encode_png: encoded.append(image) or was(image)
+    )
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(p) for p in rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)]
+    rows = {"id": [f"{n}" for n in range(5)], "image": list(map(encode_png, pictures))}
+    table, ledger = pa.table(rows), Ledger(str(tmp_path), {})
+    worker = Worker(
+        lambda block: (block, None),
+        [Mirror()],
+        [Branch([Back()], ledger, ["back"])],
+        table.schema,
+        Resources(num_gpus=gpus),
+    )
+    answer = worker(table).to_pylist()[0]
+    assert answer["rows"] == 5 and answer["busy"] > 0
+    assert ledger.table()["back"].to_pylist() == rows["image"], "the same bytes"
+    assert len(encoded) == 5, "what is not kept is never encoded"
+
+
 def test_stages_of_equal_settings_share_a_model() -> None:
     class Holds:
         def __init__(self, config: str, num_gpus: float) -> None:
@@ -88,3 +147,65 @@ def test_stages_of_equal_settings_share_a_model() -> None:
 
     stages = [Holds("a", 0.3), Holds("b", 0.2), Holds("a", 0.3)]
     assert shared_worker(needs_of(stages)).num_gpus == 0.5
+
+
+class Sleeping:
+    """Sleeps longer to prepare a batch than to compute it, and logs the latter."""
+
+    name = "sleeping"
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([("double", pa.int64())])
+    resources = Resources(batch=4)
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def prepare(self, rows: list[Row]) -> list[int]:
+        time.sleep(0.04)
+        return [row["n"] for row in rows]
+
+    def compute(self, batch: list[int]) -> list[int]:
+        began = time.monotonic()
+        time.sleep(0.03)
+        self.spans.append((began, time.monotonic()))
+        return [2 * n for n in batch]
+
+    def finish(self, rows: list[Row], out: list[int]) -> None:
+        for row, double in zip(rows, out, strict=False):
+            row["double"] = double
+
+    def share(self) -> float:
+        """Of the time from the first batch to the last, how much was computed."""
+        return self.computed() / (max(self.spans)[1] - min(self.spans)[0])
+
+    def computed(self) -> float:
+        return sum(end - began for began, end in self.spans)
+
+
+def test_the_device_computes_while_other_batches_are_prepared(tmp_path: Path) -> None:
+    """Short form of benchmarks/streaming_overlap.py."""
+    blocks = [
+        pa.table({"id": [f"{n:03d}" for n in numbers], "n": numbers})
+        for numbers in (list(range(start, start + 16)) for start in range(0, 128, 16))
+    ]
+    plain, model = Sleeping(), Sleeping()
+    expected = pa.concat_tables(blocks).to_pylist()
+    for start in range(0, 64, 4):
+        some = expected[start : start + 4]
+        plain.finish(some, plain.compute(plain.prepare(some)))
+    ledger = Ledger(str(tmp_path), {})
+    need = Resources(num_gpus=1, num_cpus=3)
+    branches = [Branch([model], ledger, ["n", "double"])]
+    worker = Worker(lambda block: (block, None), [], branches, blocks[0].schema, need)
+    with ThreadPoolExecutor(4) as threads:  # as many as such a worker has blocks in hand
+        answers = [table.to_pylist()[0] for table in threads.map(worker, blocks)]
+    assert sorted(ledger.table()["double"].to_pylist()) == [2 * n for n in range(128)]
+    assert len(ledger.parts()) == len(blocks) == len({answer["part"] for answer in answers})
+    spans = sorted(model.spans)
+    assert all(end <= began for (_, end), (began, _) in itertools.pairwise(spans)), "one at a time"
+    assert plain.share() < 0.5 and model.share() > 1.5 * plain.share()
+    busy = sum(answer["busy"] for answer in answers)
+    assert model.computed() <= busy < 1.2 * model.computed(), "nothing but the device's time"

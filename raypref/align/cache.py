@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 from PIL import Image, ImageOps
@@ -31,7 +31,7 @@ from raypref.diffusion.families.conditioning import (
 from raypref.diffusion.families.registry import family
 from raypref.images import open_png
 from raypref.ledger import Ledger
-from raypref.rows import IMAGE, Row, padded
+from raypref.rows import IMAGE, Row
 from raypref.streaming import Selection
 
 if TYPE_CHECKING:
@@ -48,8 +48,24 @@ class CacheConfig(Section):
     resources: Resources = Resources(batch=4)
 
 
+class Images(NamedTuple):
+    """What is encoded of a batch: B prompts, and the images of B pairs, or none."""
+
+    prompts: list[str]
+    images: list[Image.Image]  # per pair chosen and rejected, each as taken and mirrored
+    masks: list[Image.Image]  # per pair, for a family that inpaints
+
+
+class Encoded(NamedTuple):
+    """What the text encoder and the autoencoder made of a batch, on the CPU."""
+
+    captions: Conditioning
+    moments: Tensor | None  # [B, 2 (chosen, rejected), FLIPS, 2, C, h, w]
+    surroundings: Tensor | None  # [B, FLIPS, K, h, w]
+
+
 class Encode:
-    """Stage: images to latent moments, caption to its embedding."""
+    """Transform: images to latent moments, caption to its embedding."""
 
     name = "encode"
 
@@ -72,42 +88,58 @@ class Encode:
         """Load VAE and text encoders."""
         self.encoder = load_encoder(self.base, device=pick_device(self.resources.num_gpus))
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the columns; a row without images (the empty caption) gets an embedding only."""
-        full = padded(rows, self.resources.batch)
-        embeddings = self.encoder.text_embeddings([row["prompt"] for row in full])
-        for i, row in enumerate(rows):
-            row.update(to_row(embeddings[i]))
+    def prepare(self, rows: list[Row]) -> Images:
+        """Decode the images; a row without any (the empty caption) shows those of another one.
+
+        So a batch has one shape. Where no row has images, none are encoded.
+        """
         pairs = [row for row in rows if row["chosen"] is not None]
+        shown = [row if row["chosen"] is not None else pairs[0] for row in rows] if pairs else []
         images = [
             image
-            for row in padded(pairs, self.resources.batch)
-            for png in (row["chosen"]["bytes"], row["rejected"]["bytes"])
-            for image in (open_png(png), ImageOps.mirror(open_png(png)))
+            for row in shown
+            for value in (row["chosen"], row["rejected"])
+            for image in _both_ways(open_png(value["bytes"]))
         ]
-        if images:
-            moments = self.encoder.image_moments(images)
-            per_pair = moments.reshape(-1, 2, FLIPS, *moments.shape[1:])
-            for row, values in zip(pairs, per_pair, strict=False):  # copies are left over
-                row["moments"], row["moments_shape"] = packed(values)
-        if images and self.inpaints:
-            self._surround(pairs, images[:: 2 * FLIPS], images[1 :: 2 * FLIPS])
+        masks = [self._mask(row) for row in shown] if self.inpaints else []
+        return Images([row["prompt"] for row in rows], images, masks)
 
-    def _surround(
-        self, pairs: list[Row], photos: list[Image.Image], mirrored: list[Image.Image]
-    ) -> None:
-        """Fill the column of what is around the masks, of photographs as taken and mirrored."""
+    def _mask(self, row: Row) -> Image.Image:
+        if row["mask"] is None:
+            raise InputError(f"pair '{row['id']}' has no mask, which {self.base.family} reads")
+        return open_png(row["mask"]["bytes"])
+
+    def compute(self, batch: Images) -> Encoded:
+        """Conditioning, moments, and what is around the masks of the chosen images."""
         import torch
 
-        for row in pairs:
-            if row["mask"] is None:
-                raise InputError(f"pair '{row['id']}' has no mask, which {self.base.family} reads")
-        masks = [open_png(row["mask"]["bytes"]) for row in padded(pairs, self.resources.batch)]
-        straight = self.encoder.surroundings(photos, masks)
-        flipped = self.encoder.surroundings(mirrored, [ImageOps.mirror(mask) for mask in masks])
-        for row, *flips in zip(pairs, straight, flipped, strict=False):
-            values = torch.stack(flips)
-            row["surroundings"], row["surroundings_shape"] = packed(values)
+        cpu = torch.device("cpu"), torch.float32
+        captions = self.encoder.text_embeddings(batch.prompts).to(*cpu)
+        moments = surroundings = None
+        if images := batch.images:
+            moments_NRCHW = self.encoder.image_moments(images).to(*cpu)
+            count = len(batch.prompts)
+            moments = moments_NRCHW.reshape(count, 2, FLIPS, *moments_NRCHW.shape[1:])
+        if batch.masks:
+            flipped = [ImageOps.mirror(mask) for mask in batch.masks]
+            sides = (images[:: 2 * FLIPS], batch.masks), (images[1 :: 2 * FLIPS], flipped)
+            surroundings = torch.stack([self.encoder.surroundings(*side) for side in sides], 1)
+            surroundings = surroundings.to(*cpu)
+        return Encoded(captions, moments, surroundings)
+
+    def finish(self, rows: list[Row], out: Encoded) -> None:
+        """Fill the columns; a row without images gets those of its caption only."""
+        for i, row in enumerate(rows):
+            row.update(to_row(out.captions[i]))
+            if row["chosen"] is None or out.moments is None:
+                continue
+            row["moments"], row["moments_shape"] = packed(out.moments[i])
+            if out.surroundings is not None:
+                row["surroundings"], row["surroundings_shape"] = packed(out.surroundings[i])
+
+
+def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    return image, ImageOps.mirror(image)
 
 
 @dataclass(frozen=True)

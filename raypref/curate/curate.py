@@ -171,7 +171,7 @@ class Curation:
 
         c = self.config
         scoring: list[Stage] = [
-            Crop(c.source, c.images, kept=False),
+            Crop(c.source, c.images),
             *([Photographic(c.photographic)] if c.photographic.enabled else []),
             Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
         ]
@@ -252,7 +252,7 @@ class Curation:
         """From a ranked photograph to a scored pair."""
         c = self.config
         return [
-            Crop(c.source, c.images, kept=True),
+            Crop(c.source, c.images),
             Saliency(c.saliency),
             Inpaint(c.perturb, seed=c.seed),
             Score(c.pickscore, columns={"rejected": "pickscore_rejected"}, prompt="caption"),

@@ -11,8 +11,8 @@ from PIL import Image
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, read_json
-from raypref.images import encode_png, open_png
-from raypref.rows import Row, padded, seed_of
+from raypref.images import as_image, of_unit
+from raypref.rows import Row, seed_of
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class PerturbConfig(Section):
 
 
 class Inpaint:
-    """Stage: photograph and saliency map to the degraded twin.
+    """Transform: photograph and saliency map to the degraded twin.
 
     The soft map goes in; the pipeline binarises it at 0.5 itself. The noise of a row is seeded by
     (seed, key): batch, order and worker do not matter.
@@ -116,28 +116,39 @@ class Inpaint:
         self.pipeline.to(pick_device(self.resources.num_gpus))
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the column."""
-        full = padded(rows, self.resources.batch)
-        photos = [open_png(row["chosen"]) for row in full]
-        masks = [open_png(row["saliency"]) for row in full]
+    def prepare(self, rows: list[Row]) -> dict[str, Any]:
+        """What the pipeline is called with."""
+        photos = [as_image(row["chosen"]) for row in rows]
         inpainting = {
             "image": photos,
-            "mask_image": masks,
+            "mask_image": [as_image(row["saliency"]) for row in rows],
             "strength": self.config.strength,
         }
-        twins = self.pipeline(
-            prompt=[row["caption"] for row in full],
-            height=photos[0].height,
-            width=photos[0].width,
+        return {
+            "prompt": [row["caption"] for row in rows],
+            "height": photos[0].height,
+            "width": photos[0].width,
+            "generator": [self._generator(row["key"]) for row in rows],
+            **({} if self.config.kind == "text2image" else inpainting),
+        }
+
+    def compute(self, batch: dict[str, Any]) -> np.ndarray:
+        """The twins' pixels, 0..1: float32 [B, H, W, 3]."""
+        twins: np.ndarray = self.pipeline(
+            **batch,
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance,
-            generator=[self._generator(row["key"]) for row in full],
-            **({} if self.config.kind == "text2image" else inpainting),
+            output_type="np",
         ).images
-        for row, twin, photo, mask in zip(rows, twins, photos, masks, strict=False):
-            whole = twin if not self.config.paste else _pasted(twin, photo, mask)
-            row["rejected"] = encode_png(whole)
+        return twins
+
+    def finish(self, rows: list[Row], out: np.ndarray) -> None:
+        """Fill the column."""
+        for row, pixels in zip(rows, out, strict=False):
+            twin = of_unit(pixels)
+            if self.config.paste:
+                twin = _pasted(twin, as_image(row["chosen"]), as_image(row["saliency"]))
+            row["rejected"] = twin
 
     def _generator(self, key: str) -> torch.Generator:
         import torch

@@ -15,8 +15,9 @@ from PIL import Image
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
-from raypref.images import open_png
-from raypref.rows import Row, padded, reject
+from raypref.images import as_image
+from raypref.rewards.base import moved, tokenize
+from raypref.rows import Row, reject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class PhotographicConfig(Section):
 
 
 class Photographic:
-    """Stage: rejects images that the model calls artworks."""
+    """Transform: rejects images that the model calls artworks."""
 
     name = "photographic"
     reads: tuple[str, ...] = ("chosen",)
@@ -70,22 +71,29 @@ class Photographic:
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)
         self.answers = [sorted(yes - no), sorted(no - yes)]
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Reject the artworks."""
+    def prepare(self, rows: list[Row]) -> dict[str, Tensor]:
+        """The model's inputs."""
+        return self.inputs([as_image(row["chosen"]) for row in rows])
+
+    def compute(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-likelihood, up to a constant an image, of "yes" and "no": float32 [B, 2]."""
         import torch
 
-        images = [open_png(row["chosen"]) for row in padded(rows, self.resources.batch)]
-        for row, (yes, no) in zip(rows, self.likelihoods(images).tolist(), strict=False):
-            if yes > no:
-                chance = torch.tensor([yes, no]).softmax(0)[0].item()
+        logits_BLV = self.model(**moved(batch, self.model.device)).logits
+        last_BV = logits_BLV[:, -1].float().cpu()
+        return torch.stack([last_BV[:, ids].logsumexp(-1) for ids in self.answers], -1)
+
+    def finish(self, rows: list[Row], out: Tensor) -> None:
+        """Reject the artworks."""
+        for row, answers_2 in zip(rows, out, strict=False):
+            if answers_2[0] > answers_2[1]:
+                chance = answers_2.softmax(0)[0].item()
                 reject(
                     row, self.name, "not_a_photograph", f"an artwork, the model says ({chance:.2f})"
                 )
 
-    def likelihoods(self, images: Sequence[Image.Image]) -> Tensor:
-        """Log-likelihood, up to a constant an image, of "yes" and "no": float32 [B, 2]."""
-        import torch
-
+    def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What the model reads of B images and the question, on the CPU."""
         question = [{"type": "image"}, {"type": "text", "text": self.config.question}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
@@ -95,17 +103,13 @@ class Photographic:
         pixels = self.images(images=list(images), return_tensors="pt")
         # An image takes one token for every square of patches that the model merges.
         counts = pixels["image_grid_thw"].prod(-1) // self.images.merge_size**2
-        tokens = self.tokenizer(
+        tokens = tokenize(
+            self.tokenizer,
             [text.replace(place, place * count) for count in counts.tolist()],
             padding=True,
             padding_side="left",
-            return_tensors="pt",
         )
-        inputs = {**tokens, **pixels, "mm_token_type_ids": (tokens["input_ids"] == pad_id).long()}
-        device = self.model.device
-        logits_BLV = self.model(**{name: value.to(device) for name, value in inputs.items()}).logits
-        last_BV = logits_BLV[:, -1].float().cpu()
-        return torch.stack([last_BV[:, ids].logsumexp(-1) for ids in self.answers], -1)
+        return {**tokens, **pixels, "mm_token_type_ids": (tokens["input_ids"] == pad_id).long()}
 
     def _tokens_of(self, answer: str) -> set[int]:
         """First tokens of the ways to write an answer."""

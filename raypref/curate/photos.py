@@ -8,7 +8,7 @@ from PIL import Image
 
 from raypref.config import Resources
 from raypref.curate.colorfulness import colorfulness
-from raypref.images import BadImage, ImageConfig, center_square, decode, encode_png, open_png
+from raypref.images import BadImage, ImageConfig, as_image, center_square, decode
 from raypref.rows import Row, content_key, reject
 from raypref.sources.index import SourceConfig, fetch
 from raypref.sources.store import SourceError
@@ -16,7 +16,7 @@ from raypref.sources.store import Store as Place
 
 
 class Measure:
-    """Stage: the facts of every photograph that need no model. Its pixels are not passed on."""
+    """Transform: the facts of every photograph that need no model. Its pixels are not passed on."""
 
     name = "photos"
     reads: tuple[str, ...] = ("uri", "member", "column", "size", "caption", "problem")
@@ -57,10 +57,10 @@ class Measure:
 
 
 class Colorfulness:
-    """Stage: how colorful another image is.
+    """Transform: how colorful another image is.
 
     Args:
-        image: column of PNG bytes.
+        image: column of the image.
         column: the new column.
     """
 
@@ -79,16 +79,15 @@ class Colorfulness:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
         for row in rows:
-            row[self.column] = colorfulness(open_png(row[self.image]))
+            row[self.column] = colorfulness(as_image(row[self.image]))
 
 
 class Crop:
-    """Stage: the square crop of a photograph as PNG.
+    """Transform: the square crop of a photograph.
 
     Args:
         source: where the photographs are.
         images: size and limits.
-        kept: whether the bytes end in a ledger; if not, they are not compressed.
     """
 
     name = "crop"
@@ -96,10 +95,9 @@ class Crop:
     writes = pa.schema([("chosen", pa.binary())])
     resources = Resources(workers=0, batch=1)
 
-    def __init__(self, source: SourceConfig, images: ImageConfig, *, kept: bool) -> None:
+    def __init__(self, source: SourceConfig, images: ImageConfig) -> None:
         self.source = source
         self.images = images
-        self.level = 1 if kept else 0
 
     def setup(self) -> None:
         """Find the source."""
@@ -115,8 +113,7 @@ class Crop:
             if content_key(data, row["caption"]) != row["key"]:
                 reject(row, self.name, "changed", "the photograph is not the one that was measured")
             else:
-                crop = center_square(image, self.images.size)
-                row["chosen"] = encode_png(crop, level=self.level)
+                row["chosen"] = center_square(image, self.images.size)
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""The stage that finds what a photograph is of: the region the perturbation will repaint."""
+"""The transform that finds what a photograph is of: the region the perturbation will repaint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from raypref import hub
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import pick_device
-from raypref.images import encode_png, open_png
-from raypref.rows import Row, reject
+from raypref.images import as_image
+from raypref.rows import Row, reject, without_copies
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +53,9 @@ class SaliencyConfig(Section):
 class Saliency:
     """Adds the soft saliency map and its binary mask.
 
-    Reads `chosen` (PNG bytes of the RGB square crop). Writes, both as PNG bytes of the crop's size
-    and mode L: `saliency`, the soft map 0..255, and `mask`, 255 where the soft map is above 128
-    and 0 elsewhere. Rejects a photograph with no such pixel as `no_salient_region`: there would be
+    Reads `chosen`, the RGB square crop. Writes two images of the crop's size and mode L:
+    `saliency`, the soft map 0..255, and `mask`, 255 where the soft map is above 128 and 0
+    elsewhere. Rejects a photograph with no such pixel as `no_salient_region`: there would be
     nothing to repaint.
     """
 
@@ -83,20 +83,26 @@ class Saliency:
         # Convolutions read this layout faster: 1.3 to 1.8 times on a CPU.
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Add `saliency` and `mask` to every row, or reject it."""
+    def prepare(self, rows: list[Row]) -> list[torch.Tensor]:
+        """The network's inputs; it sees one image at a time, so copies would be for nothing."""
+        return [_prepare(as_image(row["chosen"]), self.config.side) for row in without_copies(rows)]
+
+    def compute(self, batch: list[torch.Tensor]) -> list[np.ndarray]:
+        """The fused maps, float32 (side, side) each."""
         assert self.model is not None, "setup() comes before the first batch"
-        soft_maps = saliency_map(
-            self.model, [open_png(row["chosen"]) for row in rows], side=self.config.side
-        )
-        for row, soft in zip(rows, soft_maps, strict=True):
+        return [_fused(self.model, x_1CHW) for x_1CHW in batch]
+
+    def finish(self, rows: list[Row], out: list[np.ndarray]) -> None:
+        """Add `saliency` and `mask` to every row, or reject it."""
+        for row, fused in zip(rows, out, strict=True):
+            soft = _resize_back(_stretch(fused), as_image(row["chosen"]).size)
             salient = soft > THRESHOLD
             if not salient.any():
                 message = f"no pixel of the saliency map is above {THRESHOLD}"
                 reject(row, self.name, "no_salient_region", message)
                 continue
-            row["saliency"] = encode_png(Image.fromarray(soft))
-            row["mask"] = encode_png(Image.fromarray(salient.astype(np.uint8) * 255))
+            row["saliency"] = Image.fromarray(soft)
+            row["mask"] = Image.fromarray(salient.astype(np.uint8) * 255)
 
 
 def saliency_map(
@@ -121,17 +127,9 @@ def saliency_map(
         One uint8 array (H, W) per image, 0..255; all 0 where the network sees no difference
         between any two places.
     """
-    import torch
-
-    weight = next(model.parameters())
-    maps = []
-    for image in images:
-        x_1CHW = _prepare(image, side).to(weight.device, weight.dtype)
-        x_1CHW = x_1CHW.to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            fused = model(x_1CHW)[0][0, 0].float().cpu().numpy()
-        maps.append(_resize_back(_stretch(fused), image.size))
-    return maps
+    return [
+        _resize_back(_stretch(_fused(model, _prepare(image, side))), image.size) for image in images
+    ]
 
 
 def _prepare(image: Image.Image, side: int) -> torch.Tensor:
@@ -143,6 +141,17 @@ def _prepare(image: Image.Image, side: int) -> torch.Tensor:
     pixels_HWC = np.asarray(small, dtype=np.float32) / 255
     normalised = (pixels_HWC - _MEAN) / _STD
     return torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy())
+
+
+def _fused(model: nn.Module, x_1CHW: torch.Tensor) -> np.ndarray:
+    """The network's fused map of one image, float32 (side, side)."""
+    import torch
+
+    weight = next(model.parameters())
+    x_1CHW = x_1CHW.to(weight.device, weight.dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        fused: np.ndarray = model(x_1CHW)[0][0, 0].float().cpu().numpy()
+    return fused
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,14 @@ from raypref.rows import Row
 from raypref.tiny import world
 from raypref.tiny.photograph import SIZE
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raypref.tiny.scene import Thing
+
 
 class PromptAccuracy:
-    """Stage: the share of the prompt's things that are there with shape and colour.
+    """Transform: the share of the prompt's things that are there with shape and colour.
 
     Judged by a classifier that was trained on the renderer. It knows the tiny world only; a prompt
     without a thing of that world gets no score.
@@ -40,14 +46,21 @@ class PromptAccuracy:
         self.critic = Critic().eval().requires_grad_(False)
         self.critic.load_state_dict({k: v.float() for k, v in load_file(file).items()})
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the column."""
+    def prepare(self, rows: list[Row]) -> Tensor:
+        """The classifier's input, float32 [B, 3, H, W]."""
         import torch
 
         size = (SIZE, SIZE)  # what the classifier was trained on
         pixels = np.stack([np.asarray(as_image(row["image"]).resize(size)) for row in rows])
-        x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        for row, seen in zip(rows, self.critic.things(x_BCHW), strict=True):
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def compute(self, batch: Tensor) -> list[list[Thing]]:
+        """The things seen in each image."""
+        return self.critic.things(batch)
+
+    def finish(self, rows: list[Row], out: list[list[Thing]]) -> None:
+        """Fill the column."""
+        for row, seen in zip(rows, out, strict=False):
             named = world.things(row["prompt"])
             if named:
                 right = (Counter(named) & Counter(seen)).total()

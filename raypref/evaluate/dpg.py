@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from PIL import Image
 from raypref.config import InputError, Resources
 from raypref.images import as_image
 from raypref.loaded import shared
-from raypref.rows import Row, padded, reject
+from raypref.rows import Row, padded, reject, without_copies
 
 ORIGIN = "https://github.com/TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
 COLUMNS = (
@@ -41,6 +41,7 @@ class Question:
 
 
 Table = Mapping[str, Sequence[Question]]  # by prompt, see `prompt_key`
+Asked = list[tuple[Image.Image, str]]  # an image and a question about it, for one batch
 
 
 class Answerer(Protocol):
@@ -122,12 +123,12 @@ def image_score(questions: Sequence[Question], answers: Sequence[bool]) -> float
 
 
 class AskQuestions:
-    """Stage: ask a model all questions about an image's prompt.
+    """Transform: ask a model all questions about an image's prompt.
 
     Args:
         config: the model.
         table: the questions; a row whose prompt has none is rejected.
-        column: holds the image, as PNG bytes.
+        column: holds the image.
         prompt: holds the prompt.
     """
 
@@ -146,29 +147,31 @@ class AskQuestions:
         """Load the model."""
         self.model = shared(self.config, self.config.load)
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Fill the columns."""
-        asked: list[tuple[Row, Sequence[Question]]] = []
+    def prepare(self, rows: list[Row]) -> list[Asked]:
+        """All questions about the rows' images, in order, in batches as large as this one."""
+        pairs = [
+            (image, question.text)
+            for row in without_copies(rows)
+            for image in [as_image(row[self.column])]
+            for question in self._questions(row)
+        ]
+        size = len(rows)
+        return [padded(pairs[start : start + size], size) for start in range(0, len(pairs), size)]
+
+    def compute(self, batch: list[Asked]) -> list[bool]:
+        """The answers; those to copies come last."""
+        return [said for asked in batch for said in self.model.says_yes(*zip(*asked, strict=True))]
+
+    def finish(self, rows: list[Row], out: list[bool]) -> None:
+        """Fill the columns; a row without questions is rejected."""
+        answers = iter(out)
         for row in rows:
-            if questions := self.table.get(prompt_key(row[self.prompt])):
-                asked.append((row, questions))
-            else:
+            questions = self._questions(row)
+            if not questions:
                 reject(row, self.name, "no_questions", "the prompt is not in the question table")
-        answers = self._ask(asked)
-        for row, questions in asked:
+                continue
             row["dpg_answers"] = [next(answers) for _ in questions]
             row["dpg"] = 100 * image_score(questions, row["dpg_answers"])  # percent, as published
 
-    def _ask(self, asked: Sequence[tuple[Row, Sequence[Question]]]) -> Iterator[bool]:
-        """The answers to all questions, in order, in batches of one size."""
-        pairs = [
-            (image, question.text)
-            for row, questions in asked
-            for image in [as_image(row[self.column])]
-            for question in questions
-        ]
-        size = self.resources.batch
-        for start in range(0, len(pairs), size):
-            some = pairs[start : start + size]
-            images, texts = zip(*padded(some, size), strict=True)
-            yield from self.model.says_yes(images, texts)[: len(some)]
+    def _questions(self, row: Row) -> Sequence[Question]:
+        return self.table.get(prompt_key(row[self.prompt]), ())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
@@ -17,9 +17,9 @@ from raypref.diffusion.backbone import BackboneConfig, load_pipeline
 from raypref.diffusion.families.registry import family
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.prompts import read_prompts
-from raypref.images import encode_png
+from raypref.images import of_unit
 from raypref.ledger import absolute, join, read_bytes
-from raypref.rows import Row, padded, seed_of
+from raypref.rows import Row, seed_of
 from raypref.sources.prompts import Prompt
 from raypref.tiny import world
 
@@ -142,7 +142,7 @@ def rows_to_generate(
 
 
 class Generate:
-    """Stage: model, prompt and seed to an image.
+    """Transform: model, prompt and seed to an image.
 
     The generator is seeded anew for every image with the row's `noise`, as the released code does:
     one seed gives all models (and, unless `seed_mode` is per_prompt, all prompts) the same start.
@@ -176,22 +176,38 @@ class Generate:
             assert data is not None, f"no LoRA weights in {folder}"
             self.pipeline.load_lora_weights(load(data), adapter_name=model)
 
-    def __call__(self, rows: list[Row]) -> None:
+    def prepare(self, rows: list[Row]) -> list[Row]:
+        """The rows themselves: the pipeline reads text."""
+        return rows
+
+    def compute(self, batch: list[Row]) -> list[np.ndarray]:
+        """An image a row, 0..1: float32 [H, W, 3].
+
+        Every model of the batch draws all of it, so that it always has one shape.
+        """
+        images: dict[str, np.ndarray] = {}
+        for model in dict.fromkeys(row["model"] for row in batch):
+            self._activate(model)
+            images[model] = self._draw(batch)
+        return [images[row["model"]][number] for number, row in enumerate(batch)]
+
+    def finish(self, rows: list[Row], out: list[np.ndarray]) -> None:
         """Fill the column."""
+        for row, pixels in zip(rows, out, strict=False):
+            row["image"] = of_unit(pixels)
+
+    def _draw(self, batch: list[Row]) -> np.ndarray:
+        """Images of the active model, float32 [B, H, W, 3]."""
         import torch
 
         config, arguments = self.config, family(self.base.family).arguments
-        for model, group in groupby(rows, key=lambda row: row["model"]):
-            self._activate(model)
-            batch = list(group)
-            full = padded(batch, self.resources.batch)
-            images = self.pipeline(
-                **arguments([row["prompt"] for row in full], config.guidance, config.size),
-                num_inference_steps=config.steps,
-                generator=[torch.Generator().manual_seed(row["noise"]) for row in full],
-            ).images
-            for row, image in zip(batch, images, strict=False):  # copies are left over
-                row["image"] = encode_png(image)
+        images: np.ndarray = self.pipeline(
+            **arguments([row["prompt"] for row in batch], config.guidance, config.size),
+            num_inference_steps=config.steps,
+            generator=[torch.Generator().manual_seed(row["noise"]) for row in batch],
+            output_type="np",
+        ).images
+        return images
 
     def _activate(self, model: str) -> None:
         if not self.loras:

@@ -72,7 +72,7 @@ def _slope(grey_hw: np.ndarray, axis: int) -> np.ndarray:
 
 
 class PixelMetrics:
-    """Stage: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
+    """Transform: the metrics that need no model (paper, Figure 2a; colorfulness as in curation)."""
 
     name = "pixels"
     reads: tuple[str, ...] = ("image",)

@@ -12,11 +12,12 @@ from PIL import Image
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import weight_file
+from raypref.rewards.base import Reward
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
 from raypref.rewards.clip import clip_folder, load_clip, scores
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 KEY = "rewards.aesthetic.model"
 HEAD_KEY = "rewards.aesthetic.head"
@@ -61,7 +62,7 @@ class AestheticConfig(Section):
         return Aesthetic(self)
 
 
-class Aesthetic:
+class Aesthetic(Reward):
     """About 1..10; 5.5 for the images of Stable Diffusion. The prompt does not count.
 
     The embedding is brought to unit length and goes through the head in float32. Neither head has
@@ -80,9 +81,13 @@ class Aesthetic:
             dtype=torch_dtype(config.dtype),
         )
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images: float32 [B]. The prompts are not looked at."""
-        return scores(self.head(self.clip.images(images))[:, 0])
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """The CLIP model's input. The prompts are not looked at."""
+        return self.clip.pixels(images)
+
+    def compute(self, batch: Tensor) -> np.ndarray:
+        """Score B images: float32 [B]."""
+        return scores(self.head(self.clip.images(batch))[:, 0])
 
 
 def load_head(path: Path) -> nn.Sequential:

@@ -1,10 +1,11 @@
-"""The interface of a reward model, and the stage that scores columns of images with one."""
+"""The interface of a reward model, and the transform that scores columns of images with one."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,28 +14,70 @@ from PIL import Image
 from raypref.config import Resources
 from raypref.images import as_image, open_png
 from raypref.loaded import shared
-from raypref.rows import Row, padded, reject
+from raypref.rows import Row, reject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Reward(Protocol):
-    """Judges how well images show their prompts."""
+    """Judges how well images show their prompts. Inherit from it: `score` comes with it."""
+
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Any:
+        """What the model reads of B images and prompts, made on the CPU.
+
+        Several threads may do so at once: `tokenize` is for that.
+        """
+
+    def compute(self, batch: Any) -> np.ndarray:
+        """One float32 score an image; higher is better. NaN: the model gave none."""
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """One float32 score an image; higher is better. NaN: the model gave none."""
+        """Scores of B images for their prompts: float32 [B]."""
+        return self.compute(self.prepare(images, prompts))
 
 
 class Embedder(Protocol):
-    """A model whose image embeddings can be had."""
+    """A model whose image embeddings can be had. Inherit from it: `embed` comes with it."""
+
+    def pixels(self, images: Sequence[Image.Image]) -> Any:
+        """What the model reads of B images, made on the CPU, by several threads at once."""
+
+    def features(self, pixels: Any) -> np.ndarray:
+        """Embeddings of unit length, float32 [B, D]."""
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of unit length, float32 [B, D]."""
+        return self.features(self.pixels(images))
 
 
 class EmbeddingReward(Embedder, Protocol):
     """A reward that needs of an image its embedding only."""
 
-    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def tokens(self, prompts: Sequence[str]) -> Any:
+        """What the model reads of B prompts, made on the CPU, by several threads at once."""
+
+    def score_embedded(self, embeddings: np.ndarray, tokens: Any) -> np.ndarray:
         """Scores of images given by their embeddings, as `embed` returns them: float32 [B]."""
+
+
+_TOKENIZERS = threading.Lock()
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
+    """Call a tokenizer of transformers; returns its tensors.
+
+    By one thread at a time: it keeps how it pads and cuts from call to call, and an error ends the
+    call that changes this while another thread encodes.
+    """
+    with _TOKENIZERS:
+        return {**tokenizer(list(texts), return_tensors="pt", **options)}
+
+
+def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 class RewardConfig(Protocol):
@@ -70,7 +113,7 @@ class EmbedderConfig(Protocol):
 
 
 class Decode:
-    """Stage: PNG bytes to a decoded image, once for all stages after it.
+    """Transform: PNG bytes to a decoded image, once for all transforms after it.
 
     Args:
         column: holds the PNG bytes, or a struct with them as `bytes`; the image takes its place.
@@ -95,7 +138,7 @@ class Decode:
 
 
 class Embed:
-    """Stage: add the image's embedding.
+    """Transform: add the image's embedding.
 
     Args:
         config: which model.
@@ -115,16 +158,22 @@ class Embed:
         """Load the model."""
         self.model = shared(self.config, self.config.load)
 
-    def __call__(self, rows: list[Row]) -> None:
+    def prepare(self, rows: list[Row]) -> Any:
+        """The images' pixels."""
+        return self.model.pixels([as_image(row[self.column]) for row in rows])
+
+    def compute(self, batch: Any) -> np.ndarray:
+        """The embeddings, float32 [B, D]."""
+        return self.model.features(batch)
+
+    def finish(self, rows: list[Row], out: np.ndarray) -> None:
         """Fill the column."""
-        full = padded(rows, self.resources.batch)
-        embeddings = self.model.embed([as_image(row[self.column]) for row in full])
-        for row, embedding in zip(rows, embeddings, strict=False):
+        for row, embedding in zip(rows, out, strict=False):
             row["embedding"] = embedding.tolist()
 
 
 class Score:
-    """Stage: add one score column for every image column.
+    """Transform: add one score column for every image column.
 
     Args:
         config: which reward model.
@@ -157,18 +206,27 @@ class Score:
         """Load the reward model."""
         self.reward = shared(self.config, self.config.load)
 
-    def __call__(self, rows: list[Row]) -> None:
-        """Score the rows' images."""
-        full = padded(rows, self.resources.batch)
-        prompts = [row[self.prompt] for row in full]
-        for image_column, score_column in self.columns.items():
-            if self.embedded:
-                embeddings = np.array([row["embedding"] for row in full], dtype=np.float32)
-                scores = cast(EmbeddingReward, self.reward).score_embedded(embeddings, prompts)
-            else:
-                images = [as_image(row[image_column]) for row in full]
-                scores = self.reward.score(images, prompts)
+    def prepare(self, rows: list[Row]) -> list[Any]:
+        """What the model reads of each image column."""
+        prompts = [row[self.prompt] for row in rows]
+        if self.embedded:
+            embeddings = np.array([row["embedding"] for row in rows], dtype=np.float32)
+            return [(embeddings, cast(EmbeddingReward, self.reward).tokens(prompts))]
+        return [
+            self.reward.prepare([as_image(row[column]) for row in rows], prompts)
+            for column in self.columns
+        ]
+
+    def compute(self, batch: list[Any]) -> list[np.ndarray]:
+        """The scores of each image column, float32 [B]."""
+        if self.embedded:
+            return [cast(EmbeddingReward, self.reward).score_embedded(*each) for each in batch]
+        return [self.reward.compute(each) for each in batch]
+
+    def finish(self, rows: list[Row], out: list[np.ndarray]) -> None:
+        """Fill the score columns; a row with a score that is no number is rejected."""
+        for column, scores in zip(self.columns.values(), out, strict=True):
             for row, score in zip(rows, scores, strict=False):
-                row[score_column] = float(score)
+                row[column] = float(score)
                 if not math.isfinite(score):
-                    reject(row, self.name, "bad_score", f"{score_column} is {score}")
+                    reject(row, self.name, "bad_score", f"{column} is {score}")

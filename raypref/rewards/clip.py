@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from raypref.hub import model_folder
+from raypref.rewards.base import moved, tokenize
 from raypref.rewards.checkpoint import load_folder, load_part, require_vocabulary
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 CONTEXT = 77  # tokens a prompt is cut at
 
 Pixels: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
+
+
+class Inputs(NamedTuple):
+    """What a CLIP model reads, on the CPU."""
+
+    pixels_BCHW: Tensor  # float32
+    tokens: Mapping[str, Tensor]  # of the prompts, see `tokens_of`
 
 
 class Clip:
@@ -38,34 +46,39 @@ class Clip:
         self.tokenizer = tokenizer
         self.pixels = pixels
 
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the model reads of B prompts, on the CPU."""
+        return tokens_of(self.tokenizer, prompts)
+
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+        """What the model reads of B images and prompts, on the CPU."""
+        return Inputs(self.pixels(images), self.tokens(prompts))
+
+    def images(self, pixels_BCHW: Tensor) -> Tensor:
         """Embeddings of B images: [B, D]."""
         from torch.nn.functional import normalize
 
         features_BD = self.model.get_image_features(
-            pixel_values=self.pixels(images).to(self.model.device, self.model.dtype)
+            pixel_values=pixels_BCHW.to(self.model.device, self.model.dtype)
         ).pooler_output
         return normalize(features_BD.float(), dim=-1)
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
+    def texts(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Embeddings of B prompts: [B, D]."""
         from torch.nn.functional import normalize
 
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=CONTEXT,
-            return_tensors="pt",
-        ).to(self.model.device)
-        features_BD = self.model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
+        features_BD = self.model.get_text_features(**moved(tokens, self.model.device)).pooler_output
         return normalize(features_BD.float(), dim=-1)
 
-    def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def cosines(self, batch: Inputs) -> Tensor:
         """Cosine of each image with its own prompt: [B], -1..1."""
-        return (self.images(images) * self.texts(prompts)).sum(dim=-1)
+        return (self.images(batch.pixels_BCHW) * self.texts(batch.tokens)).sum(dim=-1)
+
+
+def tokens_of(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Token ids and mask of B prompts, cut at 77 tokens and padded to them: int64 [B, 77] each."""
+    tokens = tokenize(tokenizer, prompts, padding="max_length", truncation=True, max_length=CONTEXT)
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 def clip_folder(ref: str, *, key: str) -> str:

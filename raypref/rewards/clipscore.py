@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,7 +10,8 @@ from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.rewards.clip import clip_folder, load_clip, scores
+from raypref.rewards.base import EmbeddingReward, Reward
+from raypref.rewards.clip import Inputs, clip_folder, load_clip, scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class ClipScoreConfig(Section):
         return ClipScore(self)
 
 
-class ClipScore:
+class ClipScore(Reward, EmbeddingReward):
     """The scale of text-to-image papers by default: 100 max(cos, 0), about 20..35.
 
     `percent` is what torchmetrics' `CLIPScore` computes for each image, `hessel` the original
@@ -66,24 +67,36 @@ class ClipScore:
             dtype=torch_dtype(config.dtype),
         )
 
-    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """The model's input, float32 [B, 3, H, W]."""
+        return self.clip.pixels(images)
+
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The prompts' tokens, cut at 77."""
+        if self.variant == "hessel":
+            prompts = [HESSEL_PREFIX + prompt for prompt in prompts]
+        return self.clip.tokens(prompts)
+
+    def features(self, pixels: Tensor) -> np.ndarray:
         """Image embeddings of unit length, float32 [B, D]."""
-        return scores(self.clip.images(images))
+        return scores(self.clip.images(pixels))
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
-        return self._score(self.clip.images(images), prompts)
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+        """Pixels and tokens."""
+        return Inputs(self.pixels(images), self.tokens(prompts))
 
-    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def compute(self, batch: Inputs) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return self._score(self.clip.images(batch.pixels_BCHW), batch.tokens)
+
+    def score_embedded(self, embeddings: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
         import torch
 
-        return self._score(torch.from_numpy(embeddings).to(self.clip.model.device), prompts)
+        return self._score(torch.from_numpy(embeddings).to(self.clip.model.device), tokens)
 
-    def _score(self, image_BD: Tensor, prompts: Sequence[str]) -> np.ndarray:
-        if self.variant == "hessel":
-            prompts = [HESSEL_PREFIX + prompt for prompt in prompts]
-        cosine_B = (image_BD * self.clip.texts(prompts)).sum(dim=-1)
+    def _score(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> np.ndarray:
+        cosine_B = (image_BD * self.clip.texts(tokens)).sum(dim=-1)
         if self.variant == "cosine":
             return scores(cosine_B)
         weight = 100.0 if self.variant == "percent" else HESSEL_WEIGHT

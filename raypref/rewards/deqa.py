@@ -111,18 +111,25 @@ class DeQA:
         ]
         self.worth_5 = torch.tensor(list(LEVELS.values()), device=self.device)
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images: float32 [B]."""
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Any:
+        """Pixels of the images, each in a square: float32 [B, 3, H, W]."""
         assert len(images) == len(prompts)
         colour = tuple(int(255 * mean) for mean in self.images.image_mean)
         squares = [square(image, colour) for image in images]
-        pixels = self.images(images=squares, return_tensors="pt")["pixel_values"]
+        return self.images(images=squares, return_tensors="pt")["pixel_values"]
+
+    def compute(self, batch: Any) -> np.ndarray:
+        """Score B images: float32 [B]."""
         logits_BLV = self.model(
-            input_ids=self.text_1L.repeat(len(images), 1),
-            images=pixels.to(self.device, self.model.dtype),
+            input_ids=self.text_1L.repeat(len(batch), 1),
+            images=batch.to(self.device, self.model.dtype),
         )["logits"]
         chances_B5 = logits_BLV[:, -1, self.levels].float().softmax(-1)
         return (chances_B5 @ self.worth_5).cpu().numpy()
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Score B images: float32 [B]. Not inherited, as this module imports little."""
+        return self.compute(self.prepare(images, prompts))
 
 
 def square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,11 @@ from PIL import Image
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
+from raypref.rewards.base import Embedder
 from raypref.rewards.checkpoint import load_folder, load_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "rewards.dinov2.model"
 
@@ -42,7 +47,7 @@ class DinoV2Config(Section):
         return DinoV2(self)
 
 
-class DinoV2:
+class DinoV2(Embedder):
     """The class token after the last layer norm, of unit length. No prompt, no score.
 
     Stein et al. 2023 found distances on these embeddings to agree with people where Inception's
@@ -60,11 +65,14 @@ class DinoV2:
         self.model.to(device=self.device, dtype=torch_dtype(config.dtype))
         self.model.eval().requires_grad_(False)
 
-    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """The model's input, float32 [B, 3, H, W]."""
+        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def features(self, pixels: Tensor) -> np.ndarray:
         """Embeddings of unit length, float32 [B, D]."""
         from torch.nn.functional import normalize
 
-        pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         features_BD = self.model(
             pixel_values=pixels.to(self.device, self.model.dtype)
         ).pooler_output

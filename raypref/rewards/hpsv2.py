@@ -12,8 +12,9 @@ from PIL import Image
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
+from raypref.rewards.base import Embedder, Reward
 from raypref.rewards.checkpoint import load_part, load_state, read_state, require_names
-from raypref.rewards.clip import Clip, Pixels, load_tokenizer, scores
+from raypref.rewards.clip import Clip, Inputs, Pixels, load_tokenizer, scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,7 @@ class HPSv2Config(Section):
         return HPSv2(self)
 
 
-class HPSv2:
+class HPSv2(Reward, Embedder):
     """100 x cosine of image and text embedding, about 20..32 for real weights.
 
     The published tables have this scale; the package's `score()` returns the cosine itself.
@@ -109,13 +110,21 @@ class HPSv2:
             letterboxed(clip.vision_config.image_size),
         )
 
-    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Image embeddings of unit length, float32 [B, D]."""
-        return scores(self.clip.images(images))
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """The model's input, float32 [B, 3, H, W]."""
+        return self.clip.pixels(images)
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
-        return scores(100 * self.clip.cosines(images, prompts))
+    def features(self, pixels: Tensor) -> np.ndarray:
+        """Image embeddings of unit length, float32 [B, D]."""
+        return scores(self.clip.images(pixels))
+
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+        """Pixels and tokens (cut at 77)."""
+        return self.clip.prepare(images, prompts)
+
+    def compute(self, batch: Inputs) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return scores(100 * self.clip.cosines(batch))
 
 
 def letterboxed(side: int) -> Pixels:

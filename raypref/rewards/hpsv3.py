@@ -11,6 +11,7 @@ from PIL import Image
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device
 from raypref.hub import weight_file
+from raypref.rewards.base import Reward, moved
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class HPSv3Config(Section):
         return HPSv3(self)
 
 
-class HPSv3:
+class HPSv3(Reward):
     """The mean of the preference that the head predicts, without bound.
 
     Between batches it differs by up to 1e-5 in float32 and 0.02 in bfloat16.
@@ -146,17 +147,21 @@ class HPSv3:
         self.backbone.to(self.device)
         self.head.to(self.device).eval().requires_grad_(False)
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts: float32 [B]."""
-        return self.distribution(images, prompts)[:, 0].cpu().numpy()
-
-    def distribution(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Both outputs of the head, mean first: float32 [B, 2]."""
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The backbone's inputs."""
         texts = [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
         inputs = self.read(images, texts, side="right")
         inputs["position_ids"] = sequential(inputs["input_ids"])
         del inputs["mm_token_type_ids"]  # from which the library would place an image's tokens
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return inputs
+
+    def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return self.distribution(batch)[:, 0].cpu().numpy()
+
+    def distribution(self, batch: dict[str, Tensor]) -> Tensor:
+        """Both outputs of the head, mean first: float32 [B, 2]."""
+        inputs = moved(batch, self.device)
         hidden_BLD = self.backbone(**inputs, use_cache=False).last_hidden_state
         return self.head(hidden_BLD[inputs["input_ids"] == self.mark].float())
 

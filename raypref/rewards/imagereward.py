@@ -13,6 +13,7 @@ from PIL import Image
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
+from raypref.rewards.base import Reward, moved, tokenize
 from raypref.rewards.checkpoint import (
     linear_layers,
     load_part,
@@ -119,7 +120,14 @@ class Parts(NamedTuple):
     head: nn.Sequential
 
 
-class ImageReward:
+class Inputs(NamedTuple):
+    """What the model reads, on the CPU."""
+
+    pixels_BCHW: Tensor
+    tokens: Mapping[str, Tensor]
+
+
+class ImageReward(Reward):
     """Mean 0 and variance 1 on its training set, so about -2..2; 0.2..1.3 for today's models.
 
     The prompt's tokens attend to each other and to the image's patches; the head reads the first
@@ -146,18 +154,17 @@ class ImageReward:
         for part in (self.vision, self.text, self.head):
             part.eval().requires_grad_(False)
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts (cut at 35 tokens): float32 [B]."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=CONTEXT,
-            return_tensors="pt",
-        ).to(self.device)
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+        """Pixels, and tokens (cut at 35)."""
         pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        cut = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
+        return Inputs(pixels, tokenize(self.tokenizer, prompts, **cut))
+
+    def compute(self, batch: Inputs) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        tokens = moved(batch.tokens, self.device)
         patches_BND = self.vision(
-            pixel_values=pixels.to(self.device, self.vision.dtype)
+            pixel_values=batch.pixels_BCHW.to(self.device, self.vision.dtype)
         ).last_hidden_state
         first_BD = self.text(
             input_ids=tokens["input_ids"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,11 @@ from PIL import Image
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
+from raypref.rewards.base import EmbeddingReward, Reward, moved
+from raypref.rewards.clip import Inputs, tokens_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 class PickScoreConfig(Section):
@@ -45,7 +47,7 @@ class PickScoreConfig(Section):
         return PickScore(self)
 
 
-class PickScore:
+class PickScore(Reward, EmbeddingReward):
     """exp(logit_scale) * cosine of image and text embedding, about 20 for real weights.
 
     Flow-GRPO divides this by 26; the paper and this project do not.
@@ -65,41 +67,46 @@ class PickScore:
         self.model.to(device=self.device, dtype=torch_dtype(config.dtype))  # type: ignore[call-arg]
         self.model.eval().requires_grad_(False)
 
-    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """The model's input, float32 [B, 3, H, W]."""
+        pixels: Tensor = self.image_processor(images=list(images), return_tensors="pt")[
+            "pixel_values"
+        ]
+        return pixels
+
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The prompts' tokens, cut at 77."""
+        return tokens_of(self.tokenizer, prompts)
+
+    def features(self, pixels: Tensor) -> np.ndarray:
         """Image embeddings of unit length, float32 [B, D]."""
-        return self._image_features(images).cpu().numpy()
+        return self._image_features(pixels).cpu().numpy()
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts (cut at 77 tokens): float32 [B]."""
-        return self._score(self._image_features(images), prompts)
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+        """Pixels and tokens."""
+        return Inputs(self.pixels(images), self.tokens(prompts))
 
-    def score_embedded(self, embeddings: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def compute(self, batch: Inputs) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return self._score(self._image_features(batch.pixels_BCHW), batch.tokens)
+
+    def score_embedded(self, embeddings: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
         import torch
 
-        return self._score(torch.from_numpy(embeddings).to(self.device), prompts)
+        return self._score(torch.from_numpy(embeddings).to(self.device), tokens)
 
-    def _score(self, image_BD: torch.Tensor, prompts: Sequence[str]) -> np.ndarray:
+    def _score(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> np.ndarray:
         from torch.nn.functional import cosine_similarity
 
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=77,
-            return_tensors="pt",
-        ).to(self.device)
-        text_BD = self.model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
+        text_BD = self.model.get_text_features(**moved(tokens, self.device)).pooler_output
         cosine_B = cosine_similarity(image_BD, text_BD.float())
         return (self.scale * cosine_B).cpu().numpy()
 
-    def _image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _image_features(self, pixels_BCHW: Tensor) -> Tensor:
         from torch.nn.functional import normalize
 
-        pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         features_BD = self.model.get_image_features(
-            pixel_values=pixels.to(self.device, self.model.dtype)
+            pixel_values=pixels_BCHW.to(self.device, self.model.dtype)
         ).pooler_output
         return normalize(features_BD.float(), dim=-1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,12 @@ from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType
 from raypref.hub import model_folder
 from raypref.loaded import shared
+from raypref.rewards.base import Reward
 from raypref.rewards.clip import Clip, processed, scores
 from raypref.rewards.pickscore import PickScoreConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Control words before the prompt, joined as Shen et al. 2025 (SRPO) join them.
 PHOTO = "Realistic photo. "
@@ -44,7 +49,15 @@ class RealismConfig(Section):
         return Realism(self)
 
 
-class Realism:
+class Asked(NamedTuple):
+    """What PickScore reads, on the CPU."""
+
+    pixels_BCHW: Tensor
+    photo: Mapping[str, Tensor]  # tokens of the prompts of photographs
+    render: Mapping[str, Tensor]  # of those of renderings
+
+
+class Realism(Reward):
     """PickScore("Realistic photo. " + prompt) - PickScore("CG render. " + prompt).
 
     Semantic guided preference (Shen et al. 2025, arXiv 2509.06942) with PickScore. On PickScore's
@@ -63,9 +76,15 @@ class Realism:
         self.pickscore = own = shared(settings, settings.load)
         self.clip = Clip(own.model, own.tokenizer, processed(own.image_processor))
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images with their prompts (cut at 77 tokens, prefix included): float32 [B]."""
-        photo_BD = self.clip.texts([PHOTO + prompt for prompt in prompts])
-        render_BD = self.clip.texts([RENDER + prompt for prompt in prompts])
-        towards_B = (self.clip.images(images) * (photo_BD - render_BD)).sum(dim=-1)
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Asked:
+        """Pixels, and the tokens of both prompts (cut at 77, prefix included)."""
+        photo, render = (
+            self.clip.tokens([prefix + prompt for prompt in prompts]) for prefix in (PHOTO, RENDER)
+        )
+        return Asked(self.clip.pixels(images), photo, render)
+
+    def compute(self, batch: Asked) -> np.ndarray:
+        """Score B images with their prompts: float32 [B]."""
+        photo_BD, render_BD = self.clip.texts(batch.photo), self.clip.texts(batch.render)
+        towards_B = (self.clip.images(batch.pixels_BCHW) * (photo_BD - render_BD)).sum(dim=-1)
         return scores(self.pickscore.scale * towards_B)

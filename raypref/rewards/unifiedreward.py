@@ -6,13 +6,18 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType
+from raypref.rewards.base import Reward
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ class UnifiedRewardConfig(Section):
         return UnifiedReward(self)
 
 
-class UnifiedReward:
+class UnifiedReward(Reward):
     """The number after "Final Score:", 1 to 5; NaN where the answer holds none.
 
     An answer is the likeliest one, token by token. In float32 it does not depend on its batch; in
@@ -76,10 +81,14 @@ class UnifiedReward:
             num_gpus=config.resources.num_gpus,
         )
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts: float32 [B], NaN for an answer without a score."""
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The model's inputs."""
         questions = [QUESTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
-        answers = self.vlm.answers(images, questions, max_new_tokens=self.max_new_tokens)
+        return self.vlm.prepare(images, questions)
+
+    def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
+        """Score B images against their prompts: float32 [B], NaN for an answer without a score."""
+        answers = self.vlm.answers(batch, max_new_tokens=self.max_new_tokens)
         scores = [parse(answer) for answer in answers]
         unreadable = [a for a, score in zip(answers, scores, strict=True) if math.isnan(score)]
         self.asked += len(answers)

@@ -7,7 +7,7 @@ videos that nobody asks about here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
 
@@ -15,9 +15,12 @@ from raypref.config import InputError
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 from raypref.messages import first_line
+from raypref.rewards.base import moved, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Asked: TypeAlias = dict[str, Tensor]
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _PROBES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -107,7 +110,7 @@ class Reader:
         conversations = [
             self._conversation(text).replace(place, place * count, 1) for text, count in asked
         ]
-        tokens = self.tokenizer(conversations, padding=True, padding_side=side, return_tensors="pt")
+        tokens = tokenize(self.tokenizer, conversations, padding=True, padding_side=side)
         is_image = tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)
         # Qwen2.5-VL does without the last one silently, and places the image wrongly.
         return {**tokens, **pixels, "mm_token_type_ids": is_image.long()}
@@ -137,22 +140,20 @@ class VisionLanguage:
         self.model = pretrained(AutoModelForImageTextToText, folder, key=key, dtype=dtype)
         self.model.to(pick_device(num_gpus))
 
-    def next_token(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Asked:
+        """What the model reads of B images and a question about each, on the CPU."""
+        return self.read(images, questions, side="left")  # the answers begin at one place
+
+    def next_token(self, asked: Asked) -> Tensor:
         """Log-probability of each token to begin the answer: float32 [B, V], on the CPU."""
-        logits_B1V = self.model(**self._inputs(images, questions), logits_to_keep=1).logits
+        logits_B1V = self.model(**moved(asked, self.model.device), logits_to_keep=1).logits
         return logits_B1V[:, -1].float().log_softmax(-1).cpu()
 
-    def answers(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, max_new_tokens: int
-    ) -> list[str]:
+    def answers(self, asked: Asked, *, max_new_tokens: int) -> list[str]:
         """The likeliest answers, token by token; no chance is involved."""
-        inputs = self._inputs(images, questions)
+        inputs = moved(asked, self.model.device)
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         ids_BL = self.model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens)
-        asked = inputs["input_ids"].shape[1]
-        decoded = self.read.tokenizer.batch_decode(ids_BL[:, asked:], skip_special_tokens=True)
+        length = inputs["input_ids"].shape[1]
+        decoded = self.read.tokenizer.batch_decode(ids_BL[:, length:], skip_special_tokens=True)
         return [answer.strip() for answer in decoded]
-
-    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
-        inputs = self.read(images, questions, side="left")  # the answers begin at one place
-        return {name: value.to(self.model.device) for name, value in inputs.items()}

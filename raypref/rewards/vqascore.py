@@ -8,13 +8,18 @@ scores of different models cannot be compared, so name the model with the number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType
+from raypref.rewards.base import Reward
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "rewards.vqascore.model"
 
@@ -47,7 +52,7 @@ class VQAScoreConfig(Section):
         return VQAScore(self)
 
 
-class VQAScore:
+class VQAScore(Reward):
     """Probability, 0 to 1, that the answer begins with "Yes", among all that it could begin with.
 
     Between batches it differs by up to 0.001% in float32 and 2% in bfloat16.
@@ -62,17 +67,21 @@ class VQAScore:
             num_gpus=config.resources.num_gpus,
         )
         self.yes, self.no = self._ways("yes"), self._ways("no")
+        self.answer: int = self.vlm.read.tokenizer("Yes").input_ids[0]
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Score B images against their prompts: float32 [B]."""
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The model's inputs."""
         questions = [self.question.replace("{prompt}", plain(prompt)) for prompt in prompts]
-        [yes, *_] = self.vlm.read.tokenizer("Yes").input_ids
-        return self.vlm.next_token(images, questions)[:, yes].exp().numpy()
+        return self.vlm.prepare(images, questions)
+
+    def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
+        """Score B images against their prompts: float32 [B]."""
+        return self.vlm.next_token(batch)[:, self.answer].exp().numpy()
 
     def says_yes(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[bool]:
         """Whether "yes" is likelier than "no" as the answer, however they are written: B truths."""
         asked = [f"{plain(question)} Please answer yes or no." for question in questions]
-        log_BV = self.vlm.next_token(images, asked)
+        log_BV = self.vlm.next_token(self.vlm.prepare(images, asked))
         yes_B, no_B = (log_BV[:, ids].logsumexp(-1) for ids in (self.yes, self.no))
         return (yes_B > no_B).tolist()
 

@@ -14,6 +14,7 @@ from training import CPU, photographs, rows_of, training, twin
 
 from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.batches import in_batches
 from raypref.config import InputError, load
 from raypref.curate.publish import PAIRS
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser
@@ -98,7 +99,7 @@ def encoded(base: BackboneConfig, folder: Path) -> tuple[Ledger, PairData]:
     stage = Encode(base, CacheConfig())
     stage.setup()
     done = rows_of(rows_to_encode(pairs))
-    stage(done)
+    in_batches(stage, done)
     ledger = Ledger(str(folder / "encoded"), {})
     ledger.begin()
     schema = pa.schema([("id", pa.string()), *stage.writes])

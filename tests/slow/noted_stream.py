@@ -1,4 +1,4 @@
-"""A stream whose stages note every row they take: what the kill test runs and counts.
+"""A stream whose transforms note every row they take: what the kill test runs and counts.
 
 python noted_stream.py FOLDER CORES_A_WORKER GPUS_A_WORKER
 """
@@ -22,31 +22,61 @@ from raypref.streaming import StreamConfig, stream
 ROWS = 96
 BLOCK = 4
 WORKERS = 2
+SECONDS = 0.1  # per row of the model
 
 
-class Note:
-    """Notes the rows it takes. The first one is quick; the second is slow, to start and to work,
-    as a stage with a model is: what lets a first stage run far ahead."""
+class Quick:
+    """Notes the rows it takes, and runs far ahead where it is let."""
 
+    name = "quick"
     reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([("quick", pa.int64())])
+    resources = Resources(workers=0, batch=1)
 
-    def __init__(self, folder: Path, name: str, *, seconds: float, resources: Resources) -> None:
-        self.resources = resources
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.name = name
-        self.seconds = seconds
-        self.writes = pa.schema([(name, pa.int64())])
 
     def setup(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        time.sleep(20 * self.seconds)
 
     def __call__(self, rows: list[Row]) -> None:
         for row in rows:
-            name = f"{self.name}-{row['id']}-{os.getpid()}-{uuid.uuid4().hex}"
-            (self.folder / name).touch()
-            time.sleep(self.seconds)
-            row[self.name] = row["n"]
+            note(self.folder, self.name, row["id"])
+            row["quick"] = row["n"]
+
+
+class Slow:
+    """Notes the rows it computes; slow to start and to work, as a model is."""
+
+    name = "slow"
+    reads: tuple[str, ...] = ("n",)
+    writes = pa.schema([("slow", pa.int64())])
+
+    def __init__(self, folder: Path, resources: Resources) -> None:
+        self.folder = folder
+        self.resources = resources
+
+    def setup(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        time.sleep(20 * SECONDS)
+
+    def prepare(self, rows: list[Row]) -> list[Row]:
+        return rows
+
+    def compute(self, batch: list[Row]) -> list[int]:
+        for row in batch:
+            note(self.folder, self.name, row["id"])
+            time.sleep(SECONDS)
+        return [row["n"] for row in batch]
+
+    def finish(self, rows: list[Row], out: list[int]) -> None:
+        for row, n in zip(rows, out, strict=False):
+            row["slow"] = n
+
+
+def note(folder: Path, name: str, id_: str) -> None:
+    """Leave a mark that outlives the worker."""
+    (folder / f"{name}-{id_}-{os.getpid()}-{uuid.uuid4().hex}").touch()
 
 
 def main() -> None:
@@ -58,8 +88,8 @@ def main() -> None:
     stream(
         pa.table({"id": [f"{n:03d}" for n in range(ROWS)], "n": list(range(ROWS))}),
         stages=[
-            Note(notes, "quick", seconds=0, resources=Resources(workers=0, batch=1)),
-            Note(notes, "slow", seconds=0.1, resources=model),
+            Quick(notes),
+            Slow(notes, model),
         ],
         ledger=Ledger(str(folder / "ledger"), {}),
         keep=["quick", "slow"],
