@@ -77,7 +77,7 @@ class ModelTransform(Protocol):
 
 
 Transform = RowTransform | ModelTransform
-Stage = Transform  # the older word
+Stage = Transform  # the older word, where it is still used
 
 
 INDEX = pa.schema(

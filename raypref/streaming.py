@@ -1,10 +1,10 @@
-"""Rows through stages into ledgers: what is left to do, who does it, what came of it.
+"""Rows through transforms into ledgers: what is left to do, who does it, what came of it.
 
 Rows flow as Arrow blocks into workers (`pool.py`, on Ray Data). A worker takes a block through all
-stages and writes it as a ledger part (`worker.py`): a kill costs at most the block in each worker's
-hands, what a stage makes never crosses the object store, and only counts come back. A worker with
-a GPU takes more blocks at a time, one per core that it holds and one for the GPU: some are read or
-written while the GPU works on another.
+transforms and writes it as a ledger part (`worker.py`): a kill costs at most the blocks in each
+worker's hands, what a transform makes never crosses the object store, and only counts come back. A
+worker with a GPU takes more blocks at a time, one per core that it holds and one for the GPU: some
+are read, prepared or written while the GPU works on another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raypref.kept import release
 from raypref.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.progress import Progress, counted, waiting
 from raypref.room import NoRoomError
-from raypref.rows import Stage
+from raypref.rows import Transform
 from raypref.worker import STOP, Branch, Reader, Worker, needs_of, shared_worker
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Streamed(NamedTuple):
     """What became of the rows, and what it took."""
 
     counts: Counter[str]  # rows by reason; "ok" for those not rejected
-    busy: float  # seconds that a worker spent in its device stages, mean over workers
+    busy: float  # seconds that a worker's models computed, mean over workers
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,21 @@ class Selection:
 def stream(
     rows: pa.Table | Selection,
     *,
-    stages: Sequence[Stage],
+    stages: Sequence[Transform],
     ledger: Ledger,
     keep: Sequence[str],
     config: StreamConfig,
     enough: Callable[[str], bool] | None = None,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Streamed:
-    """Send rows through the stages into a ledger and commit it.
+    """Send rows through the transforms into a ledger and commit it.
 
     What the ledger already holds is not done again, so a killed run continues.
 
     Args:
         rows: what to process; column `id` is required and unique. A table lies in the driver's
             memory and is cut into blocks; of a selection every part is a block.
-        stages: in order; each adds columns or rejects rows.
+        stages: the transforms, in order; each adds columns or rejects rows.
         ledger: where finished rows go. Its `begin` is called here.
         keep: columns of the finished rows, besides `id` and the reject columns.
         config: block size and progress.
@@ -149,13 +149,13 @@ def stream_branches(
     rows: pa.Table | Selection,
     *,
     label: str,
-    stages: Sequence[Stage],
+    stages: Sequence[Transform],
     branches: Sequence[Branch],
     config: StreamConfig,
     enough: Callable[[str], bool] | None = None,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Streamed:
-    """Send rows through common stages, then through those of each branch into its ledger.
+    """Send rows through common transforms, then through those of each branch into its ledger.
 
     One pass: a row is read once, and its image decoded once, for all branches.
 
@@ -285,8 +285,8 @@ def _waited_for(progress: Progress, worker: Worker) -> str:
     return f"{progress.label}: {progress.done}/{progress.total} rows, working on {names}"
 
 
-def _models(stages: Sequence[Stage]) -> list[str]:
-    """Hub ids, folders or files of the models that stages hold, as their settings name them."""
+def _models(stages: Sequence[Transform]) -> list[str]:
+    """Hub ids, folders or files of the models that transforms hold, as their settings name them."""
     sections = [value for stage in stages for value in vars(stage).values()]
     names = [getattr(s, key, "") for s in sections for key in ("model", "weights")]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))

@@ -1,4 +1,4 @@
-"""What one worker does with a block of rows: read, through the stages, into the ledgers. No Ray.
+"""What one worker does with a block of rows: read, transformed, into the ledgers. No Ray.
 
 A worker with a GPU has several blocks in hand, each on a thread of its own. Its models compute one
 batch at a time (`batches.py`); reading, preparing, finishing and writing go on meanwhile.
@@ -52,7 +52,7 @@ class Branch:
 
 
 class Worker:
-    """Takes Arrow blocks through the stages, whole batches of live rows, and writes them.
+    """Takes Arrow blocks through the transforms, whole batches of live rows, and writes them.
 
     Args:
         read: from a block to its rows.
@@ -100,7 +100,7 @@ class Worker:
             return _answer(no_room=line)
 
     def set_up(self) -> None:
-        """Load what the stages need, once."""
+        """Load what the transforms need, once."""
         if self.ready:
             return
         if self.need.workers:  # tasks hold no models, and are quicker to start without torch
@@ -113,7 +113,7 @@ class Worker:
         self.ready = True
 
     def take_over(self, other: Worker) -> None:
-        """Go on with the stages of another worker, which are equal to this one's and set up."""
+        """Use the transforms of another worker, which are equal to this one's and set up."""
         self.stages, self.ready = other.stages, other.ready
         self.branches = [
             replace(branch, stages=theirs.stages)
@@ -180,11 +180,11 @@ def _helpers(count: int) -> Executor:
 
 
 def shared_worker(needs: Sequence[Resources]) -> Resources:
-    """What a worker needs that runs several stages one after another.
+    """What a worker needs that runs several transforms one after another.
 
     Their models stay loaded side by side, so shares of its one GPU and memory add up; cores serve
-    one stage at a time, so the largest demand of a model counts: stages without one make do with
-    that. The stage that asks for most workers decides how many there are.
+    one model at a time, so the largest demand of a model counts: transforms without one make do
+    with that. The transform that asks for most workers decides how many there are.
     """
     return Resources(
         workers=max(need.workers for need in needs),
@@ -195,7 +195,7 @@ def shared_worker(needs: Sequence[Resources]) -> Resources:
 
 
 def needs_of(stages: Sequence[Transform]) -> list[Resources]:
-    """What each model among the stages needs: stages of equal settings share one."""
+    """What each model among the transforms needs: those of equal settings share one."""
     models: list[Any] = []
     needs = []
     for stage in stages:
@@ -207,7 +207,7 @@ def needs_of(stages: Sequence[Transform]) -> list[Resources]:
 
 
 def _schema_after(schema: pa.Schema, stages: Sequence[Transform]) -> pa.Schema:
-    """The columns after the stages."""
+    """The columns after the transforms."""
     for stage in stages:
         missing = set(stage.reads) - set(schema.names)
         assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"

@@ -166,6 +166,29 @@ def test_sd35_inpainting_is_that_of_diffusers():
     assert difference(twin, np.asarray(image).astype(int)) <= 1
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sd35m"])
+def test_a_twin_is_to_the_bit_what_the_pipeline_makes_of_the_images(kind):
+    """Its pixels are made ready and rounded outside of the pipeline, as the pipeline would."""
+    stage = of_kind(kind, resources=Resources(batch=2))
+    rows = make_rows(2)
+    made = twins(stage, rows, batch=2)
+    images = stage.pipeline(
+        [row["caption"] for row in rows],
+        image=[open_png(row["chosen"]) for row in rows],
+        mask_image=[open_png(row["saliency"]) for row in rows],
+        height=64,
+        width=64,
+        strength=1.0,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=[
+            torch.Generator().manual_seed(seed_of(0, "inpaint", row["key"])) for row in rows
+        ],
+    ).images
+    for row, image in zip(rows, images, strict=True):
+        assert difference(made[row["key"]], pixels(image)) == 0
+
+
 def test_another_seed_or_key_makes_another_twin(stage):
     [row] = make_rows(1)
     other_seed = twins(loaded(seed=1), [row], batch=1)[row["key"]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from reward_states import (
     write_bert_tokenizer,
     write_clip,
 )
+from transformers import CLIPTokenizer
 
 from raypref.rewards.aesthetic import AestheticConfig
-from raypref.rewards.base import RewardConfig
+from raypref.rewards.base import RewardConfig, tokenize
 from raypref.rewards.clipscore import ClipScoreConfig
 from raypref.rewards.hpsv2 import HPSv2Config
 from raypref.rewards.imagereward import ImageRewardConfig
@@ -71,3 +74,16 @@ def test_a_score_does_not_depend_on_its_batch(configs, name, dtype):
     tolerance = SCALES[name] * STEPS[dtype]
     np.testing.assert_allclose(together, alone, atol=tolerance, rtol=0)
     np.testing.assert_allclose(together, backwards, atol=tolerance, rtol=0)
+
+
+def test_threads_that_tokenize_at_once_do_not_change_each_others_padding():
+    """Without care a call gets the length of another thread's."""
+    tokenizer = CLIPTokenizer.from_pretrained(small.path("pickscore"))
+
+    def length(number: int) -> tuple[int, int]:
+        asked = 77 if number % 2 else 40
+        cut: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": asked}
+        return asked, tokenize(tokenizer, ["a red ball on grass"] * 64, **cut)["input_ids"].shape[1]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(asked == got for asked, got in threads.map(length, range(100)))

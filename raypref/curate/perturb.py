@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -119,9 +120,10 @@ class Inpaint:
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""
         photos = [as_image(row["chosen"]) for row in rows]
+        taken = list if self.config.kind == "pixart" else _pixels  # takes images alone
         inpainting = {
-            "image": photos,
-            "mask_image": [as_image(row["saliency"]) for row in rows],
+            "image": taken(photos),
+            "mask_image": taken([as_image(row["saliency"]) for row in rows]),
             "strength": self.config.strength,
         }
         return {
@@ -168,6 +170,14 @@ def pipeline_of(kind: Kind) -> Any:
         "pixart": PixArtAlphaInpaintPipeline,
         "text2image": diffusers.StableDiffusionPipeline,
     }[kind]
+
+
+def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Images of one size and mode as diffusers takes them: 0..1, float32 [B, C, H, W]."""
+    import torch
+
+    pixels_BHWC = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
+    return torch.from_numpy(pixels_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
 def _pasted(twin: Image.Image, photo: Image.Image, mask: Image.Image) -> Image.Image:

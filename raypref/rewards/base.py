@@ -68,8 +68,8 @@ _TOKENIZERS = threading.Lock()
 def tokenize(tokenizer: Any, texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
     """Call a tokenizer of transformers; returns its tensors.
 
-    By one thread at a time: it keeps how it pads and cuts from call to call, and an error ends the
-    call that changes this while another thread encodes.
+    One thread at a time: a tokenizer keeps how it pads and cuts, so that a call with other options
+    would change what another thread gets meanwhile.
     """
     with _TOKENIZERS:
         return {**tokenizer(list(texts), return_tensors="pt", **options)}
