@@ -20,7 +20,7 @@ from raypref.config import InputError, Resources
 from raypref.curate.publish import PAIRS
 from raypref.diffusion.backbone import load_denoiser, load_encoder
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import encode_png, open_png
+from raypref.images import as_image, encode_png
 from raypref.ledger import Ledger
 from raypref.rows import Row
 
@@ -136,7 +136,7 @@ def test_its_lora_loads_in_plain_diffusers_and_draws(
     drawing.setup()
     made = [{"model": name, "prompt": "a red ball", "noise": 42} for name in ("base", "ours")]
     in_batches(drawing, made)
-    images = [np.asarray(open_png(row["image"])).astype(int) for row in made]
+    images = [np.asarray(as_image(row["image"])).astype(int) for row in made]
     assert np.abs(images[0] - images[1]).max() > 0
     pipeline.load_lora_weights(str(tmp_path))
     [plain] = pipeline(

@@ -23,7 +23,7 @@ from raypref.diffusion.families.registry import FAMILIES
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
 from raypref.diffusion.parts import check_adapter, check_base, check_side
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import encode_png, open_png
+from raypref.images import as_image, encode_png
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 
@@ -147,8 +147,8 @@ def test_the_documents_family_does_what_sd15_does(registered: None, tmp_path: Pa
         drawing = Generate(which, config, loras={})
         drawing.setup()
         row = {"model": "base", "prompt": "a photo of a red ball", "noise": 42}
-        drawing([row])
-        images.append(np.asarray(open_png(row["image"])))
+        in_batches(drawing, [row])
+        images.append(np.asarray(as_image(row["image"])))
     assert (images[0] == images[1]).all()
     assert images[0].std() > 10
 
