@@ -153,7 +153,6 @@ def _take(
             "unit": work.unit,
             "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
-            "state": "done",
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)

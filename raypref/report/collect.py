@@ -236,7 +236,7 @@ def _training(folder: str, name: str, label: str) -> TrainingView | None:
 def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
     seconds, amount = facts["seconds"], facts["amount"]
     rate = f"{amount / seconds:.2f} {facts['unit']}/s" if seconds and amount else ""
-    return Cost(step, seconds, amount, rate, facts["state"], facts.get("device_share"))
+    return Cost(step, seconds, amount, rate, facts.get("device_share"))
 
 
 def _links(
