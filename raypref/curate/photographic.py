@@ -57,11 +57,14 @@ class Photographic:
 
     def setup(self) -> None:
         """Load the model."""
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
 
         folder = self.config.folder()
-        # Not the processor as a whole: that of Qwen's models needs torchvision for videos.
-        self.images = AutoImageProcessor.from_pretrained(folder)
+        # By name, as in `rewards/vlm.py`: an answer must not hang on whether torchvision is there.
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         dtype = torch_dtype(self.config.dtype)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
