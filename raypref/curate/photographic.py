@@ -14,7 +14,7 @@ from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 from raypref.images import open_png
 from raypref.rows import Row, padded, reject
 
@@ -40,7 +40,7 @@ class PhotographicConfig(Section):
     resources: Resources = Resources(batch=4)
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`."""
+        """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key="photographic.model", probe="config.json")
 
 
@@ -64,10 +64,10 @@ class Photographic:
 
         folder = self.config.folder()
         # By name, as in `rewards/vlm.py`: an answer must not hang on whether torchvision is there.
-        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.images = from_pretrained(Qwen2VLImageProcessorPil, folder)
+        self.tokenizer: Any = from_pretrained(AutoTokenizer, folder)
         dtype = torch_dtype(self.config.dtype)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype)
         self.model: Any = model.eval().requires_grad_(False)
         self.model.to(pick_device(self.resources.num_gpus))
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)
