@@ -105,9 +105,9 @@ def test_its_workers_get_their_own_environment(folder):
 
 
 def test_code_of_the_hub_is_run_at_a_named_commit_only(tmp_path, monkeypatch):
-    """A branch may hold other code tomorrow."""
+    """RealAlign evaluates with the default; a branch may hold other code tomorrow."""
     named = hub_id(DeQAConfig().model)
-    assert named == ("zhiyuanyou/DeQA-Score-Mix3", "246e219b7e3bc9b5dff5269c1a8564087aefca3f", "")
+    assert named == ("zhiyuanyou/DeQA-Score-Mix3", "f37ba4273ad8d7548e21ac2fa58353c517e4df49", "")
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "models--someone--deqa"
     save_deqa(repo / "snapshots" / commit)

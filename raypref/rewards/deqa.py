@@ -39,8 +39,9 @@ LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
 class DeQAConfig(Section):
     """Which DeQA weights and how; off unless its code is allowed."""
 
+    # The commit that RealAlign evaluates with.
     model: Location = setting(
-        "zhiyuanyou/DeQA-Score-Mix3@246e219b7e3bc9b5dff5269c1a8564087aefca3f",
+        "zhiyuanyou/DeQA-Score-Mix3@f37ba4273ad8d7548e21ac2fa58353c517e4df49",
         "folder of the model, or OWNER/REPO@COMMIT: no other code is run",
     )
     allow_code: bool = setting(False, "run the Python code that comes with the model")
