@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from PIL.features import check
 
 from raypref.config import Section, setting
+from raypref.icc import other_than_srgb
 
 log = logging.getLogger(__name__)
 # It logs an error for a damaged file besides raising one, which comes back as a BadImage.
@@ -42,6 +43,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if check("avi
 # What telephones and new programs write and no decoder here reads, by the bytes at the beginning.
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
 _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+
+# In `info` of a decoded image: the name of a colour profile other than sRGB that was ignored.
+IGNORED_PROFILE = "ignored_profile"
 
 # Formats whose further frames are an animation. Those of MPO and TIFF are previews, depth maps or
 # pages: the first one is the photograph.
@@ -108,8 +112,8 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
         config: the limits.
 
     Returns:
-        An upright image of mode RGB without metadata: EXIF orientation applied, transparency on
-        white, 16-bit grey scaled by 1/257.
+        An upright image of mode RGB without metadata but `IGNORED_PROFILE`: EXIF orientation
+        applied, transparency on white, 16-bit grey scaled by 1/257.
 
     Raises:
         BadImage: with the reason; nothing else is raised for whatever the bytes are.
@@ -126,12 +130,14 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
         _check_header(image, config)
         _load(image)
         turn = _UPRIGHT.get(_orientation(image))
+        ignored = "" if config.profiles == "convert" else _other_profile(image)
         if config.profiles == "convert":
             image = _to_srgb(image)
         rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
-    rgb.info = {}  # a profile or comment of the source must not travel into our own files
+    # A profile or comment of the source must not travel into our own files.
+    rgb.info = {IGNORED_PROFILE: ignored} if ignored else {}
     return rgb
 
 
@@ -239,6 +245,14 @@ def _load(image: Image.Image) -> None:
         raise BadImage("too_large", str(error)) from None
     except Exception as error:
         raise BadImage("truncated", f"cut or damaged: {_one_line(error)}") from None
+
+
+def _other_profile(image: Image.Image) -> str:
+    """The name of an embedded profile that `_to_srgb` would convert from; empty for sRGB."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or image.mode in _SIXTEEN_BIT:
+        return ""
+    return other_than_srgb(profile)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -15,10 +15,12 @@ import corpus
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from test_icc import named
 
 from raypref.config import results_of
 from raypref.images import (
     FORMATS,
+    IGNORED_PROFILE,
     BadImage,
     ImageConfig,
     center_square,
@@ -339,3 +341,19 @@ def test_the_default_of_a_later_setting_is_in_no_fingerprint():
     assert "images.profiles" not in results_of({"images": CONFIG})
     asked = results_of({"images": ImageConfig(profiles="convert")})
     assert asked["images.profiles"] == "convert"
+
+
+def test_a_profile_that_is_ignored_is_named():
+    srgb, other = srgb_profile(), named("Display P3", version=4)
+
+    def read(profile, config=CONFIG, image=None):
+        buffer = io.BytesIO()
+        (image or corpus.scene(3)).save(buffer, "PNG", icc_profile=profile)
+        return decode(buffer.getvalue(), config)
+
+    grey, wide = corpus.scene(3).convert("L"), Image.new("I;16", (80, 80))
+    assert read(other).info == read(other, image=grey).info == {IGNORED_PROFILE: "Display P3"}
+    assert read(srgb).info == read(b"no profile" * 20).info == {}
+    assert read(other, ImageConfig(profiles="convert")).info == {}
+    assert read(other, image=wide).info == {}  # which is not converted either
+    assert Image.open(io.BytesIO(encode_png(read(other)))).info == {}  # and travels no further
