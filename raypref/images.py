@@ -36,9 +36,22 @@ Reason = Literal[
     "unsupported_mode",
 ]
 
+
+def _heif() -> tuple[str, ...]:
+    """Pillow's name of the format, where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return ()
+    # A worker has one core for it; what else such a file holds is of no use.
+    register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False)
+    return ("HEIF",)
+
+
 # The only decoders that untrusted bytes can reach; the file's name is never asked. JPEG includes
 # the multi-picture files (MPO) of cameras and telephones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if check("avif") else []))
+FORMATS += _heif()
 
 # What telephones and new programs write and no decoder here reads, by the bytes at the beginning.
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
@@ -195,6 +208,8 @@ def _open(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         if name := _named(data):
             message = f"{name} is not read here, whatever its suffix: convert it to JPEG or PNG"
+            if name == "HEIC":
+                message += ", or install pillow-heif (pip install 'raypref[heic]')"
             raise BadImage("unsupported_format", message) from None
         message = f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage("unreadable", message) from None
@@ -205,7 +220,7 @@ def _open(data: bytes) -> Image.Image:
 def _named(data: bytes) -> str:
     """The format of bytes that no decoder takes but that are no damage; empty for others."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "HEIC"
+        return "HEIC" if "HEIF" not in FORMATS else ""
     if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
         return "AVIF" if "AVIF" not in FORMATS else ""
     return "JPEG XL" if data.startswith(_JPEG_XL) else ""
