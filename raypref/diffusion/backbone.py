@@ -30,7 +30,8 @@ class BackboneConfig(Section):
 
     family: FamilyName = setting("sd15", f"model family: {', '.join(FAMILIES)}")
     model: Location = setting(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "hub id (OWNER/REPO or OWNER/REPO@REVISION) or folder in diffusers layout",
     )
     network: Location = setting(
         "",
