@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
+from raypref import hub
 from raypref.config import InputError, Resources
 from raypref.progress import waiting
 
@@ -27,7 +28,7 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 # Settings of the driver that its workers must share, on whatever node they are.
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE")
+PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE", hub.COMMITS)
 ALONE = "RAYPREF_OWN_RAY"  # set where this process started Ray: no node will join
 ANSWER_SECONDS = 10.0
 LONGEST_SOCKET = 107  # bytes of a path

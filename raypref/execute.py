@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from raypref import hub
 from raypref.alone import only_job_in
 from raypref.cluster import require_nodes, start_ray
 from raypref.config import InputError, flatten, to_toml
@@ -113,6 +114,7 @@ def carry_out(
     waiting = [step for step in run.steps if is_part(step, only)]
     with waiting_for("looking for the models and the data"):
         _check(waiting)
+    hub.tell_workers()
     if any(step.needs and not step.done for step in waiting):
         start_ray()
         _require_nodes(run.config, waiting)
@@ -153,7 +155,6 @@ def _take(
             "unit": work.unit,
             "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
-            "state": "done",
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
@@ -223,12 +224,17 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
     )
     # What a training that is not part of the run any more once took is not told of this run.
     names = {step.name for step in run.steps}
+    models, before = hub.commits(settings.values()), record.get("models", {})
+    for line in hub.moved(before, models):
+        log.warning("%s", line)
     record |= {
         "steps": {name: facts for name, facts in record["steps"].items() if name in names},
         "fingerprint": identity,
         "seed": config.seed,
         "mlflow_run_id": tracker.run_id,
         "versions": versions(),
+        # Of a model that no step needed this time, what it was then.
+        "models": {ref: at for ref, at in before.items() if ref in settings.values()} | models,
     }
     write_bytes(join(run.folder, "config.toml"), without_secrets(to_toml(config)).encode())
     _write_record(run, record)

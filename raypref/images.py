@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from PIL.features import check
 
 from raypref.config import Section, setting
+from raypref.icc import other_than_srgb
 
 log = logging.getLogger(__name__)
 # It logs an error for a damaged file besides raising one, which comes back as a BadImage.
@@ -35,13 +36,29 @@ Reason = Literal[
     "unsupported_mode",
 ]
 
+
+def _heif() -> tuple[str, ...]:
+    """Pillow's name of the format, where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return ()
+    # A worker has one core for it; what else such a file holds is of no use.
+    register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False)
+    return ("HEIF",)
+
+
 # The only decoders that untrusted bytes can reach; the file's name is never asked. JPEG includes
 # the multi-picture files (MPO) of cameras and telephones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if check("avif") else []))
+FORMATS += _heif()
 
 # What telephones and new programs write and no decoder here reads, by the bytes at the beginning.
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
 _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+
+# In `info` of a decoded image: the name of a colour profile other than sRGB that was ignored.
+IGNORED_PROFILE = "ignored_profile"
 
 # Formats whose further frames are an animation. Those of MPO and TIFF are previews, depth maps or
 # pages: the first one is the photograph.
@@ -108,8 +125,8 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
         config: the limits.
 
     Returns:
-        An upright image of mode RGB without metadata: EXIF orientation applied, transparency on
-        white, 16-bit grey scaled by 1/257.
+        An upright image of mode RGB without metadata but `IGNORED_PROFILE`: EXIF orientation
+        applied, transparency on white, 16-bit grey scaled by 1/257.
 
     Raises:
         BadImage: with the reason; nothing else is raised for whatever the bytes are.
@@ -126,12 +143,14 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
         _check_header(image, config)
         _load(image)
         turn = _UPRIGHT.get(_orientation(image))
+        ignored = "" if config.profiles == "convert" else _other_profile(image)
         if config.profiles == "convert":
             image = _to_srgb(image)
         rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
-    rgb.info = {}  # a profile or comment of the source must not travel into our own files
+    # A profile or comment of the source must not travel into our own files.
+    rgb.info = {IGNORED_PROFILE: ignored} if ignored else {}
     return rgb
 
 
@@ -194,6 +213,8 @@ def _open(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         if name := _named(data):
             message = f"{name} is not read here, whatever its suffix: convert it to JPEG or PNG"
+            if name == "HEIC":
+                message += ", or install pillow-heif (pip install 'raypref[heic]')"
             raise BadImage("unsupported_format", message) from None
         message = f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage("unreadable", message) from None
@@ -204,7 +225,7 @@ def _open(data: bytes) -> Image.Image:
 def _named(data: bytes) -> str:
     """The format of bytes that no decoder takes but that are no damage; empty for others."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "HEIC"
+        return "HEIC" if "HEIF" not in FORMATS else ""
     if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
         return "AVIF" if "AVIF" not in FORMATS else ""
     return "JPEG XL" if data.startswith(_JPEG_XL) else ""
@@ -244,6 +265,14 @@ def _load(image: Image.Image) -> None:
         raise BadImage("too_large", str(error)) from None
     except Exception as error:
         raise BadImage("truncated", f"cut or damaged: {_one_line(error)}") from None
+
+
+def _other_profile(image: Image.Image) -> str:
+    """The name of an embedded profile that `_to_srgb` would convert from; empty for sRGB."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or image.mode in _SIXTEEN_BIT:
+        return ""
+    return other_than_srgb(profile)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

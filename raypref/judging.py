@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raypref import hub
 from raypref.alone import only_job_in
 from raypref.cluster import start_ray
 from raypref.config import Section, setting
@@ -51,6 +52,7 @@ def judge_rewards(config: JudgingConfig) -> tuple[str, dict[str, pd.DataFrame]]:
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
     with only_job_in(folder):
+        hub.tell_workers()
         start_ray()
         with released_after():
             pairs = judging.run(config.stream)

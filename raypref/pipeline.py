@@ -329,9 +329,8 @@ class Run:
         )
 
     def _fuse(self) -> Work:
-        c, ledger = self.config, self.fused
+        c, ledger, lora = self.config, self.fused, self.trained[self.alignment.final].path
         ledger.begin()
-        lora = self.trained[self.alignment.final].path
         fuse(c.base, lora=lora, dtype=c.model.fused_dtype, folder=ledger.path)
         ledger.commit(expected=0, counts={})
         return Work(1, "pipelines")
@@ -356,6 +355,7 @@ class Run:
             lora=_results_of(c.lora),
             table=tables.markdown(ev.summary, labels=self.labels) if ev.complete else "",
             fused=c.model.fused,
+            commits=read_record(self.folder).get("models", {}),
         )
         write_bytes(join(final.path, "README.md"), card.encode())
         return Work(1, "cards")

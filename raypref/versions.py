@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from raypref import __version__
 
 LIBRARIES = ("raypref", "torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "pillow")
+OPTIONAL = ("pillow-heif",)  # which photographs can be read hangs on it
 
 
 def versions() -> dict[str, str]:
@@ -17,8 +19,17 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
+        **_installed(),
         "commit": commit(),
     }
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def own_version() -> str:

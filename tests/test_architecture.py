@@ -17,7 +17,7 @@ LAYERS = [
     [
         *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
         *("streaming", "worker", "batches", "pool", "board", "kept", "loaded", "tracking"),
-        *("versions", "tiny", "alone", "fingerprints", "key_help", "messages"),
+        *("versions", "tiny", "alone", "fingerprints", "icc", "key_help", "messages"),
     ],
     ["sources"],
     ["rewards", "diffusion"],

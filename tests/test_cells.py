@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,55 @@ def test_a_small_file_that_unpacks_to_much_is_read_a_row_at_a_time(tmp_path):
     for row in range(100):
         assert cell(file, row) == data
         assert pa.total_allocated_bytes() - before < 2**25
+
+
+@contextmanager
+def most_allocated() -> Iterator[list[int]]:
+    """Bytes that Arrow and Python held at most within, put into the list at its end."""
+    before, most = pa.default_memory_pool(), []
+    pool = pa.proxy_memory_pool(before)  # which counts from here on
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        yield most
+    finally:
+        cells._cursors.clear()  # a pool must not go before what came from it
+        pa.set_memory_pool(before)
+        most.append(pool.max_memory() + tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_row_group_that_is_larger_than_the_cap_is_read_in_bounded_memory(
+    nested, compression, tmp_path, monkeypatch
+):
+    """As other writers cut them: one row group for all, in pages of some megabytes."""
+    images = [np.random.default_rng(i).bytes(2**18) for i in range(256)]  # 64 MiB
+    values = [{"bytes": image, "path": None} for image in images] if nested else images
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"jpg_0": values}), file, compression=compression, write_batch_size=8)
+    assert pq.read_metadata(file).num_row_groups == 1
+    monkeypatch.setattr(cells, "GROUP_BYTES", 2**23)
+    monkeypatch.setattr(cells, "KEPT_BYTES", 2**21)
+    with most_allocated() as most:
+        for row, image in enumerate(images):
+            assert cell(file, row) == image
+        for row in (250, 3, 4, 255, 0):  # in any order too, at a price
+            assert cell(file, row) == images[row]
+    assert most[0] < 2**24, "the buffers, pages and rows of two cursors"
+
+
+def test_a_small_row_group_that_unpacks_to_gigabytes_is_dropped_with_the_fix(tmp_path, monkeypatch):
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(
+        pa.table({"jpg_0": [bytes(2**20)] * 8}), file, compression="zstd", use_dictionary=False
+    )
+    assert file.stat().st_size < 2**16
+    monkeypatch.setattr(cells, "GROUP_BYTES", 2**22)
+    with pytest.raises(SourceError, match=r"row group 0 unpacks .* row_group_size=100") as caught:
+        cell(file, 0)
+    assert caught.value.reason == "too_many_bytes"
 
 
 def test_every_cell_is_that_of_its_row_in_any_order(tmp_path):

@@ -10,11 +10,13 @@ import pytest
 import torch
 from corpus import scene
 from deqa_standin import MODEL, WORDS, save_deqa
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from test_architecture import MODULES, own_imports
 
 from raypref.config import InputError
+from raypref.hub import hub_id
 from raypref.rewards.deqa import PINS, DeQA, DeQAConfig
 
 IMAGES = [scene(i, size=size) for i, size in enumerate([(60, 60), (90, 40), (40, 91), (28, 28)])]
@@ -100,7 +102,24 @@ def test_code_that_needs_another_transformers_says_so_in_a_line(tmp_path):
 
 def test_its_workers_get_their_own_environment(folder):
     assert DeQAConfig().runtime_env == {"pip": list(PINS)}
-    assert len(DeQAConfig().revision) == 40, "a commit, not a branch"
+
+
+def test_code_of_the_hub_is_run_at_a_named_commit_only(tmp_path, monkeypatch):
+    """RealAlign evaluates with the default; a branch may hold other code tomorrow."""
+    named = hub_id(DeQAConfig().model)
+    assert named == ("zhiyuanyou/DeQA-Score-Mix3", "f37ba4273ad8d7548e21ac2fa58353c517e4df49", "")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "models--someone--deqa"
+    save_deqa(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for ref in ("someone/deqa", "someone/deqa@main"):
+        with pytest.raises(InputError, match=f"name the commit .*someone/deqa@{commit}"):
+            DeQAConfig(model=ref, allow_code=True).load()
+    pinned = DeQAConfig(model=f"someone/deqa@{commit}", allow_code=True)
+    pinned.check()
+    assert pinned.folder() == pinned.model
 
 
 def test_the_module_needs_little_of_the_project():
@@ -109,4 +128,5 @@ def test_the_module_needs_little_of_the_project():
     while new:
         needed |= new
         new = {name for module in new for name in own_imports(MODULES[module])} - needed
-    assert needed <= {"rewards.deqa", "config", "device", "hub", "tiny", "tiny.checkpoints"}
+    few = {"config", "device", "hub", "messages", "tiny", "tiny.checkpoints"}
+    assert needed <= {"rewards.deqa"} | few

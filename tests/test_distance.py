@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from raypref.evaluate import distance
 from raypref.evaluate.distance import cmmd_summary, fid_summary, frechet
 from raypref.evaluate.statistics import SUMMARY
 
@@ -59,6 +60,21 @@ def test_the_formula(embeddings, reference):
     gain = values["both"]
     assert gain.gain == pytest.approx(gain.mean - values["base"].mean)
     assert gain.gain_low < gain.gain < gain.gain_high < 0, "closer, beyond doubt"
+
+
+def test_the_photographs_are_compared_with_each_other_once(embeddings, reference, monkeypatch):
+    """That is the largest of the matrices: millions of pairs, the same for every model."""
+    compared = []
+
+    def counted(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        compared.append((len(a), len(b)))
+        return plain(a, b)
+
+    plain = distance._kernel
+    monkeypatch.setattr(distance, "_kernel", counted)
+    cmmd_summary(embeddings, reference, base="base", resamples=100)
+    assert compared.count((30, 30)) == 1
+    assert compared.count((24, 24)) == compared.count((24, 30)) == 2
 
 
 def test_images_of_the_reference_itself_are_at_no_distance(reference):

@@ -109,6 +109,7 @@ def card(**changes: Any) -> str:
         "lora": {"rank": 4, "alpha": 4.0, "targets": ("to_q", "to_k")},
         "table": "| model | PickScore |\n|---|---|\n| base | 20.65 |\n",
         "fused": False,
+        "commits": {},
     }
     return model_card(**given | changes)
 
@@ -169,3 +170,17 @@ def test_no_path_of_the_machine_is_in_it():
     assert str(small.path("sd15").parent) not in text
     assert "going on from the LoRA `lora`" in text
     assert "`fused/`" in text
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit():
+    base = BackboneConfig(network="someone/unet@v1")
+    commits = {base.model: "a" * 40, base.network: "b" * 40, "/home/x/lora": "local"}
+    text = card(base=base, commits=commits, starts_from="other/lora@v2")
+    facts = yaml.safe_load(text.split("---\n", 2)[1])
+    assert facts["base_model"] == "someone/unet"  # as the hub knows it
+    model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert f"`someone/unet` at `{'b' * 40}` in `{model}` at `{'a' * 40}`" in text
+    assert f'StableDiffusionPipeline.from_pretrained("{model}", revision="{"a" * 40}"' in text
+    assert f'from_pretrained("someone/unet", revision="{"b" * 40}", subfolder="unet")' in text
+    assert "going on from the LoRA `other/lora` at `v2`" in text  # as it is written
+    assert "going on from the LoRA `lora`," in card(starts_from="/home/x/lora", commits=commits)

@@ -111,7 +111,7 @@ def test_neither_folder_nor_hub_id(ref):
 
 
 def test_a_hub_id_from_the_cache(hub_cache):
-    assert folder("someone/model") == "someone/model"
+    assert folder("someone/model") == f"someone/model@{hub_cache.name}"
 
 
 @pytest.mark.parametrize("ref", ["someone/else", "someone/a bad name", "no--such/--repo"])

@@ -15,10 +15,12 @@ import corpus
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from test_icc import named
 
 from raypref.config import results_of
 from raypref.images import (
     FORMATS,
+    IGNORED_PROFILE,
     BadImage,
     ImageConfig,
     center_square,
@@ -29,6 +31,7 @@ from raypref.images import (
 
 CONFIG = ImageConfig()
 SAMPLES = corpus.images()
+WITHOUT_HEIF = pytest.mark.skipif("HEIF" in FORMATS, reason="pillow-heif is installed")
 
 
 def outcome(data: bytes, config: ImageConfig = CONFIG) -> str:
@@ -296,14 +299,16 @@ def test_avif_is_read_and_a_damaged_one_is_dropped():
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (b"\x00\x00\x00\x18ftypheic" + bytes(99), "HEIC"),
-        (b"\x00\x00\x00\x1cftypmif1" + bytes(99), "HEIC"),
+        pytest.param(b"\x00\x00\x00\x18ftypheic" + bytes(99), "HEIC", marks=WITHOUT_HEIF),
+        pytest.param(b"\x00\x00\x00\x1cftypmif1" + bytes(99), "HEIC", marks=WITHOUT_HEIF),
         (b"\xff\x0a" + bytes(99), "JPEG XL"),
         (b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
     ],
 )
 def test_a_format_that_is_not_read_is_told_from_damage(data, name):
-    with pytest.raises(BadImage, match=f"unsupported_format: {name} is not read here.*convert"):
+    fix = r"convert it to JPEG or PNG"
+    fix += r", or install .*\(pip install 'raypref\[heic\]'\)$" if name == "HEIC" else "$"
+    with pytest.raises(BadImage, match=f"unsupported_format: {name} is not read here.*{fix}"):
         decode(data, CONFIG)
 
 
@@ -339,3 +344,19 @@ def test_the_default_of_a_later_setting_is_in_no_fingerprint():
     assert "images.profiles" not in results_of({"images": CONFIG})
     asked = results_of({"images": ImageConfig(profiles="convert")})
     assert asked["images.profiles"] == "convert"
+
+
+def test_a_profile_that_is_ignored_is_named():
+    srgb, other = srgb_profile(), named("Display P3", version=4)
+
+    def read(profile, config=CONFIG, image=None):
+        buffer = io.BytesIO()
+        (image or corpus.scene(3)).save(buffer, "PNG", icc_profile=profile)
+        return decode(buffer.getvalue(), config)
+
+    grey, wide = corpus.scene(3).convert("L"), Image.new("I;16", (80, 80))
+    assert read(other).info == read(other, image=grey).info == {IGNORED_PROFILE: "Display P3"}
+    assert read(srgb).info == read(b"no profile" * 20).info == {}
+    assert read(other, ImageConfig(profiles="convert")).info == {}
+    assert read(other, image=wide).info == {}  # which is not converted either
+    assert Image.open(io.BytesIO(encode_png(read(other)))).info == {}  # and travels no further

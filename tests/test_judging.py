@@ -1,11 +1,13 @@
 """The settings of the job that judges rewards: a part of a run's, from files written for runs."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from raypref import hub
 from raypref.config import InputError, flatten, load, load_part, results_of
 from raypref.judging import JudgingConfig, judge_rewards
 from raypref.pipeline import RunConfig
@@ -71,3 +73,23 @@ def test_one_job_at_a_time_in_its_folder(tmp_path: Path):
         pytest.raises(InputError, match=r"run/judge is in use by another job"),
     ):
         judge_rewards(config)
+
+
+def test_its_workers_load_the_commits_that_it_found(tmp_path: Path, monkeypatch):
+    (tmp_path / "all.json").write_text(
+        json.dumps([{"prompt": "x", "path1": "a", "path2": "b", "confidence": 0.9}])
+    )
+    config = judging(
+        *("tiny", f"storage={tmp_path}", f"judge.pairs={tmp_path / 'all.json'}"),
+        "judge.layout=hpdv3",
+    )
+    monkeypatch.setattr(hub, "_found", {"some/model@v1": "a" * 40})
+    monkeypatch.setenv(hub.COMMITS, "{}")
+
+    def start() -> None:
+        raise InputError(os.environ[hub.COMMITS])
+
+    monkeypatch.setattr("raypref.judging.start_ray", start)
+    with pytest.raises(InputError) as told:
+        judge_rewards(config)
+    assert json.loads(str(told.value)) == {"some/model@v1": "a" * 40}

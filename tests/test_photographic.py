@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 import torch
 from corpus import scene
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from raypref.batches import in_batches
 from raypref.config import InputError, Resources
@@ -61,6 +64,26 @@ def test_the_answer_is_that_of_the_model_by_itself(stage: Photographic) -> None:
         tokens = firsts - set(tokenizer(" ").input_ids)
         chances.append(torch.stack([logits[token].exp() for token in tokens]).sum().log())
     torch.testing.assert_close(stage.compute(stage.inputs([image]))[0], torch.stack(chances))
+
+
+def test_images_are_resized_by_pillow_whatever_else_is_installed(
+    stage: Photographic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own choice of an image processor hangs on whether torchvision is there."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the choice was left to the library")
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", refuse)
+    again = Photographic(CONFIG)
+    again.setup()
+    image = scene(3, size=(90, 70))
+    pixels = again.images(images=[image], return_tensors="pt")["pixel_values"]
+    resized = image.resize((96, 64), Image.Resampling.BICUBIC)  # to multiples of 32
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    by_hand = (np.asarray(resized) / 255 - mean) / std
+    assert pixels.mean().item() == pytest.approx(by_hand.mean(), abs=1e-5)
+    assert type(again.images) is Qwen2VLImageProcessorPil
 
 
 def test_an_answer_does_not_depend_on_the_other_images(stage: Photographic) -> None:

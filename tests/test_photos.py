@@ -1,18 +1,25 @@
 """The two stages that read photographs: facts, crops, and the reasons why there are none."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from corpus import encode, scene, write_folder
 from PIL import Image
+from test_icc import named
 
+from raypref.curate.curate import CurateConfig, Curation
 from raypref.curate.photos import Crop, Measure
+from raypref.curate.select import ignored_profiles
 from raypref.images import ImageConfig
-from raypref.rows import Row
+from raypref.ledger import Ledger, in_folder
+from raypref.rows import REJECT, Row
 from raypref.sources.index import SourceConfig, entries
+from raypref.streaming import Selection, StreamConfig, Streamed
 
 
 @pytest.fixture
@@ -115,3 +122,52 @@ def test_the_crop_is_the_middle_square_at_the_size_asked(photos):
     assert (rows[1]["reject_stage"], rows[1]["reject_reason"]) == ("crop", "unreadable")
     assert (rows[2]["reject_stage"], rows[2]["reject_reason"]) == ("crop", "changed")
     assert rows[1].get("chosen") is None and rows[2].get("chosen") is None
+
+
+def test_ignored_profiles_are_said_once_with_their_number(tmp_path, monkeypatch, caplog):
+    class SecondPass(Exception):  # noqa: N818
+        pass
+
+    def one_pass(rows: Selection, *, stages: list, ledger: Ledger, **options: Any) -> Streamed:
+        if ledger.path.endswith("scored"):
+            raise SecondPass
+        own = [row for name in rows.ledger.parts() for row in rows.part(name).to_pylist()]
+        for stage in stages:
+            stage.setup()
+            stage(own)
+        ledger.begin()
+        schema = pa.schema([*rows.schema(), *Measure.writes, *REJECT])
+        for row in own:  # a part each
+            ledger.write_part(pa.Table.from_pylist([row], schema=schema))
+        ledger.commit(expected=len(own), counts={})
+        return Streamed(Counter(), 0.0)
+
+    monkeypatch.setattr("raypref.curate.curate.stream", one_pass)
+    (tmp_path / "photos").mkdir()
+    profiles = {"a": "Display P3", "b": "Adobe RGB (1998)", "c": "sRGB IEC61966-2.1", "d": ""}
+    for name, profile in {**profiles, "bare": "Display P3"}.items():
+        file = tmp_path / "photos" / f"{name}.jpg"
+        scene(ord(name[0])).save(file, icc_profile=named(profile, version=2) if profile else None)
+        if name in profiles:
+            file.with_suffix(".txt").write_text(name)
+
+    def said(**images: str) -> list[str]:
+        caplog.clear()
+        config = CurateConfig(source={"path": str(tmp_path / "photos")}, images=images)
+        place = in_folder(str(tmp_path / images.get("profiles", "run")))
+        with pytest.raises(SecondPass):
+            Curation(config, place=place).run(StreamConfig())
+        return [r.message for r in caplog.records if "profile" in r.message]
+
+    assert said() == [
+        "2 photographs with a colour profile other than sRGB, which is ignored: colours are off; "
+        "images.profiles=convert converts them"
+    ]
+    assert said(profiles="convert") == []
+
+
+def test_a_ledger_of_an_older_version_has_no_profiles(tmp_path):
+    older = Ledger(str(tmp_path), {})
+    older.begin()
+    older.write_part(pa.Table.from_pylist([{"id": "a", "reject_reason": None}]))
+    assert ignored_profiles(older) == 0

@@ -168,10 +168,10 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
         prompt_gains=prompt_gains(judged, model="stage2", base="base"),
         published=tables.published("table3"),
         costs=[
-            Cost("photos", 5_580, 25_096, "4.5 rows/s", "skipped"),
-            Cost("pairs", 9_500, 1_330, "0.14 rows/s", "done"),
-            Cost("stage1", 3_040, 1_600, "0.53 steps/s", "done", 0.875),
-            Cost("stage2", 1_900, 1_000, "0.53 steps/s", "done"),
+            Cost("photos", 5_580, 25_096, "4.5 rows/s"),
+            Cost("pairs", 9_500, 1_330, "0.14 rows/s"),
+            Cost("stage1", 3_040, 1_600, "0.53 steps/s", 0.875),
+            Cost("stage2", 1_900, 1_000, "0.53 steps/s"),
         ],
     )
 
@@ -284,8 +284,8 @@ def test_counts_scores_and_costs_are_shown(page: Page) -> None:
     assert "25,096 photographs = 512 kept + 24,584 left out for the reasons below." in text
     for shown in ("6,434 negligible degradation", "61 cannot decode", "kept above 48.25", "88%"):
         assert shown in text
-    assert "4 h 1 min" in text  # of the steps done, without the skipped one
-    assert "4 steps, 1 from an earlier run" in text
+    assert "5 h 34 min" in text  # 20,020 s
+    assert "4 steps" in text
     assert "paper 21.04" in text and "stage 1 + stage 2" in text
     assert "not made" in text  # the second grid row has no image of the last model
 

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from u2net_states import BATCH_NORM, narrow, published, random_state
 
 from raypref.config import InputError
-from raypref.curate.u2net import U2NET, U2NETP, ResidualU, load_u2net
+from raypref.curate.u2net import FULL, SMALL, ResidualU, U2Net, load_u2net
 
 
 @pytest.mark.parametrize(
-    ("size", "model", "parameters"), [("full", U2NET, 44_009_869), ("small", U2NETP, 1_131_181)]
+    ("size", "plan", "parameters"), [("full", FULL, 44_009_869), ("small", SMALL, 1_131_181)]
 )
-def test_names_and_shapes_are_the_published_ones(size, model, parameters):
+def test_names_and_shapes_are_the_published_ones(size, plan, parameters):
     with torch.device("meta"):
-        network = model()
+        network = U2Net(plan)
     assert {k: tuple(v.shape) for k, v in network.state_dict().items()} == published(size)
     assert len(published(size)) == 798
     assert sum(p.numel() for p in network.parameters()) == parameters
@@ -29,7 +29,7 @@ def test_names_and_shapes_are_the_published_ones(size, model, parameters):
 
 def test_spot_names_of_the_official_code():
     with torch.device("meta"):
-        state = U2NET().state_dict()
+        state = U2Net(FULL).state_dict()
     assert state["stage1.rebnconvin.conv_s1.weight"].shape == (64, 3, 3, 3)
     assert state["stage1.rebnconv7.bn_s1.running_var"].shape == (32,)
     assert state["stage1.rebnconv6d.conv_s1.weight"].shape == (32, 64, 3, 3)
@@ -40,7 +40,7 @@ def test_spot_names_of_the_official_code():
 
 def test_dilations_of_the_official_code():
     with torch.device("meta"):
-        model = U2NET()
+        model = U2Net(FULL)
 
     def dilation(name: str) -> int:
         conv = model.get_submodule(f"{name}.conv_s1")

@@ -31,6 +31,7 @@ from raypref.curate.select import (
     SOUND,
     Ranking,
     SelectConfig,
+    ignored_profiles,
     mean_colorfulness,
     near_repeated_ids,
     next_wave,
@@ -38,7 +39,7 @@ from raypref.curate.select import (
 )
 from raypref.images import ImageConfig
 from raypref.ledger import Ledger, Place, placed
-from raypref.progress import Work
+from raypref.progress import Work, counted
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rows import INDEX, REJECT, Row, Stage
@@ -187,6 +188,12 @@ class Curation:
             keep=[*_ENTRY, *Measure.writes.names],
             config=streaming,
         ).busy
+        if count := ignored_profiles(self.measured):
+            log.warning(
+                "%s with a colour profile other than sRGB, which is ignored: colours are off; "
+                "images.profiles=convert converts them",
+                counted(count, "photograph"),
+            )
         repeated = dict.fromkeys(repeated_ids(self.measured), "duplicate")
         if c.images.near_duplicates:
             others = Selection(self.measured, SOUND, frozenset(repeated))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder, read_json
+from raypref.hub import from_pretrained, model_folder, read_json
 from raypref.images import as_image, of_unit
 from raypref.rows import Row, seed_of
 
@@ -53,7 +53,7 @@ class PerturbConfig(Section):
     resources: Resources = Resources(batch=4)
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`."""
+        """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key=KEY, probe="model_index.json")
 
     def check(self, side: int) -> None:
@@ -108,7 +108,8 @@ class Inpaint:
     def setup(self) -> None:
         """Load the pipeline, without the safety checker (it would blacken twins)."""
         unchecked = {"safety_checker": None, "requires_safety_checker": False}
-        self.pipeline = pipeline_of(self.config.kind).from_pretrained(
+        self.pipeline = from_pretrained(
+            pipeline_of(self.config.kind),
             self.config.folder(),
             variant=self.config.variant or None,
             dtype=torch_dtype(self.config.dtype),

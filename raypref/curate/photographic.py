@@ -14,7 +14,7 @@ from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 from raypref.images import as_image
 from raypref.rewards.base import moved, tokenize
 from raypref.rows import Row, reject
@@ -41,7 +41,7 @@ class PhotographicConfig(Section):
     resources: Resources = Resources(batch=4)
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`."""
+        """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key="photographic.model", probe="config.json")
 
 
@@ -58,14 +58,17 @@ class Photographic:
 
     def setup(self) -> None:
         """Load the model."""
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
 
         folder = self.config.folder()
-        # Not the processor as a whole: that of Qwen's models needs torchvision for videos.
-        self.images = AutoImageProcessor.from_pretrained(folder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # By name, as in `rewards/vlm.py`: an answer must not hang on whether torchvision is there.
+        self.images = from_pretrained(Qwen2VLImageProcessorPil, folder)
+        self.tokenizer: Any = from_pretrained(AutoTokenizer, folder)
         dtype = torch_dtype(self.config.dtype)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype)
         self.model: Any = model.eval().requires_grad_(False)
         self.model.to(pick_device(self.resources.num_gpus))
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)

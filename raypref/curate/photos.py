@@ -8,7 +8,14 @@ from PIL import Image
 
 from raypref.config import Resources
 from raypref.curate.colorfulness import colorfulness
-from raypref.images import BadImage, ImageConfig, as_image, center_square, decode
+from raypref.images import (
+    IGNORED_PROFILE,
+    BadImage,
+    ImageConfig,
+    as_image,
+    center_square,
+    decode,
+)
 from raypref.rows import Row, content_key, reject
 from raypref.sources.index import SourceConfig, fetch
 from raypref.sources.store import SourceError
@@ -27,6 +34,7 @@ class Measure:
             ("height", pa.int32()),
             ("colorfulness", pa.float64()),  # of the crop
             ("phash", pa.string()),  # of the crop, 16 hex digits; null unless asked for
+            ("profile", pa.string()),  # colour profile other than sRGB that was ignored, else null
         ]
     )
     resources = Resources(workers=0, batch=1)
@@ -51,6 +59,7 @@ class Measure:
                 data, image = photo
                 row["key"] = content_key(data, row["caption"])
                 row["width"], row["height"] = image.size
+                row["profile"] = image.info.get(IGNORED_PROFILE)
                 crop = center_square(image, self.images.size)
                 row["colorfulness"] = colorfulness(crop)
                 row["phash"] = str(phash(crop)) if self.images.near_duplicates else None

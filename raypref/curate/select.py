@@ -34,6 +34,16 @@ class SelectConfig(Section):
         return not self.negligible or chosen - rejected > self.min_gap
 
 
+def ignored_profiles(measured: Ledger) -> int:
+    """How many photographs have a colour profile that was ignored.
+
+    None of a ledger that was begun by a version which did not note it.
+    """
+    if "profile" not in measured.schema().names:
+        return 0
+    return measured.count(SOUND & pc.field("profile").is_valid())
+
+
 def repeated_ids(measured: Ledger) -> list[str]:
     """Ids of repeated content (same bytes, same caption), all but the smallest of each.
 

@@ -144,13 +144,6 @@ class U2Net(nn.ModuleDict):
         return tuple(torch.sigmoid(logits) for logits in (fused, *sides))
 
 
-class U2NET(U2Net):
-    """The full network, untrained."""
-
-    def __init__(self) -> None:
-        super().__init__(FULL)
-
-
 class U2NETP(U2Net):
     """The small network, untrained."""
 

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from raypref.hub import from_pretrained
+
 
 class KLAutoencoder:
     """The autoencoder of a checkpoint. Its configuration says shift (none in SD-1.5) and scale.
 
     Args:
-        model: folder or hub id in diffusers layout.
+        model: of `hub.model_folder`, in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
         device: where it runs.
         dtype: of weights and results.
@@ -26,8 +28,8 @@ class KLAutoencoder:
     ) -> None:
         from diffusers import AutoencoderKL
 
-        self.vae = AutoencoderKL.from_pretrained(
-            model, subfolder="vae", variant=variant or None, dtype=dtype
+        self.vae = from_pretrained(
+            AutoencoderKL, model, subfolder="vae", variant=variant or None, dtype=dtype
         )
         self.vae.to(device).eval().requires_grad_(False)
         self.shift = self.vae.config.shift_factor or 0.0

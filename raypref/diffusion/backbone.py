@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from raypref.config import Location, Section, setting
 from raypref.device import DType, torch_dtype
 from raypref.diffusion.families.registry import FAMILIES, FamilyName, family
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,8 @@ class BackboneConfig(Section):
 
     family: FamilyName = setting("sd15", f"model family: {', '.join(FAMILIES)}")
     model: Location = setting(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "hub id or folder in diffusers layout"
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "hub id (OWNER/REPO or OWNER/REPO@REVISION) or folder in diffusers layout",
     )
     network: Location = setting(
         "",
@@ -41,7 +42,7 @@ class BackboneConfig(Section):
     dtype: DType = setting("float32", "precision of the frozen weights")
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`."""
+        """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key="base.model", probe="model_index.json")
 
 
@@ -98,7 +99,8 @@ def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
     import diffusers
 
     own = family(config.family)
-    pipeline = getattr(diffusers, own.pipeline).from_pretrained(
+    pipeline = from_pretrained(
+        getattr(diffusers, own.pipeline),
         config.folder(),
         variant=config.variant or None,
         dtype=torch_dtype(config.dtype),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypref.config import InputError
 from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
-from raypref.hub import first_file
+from raypref.hub import first_file, hub_id
 from raypref.ledger import absolute, join, read_bytes, write_bytes
 from raypref.messages import first_line
 
@@ -48,7 +48,7 @@ def read(ref: str, *, key: str, component: str) -> Found:
     """Read LoRA weights.
 
     Args:
-        ref: a folder or `.safetensors` file, local or URI; or OWNER/REPO or OWNER/REPO/FILE.
+        ref: a folder or `.safetensors` file, local or URI; or OWNER/REPO[@REVISION][/FILE].
         key: the setting it comes from, for the error.
         component: the network they belong to, `unet` or `transformer`.
 
@@ -161,14 +161,13 @@ def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
             if data is not None:
                 return path, data, _peft_config(path, key=key)
         raise InputError(f"{key}: no LoRA weights in {ref}: neither {names[0]} nor {names[1]}")
-    owner, _, rest = ref.partition("/")
-    repo, _, name = rest.partition("/")
-    if not owner or not repo or owner[0] in ".~":
+    named = hub_id(ref)
+    if named is None:
         raise InputError(f"{key}: no folder or file '{ref}', and it is not a hub id (OWNER/REPO)")
-    file = first_file(f"{owner}/{repo}", (name,) if name else names, key=key)
+    file = first_file(ref, (named.file,) if named.file else names, key=key)
     if file.name == PEFT_WEIGHTS:
-        sibling = f"{name.rpartition('/')[0]}/{PEFT_CONFIG}".lstrip("/")
-        first_file(f"{owner}/{repo}", (sibling,), key=key)
+        sibling = f"{named.file.rpartition('/')[0]}/{PEFT_CONFIG}".lstrip("/")
+        first_file(ref, (sibling,), key=key)
     return str(file), file.read_bytes(), _peft_config(str(file), key=key)
 
 

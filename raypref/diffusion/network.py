@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raypref.config import InputError
-from raypref.hub import model_folder, read_json
+from raypref.hub import from_pretrained, model_folder, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,7 @@ KEY = "base.network"
 
 
 def locate(ref: str, *, component: str) -> tuple[str, str]:
-    """Folder or hub id to hand to `from_pretrained`, and the subfolder in it.
+    """What to hand to `hub.from_pretrained`, and the subfolder in it.
 
     Args:
         ref: a hub id or folder that holds `unet/` or `transformer/`, or a folder that is one.
@@ -33,7 +33,7 @@ def skeleton(folder: str, subfolder: str, *, kind: str, key: str) -> nn.Module:
     """The network without weights (on the meta device), from its configuration alone.
 
     Args:
-        folder: a model folder or hub id.
+        folder: of `locate`, or of `hub.model_folder`.
         subfolder: of the network in it; empty where the folder is the network's.
         kind: its class in diffusers.
         key: the configuration key it came from, for the error.
@@ -63,7 +63,7 @@ def replace(module: nn.Module, ref: str, *, component: str) -> None:
     """
     folder, subfolder = locate(ref, component=component)
     dtype = next(module.parameters()).dtype
-    other = type(module).from_pretrained(folder, subfolder=subfolder or None, dtype=dtype)  # type: ignore[attr-defined]
+    other = from_pretrained(type(module), folder, subfolder=subfolder or None, dtype=dtype)
     check_same(other, module, ref=ref)
     module.load_state_dict(other.state_dict())
 

@@ -46,11 +46,12 @@ def cmmd_summary(
     prompts = np.unique(embeddings["prompt_id"].to_numpy())
     drawn_rn = statistics.draws(len(prompts), resamples, seed)
     draws_rn = np.vstack([np.ones(len(prompts)), drawn_rn])
+    real = _mean_of_pairs(reference_MD)
     values = {}
     counts = {}
     for model, part in embeddings.groupby("model", sort=False):
         places_B = np.searchsorted(prompts, part["prompt_id"].to_numpy())
-        values[model] = _cmmd(_stacked(part), places_B, reference_MD, draws_rn)
+        values[model] = _cmmd(_stacked(part), places_B, reference_MD, real, draws_rn)
         counts[model] = len(part)
     rows = []
     for model, own in values.items():
@@ -116,9 +117,16 @@ def _stacked(part: pd.DataFrame) -> np.ndarray:
 
 
 def _cmmd(
-    images_BD: np.ndarray, places_B: np.ndarray, reference_MD: np.ndarray, draws_rn: np.ndarray
+    images_BD: np.ndarray,
+    places_B: np.ndarray,
+    reference_MD: np.ndarray,
+    real: float,
+    draws_rn: np.ndarray,
 ) -> np.ndarray:
-    """CMMD of each draw of prompts, [r]: the images of prompt n count draws_rn[:, n] times."""
+    """CMMD of each draw of prompts, [r]: the images of prompt n count draws_rn[:, n] times.
+
+    `real` is the mean of the kernel over pairs of real images, the same for every model.
+    """
     count = draws_rn.shape[1]
     member_nB = (np.arange(count)[:, None] == places_B).astype(np.float64)
     among_nn = member_nB @ _kernel(images_BD, images_BD) @ member_nB.T
@@ -127,13 +135,19 @@ def _cmmd(
     for matrix in (among_nn, pairs_nn):
         np.fill_diagonal(matrix, 0)
     across_n = member_nB @ _kernel(images_BD, reference_MD).mean(1)
-    real = _kernel(reference_MD, reference_MD)
-    size = len(reference_MD)
-    real_mean = (real.sum() - np.trace(real)) / (size * (size - 1))
     with np.errstate(invalid="ignore"):  # a draw of one prompt alone has no pairs: NaN
         own = _of_pairs(draws_rn, among_nn) / _of_pairs(draws_rn, pairs_nn)
     cross = (draws_rn @ across_n) / (draws_rn @ sizes_n)
-    return SCALE * (own + real_mean - 2 * cross)
+    return SCALE * (own + real - 2 * cross)
+
+
+def _mean_of_pairs(values_MD: np.ndarray) -> float:
+    """The mean of the kernel over pairs of different vectors; NaN for a single one."""
+    count = len(values_MD)
+    if count < 2:
+        return math.nan
+    kernel_MM = _kernel(values_MD, values_MD)
+    return float((kernel_MM.sum() - np.trace(kernel_MM)) / (count * (count - 1)))
 
 
 def _of_pairs(draws_rn: np.ndarray, values_nn: np.ndarray) -> np.ndarray:

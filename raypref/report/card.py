@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
 from raypref.diffusion.backbone import BackboneConfig
 from raypref.diffusion.families.registry import family
+from raypref.hub import LOCAL, hub_id
 from raypref.report.collect import FILTERS
 
 METHOD = """\
@@ -34,6 +35,7 @@ def model_card(
     lora: Mapping[str, Any],
     table: str,
     fused: bool,
+    commits: Mapping[str, str],
 ) -> str:
     """The card's text.
 
@@ -48,17 +50,20 @@ def model_card(
         lora: settings of the adapter.
         table: the evaluation's table as Markdown; empty where nothing was evaluated.
         fused: whether the merged pipeline is in the run's folder too.
+        commits: of models of the hub, by their references.
     """
-    model, replaced = _public(base.model), _public(base.network)
+    model, replaced, began_from = (
+        _origin(ref, commits) for ref in (base.model, base.network, starts_from)
+    )
     header = ModelCardData(
-        base_model=replaced or model,
+        base_model=replaced.name or model.name,
         library_name="diffusers",
         license=licence,
         pipeline_tag="text-to-image",
         tags=["lora", "text-to-image", "diffusers", "preference-alignment", "real-images"],
     )
-    on = f"`{replaced}` in `{model}`" if replaced else f"`{model}`"
-    began = f", going on from the LoRA `{_public(starts_from)}`" if starts_from else ""
+    on = f"{replaced.text} in {model.text}" if replaced.name else model.text
+    began = f", going on from the LoRA {began_from.text}" if starts_from else ""
     merged = ["", "The same merged into the weights is in `fused/` of the run."] if fused else []
     return "\n".join(
         [
@@ -105,22 +110,47 @@ def model_card(
     )
 
 
+class Origin(NamedTuple):
+    """Where weights come from, as others may know it."""
+
+    name: str  # hub id without its revision, or the last name of a local path; empty for none
+    revision: str  # commit, or what the reference names; empty for neither
+
+    @property
+    def text(self) -> str:
+        """Name and commit for people."""
+        return f"`{self.name}` at `{self.revision}`" if self.revision else f"`{self.name}`"
+
+    @property
+    def arguments(self) -> str:
+        """Of `from_pretrained`."""
+        return f'"{self.name}"' + (f', revision="{self.revision}"' if self.revision else "")
+
+
+def _origin(ref: str, commits: Mapping[str, str]) -> Origin:
+    named, known = hub_id(ref), commits.get(ref, "")
+    if named is None or "://" in ref or known == LOCAL:
+        return Origin(_public(ref), "")
+    return Origin(f"{named.repo}/{named.file}".rstrip("/"), known or named.revision)
+
+
 def _public(ref: str) -> str:
     """A hub id as it is; of a local path the last name, which is all that is anyone's business."""
     return Path(ref).name if ref.startswith(("/", "~", ".")) or "://" in ref else ref
 
 
-def _loading(base: BackboneConfig, model: str, replaced: str) -> list[str]:
+def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]:
     own = family(base.family)
     kind, component = own.pipeline, own.component
     names, more = [kind], ""
-    if replaced:
+    if replaced.name:
         names.append(own.network)
-        more = f', {component}={own.network}.from_pretrained("{replaced}", subfolder="{component}")'
+        where = f'{replaced.arguments}, subfolder="{component}"'
+        more = f", {component}={own.network}.from_pretrained({where})"
     return [
         f"from diffusers import {', '.join(names)}",
         "",
-        f'pipe = {kind}.from_pretrained("{model}"{more})',
+        f"pipe = {kind}.from_pretrained({model.arguments}{more})",
         'pipe.load_lora_weights("path/to/this/folder")',
         'image = pipe("a photo of a red ball").images[0]',
     ]

@@ -17,6 +17,7 @@ from raypref.diffusion.lora_config import FILE_NAME
 from raypref.diffusion.lora_files import KOHYA_FILE
 from raypref.evaluate.labels import LOWER_IS_BETTER, digits
 from raypref.evaluate.tables import Published
+from raypref.hub import LOCAL
 from raypref.ledger import Ledger, filesystem, join, read_bytes
 from raypref.messages import without_secrets
 from raypref.report.gallery import gallery
@@ -112,7 +113,7 @@ def collect(
         title=f"raypref: {name}",
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
-        facts=[(key, value) for key, value in record.get("versions", {}).items() if value],
+        facts=_facts(record),
         links=_links(folder, record, {n: labels[n] for n in trained}, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
@@ -221,6 +222,15 @@ def _rejects(folder: str) -> list[Reject]:
     return [Reject(*row) for row in rows[columns].itertuples(index=False)]
 
 
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions of the libraries, and the commits of the models that come from the hub."""
+    versions, models = record.get("versions", {}), record.get("models", {})
+    return [
+        *((name, version) for name, version in versions.items() if version),
+        *((ref, commit) for ref, commit in models.items() if commit != LOCAL),
+    ]
+
+
 def _training(folder: str, name: str, label: str) -> TrainingView | None:
     data = read_bytes(join(folder, name, "metrics.parquet"))
     if data is None:
@@ -236,7 +246,7 @@ def _training(folder: str, name: str, label: str) -> TrainingView | None:
 def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
     seconds, amount = facts["seconds"], facts["amount"]
     rate = f"{amount / seconds:.2f} {facts['unit']}/s" if seconds and amount else ""
-    return Cost(step, seconds, amount, rate, facts["state"], facts.get("device_share"))
+    return Cost(step, seconds, amount, rate, facts.get("device_share"))
 
 
 def _links(

@@ -89,7 +89,7 @@ def render(data: ReportData) -> str:
         else list(compared(data.table, data.categories, data.published, data.labels)),
         prompt_gains=[_prompt_gains(view) for view in data.prompt_gains if view.gains],
         device_shares=any(cost.device_share is not None for cost in data.costs),
-        seconds=sum(cost.seconds for cost in data.costs if cost.state == "done"),
+        seconds=sum(cost.seconds for cost in data.costs),
         model_label=lambda model: labels.model_label(model, data.labels),
     )
 
@@ -142,11 +142,8 @@ def _tiles(data: ReportData) -> Iterator[_Tile]:
     found = f"from {data.funnel[0].remaining:,} photographs" if data.funnel else ""
     yield _Tile("preference pairs", f"{pairs:,}" if pairs else "not run", found)
     if data.costs:
-        skipped = sum(cost.state == "skipped" for cost in data.costs)
-        spent = sum(cost.seconds for cost in data.costs if cost.state == "done")
-        note = f"{len(data.costs)} steps"
-        note += f", {skipped} from an earlier run" if skipped else ""
-        yield _Tile("wall time", duration(spent), note)
+        spent = sum(cost.seconds for cost in data.costs)
+        yield _Tile("wall time", duration(spent), f"{len(data.costs)} steps")
     if data.table is None or data.table.empty:
         yield _Tile("evaluation", "not run", "")
         return

@@ -38,7 +38,6 @@ class Cost(NamedTuple):
     seconds: float
     amount: int
     rate: str  # "4.5 rows/s"
-    state: str  # "done" or "skipped" (finished by an earlier run)
     device_share: float | None = None  # share of the time the device computed, where measured
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypref.config import InputError
+from raypref.hub import from_pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +22,7 @@ def load_part(kind: Any, source: str, *, key: str) -> Any:
         InputError: the folder or hub id does not have it.
     """
     try:
-        return kind.from_pretrained(source)
+        return from_pretrained(kind, source)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unusable(key, source, f"no {kind.__name__} in it", error) from None
 
@@ -50,8 +51,12 @@ def load_folder(kind: Any, source: str, *, key: str) -> Any:
 
     try:
         # Mismatched sizes are reported by name below, with all else that is wrong.
-        model, found = kind.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        model, found = from_pretrained(
+            kind,
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(key, source, f"no {kind.__name__} in it", error) from None
@@ -76,7 +81,8 @@ def load_state(
     """
     import torch
 
-    model, found = kind.from_pretrained(
+    model, found = from_pretrained(
+        kind,
         None,
         config=config,
         state_dict=state,

@@ -82,7 +82,7 @@ def tokens_of(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Ten
 
 
 def clip_folder(ref: str, *, key: str) -> str:
-    """What to hand to `load_clip`: a local folder, or the hub id itself.
+    """What to hand to `load_clip`, of `hub.model_folder`.
 
     Raises:
         InputError: it is not there, or has no image processor or tokenizer beside the model.

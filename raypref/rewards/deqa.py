@@ -8,6 +8,7 @@ module must run in that environment: it imports nothing of the project that need
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 from raypref.messages import first_line
 
 KEY = "rewards.deqa.model"
@@ -38,9 +39,10 @@ LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
 class DeQAConfig(Section):
     """Which DeQA weights and how; off unless its code is allowed."""
 
-    model: Location = setting("zhiyuanyou/DeQA-Score-Mix3", "hub id or folder of the model")
-    revision: str = setting(
-        "246e219b7e3bc9b5dff5269c1a8564087aefca3f", "commit on the hub; no other code is run"
+    # The commit that RealAlign evaluates with.
+    model: Location = setting(
+        "zhiyuanyou/DeQA-Score-Mix3@f37ba4273ad8d7548e21ac2fa58353c517e4df49",
+        "folder of the model, or OWNER/REPO@COMMIT: no other code is run",
     )
     allow_code: bool = setting(False, "run the Python code that comes with the model")
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float16", "precision of the model")
@@ -55,14 +57,28 @@ class DeQAConfig(Section):
         """Look for the model.
 
         Raises:
-            InputError: its code is not allowed, or the model is missing.
+            InputError: its code is not allowed or may change, or the model is missing.
         """
         if not self.allow_code:
             raise InputError(
                 f"rewards.deqa.allow_code: '{self.model}' brings Python code of its own; read it "
-                f"and set rewards.deqa.allow_code=true to run revision {self.revision}"
+                "and set rewards.deqa.allow_code=true to run it"
             )
-        model_folder(self.model, key=KEY, probe="config.json")
+        self.folder()
+
+    def folder(self) -> str:
+        """What to hand to `hub.from_pretrained`.
+
+        Raises:
+            InputError: the model is missing, or named by what may be other code tomorrow.
+        """
+        folder = model_folder(self.model, key=KEY, probe="config.json")
+        if not Path(folder).is_dir() and folder != self.model:
+            raise InputError(
+                f"{KEY}: '{self.model}' brings Python code of its own; name the commit that you "
+                f"have read ({folder} is the present one)"
+            )
+        return folder
 
     def load(self) -> DeQA:
         """Load the model onto its device."""
@@ -82,17 +98,17 @@ class DeQA:
         from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
         config.check()
-        folder = model_folder(config.model, key=KEY, probe="config.json")
-        source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": True}
+        folder, trust = config.folder(), {"trust_remote_code": True}
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, use_fast=False, **source)
-            self.images = AutoImageProcessor.from_pretrained(folder, **source)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            self.tokenizer: Any = from_pretrained(AutoTokenizer, folder, use_fast=False, **trust)
+            self.images = from_pretrained(AutoImageProcessor, folder, **trust)
+            model: Any = from_pretrained(
+                AutoModelForCausalLM,
                 folder,
                 torch_dtype=torch_dtype(config.dtype),  # the old name of `dtype`
                 attn_implementation="eager",
                 use_safetensors=True,
-                **source,
+                **trust,
             )
         except (ImportError, AttributeError, TypeError, OSError, ValueError) as error:
             raise InputError(

@@ -38,7 +38,7 @@ class DinoV2Config(Section):
         self.folder()
 
     def folder(self) -> str:
-        """What to hand to `from_pretrained`."""
+        """What to hand to `hub.from_pretrained`."""
         model_folder(self.model, key=KEY, probe="config.json")
         return model_folder(self.model, key=KEY, probe="preprocessor_config.json")
 

@@ -79,7 +79,7 @@ class HPSv2Config(Section):
         self.files()
 
     def files(self) -> tuple[Path, str]:
-        """The checkpoint's path, and what to hand to `from_pretrained` for the base."""
+        """The checkpoint's path, and what to hand to `hub.from_pretrained` for the base."""
         model_folder(self.base, key=BASE_KEY, probe="tokenizer_config.json")
         base = model_folder(self.base, key=BASE_KEY, probe="config.json")
         return weight_file(self.model, key=KEY, origin=ORIGIN), base

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raypref.config import InputError, Location, Resources, Section, setting
 from raypref.device import DType, pick_device
-from raypref.hub import weight_file
+from raypref.hub import from_pretrained, weight_file
 from raypref.rewards.base import Reward, moved
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
 
@@ -123,7 +123,7 @@ class HPSv3(Reward):
         self.read = Reader(base, key=BASE_KEY, pixels=PIXELS)
         self.read.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
         self.mark: int = self.read.tokenizer.convert_tokens_to_ids(MARK)
-        architecture = AutoConfig.from_pretrained(base)
+        architecture = from_pretrained(AutoConfig, base)
         # The official model has a row for each token of the tokenizer, the base some to spare.
         rows = len(backbone["language_model.embed_tokens.weight"])
         if rows <= self.mark:

@@ -102,7 +102,7 @@ class ImageRewardConfig(Section):
         self.files()
 
     def files(self) -> tuple[Path, str]:
-        """The checkpoint's path, and what to hand to `from_pretrained` for the tokenizer."""
+        """The checkpoint's path, and what to hand to `hub.from_pretrained` for the tokenizer."""
         probe = "tokenizer_config.json"
         tokenizer = model_folder(self.tokenizer, key=TOKENIZER_KEY, probe=probe)
         return weight_file(self.model, key=KEY, origin=ORIGIN), tokenizer

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raypref.config import Location, Resources, Section, setting
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 from raypref.rewards.base import EmbeddingReward, Reward, moved
 from raypref.rewards.clip import Inputs, tokens_of
 
@@ -29,11 +29,11 @@ class PickScoreConfig(Section):
     resources: Resources = Resources(batch=16)
 
     def model_folder(self) -> str:
-        """What to hand to `from_pretrained` for the model."""
+        """What to hand to `hub.from_pretrained` for the model."""
         return model_folder(self.model, key="pickscore.model", probe="config.json")
 
     def processor_folder(self) -> str:
-        """What to hand to `from_pretrained` for image processor and tokenizer."""
+        """What to hand to `hub.from_pretrained` for image processor and tokenizer."""
         probe = "preprocessor_config.json"
         return model_folder(self.processor, key="pickscore.processor", probe=probe)
 
@@ -60,11 +60,11 @@ class PickScore(Reward, EmbeddingReward):
         model, processor = config.model_folder(), config.processor_folder()
         self.device = pick_device(config.resources.num_gpus)
         # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
-        self.image_processor = CLIPImageProcessorPil.from_pretrained(processor)
-        self.tokenizer = CLIPTokenizer.from_pretrained(processor)
-        self.model = CLIPModel.from_pretrained(model, dtype=torch.float32)
+        self.image_processor = from_pretrained(CLIPImageProcessorPil, processor)
+        self.tokenizer = from_pretrained(CLIPTokenizer, processor)
+        self.model = from_pretrained(CLIPModel, model, dtype=torch.float32)
         self.scale = self.model.logit_scale.exp().item()  # bfloat16 would make 99 of its 100
-        self.model.to(device=self.device, dtype=torch_dtype(config.dtype))  # type: ignore[call-arg]
+        self.model.to(device=self.device, dtype=torch_dtype(config.dtype))
         self.model.eval().requires_grad_(False)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:

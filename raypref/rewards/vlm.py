@@ -13,7 +13,7 @@ from PIL import Image
 
 from raypref.config import InputError
 from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.hub import from_pretrained, model_folder
 from raypref.messages import first_line
 from raypref.rewards.base import moved, tokenize
 
@@ -27,7 +27,7 @@ _PROBES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
-    """What to hand to `from_pretrained`, after a look at the small files.
+    """What to hand to `hub.from_pretrained`, after a look at the small files.
 
     Raises:
         InputError: it cannot be had, or is not of these kinds.
@@ -37,7 +37,7 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
     for probe in _PROBES:
         folder = model_folder(ref, key=key, probe=probe)
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type
+        kind = from_pretrained(AutoConfig, folder).model_type
     except (OSError, ValueError) as error:
         raise InputError(
             f"{key}: '{ref}' has no readable config.json: {first_line(error)}"
@@ -56,8 +56,8 @@ def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **opt
     from safetensors import SafetensorError
 
     try:
-        model, report = loader.from_pretrained(
-            folder, dtype=torch_dtype(dtype), output_loading_info=True, **options
+        model, report = from_pretrained(
+            loader, folder, dtype=torch_dtype(dtype), output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{key}: the weights cannot be loaded: {first_line(error)}") from None
@@ -90,8 +90,8 @@ class Reader:
         limits: dict[str, Any] = (
             {} if pixels is None else {"min_pixels": pixels, "max_pixels": pixels}
         )
-        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder, **limits)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.images = from_pretrained(Qwen2VLImageProcessorPil, folder, **limits)
+        self.tokenizer: Any = from_pretrained(AutoTokenizer, folder)
         if not self.tokenizer.chat_template:
             raise InputError(f"{key}: the tokenizer of '{folder}' has no chat template")
         # A token that every conversation holds: what fills a short row is masked, but a repetition

@@ -23,9 +23,11 @@ from raypref.sources.store import RemoteStore, SourceError, Store
 BATCH = 4096  # rows in memory at once
 LISTS = 64  # rows with lists in memory at once: these are unpacked
 GROUP_BYTES = 2**32  # of what is read of a row group: a small file can unpack to anything
+PACKED = 20  # of images a larger group is read too, if it does not shrink so: photographs do not
 BUFFER = 2**22  # bytes of a column that are fetched at once
 CURSORS = 4  # two images of a row, of two blocks at a time
 KEPT_BYTES = 2**28  # of a column of a row group: a smaller one stays, for rows in any order
+_FIX = f"more than {GROUP_BYTES}; write it anew with row_group_size=100"
 
 
 def files(store: Store) -> Iterator[str]:
@@ -63,7 +65,7 @@ def rows_of(store: Store, file: str, columns: list[str]) -> Iterator[tuple[pa.Sc
         table = pq.ParquetFile(opened, read_dictionary=once)
         for group in map(table.metadata.row_group, range(table.num_row_groups)):
             if (unpacked := _unpacked(group, columns)) > GROUP_BYTES:
-                said = f"{file}: the captions of a row group take {unpacked} bytes"
+                said = f"{file}: the captions of a row group take {unpacked} bytes, {_FIX}"
                 raise SourceError("too_many_bytes", said)
         for batch in table.iter_batches(LISTS if nested else BATCH, columns=columns):
             yield from zip(*(batch[column] for column in columns), strict=True)
@@ -143,35 +145,43 @@ def image(store: Store, file: str, column: str, row: int, *, max_bytes: int) -> 
 
 
 def _cell(store: Store, file: str, size: int, column: str, row: int) -> Any:
-    starts, unpacked = _groups(store, file, size, column)
+    starts, sizes = _groups(store, file, size, column)
     if not 0 <= row < starts[-1]:
         raise SourceError("no_image", f"{file} has no row {row}")
     group = bisect.bisect_right(starts, row) - 1
-    if unpacked[group] > GROUP_BYTES:
-        said = f"a row group of {unpacked[group]} bytes or more, more than {GROUP_BYTES}"
+    packed, unpacked = sizes[group]
+    if unpacked > max(GROUP_BYTES, PACKED * packed):
+        said = f"row group {group} unpacks from {packed} bytes to {unpacked}, {_FIX}"
         raise SourceError("too_many_bytes", f"{file}: {said}")
     return _read((store, file, size, column, group), row - starts[group])
 
 
 @lru_cache(maxsize=64)
-def _groups(store: Store, file: str, size: int, column: str) -> tuple[list[int], list[int]]:
-    """The first row of each row group and the number of rows; what its images unpack to."""
+def _groups(
+    store: Store, file: str, size: int, column: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The first row of each row group and the number of rows; its images' bytes, also unpacked."""
     del size  # part of the key: a file written anew is read anew
     with store.open(file) as opened:
         metadata = pq.read_metadata(opened)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-    return starts, [_unpacked(group, [column]) for group in groups]
+    return starts, [(_packed(group, [column]), _unpacked(group, [column])) for group in groups]
+
+
+def _packed(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Bytes that some columns take in the file."""
+    return sum(chunk.total_compressed_size for chunk in _chunks(group, columns))
 
 
 def _unpacked(group: pq.RowGroupMetaData, columns: list[str]) -> int:
     """Bytes of some columns, of what a dictionary holds once."""
+    return sum(chunk.total_uncompressed_size for chunk in _chunks(group, columns))
+
+
+def _chunks(group: pq.RowGroupMetaData, columns: list[str]) -> list[pq.ColumnChunkMetaData]:
     chunks = map(group.column, range(group.num_columns))
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.partition(".")[0] in columns
-    )
+    return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
 
 
 _Key = tuple[Store, str, int, str, int]  # store, file, its bytes, column, row group
@@ -188,7 +198,8 @@ class _Cursor:
         self.kept: list[Any] | None = []  # those up to it; None once they take too many bytes
         self.kept_bytes = 0
         self.opened: IO[bytes] = store.open(file)
-        table = pq.ParquetFile(self.opened, buffer_size=BUFFER)
+        # By default it reads all of the column ahead, whatever the buffer.
+        table = pq.ParquetFile(self.opened, buffer_size=BUFFER, pre_buffer=False)
         self.rows = table.iter_batches(1, row_groups=[group], columns=[column])
 
     def at(self, row: int) -> Any:

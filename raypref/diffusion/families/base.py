@@ -100,8 +100,8 @@ def side_unit(autoencoder: Mapping[str, Any], network: Mapping[str, Any]) -> int
 class Family:
     """One model family: each file in this folder holds one as `FAMILY`.
 
-    The three classes are made as `kind(model, variant=..., device=..., dtype=...)`: `model` is a
-    folder or hub id in diffusers layout, `variant` a file variant or empty.
+    The three classes are made as `kind(model, variant=..., device=..., dtype=...)`: `model` is
+    what `hub.from_pretrained` takes, in diffusers layout, `variant` a file variant or empty.
     """
 
     text_encoder: type[Any]  # a `TextEncoder`
@@ -114,7 +114,7 @@ class Family:
     parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
     # The linear layers a LoRA is usually put on; every network of the family has them.
     targets: tuple[str, ...]
-    options: Mapping[str, Any]  # of the pipeline's `from_pretrained`
+    options: Mapping[str, Any]  # of the pipeline's `hub.from_pretrained`
     # Prompts, guidance scale and side in pixels as the pipeline's arguments for them.
     arguments: Callable[[list[str], float, int], dict[str, Any]] = text_to_image
     side_unit: Callable[[Mapping[str, Any], Mapping[str, Any]], int] = side_unit

@@ -14,6 +14,7 @@ from raypref.diffusion.families.base import Family, Shape
 from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.samplers import DPMSolverPP2M
+from raypref.hub import from_pretrained
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SD15TextEncoder:
     """CLIP's text encoder.
 
     Args:
-        model: folder or hub id in diffusers layout.
+        model: of `hub.model_folder`, in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
         device: where it runs.
         dtype: of weights and results.
@@ -38,12 +39,12 @@ class SD15TextEncoder:
     ) -> None:
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.text_encoder = CLIPTextModel.from_pretrained(
-            model, subfolder="text_encoder", variant=variant or None, dtype=dtype
+        self.text_encoder = from_pretrained(
+            CLIPTextModel, model, subfolder="text_encoder", variant=variant or None, dtype=dtype
         )
-        self.text_encoder.to(device=device)  # type: ignore[call-arg]
+        self.text_encoder.to(device=device)
         self.text_encoder.eval().requires_grad_(False)
-        self.tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+        self.tokenizer = from_pretrained(CLIPTokenizer, model, subfolder="tokenizer")
         self.device = device
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ class SD15Denoiser:
     """The UNet with its noise schedule.
 
     Args:
-        model: folder or hub id in diffusers layout.
+        model: of `hub.model_folder`, in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
         device: where it runs.
         dtype: of the frozen weights; adapters on top stay in float32 or better.
@@ -76,11 +77,11 @@ class SD15Denoiser:
     ) -> None:
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
-        self.module = UNet2DConditionModel.from_pretrained(
-            model, subfolder="unet", variant=variant or None, dtype=dtype
+        self.module = from_pretrained(
+            UNet2DConditionModel, model, subfolder="unet", variant=variant or None, dtype=dtype
         )
         self.module.to(device, memory_format=torch.channels_last).eval()
-        self.schedule = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+        self.schedule = from_pretrained(DDPMScheduler, model, subfolder="scheduler")
         if self.schedule.config.prediction_type != "epsilon":
             raise InputError(
                 f"base.model: '{model}' predicts {self.schedule.config.prediction_type}; the sd15 "

@@ -18,6 +18,7 @@ from raypref.diffusion.families.base import Family, Shape
 from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import ATTENTION
 from raypref.diffusion.samplers import FlowEuler
+from raypref.hub import from_pretrained
 
 # The pipeline's default, so that training reads what generation reads. The released code trains on
 # 128 and generates with 256.
@@ -36,7 +37,7 @@ class SD3TextEncoder:
     """The pipeline's three text encoders.
 
     Args:
-        model: folder or hub id in diffusers layout.
+        model: of `hub.model_folder`, in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
         device: where they run.
         dtype: of weights and results.
@@ -47,8 +48,13 @@ class SD3TextEncoder:
     ) -> None:
         from diffusers import StableDiffusion3Pipeline
 
-        self.pipeline = StableDiffusion3Pipeline.from_pretrained(
-            model, transformer=None, vae=None, variant=variant or None, dtype=dtype
+        self.pipeline = from_pretrained(
+            StableDiffusion3Pipeline,
+            model,
+            transformer=None,
+            vae=None,
+            variant=variant or None,
+            dtype=dtype,
         ).to(device)
 
     @torch.no_grad()
@@ -68,7 +74,7 @@ class SD3Denoiser:
     """The transformer with its noise schedule.
 
     Args:
-        model: folder or hub id in diffusers layout.
+        model: of `hub.model_folder`, in diffusers layout.
         variant: file variant such as "fp16"; empty for the plain files.
         device: where it runs.
         dtype: of the frozen weights; adapters on top stay in float32 or better.
@@ -81,12 +87,16 @@ class SD3Denoiser:
     ) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-        self.module = SD3Transformer2DModel.from_pretrained(
-            model, subfolder="transformer", variant=variant or None, dtype=dtype
+        self.module = from_pretrained(
+            SD3Transformer2DModel,
+            model,
+            subfolder="transformer",
+            variant=variant or None,
+            dtype=dtype,
         )
         self.module.to(device).eval()
-        self.schedule = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            model, subfolder="scheduler"
+        self.schedule = from_pretrained(
+            FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler"
         )
         if self.schedule.config.use_dynamic_shifting:
             raise InputError(
