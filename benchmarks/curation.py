@@ -23,12 +23,12 @@ from raypref.batches import in_batches
 from raypref.cluster import start_ray
 from raypref.config import load
 from raypref.curate.perturb import Inpaint
-from raypref.curate.photos import Crop, Measure
+from raypref.curate.photos import Crop, MeasurePhotograph
 from raypref.curate.saliency import Saliency
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
-from raypref.rows import INDEX, Stage
+from raypref.rows import INDEX, Transform
 from raypref.sources.index import entries
 from raypref.streaming import StreamConfig, stream
 from raypref.worker import shared_worker
@@ -36,7 +36,7 @@ from raypref.worker import shared_worker
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 
 
-def stages(config: RunConfig) -> list[Stage]:
+def stages(config: RunConfig) -> list[Transform]:
     return [
         Crop(config.source, config.images),
         Saliency(config.saliency),
@@ -47,7 +47,7 @@ def stages(config: RunConfig) -> list[Stage]:
 
 def photographs(config: RunConfig, count: int) -> pa.Table:
     rows = list(itertools.islice(entries(config.source), count))
-    measure = Measure(config.source, config.images)
+    measure = MeasurePhotograph(config.source, config.images)
     measure.setup()
     measure(rows)
     return pa.Table.from_pylist(rows, schema=pa.schema([*INDEX, *measure.writes]))

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from raypref.config import load
 from raypref.curate.curate import Curation
-from raypref.curate.photos import Measure
+from raypref.curate.photos import MeasurePhotograph
 from raypref.curate.publish import publish
 from raypref.curate.select import SOUND, Ranking, mean_colorfulness, next_wave, repeated_ids
 from raypref.ledger import in_folder
@@ -65,7 +65,7 @@ def fill(curation: Curation) -> None:
             "colorfulness": rng.uniform(0, 100, rows),
             "phash": [None] * rows,
         }
-        for field in [*Measure.writes, *REJECT]:
+        for field in [*MeasurePhotograph.writes, *REJECT]:
             column = pa.array(values.get(field.name, [None] * rows), field.type)
             table = table.append_column(field, column)
         curation.measured.write_part(table, name)

@@ -23,12 +23,12 @@ from raypref.evaluate.generate import BASE, Generate, rows_to_generate
 from raypref.images import as_png, open_png
 from raypref.pipeline import RunConfig
 from raypref.rewards.base import Score
-from raypref.rows import Row, Stage
+from raypref.rows import Row, Transform
 
 IMAGES = 16
 
 
-def through(stage: Stage, rows: Sequence[Row]) -> list[Row]:
+def through(stage: Transform, rows: Sequence[Row]) -> list[Row]:
     """The rows, in batches; images as PNG."""
     copies = [dict(row) for row in rows]
     in_batches(stage, copies)

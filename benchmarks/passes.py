@@ -27,7 +27,7 @@ from transformers import CLIPImageProcessorPil
 
 from raypref.cluster import start_ray
 from raypref.curate.colorfulness import colorfulness
-from raypref.curate.photos import Crop, Measure
+from raypref.curate.photos import Crop, MeasurePhotograph
 from raypref.images import ImageConfig, as_image, center_square, decode
 from raypref.ledger import Ledger
 from raypref.sources.index import SourceConfig, entries, write_index
@@ -63,7 +63,7 @@ def pass_2_seconds(folder: Path, photographs: int) -> float:
     """Core seconds per photograph of pass 2 beside its model: read, decode, crop, CLIP's input."""
     source = SourceConfig(path=str(folder))
     rows = list(itertools.islice(entries(source), photographs))
-    measure, crop = Measure(source, IMAGES), Crop(source, IMAGES)
+    measure, crop = MeasurePhotograph(source, IMAGES), Crop(source, IMAGES)
     measure.setup()
     crop.setup()
     measure(rows)
@@ -100,9 +100,9 @@ def by_us(folder: Path, paths: list[str]) -> tuple[float, float]:
         began = time.perf_counter()
         stream(
             Selection(index),
-            stages=[Measure(source, IMAGES)],
+            stages=[MeasurePhotograph(source, IMAGES)],
             ledger=measured,
-            keep=Measure.writes.names,
+            keep=MeasurePhotograph.writes.names,
             config=config,
         )
         took = time.perf_counter() - began

@@ -25,7 +25,7 @@ from raypref.config import Resources, load
 from raypref.curate.curate import Curation
 from raypref.ledger import Ledger, in_folder
 from raypref.pipeline import RunConfig
-from raypref.rows import REJECT, Stage
+from raypref.rows import REJECT, Transform
 
 PHOTOGRAPHS, PASSING = 10_475, 4_041
 READING = 0.15  # of the device's time a pair, spent on reading and writing images
@@ -38,7 +38,7 @@ class Simulated(Curation):
     log: Path
     workers: int
 
-    def twin_stages(self) -> list[Stage]:
+    def twin_stages(self) -> list[Transform]:
         """Reading, then the device."""
         device = Resources(workers=self.workers, num_gpus=1, batch=8)
         return [

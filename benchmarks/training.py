@@ -42,7 +42,7 @@ from raypref.diffusion import lora
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.lora_config import LoraConfig
-from raypref.tiny.photograph import SIZE, render
+from raypref.tiny.photograph import SIZE, render_scene
 from raypref.tiny.world import caption, sample_scenes
 
 LORA = LoraConfig()
@@ -76,7 +76,7 @@ def case(name: str) -> Case:
 def photographs(side: int) -> list[Pair]:
     made = []
     for i, scene in enumerate(sample_scenes(PAIRS, 0)):
-        photo = Image.fromarray(render(scene, seed=i)).resize((side, side))
+        photo = Image.fromarray(render_scene(scene, seed=i)).resize((side, side))
         made.append((caption(scene), photo, photo.filter(ImageFilter.GaussianBlur(2))))
     return made
 

@@ -16,7 +16,7 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
-from raypref.room import out_of_memory, too_much
+from raypref.memory import out_of_memory, too_much
 from raypref.rows import ModelTransform, Row, Transform, padded
 
 AHEAD = 2  # batches of a block that are prepared while another is computed

@@ -18,15 +18,15 @@ from typing import NamedTuple, TypeVar
 from raypref.ablate import table
 from raypref.ablate.plan import AblateConfig, load_config
 from raypref.cluster import connected, submitted
-from raypref.config import InputError, Section, load, load_part, presets, to_toml
+from raypref.config import InputError, Section, load, load_sections, presets, to_toml
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.evaluate.closing import closing
 from raypref.execute import ALIGN, CURATE, EVALUATE, execute, plan
+from raypref.exhausted import exhausted
 from raypref.judging import JudgingConfig, judge_rewards
 from raypref.key_help import describe
 from raypref.pipeline import Run, RunConfig
 from raypref.progress import duration
-from raypref.room import no_room
 from raypref.versions import own_version
 
 # Read when the libraries are imported, which is when a step runs.
@@ -135,10 +135,10 @@ def main(name: str, arguments: Sequence[str], *, program: str) -> int:
     if HELP & {*arguments} or (command.names_table and not arguments):
         _print_to_a_reader(_command_usage(command, program))
         return DONE
-    return ended(lambda: command.work(parse(command, arguments)))
+    return ended(lambda: command.work(parse_command(command, arguments)))
 
 
-def parse(command: Command, arguments: Sequence[str]) -> Given:
+def parse_command(command: Command, arguments: Sequence[str]) -> Given:
     """Sort the words after a command into table, source, overrides and flags.
 
     Raises:
@@ -177,7 +177,7 @@ def ended(work: Callable[[], int]) -> int:
             os._exit(INTERRUPTED)
         return INTERRUPTED
     except Exception as error:
-        if line := no_room(error):
+        if line := exhausted(error):
             print(f"error: {line}", file=sys.stderr)
             return FAILED
         logging.exception("failed; the same command resumes from the last finished block or step")
@@ -225,7 +225,7 @@ def _ablate(given: Given) -> int:
 
 def _judge(given: Given) -> int:
     """Compare rewards with people's choices."""
-    config = load_part(JudgingConfig, given.source, given.overrides, of=RunConfig)
+    config = load_sections(JudgingConfig, given.source, given.overrides, of=RunConfig)
     folder, tables = judge_rewards(settle_storage(config))
     for name, made in tables.items():
         print(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")

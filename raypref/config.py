@@ -144,7 +144,7 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
     return build(model, _given(model, source, overrides))
 
 
-def load_part(
+def load_sections(
     model: type[S], source: str, overrides: Iterable[str] = (), *, of: type[Section]
 ) -> S:
     """Read the settings of a job that needs only some sections of a run.
@@ -260,7 +260,7 @@ def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]
     complete = dict(values)
     for name, field in model.model_fields.items():
         kind = _section_class(field.annotation)
-        if kind is None and tables_of(field):
+        if kind is None and named_tables(field):
             complete = _layered(model, {name: field.default}, complete)
         if kind is None:
             continue
@@ -295,14 +295,14 @@ def _layered(model: type[Section], under: dict[str, Any], over: dict[str, Any]) 
     """Values over others, as a file over the preset that it extends."""
     layered = _merge(under, over)
     for name, field in model.model_fields.items():
-        marked, below, above = tables_of(field), under.get(name), over.get(name)
+        marked, below, above = named_tables(field), under.get(name), over.get(name)
         if marked and isinstance(below, dict) and isinstance(above, dict):
             tables = {key: marked.layered(below.get(key, {}), above[key]) for key in above}
             layered[name] = {**below, **tables}
     return layered
 
 
-def tables_of(field: FieldInfo) -> Tables | None:
+def named_tables(field: FieldInfo) -> Tables | None:
     """The mark of a field of tables that the user names; None for any other."""
     return next((mark for mark in field.metadata if isinstance(mark, Tables)), None)
 
@@ -350,7 +350,7 @@ def fields_of(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
                     inner = inner._copy()
                     inner.default = _get(default, own)
                 yield key, inner
-        elif marked := tables_of(field):
+        elif marked := named_tables(field):
             yield from ((f"{prefix}{name}.{NAME}.{key}", inner) for key, inner in marked.fields())
         else:
             yield f"{prefix}{name}", field
@@ -368,7 +368,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
         value = section.__dict__[name]
         if isinstance(value, Section):
             yield from _leaves(value, f"{prefix}{name}.")
-        elif tables_of(field):
+        elif named_tables(field):
             for key, table in value.items():
                 yield from _leaves(table, f"{prefix}{name}.{key}.")
         else:

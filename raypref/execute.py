@@ -225,7 +225,7 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
     # What a training that is not part of the run any more once took is not told of this run.
     names = {step.name for step in run.steps}
     models, before = hub.commits(settings.values()), record.get("models", {})
-    for line in hub.moved(before, models):
+    for line in hub.moved_heads(before, models):
         log.warning("%s", line)
     record |= {
         "steps": {name: facts for name, facts in record["steps"].items() if name in names},

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from raypref.config import InputError
 from raypref.messages import first_line
-from raypref.tiny import checkpoints
+from raypref.schemes import scheme_of
 
 COMMITS = "RAYPREF_COMMITS"  # variable by which workers know the commits that their driver found
 LOCAL = "local"  # stands for a commit where a reference is no hub id
@@ -170,7 +170,7 @@ def commits(refs: Iterable[object]) -> dict[str, str]:
     return {ref: _found[ref] for ref in refs if isinstance(ref, str) and ref in _found}
 
 
-def moved(before: dict[str, str], now: dict[str, str]) -> list[str]:
+def moved_heads(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """A line for each reference that stands for another commit than before."""
     lines = []
     for ref, new in now.items():
@@ -198,10 +198,13 @@ def _told() -> dict[str, str]:
 
 def _on_disk(ref: str, *, key: str) -> Path:
     """Where the reference would be on disk, were it no hub id; builds it when it is embedded."""
-    if not ref.startswith("tiny:"):
+    embedded = scheme_of(ref)
+    if embedded is None:
         return Path(ref).expanduser()
+    scheme, name = embedded
     try:
-        return checkpoints.path(ref.removeprefix("tiny:"))
+        path: Path = scheme.model(name)
+        return path
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 

@@ -27,9 +27,9 @@ from pyarrow import fs as pafs
 
 from raypref import __version__
 from raypref.config import InputError
+from raypref.exhausted import MAKE_ROOM, NoRoomError, full_disk
 from raypref.fingerprints import changed_keys, fingerprint
 from raypref.messages import without_secrets
-from raypref.room import MAKE_ROOM, NoRoomError, full_disk
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset

@@ -137,7 +137,7 @@ class Run:
         """Encoded pairs to LoRAs."""
         c = self.config
         return Alignment(
-            plan.ordered(c.trainings, c.train),
+            plan.in_order(c.trainings, c.train),
             base=c.base,
             lora=c.lora,
             cache=self.cache,

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypref.config import Resources, Section, setting
+from raypref.exhausted import NoRoomError
 from raypref.kept import keep as keep_workers
 from raypref.kept import release
 from raypref.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.progress import Progress, counted, waiting
-from raypref.room import NoRoomError
 from raypref.rows import Transform
 from raypref.worker import STOP, Branch, Reader, Worker, needs_of, shared_worker
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from raypref.batches import Device, Done, Hold, in_batches
 from raypref.config import Resources
+from raypref.exhausted import exhausted
 from raypref.images import as_png
 from raypref.ledger import Ledger, join, read_bytes
-from raypref.room import no_room
 from raypref.rows import REJECT, ModelTransform, Row, Transform, is_rejected
 
 _DEVICE = Device()  # of this process
@@ -95,7 +95,7 @@ class Worker:
         try:
             return self._finish(block)
         except Exception as error:
-            if not (line := no_room(error)):
+            if not (line := exhausted(error)):
                 raise
             return _answer(no_room=line)
 

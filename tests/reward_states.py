@@ -327,7 +327,9 @@ def image_reward_first_token(
 def tiny_world(count: int) -> tuple[list[Image.Image], list[str]]:
     """Images of 64 x 64 and their prompts."""
     scenes = world.sample_scenes(count, seed=11)
-    images = [Image.fromarray(photograph.render(scene, seed=i)) for i, scene in enumerate(scenes)]
+    images = [
+        Image.fromarray(photograph.render_scene(scene, seed=i)) for i, scene in enumerate(scenes)
+    ]
     return images, [world.caption(scene) for scene in scenes]
 
 

@@ -18,7 +18,7 @@ from raypref.ablate.plan import (
     distinct_steps,
     load_config,
     plan_row,
-    rows_of,
+    planned_rows,
 )
 from raypref.ablate.table import Row, Table
 from raypref.config import InputError, replaced
@@ -69,14 +69,14 @@ def test_the_hand_count_is_of_all_tables():
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_table_trains_each_distinct_model_once(name, tiny):
-    rows = rows_of(name, table.read(name), tiny)
+    rows = planned_rows(name, table.read_table(name), tiny)
     assert all(row.config is not None or not row.given for row in rows), [r.problem for r in rows]
     assert len(trainings(rows)) == TRAININGS[name]
     assert f"distinct models to train: {TRAININGS[name]}," in plan_text(tables_of(name), tiny)
 
 
 def test_all_tables_of_the_paper_share_the_base_ours_and_stage_1(tiny):
-    rows = [row for name, own in tables_of("all").items() for row in rows_of(name, own, tiny)]
+    rows = [row for name, own in tables_of("all").items() for row in planned_rows(name, own, tiny)]
     assert {row.table for row in rows} == {n for n in TRAININGS if n[:5] in ("table", "figur")}
     # Ours (2), stage 2 alone, SFT; two of table 4's; six of table 6's; six of figure 8's.
     assert len(trainings(rows)) == 2 + 1 + 1 + 2 + 6 + 6
@@ -89,9 +89,9 @@ def test_all_tables_of_the_paper_share_the_base_ours_and_stage_1(tiny):
 
 
 def test_a_figure_has_the_rows_that_the_paper_has_for_the_base_model(tiny):
-    figure = table.read("figure5")
+    figure = table.read_table("figure5")
     of = {
-        family: [row.row.name for row in rows_of("figure5", figure, config)]
+        family: [row.row.name for row in planned_rows("figure5", figure, config)]
         for family, config in (
             ("sd15", tiny),
             ("sd35m", replaced(tiny, {"base.family": "sd35m"})),
@@ -102,10 +102,10 @@ def test_a_figure_has_the_rows_that_the_paper_has_for_the_base_model(tiny):
 
 
 def test_what_is_missing_for_a_row_is_named(tiny):
-    rows = {row.row.name: row for row in rows_of("table2", table.read("table2"), tiny)}
+    rows = {row.row.name: row for row in planned_rows("table2", table.read_table("table2"), tiny)}
     assert rows["civitai"].problem == "not given: add ablate.civitai=..."
     assert not rows["civitai"].given
-    labels = [row.label for row in rows_of("x", table.read("figure8_civitai"), tiny)]
+    labels = [row.label for row in planned_rows("x", table.read_table("figure8_civitai"), tiny)]
     assert labels == [
         "base",
         *(f"{before}{n * 96 // 512} pairs (paper: {n})" for before, n in PAIRS),
@@ -119,15 +119,15 @@ def test_sd15_plans_the_papers_figures(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red ball\n")
     given = [f"source.path={tmp_path}", f"evaluate.prompts={tmp_path}/prompts.txt"]
     sd15 = load_config("sd15", [*given, f"storage={tmp_path}/runs", "ablate.diffusion_dpo=a/b"])
-    labels = [row.label for row in rows_of("figure8", table.read("figure8"), sd15)]
+    labels = [row.label for row in planned_rows("figure8", table.read_table("figure8"), sd15)]
     assert labels == [
         "base",
         *(f"{before}{n} pairs (paper: {n})" for before, n in PAIRS),
     ]
     for name in TRAININGS:
-        for row in rows_of(name, table.read(name), sd15):
+        for row in planned_rows(name, table.read_table(name), sd15):
             assert row.config or not row.given, row.problem
-    dpo = rows_of("figure5", table.read("figure5"), sd15)[2]
+    dpo = planned_rows("figure5", table.read_table("figure5"), sd15)[2]
     assert dpo.config
     assert dpo.config.base.network == "a/b"
 
@@ -216,17 +216,17 @@ def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
 def test_a_wrong_table_file_is_one_line_with_the_fix(text, reason, tmp_path):
     (tmp_path / "t.toml").write_text(text)
     with pytest.raises(InputError, match=re.escape(reason)):
-        table.read(str(tmp_path / "t.toml"))
+        table.read_table(str(tmp_path / "t.toml"))
 
 
 def test_an_unknown_table_names_those_there_are():
     with pytest.raises(InputError, match=r"tables are: beta, figure10, .*table6, all"):
-        table.read("table9")
+        table.read_table("table9")
 
 
 def test_seeds_repeat_what_is_trained(tiny):
     three = load_config("tiny", [f"storage={tiny.storage}", "ablate.seeds=3"])
-    rows = rows_of("table3", table.read("table3"), three)
+    rows = planned_rows("table3", table.read_table("table3"), three)
     assert len(rows) == 1 + 3 * 3
     assert len(trainings(rows)) == 3 * 3
     assert {row.seed for row in rows} == {0, 1, 2}
@@ -239,8 +239,8 @@ def test_seeds_repeat_what_is_trained(tiny):
 def test_the_tables_in_the_docs_are_tables(number, tiny, tmp_path):
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/ablations.md").read_text(), re.DOTALL)
     (tmp_path / "t.toml").write_text(blocks[number])
-    own = table.read(str(tmp_path / "t.toml"))
-    assert all(row.config for row in rows_of("t", own, tiny))
+    own = table.read_table(str(tmp_path / "t.toml"))
+    assert all(row.config for row in planned_rows("t", own, tiny))
 
 
 def test_estimates_come_from_what_was_measured(tiny, tmp_path):
@@ -327,7 +327,7 @@ def test_published_values_are_those_of_the_paper(shared_data):
 
 def test_every_published_row_has_a_row():
     for name in table.names():
-        own = table.read(name)
+        own = table.read_table(name)
         if own.published:
             rows = {
                 family: {r.name for r in own.all_rows() if not r.families or family in r.families}

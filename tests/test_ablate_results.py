@@ -56,7 +56,7 @@ def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
     assert verdict.value == pytest.approx(sum(w * means[n] for n, w in contrast.items()))
     # The prompts' own spread of 5 would make the interval wider than 1 if it were not paired.
     assert verdict.high - verdict.low < 0.1
-    assert f"s: {outcome} by 1 of 1 metrics" in claims.moved(
+    assert f"s: {outcome} by 1 of 1 metrics" in claims.what_moved(
         made(
             {"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0},
             claims=[{"says": "s", "contrast": contrast}],
@@ -95,7 +95,7 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
     found = made({"base": 0.0, "b": 1.0})
     found.labels = {"base": "base", "a": "row a", "b": "row b"}
     found.problems = {"a": "train.stage2.beta=-1 is wrong"}
-    lines = [line for line in results.markdown(found).splitlines() if line.startswith("|")]
+    lines = [line for line in results.table_markdown(found).splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines] == [
         "model",
         "---",
@@ -105,12 +105,12 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
     ]
     assert "train.stage2.beta=-1 is wrong" in lines[3]
     assert {line.count("|") for line in lines} == {3}
-    assert "row a" in results.csv(found)
-    assert tables.PAPER not in results.markdown(found)
+    assert "row a" in results.table_csv(found)
+    assert tables.PAPER not in results.table_markdown(found)
     found.published = {("a", "pickscore"): 21.03, ("a", "deqa"): 3.7}
-    assert "| row a | train.stage2.beta=-1 is wrong; paper 21.03 |" in results.markdown(found)
-    assert results.markdown(found).count(tables.PAPER) == 1
-    rows = pd.read_csv(io.StringIO(results.csv(found)))
+    assert "| row a | train.stage2.beta=-1 is wrong; paper 21.03 |" in results.table_markdown(found)
+    assert results.table_markdown(found).count(tables.PAPER) == 1
+    rows = pd.read_csv(io.StringIO(results.table_csv(found)))
     of_a = rows[rows["model"] == "a"].set_index("metric")["published"]
     assert of_a.to_dict() == {"pickscore": 21.03, "deqa": 3.7}
 
@@ -118,7 +118,7 @@ def test_a_failed_row_stands_at_its_place_with_its_reason():
 def test_a_label_may_hold_what_marks_a_cell():
     found = made({"base": 0.0, "a": 1.0})
     found.labels["a"] = "x | y"
-    assert "| x \\| y | **" in results.markdown(found)
+    assert "| x \\| y | **" in results.table_markdown(found)
 
 
 def test_what_the_paper_has_stands_in_a_row_without_numbers():
@@ -126,12 +126,12 @@ def test_what_the_paper_has_stands_in_a_row_without_numbers():
     found.labels, found.problems = {"a": "row a"}, {"a": "not given: add x=..."}
     found.published = {("a", "pickscore"): 21.03, ("a", "deqa"): 3.7}
     found.summary = found.summary.iloc[:0]
-    assert results.markdown(found).splitlines()[2:5] == [
+    assert results.table_markdown(found).splitlines()[2:5] == [
         "| model | PickScore ↑ | DeQA ↑ |",
         "| --- | --- | --- |",
         "| row a | not given: add x=...; paper 21.03 | paper 3.70 |",
     ]
-    assert tables.PAPER in results.markdown(found)
+    assert tables.PAPER in results.table_markdown(found)
 
 
 def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
@@ -145,10 +145,10 @@ def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
     )
     worse = found.scores.assign(metric="colorfulness", score=-found.scores["score"])
     found.scores = pd.concat([found.scores, worse])
-    text = claims.moved(found, resamples=100)
+    text = claims.what_moved(found, resamples=100)
     assert "- s: holds by 1 of 1 metrics of the paper's; does not hold by 1 of 1 others" in text
     found.scores = worse
-    text = claims.moved(found, resamples=100)
+    text = claims.what_moved(found, resamples=100)
     assert "- s: does not hold by 1 of 1 metrics, none of them the paper's" in text
     assert "of another family" not in text
 
@@ -208,7 +208,7 @@ def test_a_reason_stays_in_its_cell():
     found = made({"base": 0.0})
     found.labels = {"base": "base", "a": "x | y"}
     found.problems = {"a": "first line\nsecond | line"}
-    last = results.markdown(found).splitlines()[-4:]
+    last = results.table_markdown(found).splitlines()[-4:]
     assert any(line.startswith(r"| x \| y | first line second \| line") for line in last), last
 
 

@@ -15,7 +15,18 @@ LONGEST_FILE = 400
 # package, or where EXCEPTIONS says so.
 LAYERS = [
     [
-        *("config", "rows", "hub", "images", "ledger", "progress", "room", "cluster", "device"),
+        *(
+            "config",
+            "rows",
+            "hub",
+            "images",
+            "ledger",
+            "progress",
+            "exhausted",
+            "cluster",
+            "device",
+        ),
+        *("memory", "schemes"),
         *("streaming", "worker", "batches", "pool", "board", "kept", "loaded", "tracking"),
         *("versions", "tiny", "alone", "fingerprints", "icc", "key_help", "messages"),
     ],

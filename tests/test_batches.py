@@ -12,7 +12,7 @@ import torch
 
 from raypref.batches import AHEAD, Device, in_batches
 from raypref.config import Resources
-from raypref.room import NoRoomError
+from raypref.exhausted import NoRoomError
 from raypref.rows import Row, reject
 
 

@@ -14,7 +14,7 @@ from raypref.config import InputError, Resources
 from raypref.evaluate.dpg import (
     AskQuestions,
     Question,
-    counted,
+    counted_questions,
     image_score,
     read_questions,
 )
@@ -62,16 +62,16 @@ def test_the_table_is_read(table):
 )
 def test_a_question_counts_only_with_its_parents(table, answers, expected):
     questions = table["A red dog, and a cat"]
-    assert counted(questions, answers) == expected
+    assert counted_questions(questions, answers) == expected
     assert image_score(questions, answers) == pytest.approx(sum(expected) / 5)
     # In whatever order they stand.
-    assert counted(questions[::-1], answers[::-1]) == expected[::-1]
+    assert counted_questions(questions[::-1], answers[::-1]) == expected[::-1]
 
 
 def test_odd_dependencies_end(table):
     circle = [Question(1, "a", (2,), "x", ""), Question(2, "b", (1, 9), "x", "")]
-    assert counted(circle, [True, True]) == [True, True]
-    assert counted(circle, [True, False]) == [False, False]
+    assert counted_questions(circle, [True, True]) == [True, True]
+    assert counted_questions(circle, [True, False]) == [False, False]
 
 
 class FromTable:

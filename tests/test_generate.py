@@ -249,7 +249,7 @@ def test_our_own_loader_reads_it_back(trained):
     folder, in_training = trained
     denoiser = load_denoiser(TINY, device=CPU)
     lora.attach(denoiser.module, STRONG, names=("learner", "ref"), seed=0)
-    lora.load(denoiser.module, STRONG, folder=str(folder), name="ref", component="unet")
+    lora.load_weights(denoiser.module, STRONG, folder=str(folder), name="ref", component="unet")
     lora.activate(denoiser.module, "ref")
     with torch.no_grad():
         torch.testing.assert_close(

@@ -59,7 +59,7 @@ def published(tmp_path_factory) -> Published:
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
     scenes = world.sample_scenes(3, seed=31)
-    return [Image.fromarray(photograph.render(s, seed=i)) for i, s in enumerate(scenes)]
+    return [Image.fromarray(photograph.render_scene(s, seed=i)) for i, s in enumerate(scenes)]
 
 
 CAPTIONS = ["a photo of a red ball on grass", "", "Zürich & ¾-inch nails, 日本 " * 20]

@@ -239,7 +239,7 @@ def test_a_lora_to_start_from(cache):
         f"some/lora@v1/{FILE_NAME}": 1.0,
         f"some/lora@{OLD}": 1.0,
     }.items():
-        found = lora_files.read(ref, key="train.stage1.start", component="unet")
+        found = lora_files.read_lora(ref, key="train.stage1.start", component="unet")
         assert {v.unique().item() for v in found.values.values()} == {value}, ref
         assert lora_files.identity(ref, key="train.stage1.start") == ref
         assert plan.is_weights(ref, ())
@@ -308,9 +308,9 @@ def test_a_model_that_no_step_needs_any_more_stays_in_the_record(cache, tmp_path
 
 
 def test_a_weight_file_is_kept_by_its_own_reference():
-    [line] = hub.moved({"o/r@b/f.pth": OLD}, {"o/r@b/f.pth": NEW, "x/y": NEW})
+    [line] = hub.moved_heads({"o/r@b/f.pth": OLD}, {"o/r@b/f.pth": NEW, "x/y": NEW})
     assert line.endswith(f"o/r@{OLD}/f.pth keeps it")
-    assert hub.moved({"o/r": "local", "p/q": OLD}, {"o/r": NEW, "p/q": "local"}) == []
+    assert hub.moved_heads({"o/r": "local", "p/q": OLD}, {"o/r": NEW, "p/q": "local"}) == []
 
 
 def test_the_page_names_commits_beside_versions():

@@ -8,13 +8,13 @@ import pytest
 from filelock import FileLock
 
 from raypref import hub
-from raypref.config import InputError, flatten, load, load_part, results_of
+from raypref.config import InputError, flatten, load, load_sections, results_of
 from raypref.judging import JudgingConfig, judge_rewards
 from raypref.pipeline import RunConfig
 
 
 def judging(source: str, *overrides: str) -> JudgingConfig:
-    return load_part(JudgingConfig, source, overrides, of=RunConfig)
+    return load_sections(JudgingConfig, source, overrides, of=RunConfig)
 
 
 def test_every_setting_is_that_of_a_run():

@@ -126,7 +126,9 @@ def test_the_reference_is_the_adapter_frozen_at_the_start(tmp_path: Path) -> Non
 
     fresh = denoiser()
     lora.attach(fresh.module, LORA, names=("stage1",), seed=9)
-    lora.load(fresh.module, LORA, folder=str(tmp_path / "stage1"), name="stage1", component="unet")
+    lora.load_weights(
+        fresh.module, LORA, folder=str(tmp_path / "stage1"), name="stage1", component="unet"
+    )
     assert torch.equal(frozen, fresh.predict(x, t, prompts))
     assert not torch.equal(frozen, learned)
 
@@ -166,7 +168,7 @@ def test_the_moving_average_is_what_is_saved(tmp_path: Path) -> None:
     for n, values in enumerate(seen):
         d = 0.0 if n == 0 else min(decay, (1 + n) / (10 + n))
         shadow = [s * d + v * (1 - d) for s, v in zip(shadow, values, strict=True)]
-    lora.load(fresh.module, LORA, folder=str(tmp_path), name=LEARNER, component="unet")
+    lora.load_weights(fresh.module, LORA, folder=str(tmp_path), name=LEARNER, component="unet")
     saved = lora.parameters(fresh.module, LEARNER)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(saved, shadow, strict=True))
 

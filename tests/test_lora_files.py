@@ -30,7 +30,7 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
         deltas[layer] = up @ down * (alpha / 4)
     save_file(tensors, tmp_path / "kohya.safetensors")
     file = str(tmp_path / "kohya.safetensors")
-    found = lora_files.read(file, key="train.stage1.start", component="unet")
+    found = lora_files.read_lora(file, key="train.stage1.start", component="unet")
     assert found.rank == 4
     assert {name.rpartition(".lora_")[0] for name in found.values} == set(layers)
     for layer, delta in deltas.items():
@@ -52,7 +52,7 @@ def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path
         *tensors
     }
     assert len(tensors) == 3 * len(values) // 2
-    found = lora_files.read(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
+    found = lora_files.read_lora(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
     for name in (key.removesuffix(".lora_A.weight") for key in values if ".lora_A." in key):
         a, b = (values[f"{name}.lora_{part}.weight"] for part in "AB")
         ours, theirs = (found.values[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -72,7 +72,7 @@ def test_a_damaged_configuration_of_peft_is_refused_in_one_line(tmp_path, conten
     )
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"train\.stage1\.start: .*adapter_config\.json") as caught:
-        lora_files.read(str(tmp_path), key="train.stage1.start", component="unet")
+        lora_files.read_lora(str(tmp_path), key="train.stage1.start", component="unet")
     assert "\n" not in str(caught.value)
 
 
@@ -93,6 +93,6 @@ def test_a_damaged_lora_file_is_read_or_refused_and_nothing_else(tmp_path):
         file = tmp_path / f"{number}.safetensors"
         file.write_bytes(bad)
         try:
-            lora_files.read(str(file), key="k", component="unet")
+            lora_files.read_lora(str(file), key="k", component="unet")
         except InputError as error:
             assert "\n" not in str(error)

@@ -40,7 +40,7 @@ def png(pixels: np.ndarray) -> bytes:
 def make_rows(count: int = 4) -> list[Row]:
     rows = []
     for index, scene in enumerate(world.sample_scenes(count, seed=21)):
-        photo, caption = png(photograph.render(scene, seed=index)), world.caption(scene)
+        photo, caption = png(photograph.render_scene(scene, seed=index)), world.caption(scene)
         mask = photograph.object_mask(scene, seed=index)
         rows.append(
             {

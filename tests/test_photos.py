@@ -13,7 +13,7 @@ from PIL import Image
 from test_icc import named
 
 from raypref.curate.curate import CurateConfig, Curation
-from raypref.curate.photos import Crop, Measure
+from raypref.curate.photos import Crop, MeasurePhotograph
 from raypref.curate.select import ignored_profiles
 from raypref.images import ImageConfig
 from raypref.ledger import Ledger, in_folder
@@ -31,9 +31,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def measured(root: Path, *, images: ImageConfig, **settings: Any) -> dict[str, Row]:
-    """Every row of a source after `Measure`, by id."""
+    """Every row of a source after `MeasurePhotograph`, by id."""
     source = SourceConfig(path=str(root), **settings)
-    stage = Measure(source, images)
+    stage = MeasurePhotograph(source, images)
     stage.setup()
     rows = list(entries(source))
     stage(rows)
@@ -136,7 +136,7 @@ def test_ignored_profiles_are_said_once_with_their_number(tmp_path, monkeypatch,
             stage.setup()
             stage(own)
         ledger.begin()
-        schema = pa.schema([*rows.schema(), *Measure.writes, *REJECT])
+        schema = pa.schema([*rows.schema(), *MeasurePhotograph.writes, *REJECT])
         for row in own:  # a part each
             ledger.write_part(pa.Table.from_pylist([row], schema=schema))
         ledger.commit(expected=len(own), counts={})

@@ -54,7 +54,9 @@ def formula(image: Image.Image, prompt: str) -> float:
 
 def tiny_world(count: int) -> tuple[list[Image.Image], list[str]]:
     scenes = world.sample_scenes(count, seed=11)
-    images = [Image.fromarray(photograph.render(scene, seed=i)) for i, scene in enumerate(scenes)]
+    images = [
+        Image.fromarray(photograph.render_scene(scene, seed=i)) for i, scene in enumerate(scenes)
+    ]
     return images, [world.caption(scene) for scene in scenes]
 
 

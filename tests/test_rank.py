@@ -13,8 +13,8 @@ from raypref.align import rank
 from raypref.align.config import TrainingJob
 from raypref.align.watch import DivergedError
 from raypref.config import InputError
+from raypref.exhausted import NoRoomError
 from raypref.ledger import Ledger
-from raypref.room import NoRoomError
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 ADVICE = (

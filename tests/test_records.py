@@ -13,7 +13,7 @@ import pytest
 from corpus import encode, scene
 
 from raypref.config import InputError
-from raypref.curate.photos import Measure
+from raypref.curate.photos import MeasurePhotograph
 from raypref.images import ImageConfig
 from raypref.sources.index import SourceConfig, entries, fetch
 from raypref.sources.store import locate
@@ -42,7 +42,7 @@ def captions(path: Path, layout: str) -> list[tuple[str, str | None]]:
 def outcomes(path: Path, layout: str = "auto") -> Iterator[str]:
     source = SourceConfig(path=str(path), layout=layout)
     rows = list(entries(source))
-    measure = Measure(source, ImageConfig(size=32))
+    measure = MeasurePhotograph(source, ImageConfig(size=32))
     measure.setup()
     measure(rows)
     for row in rows:

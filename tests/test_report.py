@@ -25,7 +25,6 @@ from raypref.report.collect import prompt_gains
 from raypref.report.page import render
 from raypref.report.pictures import overlay, picture, strip
 from raypref.report.views import (
-    Cost,
     FunnelStep,
     GridRow,
     Histogram,
@@ -33,6 +32,7 @@ from raypref.report.views import (
     PairView,
     Reject,
     ReportData,
+    StepCost,
     StripView,
     TrainingView,
 )
@@ -168,10 +168,10 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
         prompt_gains=prompt_gains(judged, model="stage2", base="base"),
         published=tables.published("table3"),
         costs=[
-            Cost("photos", 5_580, 25_096, "4.5 rows/s"),
-            Cost("pairs", 9_500, 1_330, "0.14 rows/s"),
-            Cost("stage1", 3_040, 1_600, "0.53 steps/s", 0.875),
-            Cost("stage2", 1_900, 1_000, "0.53 steps/s"),
+            StepCost("photos", 5_580, 25_096, "4.5 rows/s"),
+            StepCost("pairs", 9_500, 1_330, "0.14 rows/s"),
+            StepCost("stage1", 3_040, 1_600, "0.53 steps/s", 0.875),
+            StepCost("stage2", 1_900, 1_000, "0.53 steps/s"),
         ],
     )
 

@@ -23,7 +23,7 @@ from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_
 from raypref.align.experience import Draw
 from raypref.align.loop import Alone, train
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
-from raypref.align.rollout import policy_images
+from raypref.align.rollout import finished_images
 from raypref.batches import in_batches
 from raypref.config import InputError, load
 from raypref.curate.publish import PAIRS
@@ -79,7 +79,7 @@ def test_a_rollout_is_the_pipelines_without_guidance(pipeline: StableDiffusion3P
     prompts = load_encoder(FLOAT32, device=CPU).text_embeddings(CAPTIONS[:2])
     start = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     grid = network.sampling_timesteps(10, (16, 8, 8))[:, None].expand(-1, 2)
-    ours = policy_images(network.predict, network.solver, start, prompts, grid_nB=grid)
+    ours = finished_images(network.predict, network.solver, start, prompts, grid_nB=grid)
     theirs = pipeline(
         prompt_embeds=prompts.sequence_BLD,
         pooled_prompt_embeds=prompts.pooled_BP,

@@ -14,7 +14,7 @@ import pytest
 from corpus import encode, scene
 from pyarrow import fs as pafs
 
-from raypref.curate.photos import Measure
+from raypref.curate.photos import MeasurePhotograph
 from raypref.images import ImageConfig
 from raypref.rows import Row
 from raypref.sources.captions import ANY
@@ -48,9 +48,9 @@ def index(path: Path) -> list[Row]:
 
 
 def ended(path: Path) -> Iterator[tuple[str, str]]:
-    """Id and reason of every entry after `Measure`; "ok" for the sound ones."""
+    """Id and reason of every entry after `MeasurePhotograph`; "ok" for the sound ones."""
     source = SourceConfig(path=str(path))
-    measure = Measure(source, ImageConfig(size=32))
+    measure = MeasurePhotograph(source, ImageConfig(size=32))
     measure.setup()
     rows = index(path)
     measure(rows)

@@ -13,7 +13,7 @@ from layout_examples import EXAMPLES, SECOND
 from test_shards import JPEG, shard
 
 from raypref.config import InputError
-from raypref.curate.photos import Measure
+from raypref.curate.photos import MeasurePhotograph
 from raypref.evaluate.labelled import JudgeConfig, Judging, Load
 from raypref.images import ImageConfig
 from raypref.rows import INDEX
@@ -127,7 +127,7 @@ def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
         assert len({row["id"] for row in rows}) == len(rows), seed
         assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows, seed
         list(findings(rows, source.store()))
-        measure = Measure(source, ImageConfig(size=32))
+        measure = MeasurePhotograph(source, ImageConfig(size=32))
         measure.setup()
         measure(rows)
         ends |= {row.get("reject_reason") or "used" for row in rows}

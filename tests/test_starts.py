@@ -101,7 +101,9 @@ def test_flow_grpos_lora_is_the_start_at_full_strength(flow_grpo, tmp_path):
     transformer = sd3()
     lora.attach(transformer, FLOW_GRPO, names=("learner", "ref"), seed=0)
     before = sd3_output(transformer)
-    lora.load(transformer, FLOW_GRPO, folder=str(tmp_path), name="learner", component="transformer")
+    lora.load_weights(
+        transformer, FLOW_GRPO, folder=str(tmp_path), name="learner", component="transformer"
+    )
     torch.testing.assert_close(sd3_output(transformer), expected, atol=1e-5, rtol=0)
     assert (expected - before).abs().mean() > 0.01
     # The values themselves are those of the file: alpha/rank is the same on both sides.
@@ -119,7 +121,7 @@ def test_brought_in_it_opens_in_a_plain_pipeline(flow_grpo, tmp_path):
 
 
 def test_its_shape_is_compared_with_the_network_before_any_weight_is_loaded(flow_grpo):
-    found = lora_files.read(str(flow_grpo[0]), key="k", component="transformer")
+    found = lora_files.read_lora(str(flow_grpo[0]), key="k", component="transformer")
     assert (found.rank, found.alpha) == (32, 64)
 
     def misfit(config: LoraConfig) -> str:
@@ -149,7 +151,7 @@ def test_peft_layout_with_any_alpha(tmp_path, alpha, root):
     lora_files.bring_in(str(folder), key="k", component="unet", folder=str(tmp_path / "run"))
     ours = denoiser().module
     lora.attach(ours, LORA, names=("learner",), seed=0)
-    lora.load(ours, LORA, folder=str(tmp_path / "run"), name="learner", component="unet")
+    lora.load_weights(ours, LORA, folder=str(tmp_path / "run"), name="learner", component="unet")
     torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-6, rtol=0)
 
 
@@ -166,7 +168,7 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
     again = StableDiffusionPipeline.from_pretrained(small.path("sd15"))
     again.load_lora_weights(str(tmp_path / "theirs"))  # what the file means, says its library
     expected = unet_prediction(again.unet.double())
-    found = lora_files.read(str(tmp_path / "theirs"), key="k", component="unet")
+    found = lora_files.read_lora(str(tmp_path / "theirs"), key="k", component="unet")
     assert found.alpha == (8 if metadata else 4)
     config = LoraConfig(rank=4, alpha=4, targets=("to_q", "to_v"))
     lora_files.bring_in(
@@ -174,7 +176,7 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
     )
     ours = denoiser().module
     lora.attach(ours, config, names=("learner",), seed=0)
-    lora.load(ours, config, folder=str(tmp_path / "run"), name="learner", component="unet")
+    lora.load_weights(ours, config, folder=str(tmp_path / "run"), name="learner", component="unet")
     torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-5, rtol=0)
 
 
@@ -269,7 +271,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(
 )
 def test_a_start_that_is_nowhere_is_refused(ref, message):
     with pytest.raises(InputError) as caught:
-        lora_files.read(ref, key="train.stage1.start", component="unet")
+        lora_files.read_lora(ref, key="train.stage1.start", component="unet")
     assert message in str(caught.value)
 
 
@@ -281,7 +283,7 @@ def test_a_lora_of_our_own_that_does_not_fit_names_both_ranks(tmp_path):
     wanted = LoraConfig(rank=2, alpha=2)
     lora.attach(other, wanted, names=("a",), seed=0)
     with pytest.raises(InputError, match=r"has rank 4, and lora.rank is 2; set lora.rank=4"):
-        lora.load(other, wanted, folder=str(tmp_path), name="a", component="unet")
+        lora.load_weights(other, wanted, folder=str(tmp_path), name="a", component="unet")
 
 
 def test_a_start_is_known_by_what_it_holds(tmp_path):

@@ -29,9 +29,9 @@ from counting_stages import (
 
 from raypref.cluster import start_ray
 from raypref.config import Resources
+from raypref.exhausted import NoRoomError
 from raypref.kept import release
 from raypref.ledger import Ledger
-from raypref.room import NoRoomError
 from raypref.rows import REJECT, Row, reject
 from raypref.streaming import Selection, StreamConfig, stream, stream_branches
 from raypref.worker import Branch, shared_worker

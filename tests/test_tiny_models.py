@@ -14,10 +14,10 @@ from raypref.batches import in_batches
 from raypref.config import InputError
 from raypref.curate.saliency import THRESHOLD, saliency_map
 from raypref.curate.u2net import load_u2net
-from raypref.evaluate.accuracy import PromptAccuracy
 from raypref.images import encode_png
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.tiny import checkpoints, photograph, world
+from raypref.tiny.accuracy import PromptAccuracy
 from raypref.tiny.scene import Scene, Thing
 
 RED_BALL = Scene((Thing("ball", "red", "shiny"),), "grass")
@@ -29,7 +29,7 @@ def held_out() -> list[tuple[Scene, np.ndarray, np.ndarray]]:
     """Scenes that no model has seen, with photograph and mask."""
     scenes = world.sample_scenes(96, 777, held_out=True)
     return [
-        (scene, photograph.render(scene, seed=i), photograph.object_mask(scene, seed=i))
+        (scene, photograph.render_scene(scene, seed=i), photograph.object_mask(scene, seed=i))
         for i, scene in enumerate(scenes)
     ]
 
@@ -191,7 +191,7 @@ def test_every_word_is_one_token_and_the_specials_come_last():
 
 def test_photographs_reach_pickscore_unresized():
     processor = CLIPProcessor.from_pretrained(checkpoints.path("pickscore")).image_processor
-    photo = photograph.render(RED_BALL, seed=1)
+    photo = photograph.render_scene(RED_BALL, seed=1)
     pixels = processor(images=Image.fromarray(photo), return_tensors="np")["pixel_values"][0]
     mean, std = np.array(processor.image_mean), np.array(processor.image_std)
     restored = (pixels.transpose(1, 2, 0) * std + mean) * 255

@@ -20,7 +20,7 @@ from raypref.pipeline import Run, RunConfig
 def settle(*names: str, **starts: str) -> dict[str, TrainingConfig]:
     """The trainings of a run, some of them with other starts."""
     given = ["source.path=p", *(f"train.{name}.start={start}" for name, start in starts.items())]
-    return plan.ordered(names, load(RunConfig, "tiny", given).train)
+    return plan.in_order(names, load(RunConfig, "tiny", given).train)
 
 
 def run(tmp_path: Path, *overrides: str) -> Run:

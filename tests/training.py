@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from raypref.align.cache import FLIPS, PairData
 from raypref.align.config import TrainingConfig
-from raypref.align.loop import Alone, Group, train
+from raypref.align.loop import Alone, Ranks, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
 from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
@@ -104,7 +104,7 @@ def run(
     *,
     start: str | None = None,
     seed: int = 0,
-    group: Group | None = None,
+    group: Ranks | None = None,
     network: Denoiser | None = None,
     on_step: object = None,
     family: str = "sd15",

@@ -118,7 +118,7 @@ def _by_seed(
     return values
 
 
-def moved(results: Results, *, resamples: int) -> str:
+def what_moved(results: Results, *, resamples: int) -> str:
     """Which of the table's claims hold in this run, each with the test behind it."""
     claims = [c for c in results.table.claims if set(c.contrast) <= set(results.labels)]
     if not claims:  # or all are about rows of another family

@@ -20,10 +20,10 @@ from raypref.ablate.plan import (
     PlannedRow,
     check_search,
     open_run,
-    rows_of,
+    planned_rows,
     step_names,
 )
-from raypref.ablate.table import Table, names, read
+from raypref.ablate.table import Table, names, read_table
 from raypref.config import InputError, flatten, to_toml
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
@@ -48,15 +48,19 @@ class Made:
 
 def tables_of(source: str) -> dict[str, Table]:
     """The tables that a command names: one, a file, or all of the paper's."""
-    chosen = [name for name in names() if read(name).published] if source == "all" else [source]
-    return {Path(name).stem if name.endswith(".toml") else name: read(name) for name in chosen}
+    chosen = (
+        [name for name in names() if read_table(name).published] if source == "all" else [source]
+    )
+    return {
+        Path(name).stem if name.endswith(".toml") else name: read_table(name) for name in chosen
+    }
 
 
 @unchanged()
 def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
     """What the tables would do, without doing it."""
     _check(tables, config)
-    rows = [row for name, table in tables.items() for row in rows_of(name, table, config)]
+    rows = [row for name, table in tables.items() for row in planned_rows(name, table, config)]
     text = describe_plan(rows, Rates(config.storage))
     searches = [
         f"{name}: up to {table.search.samples} settings at up to {table.search.rungs} rungs, drawn "
@@ -74,7 +78,7 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     from raypref.ablate.sweep import run_rows
 
     _check(tables, config)
-    planned = {name: rows_of(name, table, config) for name, table in tables.items()}
+    planned = {name: planned_rows(name, table, config) for name, table in tables.items()}
     everything = [row for rows in planned.values() for row in rows]
     if everything:
         log.info("plan:\n%s", describe_plan(everything, Rates(config.storage)))
@@ -182,9 +186,9 @@ def _write(
     found = results.gather(table, rows, reference=reference, failed=own)
     resamples = config.table.resamples
     parts = [
-        results.markdown(found),
+        results.table_markdown(found),
         results.spread(found),
-        claims.moved(found, resamples=resamples),
+        claims.what_moved(found, resamples=resamples),
         _where(rows),
     ]
     text = "\n".join(part for part in parts if part)
@@ -194,7 +198,7 @@ def _write(
         tracker.artifact(join(folder, file))
 
     keep("table.md", text)
-    keep("table.csv", results.csv(found))
+    keep("table.csv", results.table_csv(found))
     if table.plot and found.summary["gain"].notna().any():
         places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
         keep("figure.svg", figures.draw(found, places=places))

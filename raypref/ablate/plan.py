@@ -111,7 +111,7 @@ class PlannedRow:
 def open_run(config: RunConfig, model: str) -> Run:
     """The run of a row, its ledgers among those of all rows; no model: what the run is about."""
     place = by_content(absolute(join(config.storage, STEPS)))
-    trained = align_plan.ordered(config.trainings, config.train)
+    trained = align_plan.in_order(config.trainings, config.train)
     shown = model or align_plan.final(trained)
     return Run(config, place=place, models=() if shown == BASE else (shown,))
 
@@ -142,7 +142,7 @@ def step_names(run: Run, model: str) -> list[str]:
     ]
 
 
-def rows_of(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
+def planned_rows(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
     """The rows that a table has for the base's family, for every training seed.
 
     The untrained model has no training seeds. A row whose settings are wrong is planned all the

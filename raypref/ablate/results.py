@@ -138,7 +138,7 @@ def _shortfall(row: PlannedRow) -> list[str]:
     return [f"{row.label}: only {there} of {wanted} pairs passed."] if there < wanted else []
 
 
-def markdown(results: Results) -> str:
+def table_markdown(results: Results) -> str:
     """The table in the paper's form; rows that failed stand at their place with the reason."""
     labels = {name: _one_line(label) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
@@ -217,7 +217,7 @@ def spread(results: Results) -> str:
     return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
 
 
-def csv(results: Results) -> str:
+def table_csv(results: Results) -> str:
     """The summary with the labels and published values, full precision; failed rows at the end."""
     known: Mapping[Any, float] = results.published
     pairs = zip(results.summary["model"], results.summary["metric"], strict=True)

@@ -28,7 +28,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
-from raypref.ablate.sweep import fit, last_line, news_of_rows, wait_for
+from raypref.ablate.sweep import last_line, news_of_rows, rows_at_once, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
 from raypref.evaluate.labels import LOWER_IS_BETTER
@@ -79,7 +79,7 @@ def search_rows(
                 tune.report({**told, search.metric: told[search.metric], **reached})
                 before = row
 
-        for result in fit(trial, {}, config, [], settle(search, folder, config)):
+        for result in rows_at_once(trial, {}, config, [], settle(search, folder, config)):
             metrics = result.metrics or {}
             budget = metrics.get("budget", budgets[0])
             row = plan_point(name, result.config or {}, search, budget, config)

@@ -28,10 +28,10 @@ from raypref.cluster import start_ray
 from raypref.config import InputError, Resources
 from raypref.evaluate.generate import BASE
 from raypref.execute import carry_out
+from raypref.exhausted import NoRoomError
 from raypref.kept import release
 from raypref.ledger import absolute, filesystem, join, read_bytes
 from raypref.pipeline import Run, Step, read_record
-from raypref.room import NoRoomError
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def run_rows(
             tune.report({"reason": told} if isinstance(told, str) else told)
 
         space = {"row": tune.grid_search(list(by_key))}
-        for result in fit(trial, space, config, rows, tune.TuneConfig()):
+        for result in rows_at_once(trial, space, config, rows, tune.TuneConfig()):
             row = by_key[(result.config or {})["row"]]
             reason = (result.metrics or {}).get("reason")
             if result.error is not None:
@@ -206,7 +206,7 @@ def wait_for(
     return told
 
 
-def fit(
+def rows_at_once(
     trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
     config: AblateConfig,

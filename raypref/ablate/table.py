@@ -118,7 +118,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.toml"))
 
 
-def read(source: str) -> Table:
+def read_table(source: str) -> Table:
     """Read a table.
 
     Args:

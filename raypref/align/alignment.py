@@ -17,7 +17,7 @@ class Alignment:
     """One run's trainings: their jobs and ledgers.
 
     Args:
-        trainings: settings by name, in order, of `plan.ordered`.
+        trainings: settings by name, in order, of `plan.in_order`.
         base: the model that is aligned.
         lora: shape of the adapter.
         cache: the encoded pairs.

@@ -124,7 +124,7 @@ def policy_images(
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
     grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps, data.latent_shape)
     lora.activate(denoiser.module, POLICY)
-    image_BCHW = rollout.policy_images(
+    image_BCHW = rollout.finished_images(
         denoiser.predict,
         denoiser.solver,
         start_BCHW,

@@ -30,7 +30,7 @@ from raypref.ledger import join
 from raypref.rows import seed_of
 
 
-class Group(Protocol):
+class Ranks(Protocol):
     """The ranks that train together."""
 
     @property
@@ -79,7 +79,7 @@ def train(
     seed: int,
     folder: str,
     start: str | None,
-    group: Group,
+    group: Ranks,
     on_step: Callable[[StepMetrics], None],
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
@@ -134,7 +134,7 @@ def train(
     return state.history
 
 
-def _require_one_step(state: State, group: Group, *, device: torch.device) -> None:
+def _require_one_step(state: State, group: Ranks, *, device: torch.device) -> None:
     """All ranks found the same checkpoint: else gradients of different steps would be summed."""
     total = torch.tensor([float(state.step)], device=device)
     group.sum(total)
@@ -156,7 +156,7 @@ def _prepare(
     module = denoiser.module
     lora.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
-        lora.load(module, config, folder=start, name=LEARNER, component=denoiser.component)
+        lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
         if training.reference == "start":  # else it stays as attached: it adds nothing to the base
             lora.copy(module, LEARNER, REFERENCE)
     if training.gradient_checkpointing:
@@ -177,7 +177,7 @@ def _step(
     *,
     draws: str,
     seed: int,
-    group: Group,
+    group: Ranks,
 ) -> Mapping[str, Tensor | float]:
     """One optimizer step over the global batch; its metrics stay on the device."""
     mine = range(group.rank, training.batch, group.world)
@@ -253,7 +253,7 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group: Group) -> None:
+def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group: Ranks) -> None:
     """Sum gradients and metrics over the ranks, in one collective."""
     gradients = [parameter.grad for parameter in learner]
     parts = [g.flatten() for g in gradients if g is not None]

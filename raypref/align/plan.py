@@ -120,7 +120,7 @@ Trainings = Annotated[
 ]
 
 
-def ordered(
+def in_order(
     names: Sequence[str], trainings: Mapping[str, TrainingConfig]
 ) -> dict[str, TrainingConfig]:
     """The trainings of a run with those that they start from, each after its start.

@@ -22,8 +22,9 @@ from raypref.config import InputError, Resources
 from raypref.device import pick_device
 from raypref.diffusion.backbone import load_denoiser
 from raypref.diffusion.lora_files import write_kohya
+from raypref.exhausted import NoRoomError
 from raypref.ledger import join, write_table
-from raypref.room import NoRoomError, out_of_memory
+from raypref.memory import out_of_memory
 
 
 @dataclass(frozen=True)

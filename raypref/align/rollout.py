@@ -73,7 +73,7 @@ def policy_states(
 
 
 @torch.no_grad()
-def policy_images(
+def finished_images(
     predict: Predict,
     make_solver: MakeSolver,
     start_BCHW: Tensor,

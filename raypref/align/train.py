@@ -57,14 +57,14 @@ def train_on_workers(job: TrainingJob, *, on_step: Callable[[StepMetrics], None]
     require_nodes(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
     shape = ("training", workers, need.model_copy(update={"batch": 1}))
     group = keep(
-        shape, need, lambda: Group(workers, need, folder=job.folder), free_cores=free_cores
+        shape, need, lambda: WorkerGroup(workers, need, folder=job.folder), free_cores=free_cores
     )
     if not group.started:
         log.info("%s: starting %s", job.name, counted(need.workers, "worker"))
     group.train(job, on_step)
 
 
-class Group:
+class WorkerGroup:
     """A started group of Ray Train workers that trains one job after another.
 
     Args:

@@ -24,8 +24,8 @@ from raypref.curate.colorfulness import ColorConfig
 from raypref.curate.export import Format
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
-from raypref.curate.photos import Colorfulness, Crop, Measure
-from raypref.curate.publish import publish
+from raypref.curate.photos import Colorfulness, Crop, MeasurePhotograph
+from raypref.curate.publish import Made, Origin, publish
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.curate.select import (
     SOUND,
@@ -42,7 +42,7 @@ from raypref.ledger import Ledger, Place, placed
 from raypref.progress import Work, counted
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rows import INDEX, REJECT, Row, Stage
+from raypref.rows import INDEX, REJECT, Row, Transform
 from raypref.sources.found import findings
 from raypref.sources.index import SourceConfig, digest, write_index
 from raypref.streaming import Selection, StreamConfig, stream
@@ -171,7 +171,7 @@ class Curation:
         """
 
         c = self.config
-        scoring: list[Stage] = [
+        scoring: list[Transform] = [
             Crop(c.source, c.images),
             *([Photographic(c.photographic)] if c.photographic.enabled else []),
             Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
@@ -183,9 +183,9 @@ class Curation:
                 log.warning("source: %s", line)
         busy = stream(
             Selection(self.index),
-            stages=[Measure(c.source, c.images)],
+            stages=[MeasurePhotograph(c.source, c.images)],
             ledger=self.measured,
-            keep=[*_ENTRY, *Measure.writes.names],
+            keep=[*_ENTRY, *MeasurePhotograph.writes.names],
             config=streaming,
         ).busy
         if count := ignored_profiles(self.measured):
@@ -214,7 +214,20 @@ class Curation:
             config=streaming,
         ).busy
         ranking, made = self.make_twins(streaming)
-        counts = publish(self, ranking, repeated)
+        counts = publish(
+            Made(self.measured, self.scored, self.twins),
+            ranking,
+            repeated,
+            photos=self.photos,
+            rejects=self.rejects,
+            pairs=self.pairs,
+            origin=Origin(
+                self.config.source.license,
+                self.config.perturb.kind,
+                self.config.perturb.model,
+                self.config.pickscore.model,
+            ),
+        )
         log.info("pairs: %d of %d inputs", counts["pair"], counts.total())
         return Work(counts.total(), "inputs", busy + made)
 
@@ -255,7 +268,7 @@ class Curation:
             reached += wave.num_rows
             below = wave["pickscore"][-1].as_py()
 
-    def twin_stages(self) -> list[Stage]:
+    def twin_stages(self) -> list[Transform]:
         """From a ranked photograph to a scored pair."""
         c = self.config
         return [

@@ -22,7 +22,7 @@ from raypref.sources.store import SourceError
 from raypref.sources.store import Store as Place
 
 
-class Measure:
+class MeasurePhotograph:
     """Transform: the facts of every photograph that need no model. Its pixels are not passed on."""
 
     name = "photos"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,9 +14,6 @@ from raypref.config import InputError
 from raypref.curate.select import Ranking
 from raypref.ledger import Ledger, join, part_name, write_bytes
 from raypref.rows import IMAGE, REJECT, Row
-
-if TYPE_CHECKING:
-    from raypref.curate.curate import CurateConfig, Curation
 
 PHOTOS = pa.schema(
     [
@@ -51,13 +48,43 @@ PAIRS_A_PART = 64
 ROWS_A_PART = 100_000  # without images
 
 
-def publish(curation: Curation, ranking: Ranking, repeated: Mapping[str, str]) -> Counter[str]:
+class Made(NamedTuple):
+    """The complete ledgers of a curation."""
+
+    measured: Ledger
+    scored: Ledger
+    twins: Ledger
+
+
+class Origin(NamedTuple):
+    """What the dataset card tells of the pairs."""
+
+    licence: str  # of the photographs, as the model hub spells it
+    kind: str  # of the perturbation, `perturb.kind`
+    model: str  # that made the rejected images
+    scorer: str  # the PickScore model
+
+
+def publish(
+    made: Made,
+    ranking: Ranking,
+    repeated: Mapping[str, str],
+    *,
+    photos: Ledger,
+    rejects: Ledger,
+    pairs: Ledger,
+    origin: Origin,
+) -> Counter[str]:
     """Write the tables and commit their ledgers.
 
     Args:
-        curation: has the ledgers; all but `photos`, `rejects` and `pairs` are complete.
+        made: what was measured, scored and made.
         ranking: what became of the pairs that were made.
         repeated: ids of repeated content and the reason it gives.
+        photos: every input with its facts and what became of it.
+        rejects: inputs that were dropped, with the reason.
+        pairs: the selected pairs, by rank.
+        origin: for the dataset card.
 
     Returns:
         How many inputs ended for each reason; "pair" for those selected.
@@ -65,13 +92,12 @@ def publish(curation: Curation, ranking: Ranking, repeated: Mapping[str, str]) -
     Raises:
         InputError: not one pair was left; says where the photographs were lost.
     """
-    photos, rejects, pairs = curation.photos, curation.rejects, curation.pairs
     photos.begin()
     rejects.begin()
     counts: Counter[str] = Counter()
     all_parts, rejected_parts = _Parts(photos, PHOTOS), _Parts(rejects, REJECTS)
-    for part in curation.measured.parts():
-        outcomes = list(_outcomes(curation, part, ranking, repeated))
+    for part in made.measured.parts():
+        outcomes = list(_outcomes(made, part, ranking, repeated))
         counts.update(row["reason"] or row["status"] for row in outcomes)
         all_parts.add(outcomes)
         rejected_parts.add([row for row in outcomes if row["status"] == "rejected"])
@@ -83,8 +109,8 @@ def publish(curation: Curation, ranking: Ranking, repeated: Mapping[str, str]) -
     photos.commit(expected=total, counts=counts)
     rejects.commit(expected=unusable, counts=counts)
     pairs.begin()
-    write_bytes(join(pairs.path, "README.md"), _card(curation.config, counts).encode())
-    for number, table in enumerate(_pair_tables(curation.twins, ranking.ranks)):
+    write_bytes(join(pairs.path, "README.md"), _card(origin, counts).encode())
+    for number, table in enumerate(_pair_tables(made.twins, ranking.ranks)):
         pairs.write_part(table, part_name(f"{number:06d}"))
     pairs.commit(expected=len(ranking.ranks), counts=counts)
     return counts
@@ -119,12 +145,12 @@ class _Parts:
 
 
 def _outcomes(
-    curation: Curation, part: str, ranking: Ranking, repeated: Mapping[str, str]
+    made: Made, part: str, ranking: Ranking, repeated: Mapping[str, str]
 ) -> Iterator[Row]:
     """What became of each input of a part: its facts, `status` and `reason`."""
     columns = ["id", "pickscore", *REJECT.names]
-    scored = {row["id"]: row for row in curation.scored.part(part, columns).to_pylist()}
-    for fact in curation.measured.part(part).to_pylist():
+    scored = {row["id"]: row for row in made.scored.part(part, columns).to_pylist()}
+    for fact in made.measured.part(part).to_pylist():
         id_ = fact["id"]
         score = scored.get(id_, {"pickscore": None})
         row = {**fact, "pickscore": score["pickscore"]}
@@ -200,7 +226,7 @@ _TWINS = {
 }
 
 
-def _card(config: CurateConfig, counts: Counter[str]) -> str:
+def _card(origin: Origin, counts: Counter[str]) -> str:
     """The dataset card beside the pairs."""
     lines = [f"| {reason} | {number} |" for reason, number in sorted(counts.items())]
     return "\n".join(
@@ -209,14 +235,14 @@ def _card(config: CurateConfig, counts: Counter[str]) -> str:
             "configs:",
             "- config_name: default",
             '  data_files: "*.parquet"',
-            f"license: {config.source.license}",
+            f"license: {origin.licence}",
             "task_categories: [text-to-image]",
             "---",
             "",
             "# Preference pairs from real photographs",
             "",
-            f"`chosen` is a photograph, `rejected` {_TWINS[config.perturb.kind]}",
-            f"`{config.perturb.model}`. Scores are PickScore (`{config.pickscore.model}`).",
+            f"`chosen` is a photograph, `rejected` {_TWINS[origin.kind]}",
+            f"`{origin.model}`. Scores are PickScore (`{origin.scorer}`).",
             "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
             "",
             f"What became of the {sum(counts.values())} inputs:",

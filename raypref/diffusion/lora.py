@@ -109,7 +109,9 @@ def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, compo
     write_bytes(join(folder, FILE_NAME), encode(tensors, metadata={"format": "pt"}))
 
 
-def load(module: nn.Module, config: LoraConfig, *, folder: str, name: str, component: str) -> None:
+def load_weights(
+    module: nn.Module, config: LoraConfig, *, folder: str, name: str, component: str
+) -> None:
     """Fill an adapter from a file that `save` or diffusers wrote (`lora_files` reads others).
 
     Raises:

@@ -44,7 +44,7 @@ class Found(NamedTuple):
     path: str
 
 
-def read(ref: str, *, key: str, component: str) -> Found:
+def read_lora(ref: str, *, key: str, component: str) -> Found:
     """Read LoRA weights.
 
     Args:
@@ -98,7 +98,7 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
     from raypref.diffusion import lora
 
-    found = read(ref, key=key, component=component)
+    found = read_lora(ref, key=key, component=component)
     # The scale is folded in already: alpha = rank adds none.
     plain = LoraConfig(rank=found.rank, alpha=found.rank)
     lora.save(found.values, plain, folder=folder, component=component)
@@ -118,7 +118,7 @@ def write_kohya(folder: str, *, component: str) -> None:
     from safetensors.torch import save
 
     path = join(folder, FILE_NAME)
-    values = read(path, key=path, component=component).values
+    values = read_lora(path, key=path, component=component).values
     tensors = convert_state_dict_to_kohya({f"unet.{name}": v for name, v in values.items()})
     data = save({name: value.contiguous() for name, value in tensors.items()})
     write_bytes(join(folder, KOHYA_FILE), data)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KEY = "base.network"
 
 
-def locate(ref: str, *, component: str) -> tuple[str, str]:
+def locate_network(ref: str, *, component: str) -> tuple[str, str]:
     """What to hand to `hub.from_pretrained`, and the subfolder in it.
 
     Args:
@@ -33,7 +33,7 @@ def skeleton(folder: str, subfolder: str, *, kind: str, key: str) -> nn.Module:
     """The network without weights (on the meta device), from its configuration alone.
 
     Args:
-        folder: of `locate`, or of `hub.model_folder`.
+        folder: of `locate_network`, or of `hub.model_folder`.
         subfolder: of the network in it; empty where the folder is the network's.
         kind: its class in diffusers.
         key: the configuration key it came from, for the error.
@@ -55,13 +55,13 @@ def replace(module: nn.Module, ref: str, *, component: str) -> None:
 
     Args:
         module: the network that the pipeline came with.
-        ref: as in `locate`.
+        ref: as in `locate_network`.
         component: `unet` or `transformer`.
 
     Raises:
         InputError: there is no such network, or it has another architecture.
     """
-    folder, subfolder = locate(ref, component=component)
+    folder, subfolder = locate_network(ref, component=component)
     dtype = next(module.parameters()).dtype
     other = from_pretrained(type(module), folder, subfolder=subfolder or None, dtype=dtype)
     check_same(other, module, ref=ref)

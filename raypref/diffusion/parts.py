@@ -52,7 +52,7 @@ def check_base(base: BackboneConfig) -> None:
             f"channels, that of {base.family} {family(base.family).channels}"
         )
     if base.network:
-        where = network.locate(base.network, component=component)
+        where = network.locate_network(base.network, component=component)
         other = network.skeleton(*where, kind=family(base.family).network, key=network.KEY)
         network.check_same(other, bare_network(base), ref=base.network)
 
@@ -109,7 +109,7 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
     from raypref.diffusion import lora
 
     component = component_of(base)
-    found = lora_files.read(ref, key=key, component=component)
+    found = lora_files.read_lora(ref, key=key, component=component)
     bare = bare_network(base)
     lora.attach(bare, config, names=("start",), seed=0)
     if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):

@@ -104,7 +104,7 @@ def _question(row: Mapping[str, str]) -> Question:
     )
 
 
-def counted(questions: Sequence[Question], answers: Sequence[bool]) -> list[bool]:
+def counted_questions(questions: Sequence[Question], answers: Sequence[bool]) -> list[bool]:
     """Which answers count as yes: those that are, and whose parents' count as well.
 
     A parent that is not in the table holds nothing back.
@@ -119,7 +119,7 @@ def counted(questions: Sequence[Question], answers: Sequence[bool]) -> list[bool
 
 def image_score(questions: Sequence[Question], answers: Sequence[bool]) -> float:
     """Part of the questions that count as yes, 0 to 1."""
-    return sum(counted(questions, answers)) / len(questions)
+    return sum(counted_questions(questions, answers)) / len(questions)
 
 
 class AskQuestions:

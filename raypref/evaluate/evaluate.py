@@ -29,7 +29,7 @@ from raypref.progress import Work
 from raypref.rewards.base import Decode, Embed, EmbedderConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import RewardsConfig, embedder, reward
-from raypref.rows import Stage
+from raypref.rows import Transform
 from raypref.sources.prompts import Prompt
 from raypref.streaming import Selection, StreamConfig, stream, stream_branches
 from raypref.worker import Branch
@@ -186,7 +186,7 @@ class Evaluation:
             texts = [prompt.text for prompt in self.prompts]
             rows = rows_to_generate(texts, self.generate, list(models.ledgers))
             folders = {n: lora.folder for n, lora in self.loras.items() if n in models.ledgers}
-            stages: list[Stage] = [Generate(self.base, self.generate, loras=folders)]
+            stages: list[Transform] = [Generate(self.base, self.generate, loras=folders)]
             keep = [*FACTS, "image"]
             busy += stream(rows, stages=stages, ledger=models, keep=keep, config=streaming).busy
             count = rows.num_rows

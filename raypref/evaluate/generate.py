@@ -20,8 +20,8 @@ from raypref.evaluate.prompts import read_prompts
 from raypref.images import of_unit
 from raypref.ledger import absolute, join, read_bytes
 from raypref.rows import Row, seed_of
+from raypref.schemes import scheme_of
 from raypref.sources.prompts import Prompt
-from raypref.tiny import world
 
 BASE = "base"
 
@@ -83,14 +83,11 @@ class GenerateConfig(Section):
         if not self.prompts:
             raise InputError("evaluate.prompts is required: add evaluate.prompts=FILE")
         limit = self.limit or None
-        if self.prompts == "tiny:prompts":
-            return [_tiny(text) for text in world.held_out_prompts(limit or 64)]
+        if embedded := scheme_of(self.prompts):
+            scheme, name = embedded
+            prompts: list[Prompt] = scheme.prompts(name, limit=limit)
+            return prompts
         return read_prompts(self.prompts, limit=limit)
-
-
-def _tiny(text: str) -> Prompt:
-    count = len(world.things(text))
-    return Prompt(text, {"category": "one thing" if count == 1 else f"{count} things"})
 
 
 class Adapter(NamedTuple):

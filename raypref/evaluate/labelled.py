@@ -21,7 +21,7 @@ from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
 from raypref.rewards.base import RewardConfig, Score
 from raypref.rewards.rewards import reward_names, runtime_env
-from raypref.rows import Row, Stage, reject
+from raypref.rows import Row, Transform, reject
 from raypref.sources.base import Pair, Ref
 from raypref.sources.cells import image
 from raypref.sources.layouts import REGISTRY, known
@@ -172,7 +172,7 @@ class Judging:
                 "prompt": [prompt for _, prompt in images.values()],
             }
         )
-        stages: dict[str, tuple[Stage, RewardConfig | str]] = {"properties": (Properties(), "")}
+        stages: dict[str, tuple[Transform, RewardConfig | str]] = {"properties": (Properties(), "")}
         for name, config in self.rewards.items():
             stages[name] = (Score(config, columns={"image": name}, prompt="prompt"), config)
         frame = pd.DataFrame(self.pairs)[["prompt", "label"]]

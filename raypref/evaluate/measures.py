@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import field_validator
 
-from raypref.config import Location, Section, setting
-from raypref.evaluate.accuracy import PromptAccuracy
+from raypref.config import InputError, Location, Section, setting
 from raypref.evaluate.dpg import AskQuestions, read_questions
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.rewards.base import Decode, Embed, Score
@@ -24,7 +23,8 @@ from raypref.rewards.rewards import (
     reward_names,
     runtime_env,
 )
-from raypref.rows import Stage
+from raypref.rows import Transform
+from raypref.schemes import scheme_of
 from raypref.worker import needs_of
 
 
@@ -77,7 +77,7 @@ class MetricsConfig(Section):
 class Measure(NamedTuple):
     """Something that is said of every stored image."""
 
-    stage: Stage
+    stage: Transform
     settings: Mapping[str, object]  # what decides its values
     scores: Sequence[str]  # those of the columns it writes that are metrics
     runtime_env: Mapping[str, Any] | None = None  # an environment of its own for the workers
@@ -111,13 +111,25 @@ def measures(
         found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
     if metrics.critic:
-        accuracy = PromptAccuracy(metrics.critic)
+        accuracy = _prompt_accuracy(metrics.critic)
         found[accuracy.name] = Measure(accuracy, {"critic": metrics.critic}, [accuracy.name])
     if metrics.distance:
         model = embedder(metrics.embedder, pickscore, others)
         embed = Embed(model, column="image")
         found[metrics.embedding] = Measure(embed, {"embedder": model}, [])
     return found
+
+
+def _prompt_accuracy(critic: str) -> Transform:
+    embedded = scheme_of(critic)
+    if embedded is None:
+        raise InputError(
+            f"metrics.critic={critic}: a classifier is named with its scheme, as "
+            "tiny:critic.safetensors"
+        )
+    scheme, _ = embedded
+    transform: Transform = scheme.prompt_accuracy(critic)
+    return transform
 
 
 def passes(chosen: Mapping[str, Measure]) -> list[dict[str, Measure]]:
@@ -146,14 +158,14 @@ def _alone(measure: Measure) -> bool:
     )
 
 
-def _fit(stages: Sequence[Stage]) -> bool:
+def _fit(stages: Sequence[Transform]) -> bool:
     """Whether the shares of a GPU that models hold are no more than one."""
     return sum(need.num_gpus for need in needs_of(stages)) <= 1
 
 
 def in_one_pass(
     together: Mapping[str, Measure], *, column: str
-) -> tuple[list[Stage], dict[str, list[Stage]]]:
+) -> tuple[list[Transform], dict[str, list[Transform]]]:
     """The stages of one pass: those of every image, then those of each measure.
 
     An image is decoded once. Where its embedding is wanted too, a reward of the same model scores
@@ -163,8 +175,8 @@ def in_one_pass(
         together: measures by name.
         column: holds the image, as PNG bytes.
     """
-    common: list[Stage] = [Decode(column)]
-    own: dict[str, list[Stage]] = {name: [measure.stage] for name, measure in together.items()}
+    common: list[Transform] = [Decode(column)]
+    own: dict[str, list[Transform]] = {name: [measure.stage] for name, measure in together.items()}
     for name, measure in together.items():
         if isinstance(measure.stage, Embed):
             common.append(measure.stage)

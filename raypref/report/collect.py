@@ -25,13 +25,13 @@ from raypref.report.samples import grids, metric_place, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
 from raypref.report.side_by_side import write_side_by_side
 from raypref.report.views import (
-    Cost,
     FunnelStep,
     Histogram,
     Link,
     PromptGains,
     Reject,
     ReportData,
+    StepCost,
     TrainingView,
 )
 
@@ -243,10 +243,10 @@ def _training(folder: str, name: str, label: str) -> TrainingView | None:
     )
 
 
-def _cost(step: str, facts: Mapping[str, Any]) -> Cost:
+def _cost(step: str, facts: Mapping[str, Any]) -> StepCost:
     seconds, amount = facts["seconds"], facts["amount"]
     rate = f"{amount / seconds:.2f} {facts['unit']}/s" if seconds and amount else ""
-    return Cost(step, seconds, amount, rate, facts.get("device_share"))
+    return StepCost(step, seconds, amount, rate, facts.get("device_share"))
 
 
 def _links(

@@ -31,7 +31,7 @@ class Reject(NamedTuple):
     message: str
 
 
-class Cost(NamedTuple):
+class StepCost(NamedTuple):
     """What one step of the pipeline took."""
 
     step: str
@@ -141,4 +141,4 @@ class ReportData:
     labels: Mapping[str, str] = field(default_factory=dict)  # models' names for people
     final: str = ""  # the model the run is about; empty takes the last of the table
     prompt_gains: Sequence[PromptGains] = ()  # of that model
-    costs: Sequence[Cost] = ()
+    costs: Sequence[StepCost] = ()

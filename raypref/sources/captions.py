@@ -67,7 +67,7 @@ def caption_in(data: bytes, name: str, columns: Columns = ANY) -> tuple[str | No
         readable = name.encode("utf-8", "backslashreplace").decode()
         return None, f"bad_encoding: {readable} is not UTF-8 text (byte {error.start})"
     if name.lower().endswith(".json"):
-        return caption_of(parse(text), columns), None
+        return caption_of(parse_captions(text), columns), None
     return text.strip(), None
 
 
@@ -83,7 +83,7 @@ def caption_of(content: Any, columns: Columns = ANY) -> str | None:
     return str(text).strip()
 
 
-def parse(text: str) -> Any:
+def parse_captions(text: str) -> Any:
     """JSON, or None for what is none."""
     try:
         return json.loads(text)
@@ -179,7 +179,7 @@ def json_records(store: Store, file: str, columns: Columns = ANY) -> Iterator[Re
 
 def _record(file: str, number: int, line: bytes, columns: Columns) -> Record:
     try:
-        record = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        record = parse_captions(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError:
         problem = f"bad_encoding: line {number} of {file} is not UTF-8 text"
         return Record(number, None, None, problem)

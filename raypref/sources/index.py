@@ -22,6 +22,7 @@ from pydantic import AfterValidator
 from raypref.config import InputError, Location, Section, setting
 from raypref.ledger import Ledger, part_name
 from raypref.rows import INDEX, Row
+from raypref.schemes import scheme_of
 from raypref.sources import cells
 from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, is_index
@@ -29,7 +30,6 @@ from raypref.sources.found import no_captions
 from raypref.sources.layouts import REGISTRY, giving, known
 from raypref.sources.reading import read
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
-from raypref.tiny import world
 
 _SAMPLE = 2**16  # bytes at either end of a shard
 _READERS = 8  # shards sampled side by side
@@ -86,8 +86,9 @@ class SourceConfig(Section):
         Raises:
             InputError: there is nothing at `path`.
         """
-        if self.path == "tiny:world":
-            return LocalStore(self.path, str(world.photos_folder(count=256, seed=0)), None)
+        if embedded := scheme_of(self.path):
+            scheme, name = embedded
+            return LocalStore(self.path, str(scheme.photographs(name)), None)
         for root in self.roots:
             if not Path(root).is_dir():
                 raise InputError(f"source.roots: there is no folder '{root}'")

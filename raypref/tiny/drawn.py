@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raypref.tiny.cache import cached
-from raypref.tiny.photograph import degrade, object_mask, render
+from raypref.tiny.photograph import degrade, object_mask, render_scene
 from raypref.tiny.scene import Scene
 from raypref.tiny.world import caption, sample_scenes
 
@@ -50,7 +50,7 @@ def draw_world(count: int) -> World:
 
 
 def _shoot(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return render(scene, seed=seed), object_mask(scene, seed=seed).astype(np.uint8)
+    return render_scene(scene, seed=seed), object_mask(scene, seed=seed).astype(np.uint8)
 
 
 def hole(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

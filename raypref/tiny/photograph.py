@@ -22,7 +22,7 @@ SIZE = 64
 _RAYS = 2 * SIZE  # rays along a side: four a pixel smooth the edges
 
 
-def render(scene: Scene, *, seed: int) -> npt.NDArray[np.uint8]:
+def render_scene(scene: Scene, *, seed: int) -> npt.NDArray[np.uint8]:
     """Photograph the scene: uint8 [64, 64, 3], RGB.
 
     The seed places things, camera and sun, and makes the texture of the ground and the grain.
@@ -38,7 +38,7 @@ def render(scene: Scene, *, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def object_mask(scene: Scene, *, seed: int) -> npt.NDArray[np.bool_]:
-    """The pixels of `render(scene, seed=seed)` that show things, without shadows: [64, 64]."""
+    """The pixels of the rendered scene that show things, without shadows: [64, 64]."""
     camera = _Camera(scene, seed)
     hit = np.isfinite(camera.march(camera.eye, camera.rays))
     return _pixels(hit[None].astype(np.float32))[..., 0] > 0.5

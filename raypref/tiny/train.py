@@ -260,7 +260,7 @@ def _save(
     pipeline.save_pretrained(folder)
 
 
-def main() -> None:
+def remake() -> None:
     """Train all parts, or those asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -277,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    remake()

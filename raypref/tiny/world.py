@@ -19,7 +19,7 @@ from PIL import Image
 
 from raypref.config import InputError
 from raypref.tiny.cache import cached
-from raypref.tiny.photograph import fade, render
+from raypref.tiny.photograph import fade, render_scene
 from raypref.tiny.scene import COLOURS, GROUNDS, MATERIALS, MOMENTS, SHAPES, Scene, Thing
 
 MOST_PROMPTS = 1000  # far below the number of held-out captions, so that drawing them ends
@@ -78,7 +78,7 @@ def write_photos(folder: Path, count: int, *, seed: int) -> None:
     rows = [("file", "caption")]
     for index, scene in enumerate(sample_scenes(count, seed)):
         rng = np.random.default_rng((seed, index))
-        photo = render(scene, seed=int(rng.integers(2**31)))
+        photo = render_scene(scene, seed=int(rng.integers(2**31)))
         if rng.random() < 0.2:
             photo = fade(photo)
         rows.append((f"photo_{index:04d}.png", caption(scene)))

@@ -157,7 +157,7 @@ def test_workers_do_what_one_process_does(
         torch.testing.assert_close(shared[key], lone[key], rtol=0, atol=1e-8)
 
 
-def misfit(*about: Any, group: loop.Group, folder: str, **more: Any) -> list[StepMetrics]:
+def misfit(*about: Any, group: loop.Ranks, folder: str, **more: Any) -> list[StepMetrics]:
     """In place of training: rank 1 alone finds that its weights do not fit; rank 0 waits for it."""
     (Path(folder) / f"called-{group.rank}-{uuid.uuid4().hex}").touch()
     if group.rank == 1:

@@ -1,30 +1,8 @@
-"""No room: what is tried, and told in one line, when a disk or a device's memory is full."""
+"""Out of memory: how it is recognised, and what is said when half the batch was too much."""
 
 from __future__ import annotations
 
-import errno
-
-MAKE_ROOM = "make room on that disk, then give the same command again"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class NoRoomError(RuntimeError):
-    """A disk or a device's memory is full; one line that names the path or setting and the fix.
-
-    Jobs print it without a traceback and fail; what is finished stays, the same command goes on.
-    """
-
-
-def full_disk(error: BaseException) -> bool:
-    """Whether the file system had no space left, or the user's quota is used up."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def no_room(error: Exception) -> str:
-    """The line to tell people when this is about room; empty when it is about something else."""
-    if full_disk(error):
-        return f"{error}; {MAKE_ROOM}"
-    return str(error) if isinstance(error, NoRoomError) else ""
+from raypref.exhausted import NoRoomError
 
 
 def out_of_memory(error: BaseException) -> bool:
