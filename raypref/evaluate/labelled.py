@@ -19,8 +19,9 @@ from raypref.config import InputError, Location, Resources, Section, results_of,
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
-from raypref.rewards.base import RewardConfig, Score
-from raypref.rewards.rewards import reward_names, runtime_env
+from raypref.rewards.base import Score
+from raypref.rewards.config import RewardConfig
+from raypref.rewards.registry import reward_names
 from raypref.rows import Row, Stage, reject
 from raypref.sources.base import Pair, Ref
 from raypref.sources.cells import image
@@ -193,12 +194,15 @@ class Judging:
                     ledger=ledger,
                     keep=columns,
                     config=streaming,
-                    runtime_env=None if isinstance(settings, str) else runtime_env(settings),
+                    runtime_env=None if isinstance(settings, str) else settings.runtime_env,
                 )
             known = ledger.table(stage.writes.names).to_pandas().set_index("id")
             for column in stage.writes.names:
                 first, second = (known.loc[ids, column].to_numpy() for ids in sides)
-                frame[column] = first - second
+                better = (
+                    -1 if isinstance(settings, RewardConfig) and settings.lower_is_better else 1
+                )
+                frame[column] = better * (first - second)
         return frame
 
 
