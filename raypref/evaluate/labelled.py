@@ -199,10 +199,8 @@ class Judging:
             known = ledger.table(stage.writes.names).to_pandas().set_index("id")
             for column in stage.writes.names:
                 first, second = (known.loc[ids, column].to_numpy() for ids in sides)
-                better = (
-                    -1 if isinstance(settings, RewardConfig) and settings.lower_is_better else 1
-                )
-                frame[column] = better * (first - second)
+                less = isinstance(settings, RewardConfig) and settings.lower_is_better
+                frame[column] = second - first if less else first - second
         return frame
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_objective_contract as contract
 import torch
 from training import LORA, denoiser, pairs, training
 from worked_examples import ROOT, example, registered, run_python
@@ -71,6 +72,12 @@ def test_without_a_margin_it_is_diffusion_dpo(margin_dpo: None, tmp_path: Path) 
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-7)
     assert wide[0]["grad_norm"] > 1.1 * ours[0]["grad_norm"], "a margin pushes on"
+
+
+def test_it_passes_the_tests_of_every_objective(margin_dpo: None) -> None:
+    contract.test_its_settings_are_those_of_one_training("margin_dpo")
+    contract.test_its_loss_is_one_number_per_sample_with_a_gradient("margin_dpo")
+    contract.test_a_samples_loss_does_not_depend_on_the_others("margin_dpo")
 
 
 def test_its_settings_are_those_of_a_training(margin_dpo: None) -> None:
