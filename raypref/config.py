@@ -93,12 +93,10 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Tables:
-    """Marks a field of tables that the user names, as `[train.NAME]`.
-
-    Each is a section of one of several kinds; one of its own keys says of which.
+    """Marks a field of tables, each a section of one of several kinds, as `[train.NAME]`.
 
     Args:
-        key: the key that says of which kind a table is.
+        key: the key that says of which kind a table is; empty: its name does, as `[rewards.NAME]`.
         kinds: the kinds, by the value of that key. Called late: kinds may be registered.
     """
 
@@ -117,6 +115,9 @@ class Tables:
     def fields(self) -> Iterator[tuple[str, FieldInfo]]:
         """All keys of all kinds; the line of one that not all have begins with those that do."""
         kinds = self.kinds()
+        if not self.key:
+            yield from (line for name in kinds for line in fields_of(kinds[name], f"{name}."))
+            return
         found = {key: field for kind in kinds.values() for key, field in fields_of(kind)}
         for key, field in found.items():
             own = [name for name, kind in kinds.items() if key.split(".")[0] in kind.model_fields]
@@ -125,7 +126,7 @@ class Tables:
                 field.annotation = Literal[*kinds]  # type: ignore[assignment]
             if len(own) < len(kinds):
                 field.description = f"{', '.join(own)}: {field.description}"
-            yield key, field
+            yield f"{NAME}.{key}", field
 
 
 def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
@@ -334,8 +335,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def _section_class(annotation: Any) -> type[Section] | None:
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation if is_section else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def fields_of(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -351,7 +351,7 @@ def fields_of(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
                     inner.default = _get(default, own)
                 yield key, inner
         elif marked := named_tables(field):
-            yield from ((f"{prefix}{name}.{NAME}.{key}", inner) for key, inner in marked.fields())
+            yield from ((f"{prefix}{name}.{key}", inner) for key, inner in marked.fields())
         else:
             yield f"{prefix}{name}", field
 

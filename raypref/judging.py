@@ -14,7 +14,7 @@ from raypref.evaluate.tables import plain_csv
 from raypref.kept import released_after
 from raypref.ledger import absolute, join, write_bytes
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import RewardsConfig, reward
+from raypref.rewards.rewards import Rewards, reward
 from raypref.streaming import StreamConfig
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class JudgingConfig(Section):
     storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
     judge: JudgeConfig = JudgeConfig()
     pickscore: PickScoreConfig = PickScoreConfig()
-    rewards: RewardsConfig = RewardsConfig()
+    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
 

@@ -36,7 +36,7 @@ from raypref.evaluate.samples import draw_samples
 from raypref.ledger import Ledger, Place, absolute, in_folder, join, placed, read_bytes, write_bytes
 from raypref.messages import without_secrets
 from raypref.progress import Progress, Work
-from raypref.rewards.rewards import RewardsConfig
+from raypref.rewards.rewards import Rewards
 from raypref.streaming import StreamConfig, stream
 from raypref.tracking import Tracker, TrackingConfig
 
@@ -71,7 +71,7 @@ class RunConfig(CurateConfig):
         0, "added to seed in trainings alone: others of the same settings, from the same pairs"
     )
     evaluate: GenerateConfig = GenerateConfig()
-    rewards: RewardsConfig = RewardsConfig()
+    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     model: ModelConfig = ModelConfig()

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raypref.config import InputError, build
+from raypref.config import InputError, Resources, build, results_of
 from raypref.evaluate import judge
 from raypref.evaluate.labelled import JudgeConfig, Judging, Load, Properties
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import encode_png
+from raypref.ledger import Ledger
 from raypref.report.judged import render
+from raypref.rewards.config import RewardConfig
 from raypref.sources.base import Pair, Ref
+from raypref.streaming import StreamConfig
 
 # ------------------------------------------------------------------ numbers
 
@@ -241,6 +245,29 @@ def test_what_is_judged_is_known_by_full_names_with_links_followed(tmp_path):
     assert json.loads(judging.id(pair.first, "x")) == [*a, "x"]
     text = json.dumps([["x", a, b, 1.0]])
     assert judging.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_of_a_reward_of_which_less_is_better_the_image_with_less_is_preferred(tmp_path):
+    class Noise(RewardConfig):
+        label: ClassVar[str] = "Noise"
+        lower_is_better: ClassVar[bool] = True
+        resources: Resources = Resources()
+
+    record = {"prompt": "x", "image_path": ["a.png", "b.png"], "rank": [1, 2]}
+    (tmp_path / "test.json").write_text(json.dumps([record]))
+    config = JudgeConfig(pairs=str(tmp_path / "test.json"), layout="hpdv2")
+    judging = Judging(config, {"noise": Noise()}, folder=str(tmp_path))
+    [pair] = judging.pairs
+    ids = [judging.id(ref, "x") for ref in (pair.first, pair.second)]
+    scored = {"noise": {"noise": [0.25, 1.0]}, "properties": {name: [0, 0] for name in PROPERTIES}}
+    for name, columns in scored.items():  # as a run before this one left them
+        own = {"noise": Noise()} if name == "noise" else {"properties": ""}
+        ledger = Ledger(str(tmp_path / name), results_of({"pairs": judging.digest, **own}))
+        ledger.begin()
+        ledger.write_part(pa.table({"id": ids, **columns}))
+        ledger.commit(expected=2, counts={})
+    [row] = judging.run(StreamConfig()).to_dict("records")
+    assert row["label"] == 1 and row["noise"] == 0.75
 
 
 def test_a_layout_that_is_none_is_refused_with_those_there_are():

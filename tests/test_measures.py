@@ -10,26 +10,9 @@ from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, pass
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.images import encode_png
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import (
-    EMBED_ONLY,
-    RewardsConfig,
-    embedder,
-    embedder_names,
-    reward,
-    reward_names,
-)
+from raypref.rewards.rewards import rewards_of
 
 PICKSCORE = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore")
-
-
-def test_every_section_is_a_reward_or_an_embedder() -> None:
-    others = RewardsConfig()
-    assert set(reward_names()) == {"pickscore", *RewardsConfig.model_fields} - set(EMBED_ONLY)
-    for name in reward_names():
-        config = reward(name, PICKSCORE, others)
-        assert config.resources.batch >= 1 and callable(config.check) and callable(config.load)
-    assert "pickscore" in embedder_names()
-    assert embedder("pickscore", PICKSCORE, others) is PICKSCORE
 
 
 @pytest.mark.parametrize(
@@ -48,7 +31,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(values: dict, message: 
 
 def test_each_measure_has_its_own_settings() -> None:
     metrics = MetricsConfig(critic="tiny:critic.safetensors")
-    found = measures(metrics, PICKSCORE, RewardsConfig())
+    found = measures(metrics, PICKSCORE, rewards_of({}))
     assert list(found) == ["pickscore", "pixels", "prompt_accuracy", "embedding_pickscore"]
     assert found["embedding_pickscore"].scores == []
     assert found["pixels"].scores == ["texture_detail", "colorfulness"]
@@ -57,7 +40,7 @@ def test_each_measure_has_its_own_settings() -> None:
     assert settings["pickscore.model"] == "tiny:pickscore"
     assert "pickscore.resources.batch" not in settings
     fewer = MetricsConfig(rewards=(), distance=False)
-    assert list(measures(fewer, PICKSCORE, RewardsConfig())) == ["pixels"]
+    assert list(measures(fewer, PICKSCORE, rewards_of({}))) == ["pixels"]
 
 
 def test_the_question_table_is_known_by_its_content(tmp_path) -> None:
@@ -68,7 +51,7 @@ def test_the_question_table_is_known_by_its_content(tmp_path) -> None:
     for question in ("Is it red?", "Is it blue?"):
         text = f"{head},question_natural_language\n1,a,1,0,entity,whole,{question}\n"
         file.write_text(text)
-        known.append(measures(metrics, PICKSCORE, RewardsConfig())["dpg"].settings["questions"])
+        known.append(measures(metrics, PICKSCORE, rewards_of({}))["dpg"].settings["questions"])
     assert known[0] != known[1]
 
 
@@ -91,7 +74,7 @@ def test_a_score_does_not_depend_on_the_batch(batch: int) -> None:
         {"image": encode_png(Image.fromarray(p)), "prompt": f"a photo of a red ball {i}"}
         for i, p in enumerate(pictures)
     ]
-    stage = measures(MetricsConfig(), config, RewardsConfig())["pickscore"].stage
+    stage = measures(MetricsConfig(), config, rewards_of({}))["pickscore"].stage
     stage.setup()
     in_batches(stage, rows)
     model = PICKSCORE.load()
@@ -114,7 +97,7 @@ def names(found: list[dict]) -> list[list[str]]:
 
 def test_measures_whose_models_fit_on_a_gpu_share_a_pass() -> None:
     share = {name: {"resources": {"num_gpus": 0.4}} for name in ("clipscore", "aesthetic")}
-    others = build(RewardsConfig, {**share, "hpsv3": {"resources": {"num_gpus": 0.1}}})
+    others = rewards_of({**share, "hpsv3": {"resources": {"num_gpus": 0.1}}})
     half = PICKSCORE.resources.model_copy(update={"num_gpus": 0.5})
     pickscore = PICKSCORE.model_copy(update={"resources": half})
     metrics = MetricsConfig(rewards=("pickscore", "hpsv3", "clipscore", "aesthetic"))
@@ -126,7 +109,7 @@ def test_measures_whose_models_fit_on_a_gpu_share_a_pass() -> None:
 
 def test_what_needs_an_environment_of_its_own_is_alone() -> None:
     metrics = MetricsConfig(rewards=("deqa", "pickscore"), distance=False)
-    chosen = measures(metrics, PICKSCORE, RewardsConfig())
+    chosen = measures(metrics, PICKSCORE, rewards_of({}))
     chosen["pickscore"] = chosen["pickscore"]._replace(runtime_env={"pip": ["x"]})
     assert names(passes(chosen)) == [["deqa"], ["pickscore"], ["pixels"]]
 
@@ -134,7 +117,7 @@ def test_what_needs_an_environment_of_its_own_is_alone() -> None:
 @pytest.mark.parametrize("name", ["pickscore", "clipscore"])
 def test_a_score_of_the_embedding_is_that_of_the_image(name: str, monkeypatch) -> None:
     """To the bit, and the image tower runs once for both."""
-    others = build(RewardsConfig, {"clipscore": {"model": "tiny:pickscore"}})
+    others = rewards_of({"clipscore": {"model": "tiny:pickscore"}})
     metrics = MetricsConfig(rewards=(name,), embedder=name)
     found = measures(metrics, PICKSCORE, others)
     del found["pixels"]

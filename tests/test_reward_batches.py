@@ -25,8 +25,9 @@ from reward_states import (
 from transformers import CLIPTokenizer
 
 from raypref.rewards.aesthetic import AestheticConfig
-from raypref.rewards.base import RewardConfig, tokenize
+from raypref.rewards.base import tokenize
 from raypref.rewards.clipscore import ClipScoreConfig
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.hpsv2 import HPSv2Config
 from raypref.rewards.imagereward import ImageRewardConfig
 from raypref.rewards.realism import RealismConfig

@@ -288,7 +288,7 @@ def test_published_values_are_those_of_the_reference_file(shared_data: Path) -> 
                 assert ours[names[method], metric] == float(value)
                 checked += 1
     assert checked == 2 * 6 * 6
-    assert [labels.METRICS[m] for m in order] == [
+    assert [labels.plain_label(m) for m in order] == [
         *("PickScore", "ImgRwd", "UniRwd", "HPSv3", "DeQA", "Aes")
     ]
-    assert list(labels.METRICS)[:6] == order
+    assert labels.metric_names()[:6] == order

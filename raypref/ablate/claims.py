@@ -18,7 +18,14 @@ import pandas as pd
 from raypref.ablate.results import Results
 from raypref.ablate.table import Claim
 from raypref.evaluate import statistics
-from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, gain_text, interval_text, ordered
+from raypref.evaluate.labels import (
+    gain_text,
+    interval_text,
+    lower_is_better,
+    metric_names,
+    ordered,
+    plain_label,
+)
 
 NOT_TESTED = "not tested: a row is missing"
 OUTCOMES = ("holds", "does not hold", "not decided")
@@ -58,14 +65,14 @@ def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]
     """
     scores = results.scores.dropna(subset=["score"])
     found = []
-    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *METRICS])
+    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *metric_names()])
     for metric in metrics:
         if claim.metrics and metric not in claim.metrics:
             continue
         part = scores[scores["metric"] == metric]
         if set(claim.contrast) - set(part["model"]):
             continue
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if lower_is_better(metric) else 1.0
         weights = {name: sign * weight for name, weight in claim.contrast.items()}
         values_r, n_prompts = _contrast(part, weights, resamples=resamples)
         if not n_prompts:
@@ -160,7 +167,7 @@ def _counts(tested: Sequence[Verdict]) -> str:
 def _told(verdict: Verdict) -> str:
     metric = verdict.metric
     parts = [
-        f"{METRICS.get(metric, metric)}: {verdict.outcome},",
+        f"{plain_label(metric)}: {verdict.outcome},",
         gain_text(metric, verdict.value),
         interval_text(metric, verdict.low, verdict.high),
     ]

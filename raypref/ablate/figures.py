@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raypref.ablate.results import Results
-from raypref.evaluate.labels import METRICS, ordered
+from raypref.evaluate.labels import metric_names, ordered, plain_label
 
 OURS, PAPER, GRID = "#1a7f5a", "#8a8a8a", "#dddddd"
 COLUMNS = 3  # panels side by side
@@ -33,7 +33,7 @@ def draw(results: Results, *, places: Mapping[str, float]) -> str:
         An SVG file.
     """
     summary = results.summary
-    metrics = ordered(summary["metric"], [*results.table.columns, *METRICS])
+    metrics = ordered(summary["metric"], [*results.table.columns, *metric_names()])
     height = math.ceil(len(metrics) / COLUMNS)
     with mpl.rc_context(STABLE):
         figure = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
@@ -49,7 +49,7 @@ def draw(results: Results, *, places: Mapping[str, float]) -> str:
             axes.axhline(0, color="black", linewidth=0.7)
             axes.grid(axis="y", color=GRID, linewidth=0.6)
             axes.set_axisbelow(True)
-            title = f"{METRICS.get(metric, metric)}, gain over {results.table.base}"
+            title = f"{plain_label(metric)}, gain over {results.table.base}"
             axes.set_title(title, parse_math=False)
             if number == 0:
                 axes.legend(frameon=False)

@@ -15,9 +15,10 @@ from raypref.ablate.table import Table
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
 from raypref.evaluate.labels import (
-    METRICS,
     metric_label,
+    metric_names,
     ordered,
+    plain_label,
     score_text,
 )
 from raypref.pipeline import Run
@@ -109,7 +110,7 @@ def gather(
     measured = set(scores["metric"])
     missing = [metric for metric in table.columns if metric not in measured]
     if missing:
-        names = ", ".join(METRICS.get(metric, metric) for metric in missing)
+        names = ", ".join(plain_label(metric) for metric in missing)
         notes.append(f"Columns of the paper that were not measured (metrics.rewards): {names}.")
     summary = statistics.arranged(summary, first=table.columns)
     return Results(table, scores, summary, published, labels, problems, notes)
@@ -200,7 +201,7 @@ def spread(results: Results) -> str:
     if scores["training_seed"].nunique() < 2:
         return ""
     means = scores.groupby(["model", "metric", "training_seed"])["score"].mean()
-    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *METRICS])
+    metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *metric_names()])
     rows = [["over training seeds", *map(metric_label, metrics)], ["---"] * (len(metrics) + 1)]
     for name, label in results.labels.items():
         if name not in set(scores["model"]):

@@ -31,7 +31,7 @@ from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
 from raypref.ablate.sweep import last_line, news_of_rows, rows_at_once, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
-from raypref.evaluate.labels import LOWER_IS_BETTER
+from raypref.evaluate.labels import lower_is_better
 from raypref.fingerprints import fingerprint
 from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
 from raypref.pipeline import Run
@@ -211,7 +211,7 @@ class Distinct(Searcher):
 
 def mode_of(search: Search) -> str:
     """Whether less or more of the metric is better, in the words of Tune."""
-    return "min" if search.metric in LOWER_IS_BETTER else "max"
+    return "min" if lower_is_better(search.metric) else "max"
 
 
 def settle(search: Search, folder: str, config: AblateConfig) -> tune.TuneConfig:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raypref.evaluate.labels import (
-    LOWER_IS_BETTER,
     gain_text,
     interval_text,
+    lower_is_better,
     metric_label,
     model_label,
     score_text,
@@ -64,7 +64,7 @@ def _verdict(row: Any) -> str:
     if math.isnan(row.gain_low) or row.gain_low <= 0 <= row.gain_high:
         return "no clear difference"
     up = row.gain > 0
-    return "better" if up != (row.metric in LOWER_IS_BETTER) else "worse"
+    return "better" if up != lower_is_better(row.metric) else "worse"
 
 
 def _aligned(grid: list[list[str]]) -> list[str]:

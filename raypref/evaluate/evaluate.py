@@ -26,9 +26,10 @@ from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measu
 from raypref.evaluate.shelf import Shelf
 from raypref.ledger import Ledger, Place, join, placed, write_bytes, write_table
 from raypref.progress import Work
-from raypref.rewards.base import Decode, Embed, EmbedderConfig
+from raypref.rewards.base import Decode, Embed
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import RewardsConfig, embedder, reward
+from raypref.rewards.rewards import reward
 from raypref.rows import Transform
 from raypref.sources.prompts import Prompt
 from raypref.streaming import Selection, StreamConfig, stream, stream_branches
@@ -71,7 +72,7 @@ class Evaluation:
         base: BackboneConfig,
         generate: GenerateConfig,
         pickscore: PickScoreConfig,
-        others: RewardsConfig,
+        others: Mapping[str, RewardConfig],
         metrics: MetricsConfig,
         table: TableConfig,
         *,
@@ -228,8 +229,8 @@ class Evaluation:
             config=streaming,
         ).busy
 
-    def _embedder(self) -> EmbedderConfig:
-        return embedder(self.metrics.embedder, self.pickscore, self.others)
+    def _embedder(self) -> RewardConfig:
+        return reward(self.metrics.embedder, self.pickscore, self.others)
 
     @cached_property
     def long(self) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from raypref.config import InputError, Location, Resources, Section, results_of,
 from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
 from raypref.ledger import Ledger, join
-from raypref.rewards.base import RewardConfig, Score
-from raypref.rewards.rewards import reward_names, runtime_env
+from raypref.rewards.base import Score
+from raypref.rewards.config import RewardConfig
+from raypref.rewards.registry import reward_names
 from raypref.rows import Row, Transform, reject
 from raypref.sources.base import Pair, Ref
 from raypref.sources.cells import image
@@ -193,17 +194,18 @@ class Judging:
                     ledger=ledger,
                     keep=columns,
                     config=streaming,
-                    runtime_env=None if isinstance(settings, str) else runtime_env(settings),
+                    runtime_env=None if isinstance(settings, str) else settings.runtime_env,
                 )
             known = ledger.table(stage.writes.names).to_pandas().set_index("id")
             for column in stage.writes.names:
                 first, second = (known.loc[ids, column].to_numpy() for ids in sides)
-                frame[column] = first - second
+                less = isinstance(settings, RewardConfig) and settings.lower_is_better
+                frame[column] = second - first if less else first - second
         return frame
 
 
 class Load:
-    """Stage: the image that a reference names, as PNG bytes; broken ones are dropped.
+    """Transform: the image that a reference names, as PNG bytes; broken ones are dropped.
 
     Args:
         config: where the pairs and their images lie.
@@ -239,7 +241,7 @@ class Load:
 
 
 class Properties:
-    """Stage: what an image looks like, whatever it shows (`metrics.properties`)."""
+    """Transform: what an image looks like, whatever it shows (`metrics.properties`)."""
 
     name = "properties"
     reads: tuple[str, ...] = ("image",)

@@ -4,47 +4,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from raypref.rewards.config import RewardConfig
+from raypref.rewards.registry import REWARDS, reward_names
 
 # Methods of the literature that published values are of.
 METHODS = {"diffusion_dpo": "Diffusion-DPO", "spo": "SPO", "flowgrpo": "Flow-GRPO"}
-# The paper's six first, under its own short names.
-METRICS = {
-    "pickscore": "PickScore",
-    "imagereward": "ImgRwd",
-    "unifiedreward": "UniRwd",
-    "hpsv3": "HPSv3",
-    "deqa": "DeQA",
-    "aesthetic": "Aes",
-    "human_preference": "Human preference",
-    "hpsv2": "HPSv2",
-    "clipscore": "CLIPScore",
-    "vqascore": "VQAScore",
-    "dpg": "DPG-Bench",
-    "texture_detail": "Texture detail",
-    "colorfulness": "Colorfulness",
-    "realism": "Realism",
-    "prompt_accuracy": "Prompt accuracy",
-    "cmmd": "CMMD",
-    "fid": "FID",
+
+
+class Shown(NamedTuple):
+    """How a metric is shown that is no reward; a reward's settings class says it of its scores."""
+
+    label: str
+    digits: int = 2  # as the paper's
+    lower_is_better: bool = False
+    spelt_out: str = ""
+
+
+OTHERS = {
+    "human_preference": Shown("Human preference"),
+    "dpg": Shown("DPG-Bench"),
+    "texture_detail": Shown("Texture detail", digits=0),
+    "colorfulness": Shown("Colorfulness"),
+    "prompt_accuracy": Shown("Prompt accuracy"),
+    "cmmd": Shown("CMMD", lower_is_better=True),
+    "fid": Shown("FID", digits=1, lower_is_better=True),
 }
-SPELT_OUT = {
-    "imagereward": "ImageReward",
-    "unifiedreward": "UnifiedReward",
-    "aesthetic": "LAION aesthetic classifier",
-}
-# Decimals shown; 2 for all others, as the paper does.
-DIGITS = {"texture_detail": 0, "realism": 3, "hpsv2": 3, "vqascore": 3, "fid": 1}
-LOWER_IS_BETTER = frozenset({"cmmd", "fid"})
+
+
+def metric_names() -> list[str]:
+    """All metrics in the order of the tables: rewards, the paper's six first, then the others."""
+    return [*reward_names(), *OTHERS]
+
+
+def _shown(metric: str) -> Shown | type[RewardConfig]:
+    return REWARDS.get(metric) or OTHERS.get(metric) or Shown(metric)
+
+
+def plain_label(metric: str) -> str:
+    """The metric's name for people, the paper's short one."""
+    return _shown(metric).label
 
 
 def metric_label(metric: str) -> str:
     """The metric's name for people; an arrow where less is better."""
-    return METRICS.get(metric, metric) + (" ↓" if metric in LOWER_IS_BETTER else "")
+    return plain_label(metric) + (" ↓" if lower_is_better(metric) else "")
 
 
 def heading(metric: str) -> str:
     """The metric's name at the head of a printed table, with the paper's arrow."""
-    return METRICS.get(metric, metric) + (" ↓" if metric in LOWER_IS_BETTER else " ↑")
+    return plain_label(metric) + (" ↓" if lower_is_better(metric) else " ↑")
+
+
+def spelt_out(metric: str) -> str:
+    """What a short label stands for; empty where it says so itself."""
+    return _shown(metric).spelt_out
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of the metric is better."""
+    return _shown(metric).lower_is_better
 
 
 def model_label(model: str, labels: Mapping[str, str]) -> str:
@@ -59,7 +79,7 @@ def model_label(model: str, labels: Mapping[str, str]) -> str:
 
 def digits(metric: str) -> int:
     """Decimals the metric is shown with."""
-    return DIGITS.get(metric, 2)
+    return _shown(metric).digits
 
 
 def score_text(metric: str, value: float) -> str:

@@ -13,16 +13,11 @@ from raypref.config import InputError, Location, Section, setting
 from raypref.evaluate.dpg import AskQuestions, read_questions
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.rewards.base import Decode, Embed, Score
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import (
-    LARGE,
-    RewardsConfig,
-    embedder,
-    embedder_names,
-    reward,
-    reward_names,
-    runtime_env,
-)
+from raypref.rewards.registry import embedder_names, reward_names
+from raypref.rewards.rewards import reward
+from raypref.rewards.vqascore import VQAScoreConfig
 from raypref.rows import Transform
 from raypref.schemes import scheme_of
 from raypref.worker import needs_of
@@ -89,7 +84,7 @@ class Measure(NamedTuple):
 
 
 def measures(
-    metrics: MetricsConfig, pickscore: PickScoreConfig, others: RewardsConfig
+    metrics: MetricsConfig, pickscore: PickScoreConfig, others: Mapping[str, RewardConfig]
 ) -> dict[str, Measure]:
     """All that is measured, by the name of its ledgers.
 
@@ -102,19 +97,21 @@ def measures(
     for name in metrics.rewards:
         config = reward(name, pickscore, others)
         stage = Score(config, columns={"image": name}, prompt="prompt")
-        found[name] = Measure(stage, {name: config}, [name], runtime_env(config))
+        found[name] = Measure(stage, {name: config}, [name], config.runtime_env)
     if metrics.dpg_questions:
         asked = read_questions(metrics.dpg_questions)
-        ask = AskQuestions(others.vqascore, asked, column="image", prompt="prompt")
+        vqascore = others["vqascore"]
+        assert isinstance(vqascore, VQAScoreConfig)
+        ask = AskQuestions(vqascore, asked, column="image", prompt="prompt")
         data = Path(metrics.dpg_questions).expanduser().read_bytes()
-        settings = {"vqascore": others.vqascore, "questions": hashlib.sha256(data).hexdigest()[:16]}
+        settings = {"vqascore": vqascore, "questions": hashlib.sha256(data).hexdigest()[:16]}
         found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
     if metrics.critic:
         accuracy = _prompt_accuracy(metrics.critic)
         found[accuracy.name] = Measure(accuracy, {"critic": metrics.critic}, [accuracy.name])
     if metrics.distance:
-        model = embedder(metrics.embedder, pickscore, others)
+        model = reward(metrics.embedder, pickscore, others)
         embed = Embed(model, column="image")
         found[metrics.embedding] = Measure(embed, {"embedder": model}, [])
     return found
@@ -153,9 +150,8 @@ def passes(chosen: Mapping[str, Measure]) -> list[dict[str, Measure]]:
 
 
 def _alone(measure: Measure) -> bool:
-    return measure.runtime_env is not None or isinstance(
-        getattr(measure.stage, "config", None), LARGE
-    )
+    config = getattr(measure.stage, "config", None)
+    return measure.runtime_env is not None or (isinstance(config, RewardConfig) and config.large)
 
 
 def _fit(stages: Sequence[Transform]) -> bool:

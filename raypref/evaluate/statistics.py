@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raypref.config import InputError
-from raypref.evaluate.labels import LOWER_IS_BETTER, METRICS, ordered
+from raypref.evaluate.labels import lower_is_better, metric_names, ordered
 
 SCORES = ("prompt", "prompt_id", "seed", "model", "metric", "score")
 SUMMARY = (
@@ -64,7 +64,7 @@ def summarise(
     per_prompt = {key: _per_prompt(part) for key, part in groups}
     rows = []
     for model in models:
-        for metric in ordered(sorted(frame["metric"].unique()), METRICS):
+        for metric in ordered(sorted(frame["metric"].unique()), metric_names()):
             own = per_prompt.get((model, metric))
             if own is None:
                 continue
@@ -98,12 +98,12 @@ def win_rates(
     models = _models(scores)
     frame = frame[frame["score"].notna()]
     rows = []
-    for metric in ordered(sorted(frame["metric"].unique()), METRICS):
+    for metric in ordered(sorted(frame["metric"].unique()), metric_names()):
         own = frame[frame["metric"] == metric]
         wide = own.pivot_table(index=["prompt_id", "seed"], columns="model", values="score")
         if baseline not in wide:
             continue
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if lower_is_better(metric) else 1.0
         for model in models:
             if model == baseline or model not in wide:
                 continue
@@ -182,7 +182,7 @@ def human_preference(summary: pd.DataFrame, *, base: str = "base") -> pd.DataFra
 def arranged(summary: pd.DataFrame, *, first: Sequence[str] = ()) -> pd.DataFrame:
     """The rows with every model's metrics in the order of the tables, some before all others."""
     models = list(dict.fromkeys(summary["model"]))
-    metrics = ordered(summary["metric"], [*first, *METRICS])
+    metrics = ordered(summary["metric"], [*first, *metric_names()])
     place = summary["model"].map(models.index) * len(metrics) + summary["metric"].map(metrics.index)
     return summary.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raypref.config import InputError
 from raypref.evaluate.labels import (
-    LOWER_IS_BETTER,
-    SPELT_OUT,
     gain_text,
     heading,
     interval_text,
+    lower_is_better,
     metric_label,
     model_label,
     score_text,
+    spelt_out,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
         "(gain over the base)."
     ]
     metrics = list(dict.fromkeys(summary["metric"]))
-    spelt = [f"{metric_label(m)}: {SPELT_OUT[m]}" for m in metrics if m in SPELT_OUT]
+    spelt = [f"{metric_label(m)}: {spelt_out(m)}" for m in metrics if spelt_out(m)]
     if spelt:
         sentences.append("; ".join(spelt) + ".")
     for metric, count in summary.groupby("metric", sort=False)["n_unscored"].sum().items():
@@ -193,7 +193,7 @@ def places(summary: pd.DataFrame) -> dict[tuple[str, str], int]:
     """
     found = {}
     for metric, part in summary.groupby("metric", sort=False):
-        values = part["mean"] if metric in LOWER_IS_BETTER else -part["mean"]
+        values = part["mean"] if lower_is_better(metric) else -part["mean"]
         ranks = values.rank(method="dense")
         for model, rank in zip(part["model"], ranks, strict=True):
             if len(part) > 1 and rank <= 2:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raypref.diffusion.lora_config import FILE_NAME
 from raypref.diffusion.lora_files import KOHYA_FILE
-from raypref.evaluate.labels import LOWER_IS_BETTER, digits
+from raypref.evaluate.labels import digits, lower_is_better
 from raypref.evaluate.tables import Published
 from raypref.hub import LOCAL
 from raypref.ledger import Ledger, filesystem, join, read_bytes
@@ -147,7 +147,7 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
         if model == base or not {model, base} <= set(means.columns):
             continue
         gains = (means[model] - means[base]).dropna()
-        if metric in LOWER_IS_BETTER:
+        if lower_is_better(metric):
             gains = -gains
         gains = gains.sort_values(ascending=False, kind="stable")
         prompts = own.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pandas as pd
 from markupsafe import Markup
 
-from raypref.evaluate.labels import METRICS
+from raypref.evaluate.labels import plain_label
 from raypref.report import charts
 from raypref.report.layout import fill
 
@@ -42,7 +42,7 @@ def _plots(bias: pd.DataFrame) -> Iterator[tuple[str, Markup]]:
 
 
 def _label(reward: str) -> str:
-    return METRICS.get(reward, reward)
+    return plain_label(reward)
 
 
 def _number(value: float, digits: int = 3) -> str:

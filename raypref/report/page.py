@@ -262,7 +262,7 @@ def _score(row: Any, published: tables.Published) -> _Score:
     # NaN intervals, of a single prompt, claim nothing.
     rises, falls = row.gain_low > 0, row.gain_high < 0
     level = row.gain_low <= 0 <= row.gain_high
-    good, bad = (falls, rises) if row.metric in labels.LOWER_IS_BETTER else (rises, falls)
+    good, bad = (falls, rises) if labels.lower_is_better(row.metric) else (rises, falls)
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
@@ -291,7 +291,7 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
         label = labels.metric_label(metric)
         svg = charts.forest(
-            label, rows, digits=labels.digits(metric), less=metric in labels.LOWER_IS_BETTER
+            label, rows, digits=labels.digits(metric), less=labels.lower_is_better(metric)
         )
         yield label, Markup(svg)
 

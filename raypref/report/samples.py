@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from raypref.evaluate.labels import METRICS, metric_label, score_text
+from raypref.evaluate.labels import metric_label, metric_names, score_text
 from raypref.fingerprints import fingerprint
 from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.pictures import Folder, list_files, picture, strip
@@ -60,7 +60,7 @@ def grids(
 
 def metric_place(metric: str) -> tuple[int, str]:
     """Where a metric stands in the order of the tables."""
-    known = list(METRICS)
+    known = metric_names()
     return (known.index(metric) if metric in known else len(known), metric)
 
 

@@ -16,10 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from raypref.evaluate.labels import (
-    LOWER_IS_BETTER,
-    METRICS,
     digits,
+    lower_is_better,
     metric_label,
+    metric_names,
     model_label,
     ordered,
 )
@@ -83,7 +83,7 @@ def _data(
     images: Mapping[str, Ledger], scores: pd.DataFrame, base: str, labels: Mapping[str, str]
 ) -> dict[str, Any]:
     models = ordered(images, (base,))
-    metrics = ordered(sorted(scores["metric"].unique()), METRICS)
+    metrics = ordered(sorted(scores["metric"].unique()), metric_names())
     facts = scores.drop_duplicates(["prompt_id", "seed"]).sort_values(["seed", "prompt_id"])
     shown = facts.head(MOST_ROWS)
     places = {
@@ -100,7 +100,7 @@ def _data(
     return {
         "base": base,
         "models": [[model, model_label(model, labels)] for model in models],
-        "metrics": [[m, metric_label(m), digits(m), m in LOWER_IS_BETTER] for m in metrics],
+        "metrics": [[m, metric_label(m), digits(m), lower_is_better(m)] for m in metrics],
         "size": ROWS_A_PAGE,
         "side": list(size),
         "pixelated": size[1] <= PIXELATED,

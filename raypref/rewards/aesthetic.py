@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import weight_file
 from raypref.rewards.base import Reward
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
 from raypref.rewards.clip import clip_folder, load_clip, scores
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,8 +38,12 @@ CLIPS = {
 }
 
 
-class AestheticConfig(Section):
+class AestheticConfig(RewardConfig):
     """Which head, on which CLIP. A 512-wide head fits two models: its file name says which."""
+
+    label: ClassVar[str] = "Aes"
+    spelt_out: ClassVar[str] = "LAION aesthetic classifier"
+    differentiable: ClassVar[bool] = True
 
     model: Location = setting(
         "openai/clip-vit-large-patch14", "hub id or folder of the CLIP model the head belongs to"

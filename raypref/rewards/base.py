@@ -14,6 +14,7 @@ from PIL import Image
 from raypref.config import Resources
 from raypref.images import as_image, open_png
 from raypref.loaded import shared
+from raypref.rewards.config import RewardConfig
 from raypref.rows import Row, reject
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Reward(Protocol):
         """
 
     def compute(self, batch: Any) -> np.ndarray:
-        """One float32 score an image; higher is better. NaN: the model gave none."""
+        """One float32 score an image. NaN: the model gave none."""
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Scores of B images for their prompts: float32 [B]."""
@@ -80,38 +81,6 @@ def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-class RewardConfig(Protocol):
-    """Settings from which a reward model is loaded."""
-
-    @property
-    def resources(self) -> Resources:
-        """What a worker that holds the model needs."""
-
-    def check(self) -> None:
-        """Look for the weights before any work is done.
-
-        Raises:
-            InputError: they are not on disk and cannot be fetched; names the key.
-        """
-
-    def load(self) -> Reward:
-        """Load the model onto its device."""
-
-
-class EmbedderConfig(Protocol):
-    """Settings from which such a model is loaded."""
-
-    @property
-    def resources(self) -> Resources:
-        """What a worker that holds the model needs."""
-
-    def check(self) -> None:
-        """Look for the weights before any work is done; raises InputError."""
-
-    def load(self) -> Embedder:
-        """Load the model onto its device."""
-
-
 class Decode:
     """Transform: PNG bytes to a decoded image, once for all transforms after it.
 
@@ -148,7 +117,7 @@ class Embed:
     name = "embed"
     writes = pa.schema([("embedding", pa.list_(pa.float32()))])
 
-    def __init__(self, config: EmbedderConfig, *, column: str) -> None:
+    def __init__(self, config: RewardConfig, *, column: str) -> None:
         self.config = config
         self.column = column
         self.reads: tuple[str, ...] = (column,)

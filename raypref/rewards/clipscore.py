@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.rewards.base import EmbeddingReward, Reward
 from raypref.rewards.clip import Inputs, clip_folder, load_clip, scores
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,12 @@ HESSEL_WEIGHT = 2.5
 HESSEL_PREFIX = "A photo depicts "
 
 
-class ClipScoreConfig(Section):
+class ClipScoreConfig(RewardConfig):
     """Which CLIP, and on which scale."""
+
+    label: ClassVar[str] = "CLIPScore"
+    differentiable: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     model: Location = setting(
         "openai/clip-vit-large-patch14", "hub id or folder of a CLIP model with its processor"

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, setting
 from raypref.device import pick_device, torch_dtype
 from raypref.hub import from_pretrained, model_folder
 from raypref.messages import first_line
+from raypref.rewards.config import RewardConfig
 
 KEY = "rewards.deqa.model"
 # Versions from the model's README; the hub client is the last series that this transformers takes.
@@ -36,8 +37,12 @@ IMAGE_TOKEN = -200  # what stands between the two until the model puts the image
 LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
 
 
-class DeQAConfig(Section):
+class DeQAConfig(RewardConfig):
     """Which DeQA weights and how; off unless its code is allowed."""
+
+    label: ClassVar[str] = "DeQA"
+    differentiable: ClassVar[bool] = True
+    large: ClassVar[bool] = True
 
     # The commit that RealAlign evaluates with.
     model: Location = setting(

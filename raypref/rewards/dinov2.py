@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder
 from raypref.rewards.base import Embedder
 from raypref.rewards.checkpoint import load_folder, load_part
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 KEY = "rewards.dinov2.model"
 
 
-class DinoV2Config(Section):
+class DinoV2Config(RewardConfig):
     """Which DINOv2."""
+
+    label: ClassVar[str] = "DINOv2"
+    scores: ClassVar[bool] = False
+    embeds: ClassVar[bool] = True
 
     model: Location = setting(
         "facebook/dinov2-large", "hub id or folder of a DINOv2 model with its image processor"

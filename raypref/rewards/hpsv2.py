@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
 from raypref.rewards.base import Embedder, Reward
 from raypref.rewards.checkpoint import load_part, load_state, read_state, require_names
 from raypref.rewards.clip import Clip, Inputs, Pixels, load_tokenizer, scores
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +57,12 @@ LAYER = {
 ATTENTION = ("q_proj", "k_proj", "v_proj")  # the rows of in_proj, in this order
 
 
-class HPSv2Config(Section):
+class HPSv2Config(RewardConfig):
     """Which checkpoint, and the model it was tuned from."""
+
+    label: ClassVar[str] = "HPSv2"
+    digits: ClassVar[int] = 3
+    differentiable: ClassVar[bool] = True
 
     model: Location = setting(
         "xswu/HPSv2/HPS_v2.1_compressed.pt",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, setting
 from raypref.device import DType, pick_device
 from raypref.hub import from_pretrained, weight_file
 from raypref.rewards.base import Reward, moved
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
 
 if TYPE_CHECKING:
@@ -75,8 +76,12 @@ RENAMED = {
 UNUSED = ("lm_head.weight",)  # nothing is written
 
 
-class HPSv3Config(Section):
+class HPSv3Config(RewardConfig):
     """Which HPSv3 weights and how."""
+
+    label: ClassVar[str] = "HPSv3"
+    differentiable: ClassVar[bool] = True
+    large: ClassVar[bool] = True
 
     model: Location = setting(
         "MizzenAI/HPSv3/HPSv3.safetensors", "weight file, or OWNER/REPO/FILE on the hub"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import model_folder, weight_file
 from raypref.rewards.base import Reward, moved, tokenize
@@ -22,6 +22,7 @@ from raypref.rewards.checkpoint import (
     require_names,
     require_vocabulary,
 )
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,8 +82,12 @@ UNUSED = (
 )
 
 
-class ImageRewardConfig(Section):
+class ImageRewardConfig(RewardConfig):
     """Which checkpoint, and the tokenizer it was trained with."""
+
+    label: ClassVar[str] = "ImgRwd"
+    spelt_out: ClassVar[str] = "ImageReward"
+    differentiable: ClassVar[bool] = True
 
     model: Location = setting(
         "THUDM/ImageReward/ImageReward.pt", "checkpoint: a file, or OWNER/REPO/FILE on the hub"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType, pick_device, torch_dtype
 from raypref.hub import from_pretrained, model_folder
 from raypref.rewards.base import EmbeddingReward, Reward, moved
 from raypref.rewards.clip import Inputs, tokens_of
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PickScoreConfig(Section):
+class PickScoreConfig(RewardConfig):
     """Which PickScore weights, where and how."""
+
+    label: ClassVar[str] = "PickScore"
+    differentiable: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     model: Location = setting("yuvalkirstain/PickScore_v1", "hub id or folder of the CLIP model")
     processor: Location = setting(

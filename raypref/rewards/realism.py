@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType
 from raypref.hub import model_folder
 from raypref.loaded import shared
 from raypref.rewards.base import Reward
 from raypref.rewards.clip import Clip, processed, scores
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ PHOTO = "Realistic photo. "
 RENDER = "CG render. "
 
 
-class RealismConfig(Section):
+class RealismConfig(RewardConfig):
     """Which PickScore. The same settings as `pickscore` share its model in a worker."""
+
+    label: ClassVar[str] = "Realism"
+    digits: ClassVar[int] = 3
+    differentiable: ClassVar[bool] = True
 
     model: Location = setting("yuvalkirstain/PickScore_v1", "hub id or folder of PickScore")
     processor: Location = setting(

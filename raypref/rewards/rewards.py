@@ -1,69 +1,57 @@
-"""The reward models there are, by name: to add one, add its line to `RewardsConfig`."""
+"""The settings `[rewards.NAME]` of a run: a section for each reward of the registry."""
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from raypref.config import Section
-from raypref.rewards.aesthetic import AestheticConfig
-from raypref.rewards.base import EmbedderConfig, RewardConfig
-from raypref.rewards.clipscore import ClipScoreConfig
-from raypref.rewards.deqa import DeQAConfig
-from raypref.rewards.dinov2 import DinoV2Config
-from raypref.rewards.hpsv2 import HPSv2Config
-from raypref.rewards.hpsv3 import HPSv3Config
-from raypref.rewards.imagereward import ImageRewardConfig
+from pydantic import BeforeValidator, SerializeAsAny
+
+from raypref.config import InputError, Tables, build
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.realism import RealismConfig
-from raypref.rewards.unifiedreward import UnifiedRewardConfig
-from raypref.rewards.vqascore import VQAScoreConfig
-
-EMBEDDERS = ("pickscore", "clipscore", "dinov2")  # those with an `embed`, for the distances
-EMBED_ONLY = ("dinov2",)  # score nothing
-# Models of billions of weights: never in memory beside another one.
-LARGE = (DeQAConfig, HPSv3Config, UnifiedRewardConfig, VQAScoreConfig)
+from raypref.rewards.registry import REWARDS
 
 
-class RewardsConfig(Section):
-    """Reward models besides PickScore, whose section is `pickscore`: curation uses it too.
+def sections() -> dict[str, type[RewardConfig]]:
+    """The rewards with a section in `[rewards]`; PickScore's is `[pickscore]`: curation uses it."""
+    return {name: kind for name, kind in REWARDS.items() if kind is not PickScoreConfig}
 
-    A field's name is the reward's name in `metrics.rewards`, in the scores and in the tables.
+
+def rewards_of(given: Any) -> dict[str, RewardConfig]:
+    """The settings of every reward from those that are given, nested by name.
+
+    Raises:
+        InputError: a name or key is unknown or a value is wrong; names the key.
     """
-
-    imagereward: ImageRewardConfig = ImageRewardConfig()
-    unifiedreward: UnifiedRewardConfig = UnifiedRewardConfig()
-    hpsv3: HPSv3Config = HPSv3Config()
-    deqa: DeQAConfig = DeQAConfig()
-    aesthetic: AestheticConfig = AestheticConfig()
-    hpsv2: HPSv2Config = HPSv2Config()
-    clipscore: ClipScoreConfig = ClipScoreConfig()
-    vqascore: VQAScoreConfig = VQAScoreConfig()
-    realism: RealismConfig = RealismConfig()
-    dinov2: DinoV2Config = DinoV2Config()
-
-
-def reward_names() -> list[str]:
-    """Names of all rewards."""
-    return ["pickscore", *(n for n in RewardsConfig.model_fields if n not in EMBED_ONLY)]
-
-
-def embedder_names() -> list[str]:
-    """Names of all embedders."""
-    return [name for name in EMBEDDERS if name in ("pickscore", *RewardsConfig.model_fields)]
-
-
-def reward(name: str, pickscore: PickScoreConfig, others: RewardsConfig) -> RewardConfig:
-    """The settings of one of `reward_names`."""
-    found: RewardConfig = {"pickscore": pickscore, **dict(others)}[name]
+    if not isinstance(given, Mapping):
+        raise InputError(f"rewards={given!r} is a value, not a group of settings")
+    kinds = sections()
+    for name, values in given.items():
+        if name not in kinds:
+            (near,) = difflib.get_close_matches(name, kinds, n=1, cutoff=0.0)
+            raise InputError(
+                f"unknown key 'rewards.{name}'; the nearest reward is '{near}' (--help lists all)"
+            )
+        if not isinstance(values, Mapping | RewardConfig):
+            raise InputError(f"rewards.{name}={values!r} is a value, not a group of settings")
+    found: dict[str, RewardConfig] = {}
+    for name, kind in kinds.items():
+        values = given.get(name, {})
+        known = isinstance(values, RewardConfig)
+        found[name] = values if known else build(kind, values, prefix=f"rewards.{name}.")
     return found
 
 
-def embedder(name: str, pickscore: PickScoreConfig, others: RewardsConfig) -> EmbedderConfig:
-    """The settings of one of `embedder_names`."""
-    found: EmbedderConfig = {"pickscore": pickscore, **dict(others)}[name]
-    return found
+# Built when settings are read: rewards may be registered until then.
+Rewards = Annotated[
+    dict[str, SerializeAsAny[RewardConfig]], BeforeValidator(rewards_of), Tables("", sections)
+]
 
 
-def runtime_env(config: RewardConfig) -> dict[str, Any] | None:
-    """The environment of their own that a reward's workers need, if any."""
-    return config.runtime_env if isinstance(config, DeQAConfig) else None
+def reward(
+    name: str, pickscore: PickScoreConfig, others: Mapping[str, RewardConfig]
+) -> RewardConfig:
+    """The settings of one reward of the registry."""
+    return pickscore if REWARDS[name] is PickScoreConfig else others[name]

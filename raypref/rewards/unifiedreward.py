@@ -6,14 +6,15 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
+from raypref.config import Location, Resources, setting
 from raypref.device import DType
 from raypref.rewards.base import Reward
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 if TYPE_CHECKING:
@@ -41,8 +42,12 @@ QUESTION = (
 _SCORE = re.compile(r"Final Score:[\s*\[]*(\d+(?:\.\d+)?)")
 
 
-class UnifiedRewardConfig(Section):
+class UnifiedRewardConfig(RewardConfig):
     """Which UnifiedReward weights and how."""
+
+    label: ClassVar[str] = "UniRwd"
+    spelt_out: ClassVar[str] = "UnifiedReward"
+    large: ClassVar[bool] = True
 
     model: Location = setting(
         "CodeGoat24/UnifiedReward-qwen-7b", "hub id or folder of the Qwen2.5-VL model"

@@ -8,14 +8,15 @@ scores of different models cannot be compared, so name the model with the number
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
+from raypref.config import InputError, Location, Resources, setting
 from raypref.device import DType
 from raypref.rewards.base import Reward
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
 if TYPE_CHECKING:
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
 KEY = "rewards.vqascore.model"
 
 
-class VQAScoreConfig(Section):
+class VQAScoreConfig(RewardConfig):
     """Which model is asked, and what."""
+
+    label: ClassVar[str] = "VQAScore"
+    digits: ClassVar[int] = 3
+    differentiable: ClassVar[bool] = True
+    large: ClassVar[bool] = True
 
     model: Location = setting(
         "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from training import CPU, photographs, rows_of, training, twin
+from worked_examples import example
 
 from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
@@ -27,7 +27,6 @@ from raypref.images import as_image, encode_png
 from raypref.ledger import Ledger
 from raypref.pipeline import RunConfig
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 LORA = LoraConfig(rank=2, alpha=2)
 
 # On top of the document's: the UNet is told which tokens are padding, by a field of the family's.
@@ -68,8 +67,7 @@ FAMILY = replace(MINE, text_encoder=Encoder, denoiser=Denoiser, conditioning=Mas
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: Any) -> None:
     """Both families, in files that the package does not know."""
-    [example] = re.findall(r"```python\n(\"\"\"Stable.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    (tmp_path / "my_family.py").write_text(example)
+    (tmp_path / "my_family.py").write_text(example("Add a model family"))
     (tmp_path / "my_masked_family.py").write_text(MASKED)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(FAMILIES, "mine", "my_family")

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from worked_examples import ROOT, example
 
 from raypref.ledger import Ledger
 from raypref.sources.index import SourceConfig, digest, fetch, write_index
 from raypref.sources.layouts import REGISTRY
 from raypref.sources.store import SourceError
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def module(tmp_path: Path) -> Path:
     """The file as the page shows it."""
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    section = page.partition("## Add a source layout")[2].partition("\n## ")[0]
-    [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (tmp_path / "mine").mkdir()
     file = tmp_path / "mine" / "titles.py"
-    file.write_text(code, encoding="utf-8")
+    file.write_text(example("Add a source layout"), encoding="utf-8")
     return file
 
 
