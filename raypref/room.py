@@ -1,4 +1,4 @@
-"""No room: what is tried, and told in one line, when a disk or a device's memory is full."""
+"""Out of memory or disk: which errors mean it, and the one line that names the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class NoRoomError(RuntimeError):
     """A disk or a device's memory is full; one line that names the path or setting and the fix.
 
-    Jobs print it without a traceback and fail; what is finished stays, the same command goes on.
+    Jobs print it without a traceback and fail. Finished work stays; the same command resumes.
     """
 
 
@@ -21,7 +21,7 @@ def full_disk(error: BaseException) -> bool:
 
 
 def no_room(error: Exception) -> str:
-    """The line to tell people when this is about room; empty when it is about something else."""
+    """The line for people when disk or memory is full; empty for any other error."""
     if full_disk(error):
         return f"{error}; {MAKE_ROOM}"
     return str(error) if isinstance(error, NoRoomError) else ""
@@ -45,7 +45,7 @@ def too_much(name: str, usual: int, size: int) -> NoRoomError:
     """
     tried = f"resources.batch={usual}" + (f", and again with {size}" if size < usual else "")
     if size > 1:
-        fix = f"set resources.batch of this stage's section to {size // 2} (clusters/README.md)"
+        fix = f"set resources.batch of its section to {size // 2} (clusters/README.md)"
     else:
         fix = "one row is too much: it needs a device with more memory, or fewer models beside it"
-    return NoRoomError(f"stage {name}: memory ran out with {tried}; {fix}")
+    return NoRoomError(f"transform {name}: memory ran out with {tried}; {fix}")

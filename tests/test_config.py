@@ -314,7 +314,7 @@ def test_describe_of_a_run_says_what_flatten_says():
     assert [k for k in told if "NAME" not in k] == [k for k in own if "NAME" not in k]
     # Those of all objectives, with the objectives that have them.
     (margin,) = [line for line in lines if line.startswith("train.NAME.margin ")]
-    assert " dro: m: samples better" in margin
+    assert " dro: m: samples that beat" in margin
     assert all(len(line.split()) > 3 for line in lines), "a setting without a meaning"
 
 
