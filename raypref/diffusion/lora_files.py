@@ -177,7 +177,7 @@ def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
         return None
     data = read_bytes(join(folder, PEFT_CONFIG))
     if data is None:
-        raise InputError(f"{key}: {path} needs {PEFT_CONFIG} beside it, for its alpha")
+        raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, for its alpha")
     try:
         config: dict[str, Any] = dict(json.loads(data))
     except (ValueError, TypeError, RecursionError) as error:
