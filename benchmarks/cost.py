@@ -18,7 +18,9 @@ LOOK = 1 / 120  # core seconds: decode, crop, colorfulness (passes.py)
 CROP = 1 / 60  # core seconds: decode, crop, PNG and back (passes.py)
 LIST = 52e-6  # seconds of the driver: an entry of a shard (driver.py)
 TABLES = 18e-6  # seconds of the driver: duplicates, mean, a wave, tables for people (driver.py)
-ROWS = 500  # bytes a photograph in index, measured, scored and photos: 200 (scale.py) and captions
+ROWS = (
+    500  # bytes per photograph in index, measured, scored and photos: 200 (scale.py) and captions
+)
 PAIR = 1.0e6  # bytes of a pair: photograph and twin as PNG of 512x512, mask
 RETAINED = 0.5  # share above the mean colorfulness
 PASSING = 4041 / 10475  # share of pairs whose gap is visible (paper section 3.2)
@@ -26,7 +28,7 @@ COPY = 5 * PAIR  # bytes of the driver a selected pair: parts of made pairs read
 AHEAD = 2 * 64  # pairs a worker makes beyond the last one needed: two blocks (nodes.py)
 EFFICIENCY = 0.98  # of 16 devices' time while all have work (nodes.py)
 START = 60.0  # seconds of a pass until its workers have their models: assumed
-DRIVER = 1e9  # bytes a second that the driver's node reads: assumed
+DRIVER = 1e9  # bytes per second that the driver's node reads: assumed
 
 
 class Cost(NamedTuple):
@@ -71,11 +73,11 @@ class Hardware(NamedTuple):
     workers: int  # of passes 2 and 3; each has one GPU if there are any
     readers: int  # cores on which each of them reads in pass 2; one in pass 3
     device: str  # what a worker's models run on: GPU (its seconds are assumed) or CPU
-    look: float  # core seconds a photograph of pass 1
-    crop: float  # core seconds a photograph before the models of passes 2 and 3
+    look: float  # core seconds per photograph of pass 1
+    crop: float  # core seconds per photograph before the models of passes 2 and 3
     score: float  # device seconds
     pair: float  # device seconds
-    read: float  # bytes a second of all nodes, from the store of the photographs: assumed
+    read: float  # bytes per second of all nodes, from the store of the photographs: assumed
     hour: float  # price of an hour of all nodes: assumed
 
 

@@ -116,7 +116,7 @@ def main() -> None:
         ledger = getattr(curation, name)
         size = sum(part.stat().st_size for part in Path(ledger.path).iterdir())
         rows, parts = ledger.count(), len(ledger.parts())
-        print(f"{name}: {rows} rows in {parts} parts, {size / max(rows, 1):.0f} bytes a row")
+        print(f"{name}: {rows} rows in {parts} parts, {size / max(rows, 1):.0f} bytes per row")
     for name, peak in sorted(watch.peaks.items(), key=lambda item: -item[1]):
         print(f"{name:<42} {peak:7.0f} MiB at most")
 

@@ -183,7 +183,7 @@ def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
 
 
 def time_ours(what: Case, objective: str, data: PairData, *, seed: int) -> tuple[float, float]:
-    """Steps/s, and forwards a sample: their number is drawn with each rollout's stop."""
+    """Steps/s, and forwards per sample: their number is drawn with each rollout's stop."""
     steps = what.steps[objective]
     rollout = {"rollout_steps": ROLLOUT} if objective == "dro" else {}
     training = OBJECTIVES[objective](
@@ -264,7 +264,7 @@ def main() -> None:
                 f"ours {statistics.median(ours):.3f} steps/s, "
                 f"ratio {statistics.median(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds of {steps} steps), "
-                f"{statistics.mean(forwards):.1f} forwards a sample; "
+                f"{statistics.mean(forwards):.1f} forwards per sample; "
                 f"cache of 512 pairs: {512 * a_pair * statistics.median(theirs):.0f} plain steps",
                 flush=True,
             )

@@ -110,7 +110,7 @@ def _short_folder() -> dict[str, str]:
     if len(os.fsencode(f"{folder}/{SOCKET}")) <= LONGEST_SOCKET:
         return {}
     log.warning(
-        "%s is too long for Ray's sockets, which go to /tmp/ray; RAY_TMPDIR names another folder",
+        "the path %s is too long for Ray's sockets; using /tmp/ray (RAY_TMPDIR sets another one)",
         folder,
     )
     return {"_temp_dir": "/tmp/ray"}

@@ -77,15 +77,15 @@ class Resources(Section):
     workers: int = setting(
         1, "actors in the pool; 0: stateless tasks on every free core", affects_result=False, ge=0
     )
-    batch: int = setting(8, "rows a worker takes at once", affects_result=False, ge=1)
+    batch: int = setting(8, "rows per batch of a worker", affects_result=False, ge=1)
     num_cpus: float = setting(
         1.0,
-        "CPU cores a worker holds; with a GPU, blocks it reads meanwhile",
+        "CPU cores per worker; with a GPU, also how many blocks it reads ahead",
         affects_result=False,
         ge=0,
     )
-    num_gpus: float = setting(0.0, "GPUs a worker holds; 0 runs on CPU", affects_result=False, ge=0)
-    memory_gib: float = setting(0.0, "memory a worker holds (GiB)", affects_result=False, ge=0)
+    num_gpus: float = setting(0.0, "GPUs per worker; 0 runs on CPU", affects_result=False, ge=0)
+    memory_gib: float = setting(0.0, "memory per worker (GiB)", affects_result=False, ge=0)
 
 
 S = TypeVar("S", bound=Section)
@@ -276,7 +276,7 @@ def _read(model: type[Section], source: str, extended_by: tuple[Path, ...] = ())
     beside = extended_by[-1].parent if extended_by else Path()
     path = beside / source if source.endswith(".toml") else PRESETS / f"{source}.toml"
     if path in extended_by:
-        raise InputError(f"{path}: extends leads back to the file itself")
+        raise InputError(f"{path}: extends ends in a cycle")
     if not path.is_file():
         known = ", ".join(presets())
         raise InputError(f"no preset or TOML file '{source}'; presets are: {known}")

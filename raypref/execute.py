@@ -39,7 +39,7 @@ PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluat
 
 
 def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
-    """What each step would do, a line each, without doing it."""
+    """What each step would do, one line per step, without doing it."""
     lines = []
     for step in run.steps:
         outlook = _outlook(step) if is_part(step, only) else "not part of this job"

@@ -11,7 +11,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class NoRoomError(RuntimeError):
     """A disk or a device's memory is full; one line that names the path or setting and the fix.
 
-    Jobs print it without a traceback and fail; what is finished stays, the same command goes on.
+    Jobs print it without a traceback and fail. Finished work stays; the same command resumes.
     """
 
 

@@ -220,8 +220,8 @@ def _download(named: HubId, name: str, *, key: str, fix: str) -> Path:
     if isinstance(found, Path):
         return found
     raise InputError(
-        f"{key}: {name} of '{named}' is missing: not in the local cache, and the model hub did not "
-        f"give it ({found}). On a machine with network: {fix}"
+        f"{key}: {name} of '{named}' is missing: it is not in the local cache and could not be "
+        f"fetched from the model hub ({found}). On a machine with network: {fix}"
     )
 
 

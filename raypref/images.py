@@ -86,11 +86,11 @@ class ImageConfig(Section):
     min_side: int = setting(64, "smallest side accepted, pixels", ge=1)
     max_aspect: float = setting(4.0, "largest ratio of the long to the short side", ge=1.0)
     max_pixels: int = setting(
-        50_000_000, "most pixels accepted, told from the header", ge=1, le=178_000_000
+        50_000_000, "most pixels accepted, checked in the header", ge=1, le=178_000_000
     )  # above 179 million Pillow refuses by itself
     max_bytes: int = setting(64 * 2**20, "most encoded bytes accepted", ge=1)
     near_duplicates: bool = setting(
-        False, "drop photographs that look like another, told by a perceptual hash"
+        False, "drop photographs that look like another, found by a perceptual hash"
     )
     animated: Literal["reject", "first_frame"] = setting(
         "reject", "what to do with animated GIF, PNG, WebP and AVIF"

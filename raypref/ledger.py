@@ -43,7 +43,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a local path or URI, and the path within it.
 
     Raises:
-        InputError: it is no such address, or there is no such person's home.
+        InputError: the URI is invalid, or `~user` does not exist.
     """
     try:
         if "://" in path:

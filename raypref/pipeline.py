@@ -68,7 +68,7 @@ class RunConfig(CurateConfig):
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
     training_seed: int = setting(
-        0, "added to seed in trainings alone: others of the same settings, from the same pairs"
+        0, "added to seed in trainings only: the same settings with other random numbers"
     )
     evaluate: GenerateConfig = GenerateConfig()
     rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
@@ -82,7 +82,7 @@ class RunConfig(CurateConfig):
 
 @dataclass(frozen=True)
 class Step:
-    """One arrow of the run: done when its ledgers are complete. Without any it always runs."""
+    """One step: done when all its ledgers are complete; always runs if it has none."""
 
     name: str
     # Called late: a job that only curates must not need a prompt file to know its ledgers.
@@ -183,7 +183,7 @@ class Run:
         }
         others = other_loras(self.config.evaluate.loras)
         if taken := sorted({*others} & {*self.labels}):
-            raise InputError(f"evaluate.loras.{taken[0]}: the run has a model of this name itself")
+            raise InputError(f"evaluate.loras.{taken[0]}: the run already has a model of this name")
         return trained | others
 
     @cached_property

@@ -39,13 +39,13 @@ class StreamConfig(Section):
 
     block_rows: int = setting(
         64,
-        "rows a block of models' work: what a kill can cost each worker",
+        "rows per block of models' work: what a kill can cost each worker",
         affects_result=False,
         ge=1,
     )
     part_rows: int = setting(
         256,
-        "rows a part in passes over all inputs, before pairs are made",
+        "rows per shard in passes over all inputs, before pairs are made",
         affects_result=False,
         ge=1,
     )
@@ -309,7 +309,7 @@ def _follow(
             log.warning("%s: %s", progress.label, line)
             told.add(line)
         rejected += int(part["rejected"])
-        note = f"{rejected} rejected"
+        note = f"{rejected} dropped"
         if worker.need.workers:  # of tasks nobody knows how many ran at once
             busy += part["busy"] / worker.need.workers
             note += f", workers busy {busy / (time.monotonic() - began):.0%}"

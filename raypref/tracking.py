@@ -57,7 +57,7 @@ class TrackingConfig(Section):
 
 
 class Tracker:
-    """One MLflow run, or nothing where MLflow is off or out of reach.
+    """One MLflow run, or nothing where MLflow is off or unreachable.
 
     Args:
         config: where to.
@@ -126,7 +126,7 @@ class Tracker:
         # MLflow lets errors of SQLAlchemy, its migrations, drivers and HTTP through.
         except Exception as error:
             told = without_secrets(uri or storage), without_secrets(first_line(error))
-            log.warning("tracking: MLflow at %s is out of reach (%s); continuing without it", *told)
+            log.warning("tracking: MLflow at %s is unreachable (%s); continuing without it", *told)
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record metrics of one step."""
@@ -168,7 +168,7 @@ class Tracker:
             self._try(lambda client, run, part=part: client.log_batch(run, metrics=part))
 
     def artifact(self, path: str, folder: str = "") -> None:
-        """Store a file, local or on an object store, with the run; one that is not there is not."""
+        """Store a file, local or on an object store, with the run; missing files are skipped."""
         if self.client is None:
             return
         with TemporaryDirectory() as scratch:
@@ -178,7 +178,7 @@ class Tracker:
                     return
                 copy.write_bytes(data)
             except OSError as error:
-                log.warning("tracking: %s could not be read (%s) and is left out", path, error)
+                log.warning("tracking: %s could not be read (%s) and is not stored", path, error)
                 return
             self._try(lambda client, run: client.log_artifact(run, str(copy), folder or None))
 
@@ -201,9 +201,12 @@ class Tracker:
                     time.sleep(0.2 * 2**attempt)
                     continue
                 if isinstance(error, MlflowException) and error.error_code == REFUSED:
-                    log.warning("tracking: MLflow refuses a record (%s); it is left out", error)
+                    log.warning("tracking: MLflow refused a record (%s); it is skipped", error)
                     return
-                log.warning("tracking: lost MLflow (%s); continuing without it", first_line(error))
+                log.warning(
+                    "tracking: MLflow stopped answering (%s); continuing without it",
+                    first_line(error),
+                )
                 self.client = None
                 return
 
@@ -220,7 +223,7 @@ def _goes_on(client: mlflow.MlflowClient, run_id: str) -> bool:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        log.info("tracking: the earlier run is gone (%s); beginning a new one", error)
+        log.info("tracking: the earlier run no longer exists (%s); starting a new one", error)
         return False
     return True
 

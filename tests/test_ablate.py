@@ -184,7 +184,7 @@ def test_the_base_models_images_are_the_same_for_all_rows(tiny):
         ),
         ({"times": {"run": 2}}, "times: 'run' is not a number"),
         ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
-        ({"model": "stage7"}, "model=stage7: the run has base, stage1"),
+        ({"model": "stage7"}, "model=stage7: the models of the run are base, stage1"),
         ({"set": {"evaluate.prompts": "/no/file.txt"}}, "/no/file.txt"),
         ({"set": {"evaluate.loras": {"a": "/none"}}}, "evaluate.loras.a: no pytorch_lora_weights"),
     ],
@@ -208,7 +208,7 @@ def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):
         ),
         (
             "title = 'x'\n[[rows]]\nname = 'a'\n[[claims]]\nsays = 'c'\ncontrast = {b = 1}",
-            "claims name rows that are not there: ['b']",
+            "claims name unknown rows: ['b']",
         ),
         ("title = ", "not valid TOML"),
     ],
@@ -255,7 +255,7 @@ def test_estimates_come_from_what_was_measured(tiny, tmp_path):
     (folder / "config.toml").write_text(
         '[base]\nmodel = "tiny:sd15"\n[train.stage1]\nbatch = 8\nresources = {workers = 2}\n'
     )
-    # Twice the samples a step, four times the steps: 40 s became 320 s.
+    # Twice the samples per step, four times the steps: 40 s became 320 s.
     cost = Rates(str(tmp_path)).cost(steps["stage1"])
     assert cost
     assert (cost.seconds, cost.gpus, cost.bytes) == (320.0, 0.0, 8000.0)

@@ -110,7 +110,7 @@ def test_memory_that_runs_out_later_costs_no_finished_row(helpers):
 )
 def test_half_the_batch_was_too_much_as_well(batch, most, calls, says, helpers):
     model = Double(batch=batch, most=most)
-    with pytest.raises(NoRoomError, match=f"^stage double: memory ran out with {says}"):
+    with pytest.raises(NoRoomError, match=f"^transform double: memory ran out with {says}"):
         in_batches(model, counted(9), helpers=helpers)
     assert len(model.shapes) == calls
 

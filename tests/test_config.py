@@ -30,7 +30,7 @@ REQUIRED = {
     "sd35m": ["source.path=photos", "evaluate.prompts=prompts.txt"],
 }
 
-# method.md sections 1 to 5, SD-1.5; the numbers are the paper's and its released code's.
+# docs/method.md, SD-1.5; the numbers are the paper's and its released code's.
 PAPER_SD15 = {
     "images.size": 512,
     "color.enabled": True,
@@ -115,7 +115,7 @@ def test_a_preset_comes_back_from_the_toml_it_resolves_to(name, tmp_path):
     assert load(RunConfig, str(written)) == config
 
 
-# Where SD-3.5-M differs: method.md sections 2 to 5.
+# Where SD-3.5-M differs (docs/method.md).
 PAPER_SD35M = {
     "base.family": "sd35m",
     "base.model": "stabilityai/stable-diffusion-3.5-medium",
@@ -314,7 +314,7 @@ def test_describe_of_a_run_says_what_flatten_says():
     assert [k for k in told if "NAME" not in k] == [k for k in own if "NAME" not in k]
     # Those of all objectives, with the objectives that have them.
     (margin,) = [line for line in lines if line.startswith("train.NAME.margin ")]
-    assert " dro: m: samples better" in margin
+    assert " dro: m: samples that beat" in margin
     assert all(len(line.split()) > 3 for line in lines), "a setting without a meaning"
 
 

@@ -64,7 +64,7 @@ def test_masks_are_no_photographs_without_captions(tmp_path):
     files(tmp_path, captioned("a", "b") | photos("a.mask.png", "b.mask.png", "c.0001.png"))
     files(tmp_path, {"c.0001.txt": "c"})
     assert lines(tmp_path) == [
-        "2 pictures are no photographs: a.mask.png lies beside a.jpg and has no caption of its own"
+        "2 images are not photographs: a.mask.png lies beside a.jpg and has no caption of its own"
     ]
 
 

@@ -144,7 +144,7 @@ def test_the_originals_layouts(tmp_path: Path) -> None:
         Prompt("a cat", {"style": "anime"}),
         Prompt("a ship", {"style": "concept-art"}),
     ]
-    dpg = tmp_path / "prompts"  # TencentQQGYLab/ELLA: one prompt a file
+    dpg = tmp_path / "prompts"  # TencentQQGYLab/ELLA: one prompt per file
     dpg.mkdir()
     (dpg / "0.txt").write_text("An expansive field.\n")
     (dpg / "partiprompts12.txt").write_text("A dog.")

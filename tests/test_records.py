@@ -195,7 +195,7 @@ def test_a_parquet_file_of_paths(root: Path) -> None:
     ("layout", "file", "content", "says"),
     [
         ("hpdv3", None, "", "there is no all.json"),
-        ("hpdv3", "all.json", "{", "all.json is not sound JSON"),
+        ("hpdv3", "all.json", "{", "all.json is not valid JSON"),
         ("hpdv3", "all.json", "{}", "all.json must hold a list"),
         ("civitai", "prompts.json", "[]", "prompts.json must map"),
         ("pickapic", "a.parquet", None, "no label_0 column"),

@@ -306,7 +306,7 @@ def test_a_place_that_is_none_is_named(photos, tmp_path):
         "absent": "no folder or file",
         "empty": "no photographs in",
         "photos": "3 photographs in .* but not one caption",
-        "photos/a.jpg": "is a file, and none of .parquet, .tar, .jsonl",
+        "photos/a.jpg": "is a file, but not one of .parquet, .tar, .jsonl",
     }
     for name, says in places.items():
         with pytest.raises(InputError, match=f"source.path: .*{says}") as caught:

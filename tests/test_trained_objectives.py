@@ -43,7 +43,7 @@ def test_sft_trains_on_the_photograph_alone(tmp_path: Path) -> None:
 def test_every_objective_of_the_settings_is_there() -> None:
     for name in OBJECTIVES:
         assert training(objective=name).objective == name
-    with pytest.raises(InputError, match=r"^train\.mine\.objective='ppo': there are dro, dpo, "):
+    with pytest.raises(InputError, match=r"^train\.mine\.objective='ppo': use dro, dpo, "):
         load(RunConfig, "tiny", ["train.mine.objective=ppo"])
 
 

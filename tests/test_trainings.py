@@ -75,10 +75,10 @@ def test_what_one_training_says_another_takes_over_unless_it_says_so_itself():
         ("train.stage1.beta=1", "train.stage1.beta is a setting of the objective dpo, ipo, hinge"),
         ("train.stage2.bta=1", "unknown key 'train.stage2.bta'; the nearest known key is 'train.s"),
         ("train.mine.lr=1", "train.mine.objective is required: one of dro, dpo, ipo"),
-        ("train.pairs.objective=dpo", "train.pairs: the name is a folder's of the run"),
+        ("train.pairs.objective=dpo", "train.pairs: the name becomes a folder of the run"),
         ("stage2.beta=1", "'stage2.beta' is 'train.stage2.beta' now"),
         ("stage1.resources.workers=1", "'stage1.resources.workers' is 'train.stage1.resources.wor"),
-        ('train=["sft"]', "train=['sft']: the trainings of a run are named by 'trainings' now"),
+        ('train=["sft"]', "train=['sft']: the trainings of a run are listed in 'trainings' now"),
     ],
 )
 def test_a_key_that_a_training_has_not_is_refused_in_one_line(given, says):
@@ -147,7 +147,7 @@ def test_a_start_that_is_not_there_is_refused(train, starts, message):
 
 
 def test_an_unknown_training_is_refused():
-    with pytest.raises(InputError, match="there are stage1, stage2, stage2_alone, sft"):
+    with pytest.raises(InputError, match="use stage1, stage2, stage2_alone, sft"):
         settle("stage3")
     with pytest.raises(InputError, match="train"):
         load(RunConfig, "tiny", ["trainings=[]"])

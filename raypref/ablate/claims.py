@@ -113,7 +113,10 @@ def _contrast(
 def _by_seed(
     part: pd.DataFrame, weights: Mapping[str, float], *, failed: Collection[str]
 ) -> list[float]:
-    """The contrast in each training seed; rows of one seed serve all, but if others failed."""
+    """The contrast per training seed.
+
+    A row that was trained with one seed is reused for every seed, unless its other seeds failed.
+    """
     means = part.groupby(["model", "training_seed"])["score"].mean()
     values = []
     for seed in sorted(part["training_seed"].unique()):

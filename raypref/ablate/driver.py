@@ -126,7 +126,7 @@ def _distinct(rows: Iterable[PlannedRow]) -> list[PlannedRow]:
 def _shared(
     rows: Sequence[PlannedRow], ran: Sequence[PlannedRow], failed: dict[tuple[str, str], str]
 ) -> dict[tuple[str, str], str]:
-    """Failures of rows that show what a row of another table would have shown."""
+    """Failures of rows that failed in another table, where the same row was run."""
     reasons = {
         _identity(row): failed[row.table, row.name]
         for row in ran

@@ -27,18 +27,21 @@ class SweepConfig(Section):
 
     seeds: int = setting(1, "trainings of each row, from the same pairs", ge=1)
     at_once: int = setting(
-        0, "rows at once; 0: as many as the cluster has room for", affects_result=False, ge=0
+        0,
+        "rows at once; 0: as many as the cluster has cores and GPUs for",
+        affects_result=False,
+        ge=0,
     )
-    retries: int = setting(1, "more attempts at a row that broke", affects_result=False, ge=0)
+    retries: int = setting(1, "further attempts at a row that failed", affects_result=False, ge=0)
     diffusion_dpo: str = setting(
         "",
-        "network aligned by Diffusion-DPO, to compare with and to go on from: "
+        "network aligned by Diffusion-DPO, to compare with and to start from: "
         "mhdang/dpo-sd1.5-text2image-v1 or its folder",
     )
     spo: str = setting("", "network aligned by SPO, to compare with (SD-1.5): repository or folder")
     flowgrpo: str = setting(
         "",
-        "LoRA aligned by Flow-GRPO, to compare with and to go on from (SD-3.5-M): repository or "
+        "LoRA aligned by Flow-GRPO, to compare with and to start from (SD-3.5-M): repository or "
         "folder",
     )
     partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
@@ -125,7 +128,7 @@ def step_names(run: Run, model: str) -> list[str]:
     align = run.alignment
     known = [BASE, *align.starts, *align.trainings]
     if model not in known:
-        raise InputError(f"model={model}: the run has {', '.join(known)}")
+        raise InputError(f"model={model}: the models of the run are {', '.join(known)}")
     trained = align.trainings
     chain = align_plan.lineage(model, trained) if model in trained else []
     brought = model in align.starts or any(

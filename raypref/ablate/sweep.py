@@ -78,7 +78,7 @@ def turn(held: Any, step: Step) -> Iterator[None]:
     holder, waits = uuid.uuid4().hex, False
     while not ray.get(held.take.remote(paths := _touched(step), holder)):
         if not waits:
-            log.info("%s: another row is at it; waiting", step.name)
+            log.info("%s: another row is running this step; waiting", step.name)
         waits = True
         time.sleep(POLL_SECONDS)
     ended, lost = threading.Event(), threading.Event()

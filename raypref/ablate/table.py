@@ -33,7 +33,7 @@ class Row(Section):
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings that differ, by dotted key"
     )
-    times: dict[str, float] = Field({}, description="settings that are so many times the base's")
+    times: dict[str, float] = Field({}, description="settings as multiples of the base's")
     copy_: dict[str, str] = Field(
         {}, alias="copy", description="settings taken from others; an empty one is not given"
     )
@@ -63,12 +63,12 @@ class Search(Section):
     """An open-ended sweep: settings are drawn, weak ones are stopped early."""
 
     space: dict[str, tuple[Value, ...] | Range] = Field(..., description="values by dotted key")
-    metric: str = setting("pickscore", "what decides; its direction is known")
+    metric: str = setting("pickscore", "metric to optimise; its direction is known")
     samples: int = setting(16, "settings tried", ge=1)
     by: Literal["optuna", "random"] = setting("optuna", "optuna: Bayesian (TPE); random")
     budget: str = setting("train.stage2.steps", "training length that grows from rung to rung")
     rungs: int = setting(1, "evaluations of a row on its way to the whole budget; 1: no ASHA", ge=1)
-    factor: int = setting(2, "a rung has so many times the budget of the one before", ge=2)
+    factor: int = setting(2, "budget of a rung, as a multiple of the rung before", ge=2)
 
     def budgets(self, whole: int) -> list[int]:
         """The budget at each rung, rising to the whole."""
@@ -150,7 +150,7 @@ def _check(table: Table, path: Path) -> None:
         raise InputError(f"{path}: every row needs a name of its own; there are: {rows}")
     unknown = {name for claim in table.claims for name in claim.contrast} - set(rows)
     if unknown:
-        raise InputError(f"{path}: claims name rows that are not there: {sorted(unknown)}")
+        raise InputError(f"{path}: claims name unknown rows: {sorted(unknown)}")
 
 
 def labelled(row: Row, settings: Section) -> str:

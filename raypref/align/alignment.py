@@ -105,8 +105,8 @@ class Alignment:
         workers, key = training.resources.workers, f"train.{name}"
         if not 1 <= workers <= training.batch:
             raise InputError(
-                f"{key}.resources.workers={workers}: every worker takes a share of a step's "
-                f"samples, so it is 1 to {key}.batch={training.batch}"
+                f"{key}.resources.workers={workers}: it must be 1 to {key}.batch={training.batch}, "
+                "since every worker takes a share of a step's samples"
             )
 
     def check_starts(self) -> None:

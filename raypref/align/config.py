@@ -37,30 +37,28 @@ class TrainingConfig(Section):
     # Whether samples are drawn from the policy, a copy of the learner.
     uses_policy: ClassVar[bool] = False
 
-    objective: str = setting(..., "what is minimised; it decides which other keys there are")
+    objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
         "",
-        "another training, whose settings hold where this one gives none of its own",
+        "another training, whose settings are the defaults of this one",
         affects_result=False,
     )
-    label: str = setting(
-        "", "name for people; empty: its name in the settings", affects_result=False
-    )
+    label: str = setting("", "display name; empty: its name in the settings", affects_result=False)
     start: str = setting(
         "base",
         "base, another training, @NAME (where that training starts), or LoRA weights (diffusers or "
         "peft layout): folder, file, OWNER/REPO or OWNER/REPO/FILE on the hub",
     )
     draws: str = setting(
-        "", "stream of random numbers: trainings with the same one see the same samples; empty: own"
+        "", "stream of random numbers: trainings that share one see the same samples; empty: own"
     )
     reference: Literal["start", "base"] = setting(
-        "start", "the frozen model it is compared with: what it starts from, or the base"
+        "start", "the frozen model to compare with: the one it starts from, or the base"
     )
     steps: int = setting(1000, "optimizer steps", ge=1)
     batch: int = setting(256, "samples per optimizer step, over all workers", ge=1)
     micro_batch: int = setting(
-        8, "samples a worker sends through the network at once", affects_result=False, ge=1
+        8, "samples per worker that go through the network at once", affects_result=False, ge=1
     )
     lr: float = setting(1e-4, "learning rate of AdamW", gt=0)
     warmup_steps: int = setting(0, "steps of linear warm-up from 0", ge=0)
@@ -83,14 +81,14 @@ class TrainingConfig(Section):
     )
     max_error_ratio: float = setting(
         2.0,
-        "stop when the error on the chosen images is so many times the reference's, over the last "
-        "256 samples",
+        "stop when the error on the chosen images exceeds the reference's by this factor, over the "
+        "last 256 samples",
         affects_result=False,
         gt=1,
     )
     max_grad_ratio: float = setting(
         1000.0,
-        "stop when the gradient's norm is so many times its median over the last 50 steps",
+        "stop when the gradient norm exceeds its median over the last 50 steps by this factor",
         affects_result=False,
         gt=1,
     )
@@ -105,7 +103,7 @@ class TrainingConfig(Section):
     )
     min_workers: int = setting(
         0,
-        "go on with so few workers when hosts are lost; 0: wait for all of resources.workers",
+        "fewest workers to continue with when hosts are lost; 0: wait for all of resources.workers",
         affects_result=False,
         ge=0,
     )
@@ -178,7 +176,8 @@ class RolloutConfig(TrainingConfig):
     rollout_steps: int = setting(20, "solver steps of a whole trajectory", ge=1, le=1000)
     rollout_batch: int = setting(
         32,
-        "samples a worker rolls out at once; no gradients are kept, so more than micro_batch",
+        "samples per worker that are rolled out at once; no gradients are kept, so more than "
+        "micro_batch",
         affects_result=False,
         ge=1,
     )

@@ -70,7 +70,7 @@ def chosen_images(
 def policy_trajectories(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Samples:
-    """Diffusion-DRO: the photograph against a state on the policy's way, as released for SD-1.5.
+    """Diffusion-DRO: the photograph against a state of the policy's trajectory (SD-1.5's release).
 
     The rejected side is the policy's state at one uniformly drawn step of a rollout at CFG 1, its
     target the policy's own prediction there. The chosen side is the photograph at the same

@@ -46,8 +46,8 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
     """The trainings from their tables; what one does not say, the one that it is `like` does."""
     if not isinstance(tables, Mapping):
         raise InputError(
-            f"train={tables!r}: the trainings of a run are named by 'trainings' now; [train.NAME] "
-            "holds the settings of one"
+            f"train={tables!r}: the trainings of a run are listed in 'trainings' now; [train.NAME] "
+            "holds the settings of one training"
         )
     found: dict[str, TrainingConfig] = {}
     for name, table in tables.items():
@@ -58,8 +58,8 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
             raise InputError(f"train.{name}={table!r} is a value, not a table of settings")
         if not re.fullmatch(r"[a-z0-9][\w-]*", name) or name in RESERVED:
             raise InputError(
-                f"train.{name}: the name is a folder's of the run: letters, digits, '_' and '-', "
-                f"and none of {', '.join(sorted(RESERVED))}"
+                f"train.{name}: the name becomes a folder of the run: use letters, digits, '_' and "
+                f"'-', and none of {', '.join(sorted(RESERVED))}"
             )
         found[name] = _training(name, _resolved(name, tables))
     return found
@@ -84,7 +84,7 @@ def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
     kind = OBJECTIVES.get(values["objective"])
     if kind is None:
         raise InputError(
-            f"train.{name}.objective={values['objective']!r}: there are {', '.join(OBJECTIVES)}"
+            f"train.{name}.objective={values['objective']!r}: use {', '.join(OBJECTIVES)}"
         )
     for key in values:
         owners = [of for of, other in OBJECTIVES.items() if key in other.model_fields]
@@ -154,7 +154,8 @@ def in_order(
 
     for name in names:
         if name not in trainings:
-            raise InputError(f"trainings={list(names)}: there are {', '.join(trainings)}")
+            known = ", ".join(trainings)
+            raise InputError(f"trainings={list(names)}: no training {name}; use {known}")
         if names.count(name) > 1:
             raise InputError(f"trainings={list(names)}: {name} is listed twice")
         if name not in found:

@@ -1,8 +1,8 @@
-"""Where the policy is after part of its own denoising, or after all of it.
+"""The policy's own denoising: its state at one step, or its finished image.
 
 Diffusion-DRO asks for the policy's state at one uniformly drawn step of an n-step trajectory. The
-steps after it are never looked at, so they are not run: the distribution is the same and (n+1)/2
-forwards a sample do the work of n.
+steps after it are never looked at, so they are not run: the distribution is the same, with (n+1)/2
+forwards per sample instead of n.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raypref.diffusion.families.conditioning import Conditioning
 from raypref.diffusion.samplers import Solver
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
-MakeSolver = Callable[[Tensor], Solver]  # of a grid of timesteps, a column a sample
+MakeSolver = Callable[[Tensor], Solver]  # of a grid of timesteps, one column per sample
 
 
 class PolicyState(NamedTuple):
@@ -45,7 +45,7 @@ def policy_states(
         make_solver: the denoiser's solver.
         start_BCHW: Gaussian noise.
         prompts: the captions.
-        grid_nB: timesteps, descending, a column a sample, on the CPU.
+        grid_nB: timesteps, descending, one column per sample, on the CPU.
         stop_B: index of the step wanted, 0 .. n-1, on the CPU.
     """
     device = start_BCHW.device
@@ -88,7 +88,7 @@ def finished_images(
         make_solver: the denoiser's solver.
         start_BCHW: Gaussian noise.
         prompts: the captions.
-        grid_nB: timesteps, descending, a column a sample, on the CPU.
+        grid_nB: timesteps, descending, one column per sample, on the CPU.
     """
     solver, timesteps_nB = make_solver(grid_nB), grid_nB.to(start_BCHW.device)
     x = start_BCHW

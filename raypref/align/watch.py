@@ -29,7 +29,7 @@ class DivergedError(FloatingPointError):
 
 
 class _OnItsWay(NamedTuple):
-    """Metrics of a step whose values may still be being computed."""
+    """Metrics of a step whose values may still be in flight on the device."""
 
     step: int
     began: float
@@ -122,13 +122,13 @@ class Watch:
             if not math.isfinite(metrics[key]):
                 raise DivergedError(
                     f"{self.name}: {key} is {metrics[key]} at step {step}; the last good "
-                    f"checkpoint is kept. Lower train.{self.name}.lr or look at the data"
+                    f"checkpoint is kept. Lower train.{self.name}.lr or check the data"
                 )
         self._judge_gradient(step)
         if told := self.training.health(self.history, key=f"train.{self.name}"):
             raise DivergedError(
                 f"{self.name}: at step {step}, {told}; no checkpoint was written after that. "
-                f"Lower train.{self.name}.lr or look at the data"
+                f"Lower train.{self.name}.lr or check the data"
             )
 
     def _judge_gradient(self, step: int) -> None:
@@ -139,5 +139,5 @@ class Watch:
             raise DivergedError(
                 f"{self.name}: grad_norm is {now:.3g} at step {step}, more than "
                 f"{key}.max_grad_ratio={self.training.max_grad_ratio:g} times the {usual:.3g} that "
-                f"was usual; the last good checkpoint is kept. Lower {key}.lr or look at the data"
+                f"was usual; the last good checkpoint is kept. Lower {key}.lr or check the data"
             )

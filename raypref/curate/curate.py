@@ -61,7 +61,7 @@ class PassesConfig(Section):
     exhaustive: bool = setting(
         False,
         "make a pair of every retained photograph, as the paper did, instead of stopping when "
-        "top_k have passed; the same pairs, and the funnel tells how many would pass",
+        "top_k have passed; the same pairs, and the funnel shows how many would pass",
     )
 
 

@@ -44,7 +44,7 @@ class PerturbConfig(Section):
     dtype: DType = setting("float32", "precision of the inpainter")
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
-    strength: float = setting(1.0, "1 repaints from pure noise; pixart knows no other", gt=0, le=1)
+    strength: float = setting(1.0, "1 repaints from pure noise; pixart supports only 1", gt=0, le=1)
     paste: bool = setting(
         False,
         "put the photograph's own pixels back around the repainted region; the released code does "

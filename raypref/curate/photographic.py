@@ -79,7 +79,7 @@ class Photographic:
         return self.inputs([as_image(row["chosen"]) for row in rows])
 
     def compute(self, batch: dict[str, Tensor]) -> Tensor:
-        """Log-likelihood, up to a constant an image, of "yes" and "no": float32 [B, 2]."""
+        """Log-likelihood, up to a constant per image, of "yes" and "no": float32 [B, 2]."""
         import torch
 
         logits_BLV = self.model(**moved(batch, self.model.device)).logits

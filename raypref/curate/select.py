@@ -47,7 +47,7 @@ def ignored_profiles(measured: Ledger) -> int:
 def repeated_ids(measured: Ledger) -> list[str]:
     """Ids of repeated content (same bytes, same caption), all but the smallest of each.
 
-    Two scans: the first keeps eight bytes a row and tells which keys may be repeated.
+    Two scans: the first keeps eight bytes per row and finds the keys that may be repeated.
     """
     prefixes = np.fromiter(
         (int(row["key"][:16], 16) for row in measured.rows(["key"], where=SOUND)), np.uint64

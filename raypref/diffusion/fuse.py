@@ -62,7 +62,10 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
 
 
 def _move(scratch: Path, folder: str) -> None:
-    """Copy a folder to where it belongs, each file whole, what makes it a pipeline last."""
+    """Copy a folder, file by file, each atomically.
+
+    `model_index.json` comes last, so a partial copy never loads as a pipeline.
+    """
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == "model_index.json"):
         copy_in(path, join(folder, str(path.relative_to(scratch))))

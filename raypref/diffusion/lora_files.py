@@ -80,7 +80,7 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
     others = [n for n in values if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
     if len(ranks) != 1 or others:
         what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
-        raise InputError(f"{key}: {path} holds {what}; a start is one plain LoRA of one rank")
+        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
     (rank,) = ranks
     alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
     folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
@@ -135,7 +135,7 @@ def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
         odd = given is not None and given.numel() != 1
         if odd or down is None or up is None or min(down.dim(), up.dim()) < 2 or not len(down):
             what = f"no sound lora_down, lora_up and alpha for {layer}"
-            raise InputError(f"{key}: {path} has {what}; write it anew with the trainer it is of")
+            raise InputError(f"{key}: {path} has {what}; save it again with its own trainer")
         rank = len(down)
         alpha = rank if given is None else float(given)
         dotted = layer.removeprefix(KOHYA_PREFIX).replace("_", ".")
@@ -146,7 +146,7 @@ def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
         alphas.add(alpha)
     if len(ranks) != 1 or len(tensors) > 3 * len(layers):
         what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
-        raise InputError(f"{key}: {path} holds {what}; a start is one plain LoRA of one rank")
+        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
     return Found(values, ranks.pop(), float(max(alphas)), path)
 
 
@@ -177,7 +177,7 @@ def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
         return None
     data = read_bytes(join(folder, PEFT_CONFIG))
     if data is None:
-        raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, which says its alpha")
+        raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, for its alpha")
     try:
         config: dict[str, Any] = dict(json.loads(data))
     except (ValueError, TypeError, RecursionError) as error:
@@ -186,7 +186,7 @@ def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
     extras = [extra for extra in PEFT_EXTRAS if config.get(extra)]
     if config.get("peft_type") != "LORA" or extras:
         what = ", ".join(extras) or f"peft_type {config.get('peft_type')}"
-        raise InputError(f"{key}: {path} was made with {what}; a start is one plain LoRA")
+        raise InputError(f"{key}: {path} was made with {what}; a training starts from a plain LoRA")
     return config
 
 
@@ -204,7 +204,7 @@ def _scale(
                 json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
             )
         except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{where} has metadata that are no JSON object") from None
+            raise InputError(f"{where} has metadata that is not a JSON object") from None
         alpha = kept.get(f"{component}.lora_alpha", rank)
         root = bool(kept.get(f"{component}.use_rslora"))
     if not isinstance(alpha, int | float) or alpha <= 0:

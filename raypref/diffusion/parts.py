@@ -49,7 +49,7 @@ def check_base(base: BackboneConfig) -> None:
     if config.get("in_channels") != family(base.family).channels:
         raise InputError(
             f"base.model: the {component} of '{base.model}' reads {config.get('in_channels')} "
-            f"channels, that of {base.family} {family(base.family).channels}"
+            f"channels; the family {base.family} needs {family(base.family).channels}"
         )
     if base.network:
         where = network.locate_network(base.network, component=component)

@@ -33,7 +33,7 @@ class Solver(Protocol):
 
 
 def jittered_grid(*, steps: int, train_steps: int, offsets_B: Tensor) -> Tensor:
-    """Descending places in the training schedule, one column a sample.
+    """Descending indices of the training schedule, one column per sample.
 
     Args:
         steps: solver steps n.
@@ -41,7 +41,7 @@ def jittered_grid(*, steps: int, train_steps: int, offsets_B: Tensor) -> Tensor:
         offsets_B: integer jitter per sample, each in [0, T // n).
 
     Returns:
-        Places in the schedule [n, B], int64: `arange(n) * (T // n)` reversed, plus the offset.
+        Indices of the schedule [n, B], int64: `arange(n) * (T // n)` reversed, plus the offset.
     """
     ratio = train_steps // steps
     grid = torch.arange(steps - 1, -1, -1) * ratio
@@ -109,5 +109,5 @@ class FlowEuler:
 
 
 def _like(values_B: Tensor, x_BCHW: Tensor) -> Tensor:
-    """A number a sample, to multiply latents by."""
+    """One number per sample, to multiply latents by."""
     return values_B.to(x_BCHW.device, x_BCHW.dtype).view(-1, 1, 1, 1)

@@ -4,7 +4,7 @@
 under the Gaussian kernel exp(-d^2 / (2 * 10^2)), times 1000. No normal distribution is assumed and
 the estimate is unbiased, so a few hundred images do. It is computed here without pairs of one
 prompt: images of one prompt are alike, which would make a set look tighter than it is, and a
-bootstrap that draws a prompt twice would count it as a twin.
+bootstrap that draws a prompt twice would compare its images with themselves.
 
 **FID** (Heusel et al. 2017): the Frechet distance of the normal distributions fitted to both sets,
 here of the same embeddings (as in "FID on CLIP"; the classical one takes Inception's), times 1000.
@@ -33,7 +33,7 @@ def cmmd_summary(
     """CMMD of every model to the reference, with intervals over prompts.
 
     Args:
-        embeddings: one row an image: `model`, `prompt_id`, `embedding` (unit length).
+        embeddings: one row per image: `model`, `prompt_id`, `embedding` (unit length).
         reference_MD: embeddings of the real images, of unit length.
         base: the model that gains are measured against (a negative gain is closer).
         resamples: bootstrap samples; the same prompts are drawn for every model.

@@ -1,7 +1,7 @@
 """The evaluation graph on one screen: models and prompts in, images, scores and tables out.
 
-    images/<model>/                one ledger a model: what it made
-    scores/<model>/<measure>/      one ledger a model and measure: what is said of its images
+    images/<model>/                one ledger per model: its images
+    scores/<model>/<measure>/      one ledger per model and measure: values of its images
     reference/<embedder>/          embeddings of the photographs, for the distances
 
 So a model that is added is generated alone, and a reward that is added reads stored images only.
@@ -44,7 +44,7 @@ FACTS = ("model", "prompt_id", "prompt", "seed")
 class TableConfig(Section):
     """How scores become a table."""
 
-    resamples: int = setting(2000, "bootstrap samples of an interval", ge=100)
+    resamples: int = setting(2000, "bootstrap samples per interval", ge=100)
     published: str = setting("", "table of the paper to print beside ours, such as table3")
     baseline: str = setting(BASE, "the model that win rates are against")
 

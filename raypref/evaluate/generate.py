@@ -41,18 +41,20 @@ class GenerateConfig(Section):
         {}, "more LoRAs to compare: {name = 'folder'}, as of another run", affects_result=False
     )
     seeds: tuple[int, ...] = setting(
-        (42, 123, 456, 789, 1000), "one image a prompt for each; the released code's", min_length=1
+        (42, 123, 456, 789, 1000),
+        "one image per prompt and seed; the released code's",
+        min_length=1,
     )
     seed_mode: Literal["released", "per_prompt"] = setting(
         "released",
-        "released: one noise a seed for all prompts, as the released code; per_prompt: one for "
-        "each prompt and seed",
+        "released: one noise per seed, shared by all prompts, as in the released code; per_prompt: "
+        "one per prompt and seed",
     )
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
     size: int = setting(512, "side of the images in pixels", ge=8, multiple_of=8)
     samples: int = setting(
-        4, "prompts drawn at the steps that a training kept a LoRA of", affects_result=False, ge=0
+        4, "prompts sampled at each step where a training kept a LoRA", affects_result=False, ge=0
     )
     resources: Resources = Resources(batch=8)
 
@@ -115,7 +117,7 @@ def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
 def rows_to_generate(
     prompts: Sequence[str], config: GenerateConfig, models: Sequence[str]
 ) -> pa.Table:
-    """One row an image: id, model, prompt_id, prompt, seed, noise. Models come one after another.
+    """One row per image: id, model, prompt_id, prompt, seed, noise. Models come one after another.
 
     `noise` seeds the image's generator. It is the seed itself, or drawn for the prompt; the same
     for all models either way, so that they can be compared image by image.
@@ -178,7 +180,7 @@ class Generate:
         return rows
 
     def compute(self, batch: list[Row]) -> list[np.ndarray]:
-        """An image a row, 0..1: float32 [H, W, 3].
+        """One image per row, 0..1: float32 [H, W, 3].
 
         Every model of the batch draws all of it, so that it always has one shape.
         """

@@ -30,7 +30,7 @@ def accuracy(pairs: pd.DataFrame, rewards: Sequence[str], *, resamples: int = 20
     ImageRewardDB count no equal ranks: there a pair counts 1 or 0, and equal scores 1/2.
 
     Args:
-        pairs: one row a pair: `prompt`, `label` (1 the first is preferred, 0 the second, 0.5 tie)
+        pairs: one row per pair: `prompt`, `label` (1 the first is preferred, 0 the second, 0.5 tie)
             and for each reward its `<reward>` gap, score of the first minus that of the second;
             NaN where an image got no score.
         rewards: whose columns are read.

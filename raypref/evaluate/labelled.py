@@ -47,12 +47,12 @@ class JudgeConfig(Section):
     )
     layout: Annotated[str, AfterValidator(known("pairs"))] = setting(
         "pickapic",
-        "how it is kept there: pickapic, hpdv2, hpdv3, imagereward, or one of your own "
+        "layout of judge.pairs: pickapic, hpdv2, hpdv3, imagereward, or one of your own "
         "(docs/extending.md)",
     )
     images: Location = setting("", "folder that image paths are relative to; empty: the file's")
     limit: int = setting(0, "use only the first N pairs; 0 uses all", ge=0)
-    min_confidence: float = setting(0.0, "HPDv3: leave out pairs below it", ge=0)
+    min_confidence: float = setting(0.0, "HPDv3: leave out pairs with less confidence", ge=0)
     rewards: tuple[str, ...] = setting(
         ("pickscore",), "rewards that are judged", affects_result=False
     )
@@ -276,7 +276,7 @@ def full_name(ref: Ref, pairs: Store, images: Store) -> str:
 
 
 def _confined(images: Store) -> Callable[[str], None]:
-    """A check of image names, made once for each: InputError for one that leads out."""
+    """A check of image names, made once for each: InputError for one that escapes the root."""
 
     @lru_cache(None)
     def check(name: str) -> None:

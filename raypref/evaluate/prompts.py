@@ -27,7 +27,7 @@ def read_prompts(path: str, *, limit: int | None) -> list[Prompt]:
     four HPDv2 style files hold repeats). Surrounding spaces are no part of a prompt.
 
     Args:
-        path: a file with one prompt a line (`.txt`), or with a column or key `prompt`, `Prompt` or
+        path: a file with one prompt per line (`.txt`), or a column or key `prompt`, `Prompt` or
             `caption` (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`), and maybe `category`,
             `style`, `tag` or `challenge`, and `id`. A `.json` list may hold plain strings. Or a
             folder of such files: the part of their names in which they differ becomes the
@@ -104,7 +104,7 @@ def _file(store: Store, file: str) -> list[Prompt]:
             prompt.text.encode()
         except UnicodeEncodeError:  # JSON can hold what is no text
             text = ascii(prompt.text[:40])
-            raise InputError(f"{where}: prompt {number} holds half a character: {text}") from None
+            raise InputError(f"{where}: prompt {number} is not valid Unicode: {text}") from None
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""Several ledgers filled in one pass: one a model, so that adding a model touches no other's.
+"""Several ledgers filled in one pass: one per model, so that adding a model touches no other's.
 
 Workers load a diffusion model or a reward once and serve all models with it, while what each model
 has is begun, resumed and complete by itself.

@@ -55,7 +55,7 @@ def summarise(
     sampled: dict[int, np.ndarray] = {}
 
     def draws_rn(n_prompts: int) -> np.ndarray:
-        # One matrix a prompt count, so that model and base see the same resampled prompts.
+        # One matrix per number of prompts, so that model and base see the same resampled prompts.
         if n_prompts not in sampled:
             sampled[n_prompts] = draws(n_prompts, resamples, seed)
         return sampled[n_prompts]

@@ -34,7 +34,7 @@ VARIABLES = {
 }
 
 BINS = 48  # of a histogram at most
-POINTS = 600  # points a curve is thinned to; more cannot be told apart at this size
+POINTS = 600  # points per curve after thinning; more cannot be distinguished at this size
 
 
 class Gain(NamedTuple):
@@ -101,7 +101,7 @@ def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) 
 
     Args:
         name: of the metric, for the accessible label.
-        rows: one a model, drawn from top to bottom; at least one.
+        rows: one per model, drawn from top to bottom; at least one.
         digits: decimals of the numbers in the accessible label.
         less: less is better.
     """

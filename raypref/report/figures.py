@@ -47,7 +47,7 @@ def scatter(x_name: str, y_name: str, points: Sequence[Point]) -> str:
     Args:
         x_name: metric of the horizontal axis.
         y_name: metric of the vertical axis.
-        points: one a model; ours are dots, published ones open diamonds.
+        points: one per model; ours are dots, published ones open diamonds.
 
     Returns:
         An `<svg>` element without width and height.
@@ -90,7 +90,7 @@ def bars(name: str, rows: Sequence[Bar], *, digits: int) -> str:
 
     Args:
         name: of the metric, for the accessible label.
-        rows: one a model, from left to right; at least one.
+        rows: one per model, from left to right; at least one.
         digits: decimals of the numbers over the bars.
     """
     drawn, axes = figure(3.4, 2.2)
@@ -131,7 +131,7 @@ def radar(name: str, categories: Sequence[str], lines: Sequence[Line]) -> str:
     Args:
         name: of the metric, for the accessible label.
         categories: at least three, clockwise from the top.
-        lines: one a model; values in the order of the categories, NaN where there is none.
+        lines: one per model; values in the order of the categories, NaN where there is none.
     """
     drawn, axes = figure(4.2, 3.4)
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(categories)) / len(categories)

@@ -52,7 +52,7 @@ CURVES = {
     "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",
     "seconds_per_step": "wall time of one optimizer step",
-    "images_per_second": "photographs a second, each with what it is compared to",
+    "images_per_second": "photographs per second, each with what it is compared to",
 }
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
 GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while both get worse

@@ -71,7 +71,7 @@ def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
         yield "; ".join(part for part in (said, beside) if part)
     if made:
         yield (
-            f"{len(made)} pictures are no photographs: {min(made)} lies beside "
+            f"{len(made)} images are not photographs: {min(made)} lies beside "
             f"{made_of(min(made), seen)} and has no caption of its own"
         )
     if reasons:

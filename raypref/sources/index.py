@@ -288,7 +288,7 @@ def _layout(config: SourceConfig, store: Store) -> str:
             if store.only.endswith(layout.suffixes):
                 return name
         ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
-        raise InputError(f"source.path: '{store.path}' is a file, and none of {ends}")
+        raise InputError(f"source.path: '{store.path}' is a file, but not one of {ends}")
     direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
     for file in store.files():

@@ -30,7 +30,7 @@ def document(store: Store, file: str) -> Any:
     try:
         return json.loads(read(store, file, max_bytes=JSON_BYTES))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{store.path}: {file} is not sound JSON: {error}") from None
+        raise InputError(f"{store.path}: {file} is not valid JSON: {error}") from None
 
 
 def records(store: Store, file: str) -> list[Any]:
@@ -48,7 +48,7 @@ def records(store: Store, file: str) -> list[Any]:
 
 def bad_record(file: str, number: int, side: str = "") -> Row:
     """The row of a record that cannot be used."""
-    problem = f"bad_record: record {number} of {file} is not laid out as its dataset's are"
+    problem = f"bad_record: record {number} of {file} does not have the layout of its dataset"
     return index_row(f"{file}#{number:09d}/{side}", file, None, problem=problem)
 
 

@@ -1,6 +1,6 @@
 """Where a source lies: a local folder, a single file, or a prefix of an object store.
 
-All files of a source are opened here: names are relative to the store and none leads out of it,
+All files of a source are opened here: names are relative to the store and none escapes it,
 but into the folders of source.roots and the store that the source's own links are made from.
 """
 
@@ -130,7 +130,7 @@ class LocalStore:
         yield from ((by, name) for name in sorted(names) if (by := left_out_by(name, results)))
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder, of files and folders. SourceError when its name leads out."""
+        """Names in a folder, of files and folders. SourceError if its name escapes the root."""
         self.check(posixpath.join(folder, "any"))
         return [path.name for path in Path(self.base, folder).iterdir() if _is_text(path.name)]
 
@@ -144,7 +144,7 @@ class LocalStore:
         return File(escaped, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none. SourceError when the name leads out."""
+        """Bytes of a file, None if absent. SourceError if the name escapes the root."""
         self.check(name)
         path = Path(self.base, name)
         try:
@@ -153,7 +153,7 @@ class LocalStore:
             return None
 
     def check(self, name: str) -> None:
-        """SourceError when the name leads out, all links being followed.
+        """SourceError if the name escapes the root, all links being followed.
 
         The file that the person named may be a link anywhere.
         """
@@ -259,20 +259,20 @@ class RemoteStore:
         yield from ((by, name) for name in names if (by := left_out_by(name, results)))
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder, of objects and folders. SourceError when its name leads out."""
+        """Names in a folder, of objects and folders. SourceError if its name escapes the root."""
         self.check(posixpath.join(folder, "any"))
         where = f"{self.base}/{folder}".rstrip("/")
         found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
         return [info.base_name for info in found]
 
     def size(self, name: str) -> int | None:
-        """Bytes of an object; None where there is none. SourceError when the name leads out."""
+        """Bytes of an object, None if absent. SourceError if the name escapes the root."""
         self.check(name)
         info = self.fs.get_file_info(f"{self.base}/{name}")
         return info.size if info.is_file else None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of the objects right below a folder. SourceError when its name leads out."""
+        """Bytes of the objects right below a folder. SourceError if its name escapes the root."""
         self.check(posixpath.join(folder, "any"))
         where = f"{self.base}/{folder}".rstrip("/")
         found = self.fs.get_file_info(pafs.FileSelector(where, allow_not_found=True))
@@ -280,7 +280,7 @@ class RemoteStore:
         return {info.path[start:]: info.size for info in found if info.is_file}
 
     def check(self, name: str) -> None:
-        """SourceError when the name leads out. An object store knows no links, only names."""
+        """SourceError if the name escapes the root. An object store knows no links, only names."""
         if not posixpath.normpath(f"/base/{name}").startswith("/base/") or name.startswith("/"):
             raise SourceError("outside_root", f"{name} points outside the source's folder")
 

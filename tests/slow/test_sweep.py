@@ -118,7 +118,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
 
 
 def _check_tracking(storage: Path) -> None:
-    """A run a table, below it a run a row, with curves, numbers and LoRA."""
+    """One run per table, below it one per row, with curves, numbers and LoRA."""
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "raypref"]
     runs = client.search_runs([experiment.experiment_id])

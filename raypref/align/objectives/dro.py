@@ -23,10 +23,12 @@ class DRO(RolloutConfig):
     """
 
     objective: Literal["dro"] = setting("dro", "Diffusion-DRO: photograph against policy")
-    margin: float = setting(-0.001, "m: samples better than the reference by it stop pushing", le=0)
+    margin: float = setting(
+        -0.001, "m: samples that beat the reference by more have no gradient", le=0
+    )
     policy_state: Literal["trajectory", "final"] = setting(
         "trajectory",
-        "what the photograph is compared with: a state on the policy's way, as released for "
+        "what the photograph is compared with: a state on the policy's trajectory, as released for "
         "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
     )
 
