@@ -1,38 +1,8 @@
-<<<<<<< HEAD:raypref/memory.py
 """Out of memory: how it is recognised, and what is said when half the batch was too much."""
 
 from __future__ import annotations
 
 from raypref.exhausted import NoRoomError
-=======
-"""Out of memory or disk: which errors mean it, and the one line that names the fix."""
-
-from __future__ import annotations
-
-import errno
-
-MAKE_ROOM = "make room on that disk, then give the same command again"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class NoRoomError(RuntimeError):
-    """A disk or a device's memory is full; one line that names the path or setting and the fix.
-
-    Jobs print it without a traceback and fail. Finished work stays; the same command resumes.
-    """
-
-
-def full_disk(error: BaseException) -> bool:
-    """Whether the file system had no space left, or the user's quota is used up."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def no_room(error: Exception) -> str:
-    """The line for people when disk or memory is full; empty for any other error."""
-    if full_disk(error):
-        return f"{error}; {MAKE_ROOM}"
-    return str(error) if isinstance(error, NoRoomError) else ""
->>>>>>> d8dc0145a3817eee6316b83b78298f3241c54709:raypref/room.py
 
 
 def out_of_memory(error: BaseException) -> bool:
