@@ -100,11 +100,11 @@ def all_shapes_and_grounds() -> list[Scene]:
 
 
 def test_a_photograph_follows_from_scene_and_seed():
-    photo = photograph.render(RED_BALL, seed=3)
+    photo = photograph.render_scene(RED_BALL, seed=3)
     assert photo.shape == (64, 64, 3)
     assert photo.dtype == np.uint8
-    np.testing.assert_array_equal(photo, photograph.render(RED_BALL, seed=3))
-    assert (photo != photograph.render(RED_BALL, seed=4)).mean() > 0.5
+    np.testing.assert_array_equal(photo, photograph.render_scene(RED_BALL, seed=3))
+    assert (photo != photograph.render_scene(RED_BALL, seed=4)).mean() > 0.5
     assert world.sample_scenes(5, seed=1) == world.sample_scenes(9, seed=1)[:5]
     assert world.held_out_prompts(5) == world.held_out_prompts(9)[:5]
 
@@ -112,7 +112,7 @@ def test_a_photograph_follows_from_scene_and_seed():
 def test_the_mask_is_where_the_thing_is():
     mask = photograph.object_mask(RED_BALL, seed=3)
     assert (mask.shape, mask.dtype) == ((64, 64), bool)
-    red, green, blue = np.moveaxis(photograph.render(RED_BALL, seed=3).astype(int), 2, 0)
+    red, green, blue = np.moveaxis(photograph.render_scene(RED_BALL, seed=3).astype(int), 2, 0)
     reddish = red > np.maximum(green, blue) + 40
     both, either = (mask & reddish).sum(), (mask | reddish).sum()
     assert both / either > 0.85
@@ -122,14 +122,14 @@ def test_the_mask_is_where_the_thing_is():
 def test_every_shape_is_seen_on_every_ground(scene):
     mask = photograph.object_mask(scene, seed=8)
     assert 0.05 < mask.mean() < 0.5
-    photo = photograph.render(scene, seed=8).astype(float)
+    photo = photograph.render_scene(scene, seed=8).astype(float)
     assert np.linalg.norm(photo[mask].mean(0) - photo[~mask].mean(0)) > 25
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     assert border.mean() < 0.15
 
 
 def test_a_degraded_photograph_is_softer_and_duller_the_more_the_worse():
-    photo = photograph.render(RED_BALL, seed=3)
+    photo = photograph.render_scene(RED_BALL, seed=3)
     np.testing.assert_array_equal(photograph.degrade(photo, 0), photo)
 
     def colour(image):

@@ -11,7 +11,7 @@ from worked_examples import example
 
 from raypref.ablate import claims, results
 from raypref.ablate.driver import plan_text, tables_of
-from raypref.ablate.plan import AblateConfig, load_config, rows_of
+from raypref.ablate.plan import AblateConfig, load_config, planned_rows
 from raypref.ablate.table import Table
 from raypref.config import results_of
 from raypref.evaluate import statistics
@@ -31,7 +31,7 @@ def tiny(tmp_path: Path) -> AblateConfig:
 
 
 def test_its_rows_are_planned(table: dict[str, Table], tiny: AblateConfig) -> None:
-    base, as_it_is, without = rows_of("margins", table["margins"], tiny)
+    base, as_it_is, without = planned_rows("margins", table["margins"], tiny)
     assert base.model == "base" and as_it_is.model == without.model == "stage2"
     assert as_it_is.config is not None and without.config is not None
     ours, theirs = results_of(as_it_is.config.train), results_of(without.config.train)
@@ -64,7 +64,7 @@ def test_its_results_are_shown_and_its_claim_is_tested(table: dict[str, Table]) 
     summary = statistics.summarise(scores, base="base", resamples=50)
     summary = statistics.arranged(summary, first=own.columns)
     found = results.Results(own, scores, summary, {}, {name: name for name in names}, {})
-    lines = results.markdown(found).splitlines()
+    lines = results.table_markdown(found).splitlines()
     assert lines[0] == "## Does the margin matter?"
     assert lines[2] == "| model | PickScore ↑ | Colorfulness ↑ |"
     [line] = [line for line in lines if line.startswith("| no margin |")]
