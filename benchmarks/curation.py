@@ -19,19 +19,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypref.batches import in_batches
-from raypref.cluster import start_ray
-from raypref.config import load
+from raypref.core.config import load
+from raypref.core.ledger import Ledger
+from raypref.core.rows import INDEX, Transform
 from raypref.curate.perturb import Inpaint
-from raypref.curate.photos import Crop, MeasurePhotograph
 from raypref.curate.saliency import Saliency
-from raypref.ledger import Ledger
-from raypref.pipeline import RunConfig
+from raypref.curate.transforms import Crop, MeasurePhotograph
+from raypref.engine.batches import in_batches
+from raypref.engine.cluster import start_ray
+from raypref.engine.stream import StreamConfig, stream
+from raypref.engine.worker import shared_worker
 from raypref.rewards.base import Score
-from raypref.rows import INDEX, Transform
+from raypref.run.pipeline import RunConfig
 from raypref.sources.index import entries
-from raypref.streaming import StreamConfig, stream
-from raypref.worker import shared_worker
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}
 

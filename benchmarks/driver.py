@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import load
-from raypref.curate.curate import Curation
-from raypref.curate.photos import MeasurePhotograph
+from raypref.core.config import load
+from raypref.core.ledger import in_folder
+from raypref.core.rows import REJECT
+from raypref.curate.graph import Curation
 from raypref.curate.publish import publish
 from raypref.curate.select import SOUND, Ranking, mean_colorfulness, next_wave, repeated_ids
-from raypref.ledger import in_folder
-from raypref.pipeline import RunConfig
-from raypref.rows import REJECT
+from raypref.curate.transforms import MeasurePhotograph
+from raypref.run.pipeline import RunConfig
 from raypref.sources.index import write_index
 
 SHARD = 1000

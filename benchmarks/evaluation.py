@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from raypref.batches import in_batches
-from raypref.config import load
+from raypref.core.config import load
+from raypref.core.rows import Row, Transform
+from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, rows_to_generate
-from raypref.images import as_png, open_png
-from raypref.pipeline import RunConfig
+from raypref.images.decode import as_png, open_png
 from raypref.rewards.base import Score
-from raypref.rows import Row, Transform
+from raypref.run.pipeline import RunConfig
 
 IMAGES = 16
 

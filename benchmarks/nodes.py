@@ -20,7 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 from simulation import PASSING, PHOTOGRAPHS, Outcome, run
 
-from raypref.cluster import start_ray
+from raypref.engine.cluster import start_ray
 
 STORE = 100 * 2**20  # bytes of a node's object store; only counts pass through
 

@@ -25,13 +25,13 @@ import ray
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from raypref.cluster import start_ray
-from raypref.curate.colorfulness import colorfulness
-from raypref.curate.photos import Crop, MeasurePhotograph
-from raypref.images import ImageConfig, as_image, center_square, decode
-from raypref.ledger import Ledger
+from raypref.core.ledger import Ledger
+from raypref.curate.transforms import Crop, MeasurePhotograph
+from raypref.engine.cluster import start_ray
+from raypref.engine.stream import Selection, StreamConfig, stream
+from raypref.images.colorfulness import colorfulness
+from raypref.images.decode import ImageConfig, as_image, center_square, decode
 from raypref.sources.index import SourceConfig, entries, write_index
-from raypref.streaming import Selection, StreamConfig, stream
 
 SIZE = 512
 WORKERS = 2

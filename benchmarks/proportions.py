@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from raypref.tiny import models
-from raypref.tiny.cache import cached
+from raypref.demo import models
+from raypref.demo.cache import cached
 
 SIZE = 256
 NARROWER = 4

@@ -24,12 +24,12 @@ import psutil
 import ray
 from PIL import Image
 
-from raypref.cluster import start_ray
-from raypref.config import load
-from raypref.curate.curate import Curation
-from raypref.ledger import in_folder
-from raypref.pipeline import RunConfig
-from raypref.tiny import world
+from raypref.core.config import load
+from raypref.core.ledger import in_folder
+from raypref.curate.graph import Curation
+from raypref.demo import world
+from raypref.engine.cluster import start_ray
+from raypref.run.pipeline import RunConfig
 
 SHARD = 1000
 SIDE = 96

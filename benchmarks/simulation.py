@@ -20,12 +20,12 @@ import pyarrow as pa
 import ray
 from sleeping import SleepingInpainter, SleepingReader
 
-from raypref.cluster import start_ray
-from raypref.config import Resources, load
-from raypref.curate.curate import Curation
-from raypref.ledger import Ledger, in_folder
-from raypref.pipeline import RunConfig
-from raypref.rows import REJECT, Transform
+from raypref.core.config import Resources, load
+from raypref.core.ledger import Ledger, in_folder
+from raypref.core.rows import REJECT, Transform
+from raypref.curate.graph import Curation
+from raypref.engine.cluster import start_ray
+from raypref.run.pipeline import RunConfig
 
 PHOTOGRAPHS, PASSING = 10_475, 4_041
 READING = 0.15  # of the device's time a pair, spent on reading and writing images

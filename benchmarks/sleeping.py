@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypref.config import Resources
-from raypref.rows import Row
+from raypref.core.config import Resources
+from raypref.core.rows import Row
 
 
 class SleepingReader:

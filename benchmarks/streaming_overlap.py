@@ -18,11 +18,11 @@ import pyarrow as pa
 import ray
 from sleeping import SleepingModel
 
-from raypref.cluster import start_ray
-from raypref.config import Resources
-from raypref.kept import release
-from raypref.ledger import Ledger
-from raypref.streaming import StreamConfig, stream
+from raypref.core.config import Resources
+from raypref.core.ledger import Ledger
+from raypref.engine.cluster import start_ray
+from raypref.engine.kept import release
+from raypref.engine.stream import StreamConfig, stream
 
 CASES = {"PickScore of an image": (0.0113, 0.0083), "a pair": (0.106, 0.300)}  # seconds per row
 WORKER = Resources(num_gpus=1, num_cpus=3, batch=8)  # has four blocks in hand

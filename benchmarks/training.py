@@ -35,15 +35,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from raypref.align.cache import FLIPS, PairData
+from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.diffusion import lora
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
-from raypref.diffusion.families.conditioning import Conditioning
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.tiny.photograph import SIZE, render_scene
-from raypref.tiny.world import caption, sample_scenes
+from raypref.demo.photograph import SIZE, render_scene
+from raypref.demo.world import caption, sample_scenes
+from raypref.models import lora
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.models.families.conditioning import Conditioning
+from raypref.models.lora_config import LoraConfig
 
 LORA = LoraConfig()
 CPU = torch.device("cpu")

@@ -17,17 +17,17 @@ from typing import NamedTuple, TypeVar
 
 from raypref.ablate import table
 from raypref.ablate.plan import AblateConfig, load_config
-from raypref.cluster import connected, submitted
-from raypref.config import InputError, Section, load, load_sections, presets, to_toml
-from raypref.diffusion.lora_config import FILE_NAME
-from raypref.evaluate.closing import closing
-from raypref.execute import ALIGN, CURATE, EVALUATE, execute, plan
-from raypref.exhausted import exhausted
-from raypref.judging import JudgingConfig, judge_rewards
-from raypref.key_help import describe
-from raypref.pipeline import Run, RunConfig
-from raypref.progress import duration
-from raypref.versions import own_version
+from raypref.core.config import InputError, Section, load, load_sections, presets, to_toml
+from raypref.core.exhausted import exhausted
+from raypref.core.key_help import describe
+from raypref.core.progress import duration
+from raypref.core.versions import own_version
+from raypref.engine.cluster import connected, submitted
+from raypref.evaluate.summary import closing
+from raypref.judge.job import JudgingConfig, judge_rewards
+from raypref.models.lora_config import FILE_NAME
+from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan
+from raypref.run.pipeline import Run, RunConfig
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raypref.config import Resources
-from raypref.ledger import Ledger
-from raypref.loaded import shared
-from raypref.rows import Row, reject
+from raypref.core.config import Resources
+from raypref.core.ledger import Ledger
+from raypref.core.rows import Row, reject
+from raypref.engine.loaded import shared
 
 COUNT = 23
 NUMBERS = pa.table({"id": [f"{n:03d}" for n in range(COUNT)], "n": list(range(COUNT))})

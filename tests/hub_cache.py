@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from raypref import hub
+from raypref.models import hub
 
 
 def commit(letter: str) -> str:

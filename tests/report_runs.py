@@ -9,9 +9,9 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from raypref.align.watch import StepMetrics
+from raypref.core.ledger import Ledger, write_bytes, write_table
 from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
 from raypref.evaluate import statistics, tables
-from raypref.ledger import Ledger, write_bytes, write_table
 from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.report.views import ReportData

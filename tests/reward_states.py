@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from raypref.tiny import models, photograph, world
+from raypref.demo import models, photograph, world
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])

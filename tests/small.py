@@ -43,9 +43,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from raypref.curate.u2net import U2NETP
-from raypref.tiny import models
-from raypref.tiny.cache import cached
+from raypref.demo import models
+from raypref.demo.cache import cached
+from raypref.models.u2net import U2NETP
 
 # The seed under which random towers score the world's photographs most like trained ones: about
 # 22 on average, and some degraded twins above their photograph and some below.

@@ -21,7 +21,7 @@ from raypref.ablate.plan import (
     planned_rows,
 )
 from raypref.ablate.table import Row, Table
-from raypref.config import InputError, replaced
+from raypref.core.config import InputError, replaced
 from raypref.evaluate import tables
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import torch
 from reward_states import clip_pixels, small_clip, tiny_world, wide, write_clip
 from transformers import CLIPModel
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.aesthetic import AestheticConfig, load_head
 
 PLACES = (0, 2, 4, 6, 7)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from raypref.alone import only_job_in
-from raypref.config import InputError
+from raypref.core.config import InputError
+from raypref.core.job_lock import only_job_in
 
 HOLD = """
 import sys
-from raypref.alone import only_job_in
+from raypref.core.job_lock import only_job_in
 with only_job_in(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

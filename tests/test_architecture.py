@@ -65,11 +65,11 @@ REGISTRIES = {"sources.layouts"}
 # of the large libraries: see test_lazy_start.py.)
 WITHOUT_RAY = [
     "raypref.align.loop",
-    "raypref.curate.u2net",
-    "raypref.diffusion.fuse",
-    "raypref.diffusion.parts",
-    "raypref.diffusion.families.sd15",
-    "raypref.diffusion.families.sd3",
+    "raypref.models.u2net",
+    "raypref.models.fuse",
+    "raypref.models.checks",
+    "raypref.models.families.sd15",
+    "raypref.models.families.sd3",
     "raypref.report.page",
 ]
 

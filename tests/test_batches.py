@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypref.batches import AHEAD, Device, in_batches
-from raypref.config import Resources
-from raypref.exhausted import NoRoomError
-from raypref.rows import Row, reject
+from raypref.core.config import Resources
+from raypref.core.exhausted import NoRoomError
+from raypref.core.rows import Row, reject
+from raypref.engine.batches import AHEAD, Device, in_batches
 
 
 class Double:

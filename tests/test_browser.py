@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 from report_runs import gather, make, scene, write_page
 
+from raypref.core.ledger import Ledger, write_bytes
 from raypref.evaluate import statistics
-from raypref.ledger import Ledger, write_bytes
 from raypref.report.collect import _mlflow, prompt_gains
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

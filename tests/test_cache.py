@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import ImageOps
 from training import BASE, CPU, photographs, rows_of
 
-from raypref.align.cache import (
+from raypref.align.latents import (
     UNCONDITIONAL,
     CacheConfig,
     Encode,
@@ -17,12 +17,12 @@ from raypref.align.cache import (
     read_pairs,
     rows_to_encode,
 )
-from raypref.batches import in_batches
-from raypref.config import Resources
+from raypref.core.config import Resources
+from raypref.core.ledger import Ledger
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.backbone import load_encoder
-from raypref.images import encode_png
-from raypref.ledger import Ledger
+from raypref.engine.batches import in_batches
+from raypref.images.decode import encode_png
+from raypref.models.backbone import load_encoder
 
 FLOAT32 = BASE.model_copy(update={"dtype": "float32"})
 

@@ -14,10 +14,10 @@ from corpus import encode, scene
 
 from raypref import __version__, cli
 from raypref.cli import COMMANDS, Given
-from raypref.config import InputError, flatten, load, presets
-from raypref.execute import EVALUATE, _require_steps_before, plan
-from raypref.key_help import describe
-from raypref.pipeline import Run, RunConfig
+from raypref.core.config import InputError, flatten, load, presets
+from raypref.core.key_help import describe
+from raypref.run.execute import EVALUATE, _require_steps_before, plan
+from raypref.run.pipeline import Run, RunConfig
 
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]

@@ -11,7 +11,7 @@ from reward_states import clip_pixels, small_clip, tiny_world, wide, write_base,
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.clipscore import ClipScore, ClipScoreConfig
 
 SMALL = small_clip(16)

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from raypref.evaluate.closing import closing
 from raypref.evaluate.statistics import SUMMARY
+from raypref.evaluate.summary import closing
 
 NAN = (np.nan,) * 3
 LABELS = {"base": "base", "both": "stage 1 + stage 2"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from raypref import cluster
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.engine import cluster
 
 NEED = Resources(workers=3, num_cpus=1, num_gpus=1)
 

@@ -16,11 +16,11 @@ import yaml
 from kuberay_fields import manifest_faults
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raypref.config import Resources, load, results_of
-from raypref.curate.curate import Curation
-from raypref.ledger import in_folder
-from raypref.pipeline import RunConfig
-from raypref.worker import shared_worker
+from raypref.core.config import Resources, load, results_of
+from raypref.core.ledger import in_folder
+from raypref.curate.graph import Curation
+from raypref.engine.worker import shared_worker
+from raypref.run.pipeline import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "clusters"

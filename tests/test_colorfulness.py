@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypref.curate.colorfulness import ColorConfig, colorfulness
-from raypref.images import ImageConfig, center_square, decode
+from raypref.images.colorfulness import ColorConfig, colorfulness
+from raypref.images.decode import ImageConfig, center_square, decode
 
 
 def written_out(image: Image.Image) -> float:

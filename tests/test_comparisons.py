@@ -7,8 +7,8 @@ from training import LORA, denoiser, pairs, training
 from raypref.align.config import TrainingConfig
 from raypref.align.experience import Draw
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Samples
-from raypref.diffusion import lora
-from raypref.diffusion.families.base import Denoiser
+from raypref.models import lora
+from raypref.models.families.base import Denoiser
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 PLAIN = training("dpo", caption_dropout=0.0, flip=0.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raypref.diffusion.families.conditioning import (
+from raypref.models.families.conditioning import (
     Conditioning,
     from_row,
     put,
@@ -20,8 +20,8 @@ from raypref.diffusion.families.conditioning import (
     to_row,
     twice,
 )
-from raypref.diffusion.families.sd3 import SD3Conditioning
-from raypref.diffusion.families.sd15 import SD15Conditioning
+from raypref.models.families.sd3 import SD3Conditioning
+from raypref.models.families.sd15 import SD15Conditioning
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from raypref.config import (
+from raypref.core.config import (
     InputError,
     Resources,
     Section,
@@ -19,10 +19,10 @@ from raypref.config import (
     setting,
     to_toml,
 )
-from raypref.fingerprints import changed_keys, fingerprint
-from raypref.key_help import describe
-from raypref.messages import without_secrets
-from raypref.pipeline import RunConfig
+from raypref.core.fingerprints import changed_keys, fingerprint
+from raypref.core.key_help import describe
+from raypref.core.messages import without_secrets
+from raypref.run.pipeline import RunConfig
 
 REQUIRED = {
     "tiny": [],

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_architecture import MODULES, own_imports
 
-from raypref.config import InputError
-from raypref.hub import hub_id
+from raypref.core.config import InputError
+from raypref.models.hub import hub_id
 from raypref.rewards.deqa import PINS, DeQA, DeQAConfig
 
 IMAGES = [scene(i, size=size) for i, size in enumerate([(60, 60), (90, 40), (40, 91), (28, 28)])]

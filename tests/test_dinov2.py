@@ -12,7 +12,7 @@ from reward_states import tiny_world, wide
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.dinov2 import DinoV2, DinoV2Config
 
 MEAN = np.array([0.485, 0.456, 0.406])

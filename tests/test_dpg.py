@@ -9,8 +9,9 @@ import pytest
 from corpus import scene
 from PIL import Image
 
-from raypref.batches import in_batches
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.core.rows import Row
+from raypref.engine.batches import in_batches
 from raypref.evaluate.dpg import (
     AskQuestions,
     Question,
@@ -18,8 +19,7 @@ from raypref.evaluate.dpg import (
     image_score,
     read_questions,
 )
-from raypref.images import encode_png
-from raypref.rows import Row
+from raypref.images.decode import encode_png
 
 HEADER = (
     "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"

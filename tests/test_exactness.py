@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import BASES, LORAS, denoiser, photographs, run, training, twin
 
 from raypref.align.residuals import LEARNER
-from raypref.diffusion import lora
+from raypref.models import lora
 
 FAMILIES = {"sd15": SD15, "sd35m": SD3}
 COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}

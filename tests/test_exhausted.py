@@ -12,8 +12,8 @@ from small_disk import resize, small_disk
 
 from raypref import cli
 from raypref.align import checkpoints
-from raypref.exhausted import NoRoomError
-from raypref.ledger import Ledger
+from raypref.core.exhausted import NoRoomError
+from raypref.core.ledger import Ledger
 
 MIB = 2**20
 

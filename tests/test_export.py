@@ -13,10 +13,10 @@ import pytest
 from corpus import encode, scene
 from PIL import Image
 
+from raypref.core.ledger import Ledger
+from raypref.core.rows import Row, content_key
 from raypref.curate.export import export
 from raypref.curate.publish import PAIRS
-from raypref.ledger import Ledger
-from raypref.rows import Row, content_key
 
 COUNT = 70
 

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 from training import BASES, CPU
 
-from raypref.config import InputError, load
-from raypref.diffusion.backbone import load_autoencoder, load_pipeline
-from raypref.diffusion.families.registry import FAMILIES, family
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.diffusion.parts import bare_network, check_adapter, check_base, check_side
-from raypref.pipeline import RunConfig
+from raypref.core.config import InputError, load
+from raypref.models.backbone import load_autoencoder, load_pipeline
+from raypref.models.checks import bare_network, check_adapter, check_base, check_side
+from raypref.models.families.registry import FAMILIES, family
+from raypref.models.lora_config import LoraConfig
+from raypref.run.pipeline import RunConfig
 
 PRESETS = Path(__file__).parents[1] / "raypref" / "presets"
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from raypref.fingerprints import changed_keys, fingerprint
+from raypref.core.fingerprints import changed_keys, fingerprint
 
 
 def test_a_fingerprint_does_not_depend_on_order_or_process():
@@ -12,7 +12,7 @@ def test_a_fingerprint_does_not_depend_on_order_or_process():
     here = fingerprint(settings)
     assert here == fingerprint(dict(sorted(settings.items())))
     code = (
-        "from raypref.fingerprints import fingerprint\n"
+        "from raypref.core.fingerprints import fingerprint\n"
         "print(fingerprint({'c': 'ü', 'a': 0.1, 'b': [1, 2]}))"
     )
     there = subprocess.run(

@@ -9,11 +9,11 @@ from test_folder import files, photos
 from test_shards import JPEG, OTHER, shard
 from test_sources import index
 
-from raypref.curate.curate import CurateConfig, Curation
-from raypref.ledger import in_folder
+from raypref.core.ledger import in_folder
+from raypref.curate.graph import CurateConfig, Curation
+from raypref.engine.stream import StreamConfig
 from raypref.sources.found import findings
 from raypref.sources.store import locate
-from raypref.streaming import StreamConfig
 
 
 def lines(root: Path, **settings: object) -> list[str]:
@@ -83,7 +83,7 @@ def test_curation_says_it_before_any_pass(tmp_path, monkeypatch, caplog):
     def no_pass(*arguments: object, **options: object) -> None:
         raise FirstPass
 
-    monkeypatch.setattr("raypref.curate.curate.stream", no_pass)
+    monkeypatch.setattr("raypref.curate.graph.stream", no_pass)
     root = files(tmp_path / "photos", captioned("a") | photos("b.jpg", ".trash/c.jpg"))
     config = CurateConfig(source={"path": str(root)})
     with pytest.raises(FirstPass):

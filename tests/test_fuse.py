@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import ModelCard
 
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.config import InputError, results_of
-from raypref.diffusion import lora
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser
-from raypref.diffusion.fuse import fuse
-from raypref.diffusion.lora_config import LoraConfig
+from raypref.core.config import InputError, results_of
+from raypref.models import lora
+from raypref.models.backbone import BackboneConfig, load_denoiser
+from raypref.models.fuse import fuse
+from raypref.models.lora_config import LoraConfig
 from raypref.report.card import model_card
 
 BASE = BackboneConfig(model=str(small.path("sd15")))

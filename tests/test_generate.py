@@ -13,20 +13,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from raypref.batches import in_batches
-from raypref.config import InputError, build
-from raypref.diffusion import lora
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
-from raypref.diffusion.families.conditioning import Conditioning
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.evaluate.generate import (
-    BASE,
-    Generate,
-    GenerateConfig,
-    other_loras,
-    rows_to_generate,
-)
-from raypref.rows import Row
+from raypref.core.config import InputError, build
+from raypref.core.rows import Row
+from raypref.engine.batches import in_batches
+from raypref.evaluate.generate import BASE, Generate, GenerateConfig, other_loras, rows_to_generate
+from raypref.models import lora
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.models.families.conditioning import Conditioning
+from raypref.models.lora_config import LoraConfig
 
 TINY = BackboneConfig(model=str(small.path("sd15")))
 CONFIG = GenerateConfig(prompts="tiny:prompts", seeds=(42, 7), steps=3, size=64, limit=2)

@@ -12,7 +12,7 @@ import corpus
 import numpy as np
 import pytest
 
-from raypref.images import BadImage, ImageConfig, decode, encode_png, open_png
+from raypref.images.decode import BadImage, ImageConfig, decode, encode_png, open_png
 
 STAND_IN = """
 from io import BytesIO
@@ -45,7 +45,7 @@ def test_heic_is_read_where_its_decoder_is_installed(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from raypref.images import BadImage, ImageConfig, decode, encode_png
+from raypref.images.decode import BadImage, ImageConfig, decode, encode_png
 for name in ("sound", "damaged", "no"):
     try:
         image = decode(Path(sys.argv[1], name + ".heic").read_bytes(), ImageConfig())

@@ -20,7 +20,7 @@ from reward_states import (
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.hpsv2 import HPSv2, HPSv2Config, key_table, letterboxed, to_transformers
 
 SMALL = small_clip(24)

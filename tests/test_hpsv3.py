@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers import Qwen2VLModel as Backbone
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.hpsv3 import INSTRUCTION, HPSv3, HPSv3Config, make_head, renamed, split
 
 PROMPTS = ["a red ball", "two dogs on a long meadow in the rain", "a {text_prompt} sign"]

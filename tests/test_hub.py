@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from raypref.config import InputError
-from raypref.hub import model_folder, weight_file
-from raypref.messages import first_line
-from raypref.tiny import checkpoints
+from raypref.core.config import InputError
+from raypref.core.messages import first_line
+from raypref.demo import checkpoints
+from raypref.models.hub import model_folder, weight_file
 
 ORIGIN = "https://example.org/u2net"
 

@@ -25,19 +25,19 @@ from published_layout import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from raypref.batches import in_batches
-from raypref.config import InputError, load
+from raypref.core.config import InputError, load
+from raypref.core.rows import Row
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.saliency import Saliency, SaliencyConfig
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
-from raypref.diffusion.families.sd15 import SD15Conditioning
+from raypref.demo import photograph, world
+from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate
-from raypref.execute import execute
-from raypref.images import as_png, encode_png
-from raypref.pipeline import Run, RunConfig
+from raypref.images.decode import as_png, encode_png
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.models.families.sd15 import SD15Conditioning
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rows import Row
-from raypref.tiny import photograph, world
+from raypref.run.execute import execute
+from raypref.run.pipeline import Run, RunConfig
 
 CPU = torch.device("cpu")
 

@@ -19,20 +19,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_architecture import MODULES
 
-from raypref import hub
 from raypref.align import plan
-from raypref.cluster import PASSED_ON
-from raypref.config import InputError, load, results_of
+from raypref.core.config import InputError, load, results_of
 from raypref.curate.perturb import PerturbConfig
-from raypref.diffusion import lora_files
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
-from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
-from raypref.diffusion.parts import check_adapter, check_base, check_side
-from raypref.execute import _open_record
-from raypref.pipeline import Run, RunConfig
+from raypref.engine.cluster import PASSED_ON
+from raypref.models import hub, lora_formats
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.models.checks import check_adapter, check_base, check_side
+from raypref.models.lora_config import FILE_NAME, LoraConfig
 from raypref.report.collect import _facts
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.vlm import VisionLanguage, checked_folder
+from raypref.run.execute import _open_record
+from raypref.run.pipeline import Run, RunConfig
 
 OLD, NEW, NEWEST = commit("a"), commit("b"), commit("c")
 CPU = torch.device("cpu")
@@ -239,9 +238,9 @@ def test_a_lora_to_start_from(cache):
         f"some/lora@v1/{FILE_NAME}": 1.0,
         f"some/lora@{OLD}": 1.0,
     }.items():
-        found = lora_files.read_lora(ref, key="train.stage1.start", component="unet")
+        found = lora_formats.read_lora(ref, key="train.stage1.start", component="unet")
         assert {v.unique().item() for v in found.values.values()} == {value}, ref
-        assert lora_files.identity(ref, key="train.stage1.start") == ref
+        assert lora_formats.identity(ref, key="train.stage1.start") == ref
         assert plan.is_weights(ref, ())
 
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 from PIL import ImageCms
 
-from raypref.icc import other_than_srgb, profile_name
+from raypref.images.icc import other_than_srgb, profile_name
 
 
 def made(kind: str) -> bytes:

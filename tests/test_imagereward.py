@@ -19,7 +19,7 @@ from reward_states import (
 )
 from transformers import BlipTextModel, BlipVisionModel
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.imagereward import (
     UNUSED,
     ImageReward,

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageCms
 from test_icc import named
 
-from raypref.config import results_of
-from raypref.images import (
+from raypref.core.config import results_of
+from raypref.images.decode import (
     FORMATS,
     IGNORED_PROFILE,
     BadImage,

@@ -13,16 +13,16 @@ from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image, ImageOps
 from training import BASES, CPU, LORAS, photographs, rows_of, training, twin
 
-from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
-from raypref.batches import in_batches
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.core.ledger import Ledger
+from raypref.core.rows import Row
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.backbone import load_denoiser, load_encoder
+from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import as_image, encode_png
-from raypref.ledger import Ledger
-from raypref.rows import Row
+from raypref.images.decode import as_image, encode_png
+from raypref.models.backbone import load_denoiser, load_encoder
 
 FOLDER = small.path("sd15-inpaint")
 BASE = BASES["sd15_inpaint"].model_copy(update={"dtype": "float32"})

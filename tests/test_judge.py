@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raypref.config import InputError, Resources, build, results_of
-from raypref.evaluate import judge
-from raypref.evaluate.labelled import JudgeConfig, Judging, Load, Properties
+from raypref.core.config import InputError, Resources, build, results_of
+from raypref.core.ledger import Ledger
+from raypref.engine.stream import StreamConfig
 from raypref.evaluate.metrics import PROPERTIES, properties
-from raypref.images import encode_png
-from raypref.ledger import Ledger
+from raypref.images.decode import encode_png
+from raypref.judge import statistics as judge
+from raypref.judge.pairs import JudgeConfig, Judging, Load, Properties
 from raypref.report.judged import render
 from raypref.rewards.config import RewardConfig
 from raypref.sources.base import Pair, Ref
-from raypref.streaming import StreamConfig
 
 # ------------------------------------------------------------------ numbers
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from raypref import hub
-from raypref.config import InputError, flatten, load, load_sections, results_of
-from raypref.judging import JudgingConfig, judge_rewards
-from raypref.pipeline import RunConfig
+from raypref.core.config import InputError, flatten, load, load_sections, results_of
+from raypref.judge.job import JudgingConfig, judge_rewards
+from raypref.models import hub
+from raypref.run.pipeline import RunConfig
 
 
 def judging(source: str, *overrides: str) -> JudgingConfig:
@@ -89,7 +89,7 @@ def test_its_workers_load_the_commits_that_it_found(tmp_path: Path, monkeypatch)
     def start() -> None:
         raise InputError(os.environ[hub.COMMITS])
 
-    monkeypatch.setattr("raypref.judging.start_ray", start)
+    monkeypatch.setattr("raypref.judge.job.start_ray", start)
     with pytest.raises(InputError) as told:
         judge_rewards(config)
     assert json.loads(str(told.value)) == {"some/model@v1": "a" * 40}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from raypref.config import Resources
-from raypref.kept import keep, release
+from raypref.core.config import Resources
+from raypref.engine.kept import keep, release
 
 
 class Started:

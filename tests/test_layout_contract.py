@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from layout_examples import EXAMPLES, FIRST, OTHER, SECOND
 
-from raypref.config import InputError, build
-from raypref.evaluate.labelled import JudgeConfig, Load
+from raypref.core.config import InputError, build
+from raypref.core.rows import INDEX
 from raypref.evaluate.prompts import read_prompts
-from raypref.images import ImageConfig, decode, encode_png
-from raypref.rows import INDEX
+from raypref.images.decode import ImageConfig, decode, encode_png
+from raypref.judge.pairs import JudgeConfig, Load
 from raypref.sources.base import Layout, Pair
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.layouts import REGISTRY, giving

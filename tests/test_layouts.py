@@ -12,7 +12,7 @@ from test_folder import files, photos
 from test_shards import shard
 from test_sources import JPEG, captions, index
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.index import SourceConfig, digest
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.core.ledger import Ledger, join, read_bytes, write_bytes
 
 SETTINGS = {"train.stage1.lr": 1e-4, "seeds": (1, 2), "name": "ü"}
 

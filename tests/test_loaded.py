@@ -2,7 +2,7 @@
 
 import gc
 
-from raypref.loaded import shared, used_by
+from raypref.engine.loaded import shared, used_by
 from raypref.rewards.clipscore import ClipScoreConfig
 
 

@@ -14,7 +14,7 @@ from raypref.align.experience import Draw
 from raypref.align.loop import milestone
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
 from raypref.align.watch import DivergedError
-from raypref.diffusion import lora
+from raypref.models import lora
 
 DRO = training(
     objective="dro", steps=6, batch=4, micro_batch=4, lr=2e-5, rollout_steps=5, policy_lag=4

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from raypref.config import InputError
-from raypref.diffusion import lora, lora_files
-from raypref.diffusion.lora_config import LoraConfig
+from raypref.core.config import InputError
+from raypref.models import lora, lora_formats
+from raypref.models.lora_config import LoraConfig
 
 
 def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
@@ -30,7 +30,7 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
         deltas[layer] = up @ down * (alpha / 4)
     save_file(tensors, tmp_path / "kohya.safetensors")
     file = str(tmp_path / "kohya.safetensors")
-    found = lora_files.read_lora(file, key="train.stage1.start", component="unet")
+    found = lora_formats.read_lora(file, key="train.stage1.start", component="unet")
     assert found.rank == 4
     assert {name.rpartition(".lora_")[0] for name in found.values} == set(layers)
     for layer, delta in deltas.items():
@@ -44,7 +44,7 @@ def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path
     lora.attach(unet, config, names=("learner",), seed=1)
     values = {k: torch.randn(v.shape) for k, v in lora.state(unet, "learner").items()}
     lora.save(values, config, folder=str(tmp_path), component="unet")
-    lora_files.write_kohya(str(tmp_path), component="unet")
+    lora_formats.write_kohya(str(tmp_path), component="unet")
     tensors = load_file(tmp_path / "kohya.safetensors")
     # The names that kohya's trainer gives, and ComfyUI looks for.
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
@@ -52,7 +52,7 @@ def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path
         *tensors
     }
     assert len(tensors) == 3 * len(values) // 2
-    found = lora_files.read_lora(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
+    found = lora_formats.read_lora(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
     for name in (key.removesuffix(".lora_A.weight") for key in values if ".lora_A." in key):
         a, b = (values[f"{name}.lora_{part}.weight"] for part in "AB")
         ours, theirs = (found.values[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -60,7 +60,7 @@ def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path
 
 
 def test_a_transformers_lora_has_no_such_file(tmp_path):
-    lora_files.write_kohya(str(tmp_path), component="transformer")
+    lora_formats.write_kohya(str(tmp_path), component="transformer")
     assert not list(tmp_path.iterdir())
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_configuration_of_peft_is_refused_in_one_line(tmp_path, conten
     )
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"train\.stage1\.start: .*adapter_config\.json") as caught:
-        lora_files.read_lora(str(tmp_path), key="train.stage1.start", component="unet")
+        lora_formats.read_lora(str(tmp_path), key="train.stage1.start", component="unet")
     assert "\n" not in str(caught.value)
 
 
@@ -93,6 +93,6 @@ def test_a_damaged_lora_file_is_read_or_refused_and_nothing_else(tmp_path):
         file = tmp_path / f"{number}.safetensors"
         file.write_bytes(bad)
         try:
-            lora_files.read_lora(str(file), key="k", component="unet")
+            lora_formats.read_lora(str(file), key="k", component="unet")
         except InputError as error:
             assert "\n" not in str(error)

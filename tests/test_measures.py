@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypref.batches import in_batches
-from raypref.config import InputError, build, results_of
+from raypref.core.config import InputError, build, results_of
+from raypref.engine.batches import in_batches
 from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, passes
 from raypref.evaluate.metrics import PixelMetrics
-from raypref.images import encode_png
+from raypref.images.decode import encode_png
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import rewards_of
 

@@ -13,10 +13,10 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 from test_shards import shard
 
-from raypref.config import InputError
-from raypref.evaluate.labelled import JudgeConfig, Judging, Load
+from raypref.core.config import InputError
+from raypref.core.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.evaluate.prompts import read_prompts
-from raypref.ledger import Ledger, join, read_bytes, write_bytes
+from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.layouts import giving
 from raypref.sources.store import SourceError

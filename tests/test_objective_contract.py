@@ -8,7 +8,7 @@ import torch
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.residuals import Residuals
-from raypref.config import fields_of, results_of
+from raypref.core.config import fields_of, results_of
 
 B = 5
 every = pytest.mark.parametrize("name", OBJECTIVES)

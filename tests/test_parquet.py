@@ -13,7 +13,7 @@ import pytest
 from corpus import encode, scene
 from test_sources import JPEG, captions, index, read, reason
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources import cells
 from raypref.sources.index import SourceConfig, entries, fetch
 from raypref.sources.store import locate

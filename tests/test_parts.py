@@ -11,10 +11,10 @@ import small
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from raypref.config import InputError
-from raypref.diffusion import parts
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_pipeline
-from raypref.diffusion.lora_config import LoraConfig
+from raypref.core.config import InputError
+from raypref.models import checks
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.models.lora_config import LoraConfig
 
 CPU = torch.device("cpu")
 BASE = BackboneConfig(model=str(small.path("sd15")))
@@ -44,7 +44,7 @@ def predicted(unet: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("inside", ["", "unet"])
 def test_it_replaces_the_unet_in_training_and_in_the_pipeline(diffusion_dpo, inside):
     base = BASE.model_copy(update={"network": str(diffusion_dpo / inside)})
-    parts.check_base(base)
+    checks.check_base(base)
     theirs = UNet2DConditionModel.from_pretrained(diffusion_dpo, subfolder="unet")
     expected = predicted(theirs)
     trained = predicted(load_denoiser(base, device=CPU).module)
@@ -73,19 +73,19 @@ def without(tmp_path: Path, *names: str) -> Path:
 def test_a_base_without_a_text_encoder_is_refused(tmp_path):
     folder = without(tmp_path, "text_encoder")
     with pytest.raises(InputError, match="has no text_encoder; sd15 needs a folder with vae"):
-        parts.check_base(BackboneConfig(model=str(folder)))
+        checks.check_base(BackboneConfig(model=str(folder)))
     # Saved without one, the index says so.
     folder = without(tmp_path / "second")
     index = json.loads((folder / "model_index.json").read_text())
     index["text_encoder"] = [None, None]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="has no text_encoder"):
-        parts.check_base(BackboneConfig(model=str(folder)))
+        checks.check_base(BackboneConfig(model=str(folder)))
 
 
 def test_a_network_is_no_base_and_says_where_it_belongs(diffusion_dpo):
     with pytest.raises(InputError, match=r"has no model_index\.json"):
-        parts.check_base(BackboneConfig(model=str(diffusion_dpo)))
+        checks.check_base(BackboneConfig(model=str(diffusion_dpo)))
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_a_network_is_no_base_and_says_where_it_belongs(diffusion_dpo):
 )
 def test_a_network_that_cannot_stand_there_is_refused_before_it_is_loaded(network, message):
     with pytest.raises(InputError) as caught:
-        parts.check_base(BASE.model_copy(update={"network": network}))
+        checks.check_base(BASE.model_copy(update={"network": network}))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_images_of_a_side_that_the_autoencoder_does_not_take_are_refused():
-    parts.check_side(BASE, 64, key="images.size")
+    checks.check_side(BASE, 64, key="images.size")
     with pytest.raises(InputError, match=r"images\.size=60: .* multiples of 8"):
-        parts.check_side(BASE, 60, key="images.size")
+        checks.check_side(BASE, 60, key="images.size")
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_images_of_a_side_that_the_autoencoder_does_not_take_are_refused():
     ],
 )
 def test_an_adapter_without_layers_is_refused_before_any_work(changes, message):
-    parts.check_adapter(BASE, LoraConfig())
+    checks.check_adapter(BASE, LoraConfig())
     with pytest.raises(InputError, match=message):
-        parts.check_adapter(BASE, LoraConfig(**changes))
+        checks.check_adapter(BASE, LoraConfig(**changes))
 
 
 def test_a_precision_in_which_gradients_vanish_is_refused():
     with pytest.raises(InputError, match=r"base.dtype=float16: .* bfloat16 or float32"):
-        parts.check_adapter(BASE.model_copy(update={"dtype": "float16"}), LoraConfig())
+        checks.check_adapter(BASE.model_copy(update={"dtype": "float16"}), LoraConfig())

@@ -11,12 +11,12 @@ import torch
 from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
 from PIL import Image
 
-from raypref.batches import in_batches
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.core.rows import Row, content_key, seed_of
 from raypref.curate.perturb import Inpaint, PerturbConfig
-from raypref.images import as_image, encode_png, open_png
-from raypref.rows import Row, content_key, seed_of
-from raypref.tiny import photograph, world
+from raypref.demo import photograph, world
+from raypref.engine.batches import in_batches
+from raypref.images.decode import as_image, encode_png, open_png
 
 CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
 KINDS = {"sd15": "sd15-inpaint", "sd35m": "sd3", "pixart": "pixart", "text2image": "sd15"}

@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from raypref.batches import in_batches
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.core.rows import Row
 from raypref.curate.photographic import Photographic, PhotographicConfig
-from raypref.images import encode_png, open_png
-from raypref.rows import Row
+from raypref.engine.batches import in_batches
+from raypref.images.decode import encode_png, open_png
 
 FOLDER = small.path("qwen3-vl")
 CONFIG = PhotographicConfig(enabled=True, model=str(FOLDER), dtype="float32")

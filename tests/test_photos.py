@@ -12,14 +12,14 @@ from corpus import encode, scene, write_folder
 from PIL import Image
 from test_icc import named
 
-from raypref.curate.curate import CurateConfig, Curation
-from raypref.curate.photos import Crop, MeasurePhotograph
+from raypref.core.ledger import Ledger, in_folder
+from raypref.core.rows import REJECT, Row
+from raypref.curate.graph import CurateConfig, Curation
 from raypref.curate.select import ignored_profiles
-from raypref.images import ImageConfig
-from raypref.ledger import Ledger, in_folder
-from raypref.rows import REJECT, Row
+from raypref.curate.transforms import Crop, MeasurePhotograph
+from raypref.engine.stream import Selection, StreamConfig, Streamed
+from raypref.images.decode import ImageConfig
 from raypref.sources.index import SourceConfig, entries
-from raypref.streaming import Selection, StreamConfig, Streamed
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_ignored_profiles_are_said_once_with_their_number(tmp_path, monkeypatch,
         ledger.commit(expected=len(own), counts={})
         return Streamed(Counter(), 0.0)
 
-    monkeypatch.setattr("raypref.curate.curate.stream", one_pass)
+    monkeypatch.setattr("raypref.curate.graph.stream", one_pass)
     (tmp_path / "photos").mkdir()
     profiles = {"a": "Display P3", "b": "Adobe RGB (1998)", "c": "sRGB IEC61966-2.1", "d": ""}
     for name, profile in {**profiles, "bare": "Display P3"}.items():

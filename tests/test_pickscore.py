@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from raypref.demo import photograph, world
 from raypref.rewards.pickscore import PickScore, PickScoreConfig
-from raypref.tiny import photograph, world
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])

@@ -5,8 +5,8 @@ import queue
 import time
 from threading import get_ident
 
-from raypref import progress as progress_module
-from raypref.progress import Progress, waiting
+from raypref.core import progress as progress_module
+from raypref.core.progress import Progress, waiting
 
 
 def test_lines_tell_rate_and_time_left_once_something_is_done(caplog):

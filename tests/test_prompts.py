@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.evaluate.prompts import read_prompts
 from raypref.sources.prompts import Prompt
 

@@ -12,9 +12,9 @@ from training import BASE, LORA, training
 from raypref.align import rank
 from raypref.align.config import TrainingJob
 from raypref.align.watch import DivergedError
-from raypref.config import InputError
-from raypref.exhausted import NoRoomError
-from raypref.ledger import Ledger
+from raypref.core.config import InputError
+from raypref.core.exhausted import NoRoomError
+from raypref.core.ledger import Ledger
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 ADVICE = (

@@ -7,8 +7,8 @@ import pytest
 import small
 from reward_states import tiny_world
 
-from raypref.config import InputError
-from raypref.loaded import shared
+from raypref.core.config import InputError
+from raypref.engine.loaded import shared
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.realism import Realism, RealismConfig
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encode, scene
 
-from raypref.config import InputError
-from raypref.curate.photos import MeasurePhotograph
-from raypref.images import ImageConfig
+from raypref.core.config import InputError
+from raypref.curate.transforms import MeasurePhotograph
+from raypref.images.decode import ImageConfig
 from raypref.sources.index import SourceConfig, entries, fetch
 from raypref.sources.store import locate
 

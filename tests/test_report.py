@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from raypref.config import load
-from raypref.diffusion.lora_config import FILE_NAME
+from raypref.core.config import load
+from raypref.core.ledger import write_bytes
+from raypref.core.progress import duration
 from raypref.evaluate import statistics, tables
-from raypref.ledger import write_bytes
-from raypref.pipeline import Run, RunConfig
-from raypref.progress import duration
+from raypref.models.lora_config import FILE_NAME
 from raypref.report import collect
 from raypref.report.collect import prompt_gains
 from raypref.report.page import render
@@ -36,6 +35,7 @@ from raypref.report.views import (
     StripView,
     TrainingView,
 )
+from raypref.run.pipeline import Run, RunConfig
 
 MODELS = ["base", "stage2_alone", "stage1", "stage2"]
 SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]

@@ -8,13 +8,13 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from raypref.config import InputError, fields_of, flatten, load, results_of, to_toml
+from raypref.core.config import InputError, fields_of, flatten, load, results_of, to_toml
 from raypref.evaluate import labels
-from raypref.pipeline import RunConfig
 from raypref.rewards.base import Embedder, Reward
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import REWARDS, embedder_names, reward_names
 from raypref.rewards.rewards import reward, rewards_of
+from raypref.run.pipeline import RunConfig
 
 every = pytest.mark.parametrize("name", REWARDS)
 

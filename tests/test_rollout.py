@@ -4,8 +4,8 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from raypref.align.rollout import policy_states
-from raypref.diffusion.families.sd15 import SD15Conditioning
-from raypref.diffusion.samplers import DPMSolverPP2M, Solver, jittered_grid
+from raypref.models.families.sd15 import SD15Conditioning
+from raypref.models.solvers import DPMSolverPP2M, Solver, jittered_grid
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 STEPS, B = 20, 6

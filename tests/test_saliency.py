@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from u2net_states import narrow
 
-from raypref.batches import in_batches
-from raypref.config import InputError
+from raypref.core.config import InputError
+from raypref.core.rows import is_rejected
 from raypref.curate.saliency import Saliency, SaliencyConfig, saliency_map
-from raypref.curate.u2net import load_u2net
-from raypref.images import ImageConfig, as_png, center_square, decode, encode_png
-from raypref.rows import is_rejected
+from raypref.engine.batches import in_batches
+from raypref.images.decode import ImageConfig, as_png, center_square, decode, encode_png
+from raypref.models.u2net import load_u2net
 
 
 def test_a_map_has_the_size_of_its_image_and_the_full_range():

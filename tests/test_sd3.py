@@ -19,22 +19,22 @@ from diffusers import (
 )
 from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, training, twin
 
-from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.experience import Draw
+from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
 from raypref.align.rollout import finished_images
-from raypref.batches import in_batches
-from raypref.config import InputError, load
+from raypref.core.config import InputError, load
+from raypref.core.ledger import Ledger
 from raypref.curate.publish import PAIRS
-from raypref.diffusion import lora
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.diffusion.parts import check_base
+from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import encode_png
-from raypref.ledger import Ledger
-from raypref.pipeline import RunConfig
+from raypref.images.decode import encode_png
+from raypref.models import lora
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.models.checks import check_base
+from raypref.models.lora_config import LoraConfig
+from raypref.run.pipeline import RunConfig
 
 FOLDER = small.path("sd3")
 FLOAT32 = BASES["sd35m"].model_copy(update={"dtype": "float32"})

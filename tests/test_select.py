@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raypref.core.ledger import Ledger
+from raypref.core.rows import REJECT, Row, reject
 from raypref.curate.select import (
     SOUND,
     Ranking,
@@ -21,8 +23,6 @@ from raypref.curate.select import (
     next_wave,
     repeated_ids,
 )
-from raypref.ledger import Ledger
-from raypref.rows import REJECT, Row, reject
 
 
 def scores(rng: random.Random, count: int) -> list[Row]:

@@ -14,9 +14,9 @@ import pytest
 from corpus import encode, scene
 from pyarrow import fs as pafs
 
-from raypref.curate.photos import MeasurePhotograph
-from raypref.images import ImageConfig
-from raypref.rows import Row
+from raypref.core.rows import Row
+from raypref.curate.transforms import MeasurePhotograph
+from raypref.images.decode import ImageConfig
 from raypref.sources.captions import ANY
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.layouts.webdataset import photographs

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raypref.evaluate.shelf import Shelf
-from raypref.ledger import Ledger
-from raypref.rows import REJECT
+from raypref.core.ledger import Ledger
+from raypref.core.ledger_group import Shelf
+from raypref.core.rows import REJECT
 
 
 def rows(*ids: str) -> pa.Table:

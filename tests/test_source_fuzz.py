@@ -12,11 +12,11 @@ import pytest
 from layout_examples import EXAMPLES, SECOND
 from test_shards import JPEG, shard
 
-from raypref.config import InputError
-from raypref.curate.photos import MeasurePhotograph
-from raypref.evaluate.labelled import JudgeConfig, Judging, Load
-from raypref.images import ImageConfig
-from raypref.rows import INDEX
+from raypref.core.config import InputError
+from raypref.core.rows import INDEX
+from raypref.curate.transforms import MeasurePhotograph
+from raypref.images.decode import ImageConfig
+from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.found import findings
 from raypref.sources.index import SourceConfig, digest, entries
 from raypref.sources.layouts import giving

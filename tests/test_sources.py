@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from corpus import encode, scene
 
-from raypref.config import InputError
-from raypref.rows import INDEX, Row
+from raypref.core.config import InputError
+from raypref.core.rows import INDEX, Row
 from raypref.sources.index import SourceConfig, digest, entries, fetch, unchanged
 from raypref.sources.store import SourceError, locate
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from training import BASE, CPU, LORA, denoiser, training
 from training import run as train
 
-from raypref.config import InputError
-from raypref.diffusion import lora, lora_files, network, parts
-from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
+from raypref.core.config import InputError
+from raypref.models import checks, lora, lora_formats, network
+from raypref.models.backbone import load_denoiser
+from raypref.models.lora_config import FILE_NAME, LoraConfig
 
 # As Flow-GRPO publishes for SD-3.5-Medium.
 SD3_TARGETS = tuple(
@@ -97,7 +97,7 @@ def unet_prediction(module: nn.Module) -> Tensor:
 
 def test_flow_grpos_lora_is_the_start_at_full_strength(flow_grpo, tmp_path):
     folder, expected = flow_grpo
-    lora_files.bring_in(str(folder), key="k", component="transformer", folder=str(tmp_path))
+    lora_formats.bring_in(str(folder), key="k", component="transformer", folder=str(tmp_path))
     transformer = sd3()
     lora.attach(transformer, FLOW_GRPO, names=("learner", "ref"), seed=0)
     before = sd3_output(transformer)
@@ -114,14 +114,14 @@ def test_flow_grpos_lora_is_the_start_at_full_strength(flow_grpo, tmp_path):
 
 def test_brought_in_it_opens_in_a_plain_pipeline(flow_grpo, tmp_path):
     folder, expected = flow_grpo
-    lora_files.bring_in(str(folder), key="k", component="transformer", folder=str(tmp_path))
+    lora_formats.bring_in(str(folder), key="k", component="transformer", folder=str(tmp_path))
     pipeline = StableDiffusion3Pipeline.from_pretrained(small.path("sd3"))
     pipeline.load_lora_weights(str(tmp_path))
     torch.testing.assert_close(sd3_output(pipeline.transformer), expected, atol=1e-5, rtol=0)
 
 
 def test_its_shape_is_compared_with_the_network_before_any_weight_is_loaded(flow_grpo):
-    found = lora_files.read_lora(str(flow_grpo[0]), key="k", component="transformer")
+    found = lora_formats.read_lora(str(flow_grpo[0]), key="k", component="transformer")
     assert (found.rank, found.alpha) == (32, 64)
 
     def misfit(config: LoraConfig) -> str:
@@ -148,7 +148,7 @@ def test_peft_layout_with_any_alpha(tmp_path, alpha, root):
     folder = unet_lora(tmp_path / "theirs", alpha=alpha, use_rslora=root)
     model = peft.PeftModel.from_pretrained(denoiser().module, folder)
     expected = unet_prediction(model)
-    lora_files.bring_in(str(folder), key="k", component="unet", folder=str(tmp_path / "run"))
+    lora_formats.bring_in(str(folder), key="k", component="unet", folder=str(tmp_path / "run"))
     ours = denoiser().module
     lora.attach(ours, LORA, names=("learner",), seed=0)
     lora.load_weights(ours, LORA, folder=str(tmp_path / "run"), name="learner", component="unet")
@@ -168,10 +168,10 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
     again = StableDiffusionPipeline.from_pretrained(small.path("sd15"))
     again.load_lora_weights(str(tmp_path / "theirs"))  # what the file means, says its library
     expected = unet_prediction(again.unet.double())
-    found = lora_files.read_lora(str(tmp_path / "theirs"), key="k", component="unet")
+    found = lora_formats.read_lora(str(tmp_path / "theirs"), key="k", component="unet")
     assert found.alpha == (8 if metadata else 4)
     config = LoraConfig(rank=4, alpha=4, targets=("to_q", "to_v"))
-    lora_files.bring_in(
+    lora_formats.bring_in(
         str(tmp_path / "theirs"), key="k", component="unet", folder=str(tmp_path / "run")
     )
     ours = denoiser().module
@@ -183,7 +183,7 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
     unet_lora(tmp_path / "theirs")
-    lora_files.bring_in(
+    lora_formats.bring_in(
         str(tmp_path / "theirs"), key="k", component="unet", folder=str(tmp_path / "start")
     )
     stage = training(objective="dpo", steps=1, batch=2, lr=1e-4, reference=reference)
@@ -197,8 +197,8 @@ def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
 
 def test_a_file_is_as_good_as_its_folder(tmp_path):
     folder = unet_lora(tmp_path)
-    parts.check_lora(BASE, LORA, str(folder), key="train.stage1.start")
-    parts.check_lora(
+    checks.check_lora(BASE, LORA, str(folder), key="train.stage1.start")
+    checks.check_lora(
         BASE, LORA, str(folder / "adapter_model.safetensors"), key="train.stage1.start"
     )
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(
 ):
     make(tmp_path)
     with pytest.raises(InputError) as caught:
-        parts.check_lora(BASE, LORA, str(tmp_path), key="train.stage1.start")
+        checks.check_lora(BASE, LORA, str(tmp_path), key="train.stage1.start")
     assert str(caught.value).startswith("train.stage1.start: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -271,7 +271,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(
 )
 def test_a_start_that_is_nowhere_is_refused(ref, message):
     with pytest.raises(InputError) as caught:
-        lora_files.read_lora(ref, key="train.stage1.start", component="unet")
+        lora_formats.read_lora(ref, key="train.stage1.start", component="unet")
     assert message in str(caught.value)
 
 
@@ -295,9 +295,9 @@ def test_a_start_is_known_by_what_it_holds(tmp_path):
             lora.parameters(network.module, "x")[0].fill_(value)
         values = lora.state(network.module, "x")
         lora.save(values, LORA, folder=str(tmp_path), component="unet")
-        return lora_files.identity(str(tmp_path), key="train.stage1.start")
+        return lora_formats.identity(str(tmp_path), key="train.stage1.start")
 
     first = written(0.1)
     assert written(0.2) != first, "weights that were trained again are another start"
     assert written(0.1) == first
-    assert lora_files.identity("OWNER/REPO", key="train.stage1.start") == "OWNER/REPO"
+    assert lora_formats.identity("OWNER/REPO", key="train.stage1.start") == "OWNER/REPO"

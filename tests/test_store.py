@@ -13,7 +13,7 @@ from test_parquet import parquet
 from test_shards import shard
 from test_sources import JPEG, MAX, captions, index
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.leftout import left_out_by, results_among
 from raypref.sources.reading import lookup
@@ -204,7 +204,7 @@ def test_links_to_folders_in_the_roots_are_followed_once(tmp_path):
 
 
 def test_the_settings_leave_the_fingerprint_alone(tmp_path):
-    from raypref.config import results_of
+    from raypref.core.config import results_of
 
     files(tmp_path, photos("a.jpg"))
     plain = SourceConfig(path=str(tmp_path))

@@ -27,14 +27,14 @@ from counting_stages import (
     noted,
 )
 
-from raypref.cluster import start_ray
-from raypref.config import Resources
-from raypref.exhausted import NoRoomError
-from raypref.kept import release
-from raypref.ledger import Ledger
-from raypref.rows import REJECT, Row, reject
-from raypref.streaming import Selection, StreamConfig, stream, stream_branches
-from raypref.worker import Branch, shared_worker
+from raypref.core.config import Resources
+from raypref.core.exhausted import NoRoomError
+from raypref.core.ledger import Ledger
+from raypref.core.rows import REJECT, Row, reject
+from raypref.engine.cluster import start_ray
+from raypref.engine.kept import release
+from raypref.engine.stream import Selection, StreamConfig, stream, stream_branches
+from raypref.engine.worker import Branch, shared_worker
 
 
 @pytest.fixture(scope="module", autouse=True)

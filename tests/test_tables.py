@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.evaluate import labels, statistics, tables
 
 

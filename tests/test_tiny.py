@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypref.config import InputError
-from raypref.tiny import cache as tiny_cache
-from raypref.tiny import photograph, world
-from raypref.tiny.scene import COLOURS, GROUNDS, SHAPES, Scene, Thing
+from raypref.core.config import InputError
+from raypref.demo import cache as tiny_cache
+from raypref.demo import photograph, world
+from raypref.demo.scene import COLOURS, GROUNDS, SHAPES, Scene, Thing
 
 RED_BALL = Scene((Thing("ball", "red", "shiny"),), "grass")
 
@@ -41,7 +41,7 @@ def sha256(path: Path) -> str:
 
 
 def test_two_processes_may_build_at_once(tmp_path):
-    code = "from raypref.tiny import world; print(world.photos_folder(12, seed=1))"
+    code = "from raypref.demo import world; print(world.photos_folder(12, seed=1))"
     env = {**os.environ, "RAYPREF_CACHE": str(tmp_path)}
     runs = [
         subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)

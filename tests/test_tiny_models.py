@@ -10,15 +10,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPProcessor, CLIPTokenizer
 
-from raypref.batches import in_batches
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.curate.saliency import THRESHOLD, saliency_map
-from raypref.curate.u2net import load_u2net
-from raypref.images import encode_png
+from raypref.demo import checkpoints, photograph, world
+from raypref.demo.accuracy import PromptAccuracy
+from raypref.demo.scene import Scene, Thing
+from raypref.engine.batches import in_batches
+from raypref.images.decode import encode_png
+from raypref.models.u2net import load_u2net
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.tiny import checkpoints, photograph, world
-from raypref.tiny.accuracy import PromptAccuracy
-from raypref.tiny.scene import Scene, Thing
 
 RED_BALL = Scene((Thing("ball", "red", "shiny"),), "grass")
 SIDE = 64  # saliency.side of the preset

@@ -15,10 +15,10 @@ from typing import Any
 import mlflow
 import pytest
 
-from raypref import tracking
-from raypref.config import flatten, load
-from raypref.pipeline import RunConfig
-from raypref.tracking import Tracker, TrackingConfig
+from raypref.core import tracking
+from raypref.core.config import flatten, load
+from raypref.core.tracking import Tracker, TrackingConfig
+from raypref.run.pipeline import RunConfig
 
 SETTINGS = {"lr": 1}
 
@@ -221,7 +221,7 @@ def test_runs_on_a_bucket_without_a_uri_are_not_tracked():
 
 TRACK = """
 import sys
-from raypref.tracking import Tracker, TrackingConfig
+from raypref.core.tracking import Tracker, TrackingConfig
 made = Tracker(TrackingConfig(), storage=sys.argv[1], name="x", settings={}, run_id=None)
 print(made.run_id)
 """

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from training import run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.config import InputError, load
-from raypref.pipeline import RunConfig
+from raypref.core.config import InputError, load
+from raypref.run.pipeline import RunConfig
 
 PLAIN = {"steps": 2, "batch": 3, "micro_batch": 3, "lr": 1e-3}
 # Of the first step, where learner and reference are one: the formulas at logit 0.

@@ -11,10 +11,10 @@ from corpus import encode, scene
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
-from raypref.config import InputError, build, flatten, load, replaced, results_of, to_toml
-from raypref.execute import ALIGN, execute
-from raypref.ledger import Ledger
-from raypref.pipeline import Run, RunConfig
+from raypref.core.config import InputError, build, flatten, load, replaced, results_of, to_toml
+from raypref.core.ledger import Ledger
+from raypref.run.execute import ALIGN, execute
+from raypref.run.pipeline import Run, RunConfig
 
 
 def settle(*names: str, **starts: str) -> dict[str, TrainingConfig]:

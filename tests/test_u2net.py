@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from u2net_states import BATCH_NORM, narrow, published, random_state
 
-from raypref.config import InputError
-from raypref.curate.u2net import FULL, SMALL, ResidualU, U2Net, load_u2net
+from raypref.core.config import InputError
+from raypref.models.u2net import FULL, SMALL, ResidualU, U2Net, load_u2net
 
 
 @pytest.mark.parametrize(

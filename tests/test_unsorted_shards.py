@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_shards import JPEG, OTHER, ended, index, shard
 
-from raypref.config import InputError
-from raypref.ledger import Ledger
+from raypref.core.config import InputError
+from raypref.core.ledger import Ledger
 from raypref.sources.index import SourceConfig, fetch, write_index
 from raypref.sources.store import locate
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raypref import __version__, versions
+from raypref import __version__
+from raypref.core import versions
 
 
 def git(folder: Path, *words: str) -> str:

@@ -19,7 +19,7 @@ from small_vlm import prompt_text, save_qwen2_5_vl, save_qwen3_vl
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.rewards.unifiedreward import QUESTION, UnifiedRewardConfig, parse
 from raypref.rewards.vqascore import VQAScoreConfig
 

@@ -14,7 +14,7 @@ from training import denoiser, run, training
 from raypref.align import checkpoints, watch
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import DivergedError, StepMetrics, Watch
-from raypref.diffusion import lora
+from raypref.models import lora
 
 DPO = training(objective="dpo", steps=7, batch=4, micro_batch=4, lr=5e-4, checkpoint_every=3)
 TIMES = {"seconds", "images_per_second"}

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from raypref import images
-from raypref.config import Resources
-from raypref.images import as_image, encode_png
-from raypref.ledger import Ledger
+from raypref.core.config import Resources
+from raypref.core.ledger import Ledger
+from raypref.core.rows import REJECT, Row, reject
+from raypref.engine.worker import Branch, Worker, needs_of, shared_worker
+from raypref.images import decode as images
+from raypref.images.decode import as_image, encode_png
 from raypref.rewards import base
 from raypref.rewards.base import Decode
-from raypref.rows import REJECT, Row, reject
-from raypref.worker import Branch, Worker, needs_of, shared_worker
 
 IMAGES = pa.table(
     {

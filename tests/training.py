@@ -8,17 +8,17 @@ import small
 import torch
 from PIL import Image, ImageFilter
 
-from raypref.align.cache import FLIPS, PairData
 from raypref.align.config import TrainingConfig
+from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, Ranks, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser, load_encoder
-from raypref.diffusion.families.base import Denoiser
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.rows import Row
-from raypref.streaming import Selection
-from raypref.tiny.world import caption, sample_scenes
+from raypref.core.rows import Row
+from raypref.demo.world import caption, sample_scenes
+from raypref.engine.stream import Selection
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
+from raypref.models.families.base import Denoiser
+from raypref.models.lora_config import LoraConfig
 
 CPU = torch.device("cpu")
 BASES = {

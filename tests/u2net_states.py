@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from raypref.curate.u2net import DECODERS, STAGES, U2Net
+from raypref.models.u2net import DECODERS, STAGES, U2Net
 
 NARROW = dict.fromkeys((*STAGES, *DECODERS), (2, 4))
 

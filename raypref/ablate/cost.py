@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from raypref.ablate.plan import STEPS, PlannedRow, PlannedStep, distinct_steps
-from raypref.ledger import absolute, filesystem, join, read_bytes
+from raypref.core.ledger import absolute, filesystem, join, read_bytes
 
 
 def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:

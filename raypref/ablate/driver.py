@@ -24,15 +24,15 @@ from raypref.ablate.plan import (
     step_names,
 )
 from raypref.ablate.table import Table, names, read_table
-from raypref.config import InputError, flatten, to_toml
+from raypref.core.config import InputError, flatten, to_toml
+from raypref.core.fingerprints import fingerprint
+from raypref.core.ledger import absolute, join, write_bytes
+from raypref.core.messages import without_secrets
+from raypref.core.tracking import Tracker
 from raypref.evaluate.generate import BASE
-from raypref.execute import carry_out
-from raypref.fingerprints import fingerprint
-from raypref.ledger import absolute, join, write_bytes
-from raypref.messages import without_secrets
-from raypref.pipeline import read_record
+from raypref.run.execute import carry_out
+from raypref.run.pipeline import read_record
 from raypref.sources.index import unchanged
-from raypref.tracking import Tracker
 
 log = logging.getLogger(__name__)
 

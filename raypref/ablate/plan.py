@@ -14,10 +14,10 @@ from typing import Any
 
 from raypref.ablate.table import Row, Search, Table, labelled
 from raypref.align import plan as align_plan
-from raypref.config import InputError, Section, flatten, load, replaced, setting
+from raypref.core.config import InputError, Section, flatten, load, replaced, setting
+from raypref.core.ledger import absolute, by_content, join
 from raypref.evaluate.generate import BASE
-from raypref.ledger import absolute, by_content, join
-from raypref.pipeline import Run, RunConfig, Step
+from raypref.run.pipeline import Run, RunConfig, Step
 
 STEPS = "steps"  # folder of the shared ledgers, below the storage
 

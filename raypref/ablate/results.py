@@ -14,14 +14,8 @@ from raypref.ablate.plan import PlannedRow
 from raypref.ablate.table import Table
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
-from raypref.evaluate.labels import (
-    metric_label,
-    metric_names,
-    ordered,
-    plain_label,
-    score_text,
-)
-from raypref.pipeline import Run
+from raypref.evaluate.labels import metric_label, metric_names, ordered, plain_label, score_text
+from raypref.run.pipeline import Run
 
 
 @dataclass

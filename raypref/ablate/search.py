@@ -31,10 +31,10 @@ from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
 from raypref.ablate.sweep import last_line, news_of_rows, rows_at_once, wait_for
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
+from raypref.core.fingerprints import fingerprint
+from raypref.core.ledger import absolute, filesystem, join, read_bytes, write_bytes
 from raypref.evaluate.labels import lower_is_better
-from raypref.fingerprints import fingerprint
-from raypref.ledger import absolute, filesystem, join, read_bytes, write_bytes
-from raypref.pipeline import Run
+from raypref.run.pipeline import Run
 
 log = logging.getLogger(__name__)
 

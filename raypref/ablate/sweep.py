@@ -24,14 +24,14 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
-from raypref.cluster import start_ray
-from raypref.config import InputError, Resources
+from raypref.core.config import InputError, Resources
+from raypref.core.exhausted import NoRoomError
+from raypref.core.ledger import absolute, filesystem, join, read_bytes
+from raypref.engine.cluster import start_ray
+from raypref.engine.kept import release
 from raypref.evaluate.generate import BASE
-from raypref.execute import carry_out
-from raypref.exhausted import NoRoomError
-from raypref.kept import release
-from raypref.ledger import absolute, filesystem, join, read_bytes
-from raypref.pipeline import Run, Step, read_record
+from raypref.run.execute import carry_out
+from raypref.run.pipeline import Run, Step, read_record
 
 log = logging.getLogger(__name__)
 

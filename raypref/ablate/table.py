@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raypref.config import InputError, Section, build, flatten, setting
-from raypref.diffusion.families.registry import FamilyName
+from raypref.core.config import InputError, Section, build, flatten, setting
+from raypref.models.families.registry import FamilyName
 
 TABLES = Path(__file__).parent / "tables"
 

@@ -6,8 +6,8 @@ import io
 
 from PIL import Image
 
-from raypref.config import InputError
-from raypref.ledger import Ledger
+from raypref.core.config import InputError
+from raypref.core.ledger import Ledger
 
 
 def check_pairs(pairs: Ledger, *, side: int) -> None:

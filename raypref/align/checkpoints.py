@@ -8,7 +8,7 @@ from pyarrow import fs as pafs
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raypref.ledger import filesystem, join, read_bytes, write_bytes
+from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
 
 KEEP = 2
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from raypref.config import Resources, Section, setting
-from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.ledger import Ledger
+from raypref.core.config import Resources, Section, setting
+from raypref.core.ledger import Ledger
+from raypref.models.backbone import BackboneConfig
+from raypref.models.lora_config import LoraConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

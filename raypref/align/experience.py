@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from raypref.align import rollout
-from raypref.align.cache import PairData
 from raypref.align.config import TrainingConfig
+from raypref.align.latents import PairData
 from raypref.align.objectives.dro import DRO
 from raypref.align.residuals import POLICY, Samples, Side
-from raypref.diffusion import lora
-from raypref.diffusion.families.base import Denoiser
-from raypref.diffusion.families.conditioning import Conditioning
-from raypref.diffusion.samplers import jittered_grid
+from raypref.models import lora
+from raypref.models.families.base import Denoiser
+from raypref.models.families.conditioning import Conditioning
+from raypref.models.solvers import jittered_grid
 
 
 class Draw(NamedTuple):

@@ -18,16 +18,16 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from raypref.align import checkpoints
-from raypref.align.cache import PairData
 from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.align.experience import Draw
+from raypref.align.latents import PairData
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Residuals, Samples, measure
 from raypref.align.watch import StepMetrics, Watch
-from raypref.diffusion import lora
-from raypref.diffusion.families.base import Denoiser
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.ledger import join
-from raypref.rows import seed_of
+from raypref.core.ledger import join
+from raypref.core.rows import seed_of
+from raypref.models import lora
+from raypref.models.families.base import Denoiser
+from raypref.models.lora_config import LoraConfig
 
 
 class Ranks(Protocol):

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, SerializeAsAny
 
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.config import InputError, Tables, build
+from raypref.core.config import InputError, Tables, build
 
 BASE = "base"
 WHERE = "@"  # "@NAME" as a start: where the training NAME starts

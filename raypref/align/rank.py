@@ -14,17 +14,17 @@ import torch
 import torch.distributed
 from ray import cloudpickle
 
-from raypref.align.cache import read_pairs
 from raypref.align.config import RolloutConfig, TrainingJob
+from raypref.align.latents import read_pairs
 from raypref.align.loop import train
 from raypref.align.watch import DivergedError, StepMetrics
-from raypref.config import InputError, Resources
-from raypref.device import pick_device
-from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.lora_files import write_kohya
-from raypref.exhausted import NoRoomError
-from raypref.ledger import join, write_table
-from raypref.memory import out_of_memory
+from raypref.core.config import InputError, Resources
+from raypref.core.device import pick_device
+from raypref.core.exhausted import NoRoomError
+from raypref.core.ledger import join, write_table
+from raypref.engine.memory import out_of_memory
+from raypref.models.backbone import load_denoiser
+from raypref.models.lora_formats import write_kohya
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.diffusion import lora
-from raypref.diffusion.families.base import Denoiser
-from raypref.diffusion.families.conditioning import Conditioning, twice
+from raypref.models import lora
+from raypref.models.families.base import Denoiser
+from raypref.models.families.conditioning import Conditioning, twice
 
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.diffusion.families.conditioning import Conditioning
-from raypref.diffusion.samplers import Solver
+from raypref.models.families.conditioning import Conditioning
+from raypref.models.solvers import Solver
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 MakeSolver = Callable[[Tensor], Solver]  # of a grid of timesteps, one column per sample

@@ -25,11 +25,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypref.align.config import TrainingConfig, TrainingJob
 from raypref.align.desk import Desk
-from raypref.cluster import free_cores, require_nodes
-from raypref.config import Resources
-from raypref.kept import keep
-from raypref.ledger import filesystem, join
-from raypref.progress import counted, waiting
+from raypref.core.config import Resources
+from raypref.core.ledger import filesystem, join
+from raypref.core.progress import counted, waiting
+from raypref.engine.cluster import free_cores, require_nodes
+from raypref.engine.kept import keep
 
 if TYPE_CHECKING:
     from raypref.align.watch import StepMetrics

@@ -9,8 +9,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from raypref.ledger import Ledger, join, part_name, write_bytes
-from raypref.rows import Row, seed_of
+from raypref.core.ledger import Ledger, join, part_name, write_bytes
+from raypref.core.rows import Row, seed_of
 
 Format = Literal["pickapic", "folders"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import from_pretrained, model_folder, read_json
-from raypref.images import as_image, of_unit
-from raypref.rows import Row, seed_of
+from raypref.core.config import InputError, Location, Resources, Section, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.core.rows import Row, seed_of
+from raypref.images.decode import as_image, of_unit
+from raypref.models.hub import from_pretrained, model_folder, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +163,7 @@ def pipeline_of(kind: Kind) -> Any:
     """The class of a perturbation's pipeline."""
     import diffusers
 
-    from raypref.diffusion.pixart import PixArtAlphaInpaintPipeline
+    from raypref.models.pixart import PixArtAlphaInpaintPipeline
 
     return {
         "sd15": diffusers.StableDiffusionInpaintPipeline,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import Location, Resources, Section, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import from_pretrained, model_folder
-from raypref.images import as_image
+from raypref.core.config import Location, Resources, Section, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.core.rows import Row, reject
+from raypref.images.decode import as_image
+from raypref.models.hub import from_pretrained, model_folder
 from raypref.rewards.base import moved, tokenize
-from raypref.rows import Row, reject
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import InputError
+from raypref.core.config import InputError
+from raypref.core.ledger import Ledger, join, part_name, write_bytes
+from raypref.core.rows import IMAGE, REJECT, Row
 from raypref.curate.select import Ranking
-from raypref.ledger import Ledger, join, part_name, write_bytes
-from raypref.rows import IMAGE, REJECT, Row
 
 PHOTOS = pa.schema(
     [

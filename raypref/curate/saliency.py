@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raypref import hub
-from raypref.config import Location, Resources, Section, setting
-from raypref.device import pick_device
-from raypref.images import as_image
-from raypref.rows import Row, reject, without_copies
+from raypref.core.config import Location, Resources, Section, setting
+from raypref.core.device import pick_device
+from raypref.core.rows import Row, reject, without_copies
+from raypref.images.decode import as_image
+from raypref.models import hub
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raypref.curate.u2net import U2Net
+    from raypref.models.u2net import U2Net
 
 THRESHOLD = 128  # soft values above it (of 0..255) belong to the salient region
 
@@ -76,7 +76,7 @@ class Saliency:
         """
         import torch
 
-        from raypref.curate.u2net import load_u2net
+        from raypref.models.u2net import load_u2net
 
         model = load_u2net(self.config.file(), key="saliency.weights")
         model.to(pick_device(self.resources.num_gpus))

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.config import Section, setting
-from raypref.ledger import Ledger, Where
-from raypref.rows import Row
+from raypref.core.config import Section, setting
+from raypref.core.ledger import Ledger, Where
+from raypref.core.rows import Row
 
 NEAR_BITS = 3
 SOUND = pc.field("reject_reason").is_null()

@@ -17,10 +17,10 @@ from typing import Protocol
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import InputError, Resources
-from raypref.images import as_image
-from raypref.loaded import shared
-from raypref.rows import Row, padded, reject, without_copies
+from raypref.core.config import InputError, Resources
+from raypref.core.rows import Row, padded, reject, without_copies
+from raypref.engine.loaded import shared
+from raypref.images.decode import as_image
 
 ORIGIN = "https://github.com/TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
 COLUMNS = (

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
-from raypref.config import InputError, Location, Resources, Section, setting
-from raypref.device import pick_device
-from raypref.diffusion.backbone import BackboneConfig, load_pipeline
-from raypref.diffusion.families.registry import family
-from raypref.diffusion.lora_config import FILE_NAME
+from raypref.core.config import InputError, Location, Resources, Section, setting
+from raypref.core.device import pick_device
+from raypref.core.ledger import absolute, join, read_bytes
+from raypref.core.rows import Row, seed_of
+from raypref.core.schemes import scheme_of
 from raypref.evaluate.prompts import read_prompts
-from raypref.images import of_unit
-from raypref.ledger import absolute, join, read_bytes
-from raypref.rows import Row, seed_of
-from raypref.schemes import scheme_of
+from raypref.images.decode import of_unit
+from raypref.models.backbone import BackboneConfig, load_pipeline
+from raypref.models.families.registry import family
+from raypref.models.lora_config import FILE_NAME
 from raypref.sources.prompts import Prompt
 
 BASE = "base"

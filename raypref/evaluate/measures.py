@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from pydantic import field_validator
 
-from raypref.config import InputError, Location, Section, setting
+from raypref.core.config import InputError, Location, Section, setting
+from raypref.core.rows import Transform
+from raypref.core.schemes import scheme_of
+from raypref.engine.worker import needs_of
 from raypref.evaluate.dpg import AskQuestions, read_questions
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.rewards.base import Decode, Embed, Score
@@ -18,9 +21,6 @@ from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.registry import embedder_names, reward_names
 from raypref.rewards.rewards import reward
 from raypref.rewards.vqascore import VQAScoreConfig
-from raypref.rows import Transform
-from raypref.schemes import scheme_of
-from raypref.worker import needs_of
 
 
 class MetricsConfig(Section):

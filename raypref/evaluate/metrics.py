@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import Resources
-from raypref.curate.colorfulness import colorfulness
-from raypref.images import as_image
-from raypref.rows import Row
+from raypref.core.config import Resources
+from raypref.core.rows import Row
+from raypref.images.colorfulness import colorfulness
+from raypref.images.decode import as_image
 
 PROPERTIES = {
     "brightness": "mean grey level, 0..1",

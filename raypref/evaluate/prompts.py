@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.layouts import giving
 from raypref.sources.leftout import never_data
 from raypref.sources.prompts import Prompt

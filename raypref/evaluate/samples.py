@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from PIL import Image
 from pyarrow import fs as pafs
 
-from raypref.config import results_of
-from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.lora_config import FILE_NAME
+from raypref.core.config import results_of
+from raypref.core.ledger import Ledger, filesystem, join, write_bytes
+from raypref.engine.stream import StreamConfig, stream
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
-from raypref.images import encode_png, open_png
-from raypref.ledger import Ledger, filesystem, join, write_bytes
-from raypref.streaming import StreamConfig, stream
+from raypref.images.decode import encode_png, open_png
+from raypref.models.backbone import BackboneConfig
+from raypref.models.lora_config import FILE_NAME
 
 
 def draw_samples(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.evaluate.labels import lower_is_better, metric_names, ordered
 
 SCORES = ("prompt", "prompt_id", "seed", "model", "metric", "score")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.evaluate.labels import (
     gain_text,
     heading,

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from raypref.diffusion.backbone import BackboneConfig
-from raypref.diffusion.families.registry import family
-from raypref.hub import LOCAL, hub_id
+from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import family
+from raypref.models.hub import LOCAL, hub_id
 from raypref.report.collect import FILTERS
 
 METHOD = """\

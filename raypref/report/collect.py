@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from raypref.diffusion.lora_config import FILE_NAME
-from raypref.diffusion.lora_files import KOHYA_FILE
+from raypref.core.ledger import Ledger, filesystem, join, read_bytes
+from raypref.core.messages import without_secrets
 from raypref.evaluate.labels import digits, lower_is_better
 from raypref.evaluate.tables import Published
-from raypref.hub import LOCAL
-from raypref.ledger import Ledger, filesystem, join, read_bytes
-from raypref.messages import without_secrets
+from raypref.models.hub import LOCAL
+from raypref.models.lora_config import FILE_NAME
+from raypref.models.lora_formats import KOHYA_FILE
 from raypref.report.gallery import gallery
 from raypref.report.samples import grids, metric_place, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-from raypref.ledger import Ledger
-from raypref.progress import Progress
+from raypref.core.ledger import Ledger
+from raypref.core.progress import Progress
 from raypref.report.pictures import Folder, data_uri, is_pixelated, open_image, overlay, small_file
 from raypref.report.views import PairView, Picture
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
-from raypref.progress import duration
 from raypref.report import charts
 from raypref.report.compared import compared
 from raypref.report.layout import fill

@@ -10,7 +10,7 @@ from functools import cached_property
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs as pafs
 
-from raypref.ledger import filesystem, join, read_bytes, write_bytes
+from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
 from raypref.report.views import Picture
 
 PIXELATED = 128  # px; up to this side an image is enlarged with hard pixels and kept as it is

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from raypref.core.fingerprints import fingerprint
+from raypref.core.ledger import Ledger, join, read_bytes
 from raypref.evaluate.labels import metric_label, metric_names, score_text
-from raypref.fingerprints import fingerprint
-from raypref.ledger import Ledger, join, read_bytes
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import GridRow, StripView
 

@@ -15,6 +15,8 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from raypref.core.fingerprints import fingerprint
+from raypref.core.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.evaluate.labels import (
     digits,
     lower_is_better,
@@ -23,8 +25,6 @@ from raypref.evaluate.labels import (
     model_label,
     ordered,
 )
-from raypref.fingerprints import fingerprint
-from raypref.ledger import Ledger, join, read_bytes, write_bytes
 from raypref.report.layout import fill
 from raypref.report.pictures import PIXELATED, data_uri, open_image
 

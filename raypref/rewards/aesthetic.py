@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import weight_file
+from raypref.core.config import InputError, Location, Resources, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.models.hub import weight_file
 from raypref.rewards.base import Reward
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
 from raypref.rewards.clip import clip_folder, load_clip, scores

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raypref.config import Resources
-from raypref.images import as_image, open_png
-from raypref.loaded import shared
+from raypref.core.config import Resources
+from raypref.core.rows import Row, reject
+from raypref.engine.loaded import shared
+from raypref.images.decode import as_image, open_png
 from raypref.rewards.config import RewardConfig
-from raypref.rows import Row, reject
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raypref.config import InputError
-from raypref.hub import from_pretrained
+from raypref.core.config import InputError
+from raypref.models.hub import from_pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from raypref.hub import model_folder
+from raypref.models.hub import model_folder
 from raypref.rewards.base import moved, tokenize
 from raypref.rewards.checkpoint import load_folder, load_part, require_vocabulary
 

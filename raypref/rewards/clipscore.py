@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, setting
-from raypref.device import DType, pick_device, torch_dtype
+from raypref.core.config import Location, Resources, setting
+from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.rewards.base import EmbeddingReward, Reward
 from raypref.rewards.clip import Inputs, clip_folder, load_clip, scores
 from raypref.rewards.config import RewardConfig

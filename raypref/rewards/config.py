@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raypref.config import Section
+from raypref.core.config import Section
 
 if TYPE_CHECKING:
-    from raypref.config import Resources
+    from raypref.core.config import Resources
 
 
 class RewardConfig(Section):

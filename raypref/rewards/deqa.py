@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, setting
-from raypref.device import pick_device, torch_dtype
-from raypref.hub import from_pretrained, model_folder
-from raypref.messages import first_line
+from raypref.core.config import InputError, Location, Resources, setting
+from raypref.core.device import pick_device, torch_dtype
+from raypref.core.messages import first_line
+from raypref.models.hub import from_pretrained, model_folder
 from raypref.rewards.config import RewardConfig
 
 KEY = "rewards.deqa.model"

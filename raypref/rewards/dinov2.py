@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder
+from raypref.core.config import Location, Resources, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.models.hub import model_folder
 from raypref.rewards.base import Embedder
 from raypref.rewards.checkpoint import load_folder, load_part
 from raypref.rewards.config import RewardConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder, weight_file
+from raypref.core.config import Location, Resources, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.models.hub import model_folder, weight_file
 from raypref.rewards.base import Embedder, Reward
 from raypref.rewards.checkpoint import load_part, load_state, read_state, require_names
 from raypref.rewards.clip import Clip, Inputs, Pixels, load_tokenizer, scores

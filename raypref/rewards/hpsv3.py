@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, setting
-from raypref.device import DType, pick_device
-from raypref.hub import from_pretrained, weight_file
+from raypref.core.config import InputError, Location, Resources, setting
+from raypref.core.device import DType, pick_device
+from raypref.models.hub import from_pretrained, weight_file
 from raypref.rewards.base import Reward, moved
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained

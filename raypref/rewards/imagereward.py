@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, setting
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import model_folder, weight_file
+from raypref.core.config import Location, Resources, setting
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.models.hub import model_folder, weight_file
 from raypref.rewards.base import Reward, moved, tokenize
 from raypref.rewards.checkpoint import (
     linear_layers,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
-from raypref.config import Location, Resources, setting
-from raypref.device import DType
-from raypref.hub import model_folder
-from raypref.loaded import shared
+from raypref.core.config import Location, Resources, setting
+from raypref.core.device import DType
+from raypref.engine.loaded import shared
+from raypref.models.hub import model_folder
 from raypref.rewards.base import Reward
 from raypref.rewards.clip import Clip, processed, scores
 from raypref.rewards.config import RewardConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from raypref.config import InputError, Tables, build
+from raypref.core.config import InputError, Tables, build
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.registry import REWARDS

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
 
-from raypref.config import InputError
-from raypref.device import DType, pick_device, torch_dtype
-from raypref.hub import from_pretrained, model_folder
-from raypref.messages import first_line
+from raypref.core.config import InputError
+from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.core.messages import first_line
+from raypref.models.hub import from_pretrained, model_folder
 from raypref.rewards.base import moved, tokenize
 
 if TYPE_CHECKING:

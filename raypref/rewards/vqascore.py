@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
-from raypref.config import InputError, Location, Resources, setting
-from raypref.device import DType
+from raypref.core.config import InputError, Location, Resources, setting
+from raypref.core.device import DType
 from raypref.rewards.base import Reward
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raypref.rows import Row
+from raypref.core.rows import Row
 from raypref.sources.captions import Columns
 from raypref.sources.prompts import Prompt
 from raypref.sources.store import Store

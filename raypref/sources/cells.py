@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.reading import damage
 from raypref.sources.store import RemoteStore, SourceError, Store
 

@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from raypref.rows import Row
+from raypref.core.rows import Row
 from raypref.sources.captions import sidecar_names
 from raypref.sources.layouts.folder import IMAGE_SUFFIXES
 from raypref.sources.leftout import APPLE_DOUBLE, made_of

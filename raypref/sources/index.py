@@ -19,10 +19,10 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import AfterValidator
 
-from raypref.config import InputError, Location, Section, setting
-from raypref.ledger import Ledger, part_name
-from raypref.rows import INDEX, Row
-from raypref.schemes import scheme_of
+from raypref.core.config import InputError, Location, Section, setting
+from raypref.core.ledger import Ledger, part_name
+from raypref.core.rows import INDEX, Row
+from raypref.core.schemes import scheme_of
 from raypref.sources import cells
 from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, is_index

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 
 COLUMNS = ("prompt", "Prompt", "caption")  # the first one present is read
 # Columns that divide the prompts into groups, in any case; the first one present is the category.

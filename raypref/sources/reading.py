@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 
 import pyarrow as pa
 
-from raypref.config import InputError
-from raypref.rows import Row, index_row
+from raypref.core.config import InputError
+from raypref.core.rows import Row, index_row
 from raypref.sources.names import Alike, walk_to
 from raypref.sources.store import LocalStore, RemoteStore, SourceError, Store
 

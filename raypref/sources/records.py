@@ -8,8 +8,8 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from raypref.config import InputError
-from raypref.rows import Row, index_row
+from raypref.core.config import InputError
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Pair, Ref
 from raypref.sources.captions import as_text, caption_of
 from raypref.sources.reading import Look, read

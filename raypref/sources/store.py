@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, NoReturn
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.leftout import RESULTS, left_out_by, never_data, results_among
 
 log = logging.getLogger(__name__)

@@ -12,20 +12,20 @@ import torch
 from training import CPU, photographs, rows_of, training, twin
 from worked_examples import example
 
-from raypref.align.cache import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
-from raypref.batches import in_batches
-from raypref.config import InputError, load
+from raypref.core.config import InputError, load
+from raypref.core.ledger import Ledger
 from raypref.curate.publish import PAIRS
-from raypref.diffusion.backbone import BackboneConfig, load_denoiser
-from raypref.diffusion.families.conditioning import to_row
-from raypref.diffusion.families.registry import FAMILIES
-from raypref.diffusion.lora_config import FILE_NAME, LoraConfig
-from raypref.diffusion.parts import check_adapter, check_base, check_side
+from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
-from raypref.images import as_image, encode_png
-from raypref.ledger import Ledger
-from raypref.pipeline import RunConfig
+from raypref.images.decode import as_image, encode_png
+from raypref.models.backbone import BackboneConfig, load_denoiser
+from raypref.models.checks import check_adapter, check_base, check_side
+from raypref.models.families.conditioning import to_row
+from raypref.models.families.registry import FAMILIES
+from raypref.models.lora_config import FILE_NAME, LoraConfig
+from raypref.run.pipeline import RunConfig
 
 LORA = LoraConfig(rank=2, alpha=2)
 
@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from my_family import FAMILY as MINE, MyDenoiser, MyTextEncoder
-from raypref.diffusion.families.conditioning import Conditioning
+from raypref.models.families.conditioning import Conditioning
 
 
 @dataclass(frozen=True)

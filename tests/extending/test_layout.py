@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from worked_examples import ROOT, example
 
-from raypref.ledger import Ledger
+from raypref.core.ledger import Ledger
 from raypref.sources.index import SourceConfig, digest, fetch, write_index
 from raypref.sources.layouts import REGISTRY
 from raypref.sources.store import SourceError

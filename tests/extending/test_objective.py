@@ -18,9 +18,9 @@ from worked_examples import ROOT, example, registered, run_python
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
-from raypref.config import InputError, load, results_of
-from raypref.key_help import describe
-from raypref.pipeline import RunConfig
+from raypref.core.config import InputError, load, results_of
+from raypref.core.key_help import describe
+from raypref.run.pipeline import RunConfig
 
 PLAIN: dict[str, Any] = {"steps": 2, "lr": 1e-3, "beta": 500.0}
 CHOSEN = torch.linspace(20, 23, 10, dtype=torch.float64)

@@ -13,14 +13,14 @@ import test_reward_contract as contract
 from PIL import Image
 from worked_examples import ROOT, example, registered, run_python
 
-from raypref.batches import in_batches
-from raypref.config import InputError, flatten, load, results_of
+from raypref.core.config import InputError, flatten, load, results_of
+from raypref.core.key_help import describe
+from raypref.engine.batches import in_batches
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.measures import in_one_pass, measures
-from raypref.images import encode_png
-from raypref.key_help import describe
-from raypref.pipeline import RunConfig
+from raypref.images.decode import encode_png
 from raypref.rewards.registry import REWARDS
+from raypref.run.pipeline import RunConfig
 
 CODE = example("Add a reward")
 CHOSEN = "metrics.rewards=['exposure']"

@@ -13,7 +13,7 @@ from raypref.ablate import claims, results
 from raypref.ablate.driver import plan_text, tables_of
 from raypref.ablate.plan import AblateConfig, load_config, planned_rows
 from raypref.ablate.table import Table
-from raypref.config import results_of
+from raypref.core.config import results_of
 from raypref.evaluate import statistics
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypref.cluster import start_ray
-from raypref.config import Resources
-from raypref.kept import release
-from raypref.ledger import Ledger
-from raypref.rows import Row
-from raypref.streaming import StreamConfig, stream
+from raypref.core.config import Resources
+from raypref.core.ledger import Ledger
+from raypref.core.rows import Row
+from raypref.engine.cluster import start_ray
+from raypref.engine.kept import release
+from raypref.engine.stream import StreamConfig, stream
 
 ROWS = 96
 BLOCK = 4

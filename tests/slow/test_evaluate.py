@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from jobs import job, start
-from raypref.config import load
-from raypref.diffusion import lora
-from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.lora_config import LoraConfig
-from raypref.pipeline import Run, RunConfig
+from raypref.core.config import load
+from raypref.models import lora
+from raypref.models.backbone import load_denoiser
+from raypref.models.lora_config import LoraConfig
+from raypref.run.pipeline import Run, RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report_runs import scene, write_curation

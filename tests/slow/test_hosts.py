@@ -17,7 +17,7 @@ from object_store import BUCKET, BURST, SECRET, ObjectStore, object_store
 from safetensors.torch import load
 
 from jobs import RAY, REPOSITORY, TOKEN, WHOLE, running
-from raypref.ledger import Ledger, join, read_bytes
+from raypref.core.ledger import Ledger, join, read_bytes
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,10 +10,10 @@ import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from jobs import SMALL, job
-from raypref.config import InputError, load
-from raypref.execute import execute
-from raypref.pipeline import RunConfig
-from raypref.tiny import checkpoints
+from raypref.core.config import InputError, load
+from raypref.demo import checkpoints
+from raypref.run.execute import execute
+from raypref.run.pipeline import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

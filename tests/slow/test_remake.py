@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import running
-from raypref.tiny import checkpoints
+from raypref.demo import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -21,7 +21,7 @@ def shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def remake(folder: Path, name: str, *arguments: str) -> None:
     """Run the command, shortened."""
-    command = (sys.executable, "-m", "raypref.tiny.train", str(folder / name), "--scale", "0.002")
+    command = (sys.executable, "-m", "raypref.demo.train", str(folder / name), "--scale", "0.002")
     env = {"RAYPREF_CACHE": str(folder / "cache")}
     with running(*command, *arguments, folder=folder / "logs", env=env) as training:
         assert training.wait() == 0, training.output

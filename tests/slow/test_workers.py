@@ -18,15 +18,15 @@ from training import BASE, LORA, pairs, training
 from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
-from raypref.align.cache import UNCONDITIONAL, read_pairs
 from raypref.align.config import TrainingJob
+from raypref.align.latents import UNCONDITIONAL, read_pairs
 from raypref.align.train import train_on_workers
 from raypref.align.watch import StepMetrics
-from raypref.config import InputError, Resources
-from raypref.diffusion.backbone import load_denoiser
-from raypref.diffusion.families.conditioning import to_row
-from raypref.kept import release
-from raypref.ledger import Ledger
+from raypref.core.config import InputError, Resources
+from raypref.core.ledger import Ledger
+from raypref.engine.kept import release
+from raypref.models.backbone import load_denoiser
+from raypref.models.families.conditioning import to_row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from raypref.align.config import Metrics
 from raypref.align.objectives.pairwise import PairwiseConfig
-from raypref.config import setting
+from raypref.core.config import setting
 
 if TYPE_CHECKING:
     from torch import Tensor

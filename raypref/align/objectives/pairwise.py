@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raypref.align.config import Metrics, TrainingConfig
-from raypref.config import setting
+from raypref.core.config import setting
 
 if TYPE_CHECKING:
     from torch import Tensor

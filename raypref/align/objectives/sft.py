@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raypref.align.config import Metrics, TrainingConfig
-from raypref.config import setting
+from raypref.core.config import setting
 
 if TYPE_CHECKING:
     from torch import Tensor

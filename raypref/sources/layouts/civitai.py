@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raypref.config import InputError
-from raypref.rows import Row
+from raypref.core.config import InputError
+from raypref.core.rows import Row
 from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, as_text
 from raypref.sources.reading import lookup

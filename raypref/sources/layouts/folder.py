@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from raypref.config import InputError
-from raypref.rows import Row, index_row
+from raypref.core.config import InputError
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,

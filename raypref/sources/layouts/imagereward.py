@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from raypref.rows import Row
+from raypref.core.rows import Row
 from raypref.sources.base import Layout, Pair
 from raypref.sources.captions import Columns, as_text
 from raypref.sources.reading import lookup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.base import Layout
 from raypref.sources.prompts import Prompt, of_json
 from raypref.sources.reading import read, shown

@@ -9,8 +9,8 @@ import json
 import posixpath
 from collections.abc import Iterator
 
-from raypref.config import InputError
-from raypref.rows import Row, index_row
+from raypref.core.config import InputError
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, json_records
 from raypref.sources.prompts import Prompt, of_json

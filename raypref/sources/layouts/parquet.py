@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypref.config import InputError
-from raypref.messages import first_line
-from raypref.rows import Row, index_row
+from raypref.core.config import InputError
+from raypref.core.messages import first_line
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import PATH_KEYS, Columns
 from raypref.sources.cells import files, is_text, pick, row_id, rows_of, schema_of, text, value

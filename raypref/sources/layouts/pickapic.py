@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raypref.rows import Row, index_row
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout, Pair, Ref
 from raypref.sources.captions import Columns
 from raypref.sources.cells import files, pick, row_id, rows_of, schema_of, text, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from raypref.config import InputError
+from raypref.core.config import InputError
 from raypref.sources.base import Layout
 from raypref.sources.prompts import Prompt, column, of_record
 from raypref.sources.reading import shown, text_lines

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
-from raypref.rows import Row, index_row
+from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,

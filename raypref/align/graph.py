@@ -1,0 +1,126 @@
+"""The alignment of one run: where its trainings start, what each makes, what they wait for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from raypref.align import plan
+from raypref.align.config import TrainingConfig, TrainingJob
+from raypref.core.config import InputError, results_of
+from raypref.core.ledger import Ledger, Place, placed
+from raypref.models import checks, lora_formats
+from raypref.models.backbone import BackboneConfig
+from raypref.models.lora_config import LoraConfig
+
+
+class Alignment:
+    """One run's trainings: their jobs and ledgers.
+
+    Args:
+        trainings: settings by name, in order, of `plan.in_order`.
+        base: the model that is aligned.
+        lora: shape of the adapter.
+        cache: the encoded pairs.
+        pairs: the pairs.
+        place: where the run's ledgers lie.
+        seed: of the trainings.
+    """
+
+    def __init__(
+        self,
+        trainings: dict[str, TrainingConfig],
+        *,
+        base: BackboneConfig,
+        lora: LoraConfig,
+        cache: Ledger,
+        pairs: Ledger,
+        place: Place,
+        seed: int,
+    ) -> None:
+        self.trainings = trainings
+        self.base = base
+        self.lora = lora
+        self.cache = cache
+        self.pairs = pairs
+        self.place = place
+        self.seed = seed
+        self.final = plan.final(trainings)  # whose LoRA the run is about
+        self.weights = plan.weights(trainings)
+
+    @cached_property
+    def starts(self) -> dict[str, Ledger]:
+        """LoRA weights from elsewhere that trainings start from, by their name in the table."""
+        return {
+            name: placed(
+                self.place, name, results_of({"start": lora_formats.identity(ref, key=key)})
+            )
+            for name, (ref, key) in self.weights.items()
+        }
+
+    @cached_property
+    def jobs(self) -> dict[str, TrainingJob]:
+        """What to train, by name, in order."""
+        starts = {name: ledger.path for name, ledger in self.trained.items()}
+        starts |= {ref: self.starts[name].path for name, (ref, _) in self.weights.items()}
+        return {
+            name: TrainingJob(
+                name=name,
+                draws=training.draws,
+                base=self.base,
+                lora=self.lora,
+                training=training,
+                cache=self.cache,
+                pairs=self.pairs if training.facts else None,
+                folder=self.trained[name].path,
+                start=starts.get(training.start),  # None: the base
+                seed=self.seed,
+            )
+            for name, training in self.trainings.items()
+        }
+
+    @cached_property
+    def trained(self) -> dict[str, Ledger]:
+        """The ledgers of the trainings."""
+        ledgers: dict[str, Ledger] = {}
+        starts = {ref: self.starts[name] for name, (ref, _) in self.weights.items()}
+        for name, training in self.trainings.items():
+            settings = {
+                "cache": self.cache.fingerprint,
+                f"train.{name}": training,
+                "lora": self.lora,
+                "seed": self.seed,
+                **{n: own.fingerprint for n, own in ledgers.items() if n == training.start},
+                **{n: own.fingerprint for n, own in starts.items() if n == training.start},
+            }
+            ledgers[name] = placed(self.place, name, results_of(settings))
+        return ledgers
+
+    @property
+    def shown(self) -> dict[str, Ledger]:
+        """All that is compared with the base, by name, in the order of the tables."""
+        made = {**self.starts, **self.trained}
+        return {name: made[name] for name in plan.labels(self.trainings) if name in made}
+
+    def check_workers(self, name: str) -> None:
+        """Raise InputError where a worker would have no share of a step's samples."""
+        training = self.trainings[name]
+        workers, key = training.resources.workers, f"train.{name}"
+        if not 1 <= workers <= training.batch:
+            raise InputError(
+                f"{key}.resources.workers={workers}: it must be 1 to {key}.batch={training.batch}, "
+                "since every worker takes a share of a step's samples"
+            )
+
+    def check_starts(self) -> None:
+        """Raise InputError where weights to start from are missing or do not fit the adapter."""
+        for ref, key in self.weights.values():
+            checks.check_lora(self.base, self.lora, ref, key=key)
+
+    def bring_in_starts(self) -> None:
+        """Write the weights to start from into the run, in diffusers layout."""
+        component = checks.component_of(self.base)
+        for name, (ref, key) in self.weights.items():
+            ledger = self.starts[name]
+            ledger.begin()
+            lora_formats.bring_in(ref, key=key, component=component, folder=ledger.path)
+            ledger.commit(expected=0, counts={})

@@ -1,0 +1,1 @@
+"""What all the rest stands on: settings, ledgers, rows, progress, records. No torch, no Ray."""

@@ -1,0 +1,294 @@
+"""The curation graph on one screen: photographs in, preference pairs out.
+
+    index -> measured (decode, colorfulness) -> mean -> scored (PickScore of the photographs)
+          -> waves in rank order (saliency, inpaint, PickScore of the twin) until K have passed
+          -> photos, rejects, pairs
+
+A photograph's rank is decided by its own score, and every filter looks at one pair only: so the
+pairs made in rank order until K have passed are those that making all of them would give.
+Every input ends exactly once: as a pair, as a photograph not selected, or as a reject.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import pyarrow.compute as pc
+
+from raypref.core.config import Section, results_of, setting
+from raypref.core.ledger import Ledger, Place, placed
+from raypref.core.progress import Work, counted
+from raypref.core.rows import INDEX, REJECT, Row, Transform
+from raypref.curate.export import Format
+from raypref.curate.perturb import Inpaint, PerturbConfig
+from raypref.curate.photographic import Photographic, PhotographicConfig
+from raypref.curate.publish import Made, Origin, publish
+from raypref.curate.saliency import Saliency, SaliencyConfig
+from raypref.curate.select import (
+    SOUND,
+    Ranking,
+    SelectConfig,
+    ignored_profiles,
+    mean_colorfulness,
+    near_repeated_ids,
+    next_wave,
+    repeated_ids,
+)
+from raypref.curate.transforms import Colorfulness, Crop, MeasurePhotograph
+from raypref.engine.stream import Selection, StreamConfig, stream
+from raypref.images.colorfulness import ColorConfig
+from raypref.images.decode import ImageConfig
+from raypref.rewards.base import Score
+from raypref.rewards.pickscore import PickScoreConfig
+from raypref.sources.found import findings
+from raypref.sources.index import SourceConfig, digest, write_index
+
+log = logging.getLogger(__name__)
+
+FIRST_WAVE = 8  # times K: enough where one pair in eight passes
+LARGEST_WAVE = 1_000_000  # photographs; their rows lie in the driver's memory
+
+_ENTRY = [name for name in INDEX.names if name not in ("id", "problem")]  # how to read one again
+
+
+class PassesConfig(Section):
+    """How pairs are made."""
+
+    exhaustive: bool = setting(
+        False,
+        "make a pair of every retained photograph, as the paper did, instead of stopping when "
+        "top_k have passed; the same pairs, and the funnel shows how many would pass",
+    )
+
+
+class ExportConfig(Section):
+    """Other forms in which the pairs are written, below `export/`."""
+
+    formats: tuple[Format, ...] = setting(
+        (),
+        "pickapic: Parquet with Pick-a-Pic's columns; folders: pairs.csv with images beside it",
+        affects_result=False,
+    )
+
+
+class CurateConfig(Section):
+    """Everything that decides the pairs."""
+
+    source: SourceConfig
+    seed: int = setting(0, "seed of everything random")
+    images: ImageConfig = ImageConfig()
+    color: ColorConfig = ColorConfig()
+    photographic: PhotographicConfig = PhotographicConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
+    perturb: PerturbConfig = PerturbConfig()
+    pickscore: PickScoreConfig = PickScoreConfig()
+    select: SelectConfig = SelectConfig()
+    curate: PassesConfig = PassesConfig()
+    export: ExportConfig = ExportConfig()
+
+
+class Curation:
+    """One run's curation: its ledgers and how they are filled.
+
+    Args:
+        config: everything that decides the pairs.
+        place: where its ledgers lie.
+    """
+
+    def __init__(self, config: CurateConfig, *, place: Place) -> None:
+        self.config = config
+        self.place = place
+
+    @cached_property
+    def index(self) -> Ledger:
+        """What the source lists."""
+        c = self.config
+        return self._ledger("curate/index", {"source.digest": digest(c.source), "source": c.source})
+
+    @cached_property
+    def measured(self) -> Ledger:
+        """Facts of every input."""
+        return self._after(self.index, "curate/measured", images=self.config.images)
+
+    @cached_property
+    def scored(self) -> Ledger:
+        """PickScore of the photographs that are colorful enough."""
+        c = self.config
+        return self._after(
+            self.measured,
+            "curate/scored",
+            color=c.color,
+            photographic=c.photographic,
+            pickscore=c.pickscore,
+        )
+
+    @cached_property
+    def twins(self) -> Ledger:
+        """Photographs with their degraded twins, as far as pairs were made."""
+        c = self.config
+        return self._after(
+            self.scored, "curate/twins", saliency=c.saliency, perturb=c.perturb, seed=c.seed
+        )
+
+    @cached_property
+    def pairs(self) -> Ledger:
+        """The selected pairs."""
+        return self._after(
+            self.twins, "pairs", select=self.config.select, curate=self.config.curate
+        )
+
+    @cached_property
+    def photos(self) -> Ledger:
+        """What became of every input, for people."""
+        return self._after(self.pairs, "photos", curate=self.config.curate)
+
+    @cached_property
+    def rejects(self) -> Ledger:
+        """The inputs that could not be used, for people."""
+        return self._after(self.pairs, "rejects", curate=self.config.curate)
+
+    @cached_property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """All ledgers of curation, in the order in which they are filled."""
+        made = (self.index, self.measured, self.scored, self.twins)
+        return (*made, self.photos, self.rejects, self.pairs)
+
+    def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
+        return placed(self.place, name, results_of(parts))
+
+    def _after(self, before: Ledger, name: str, **sections: object) -> Ledger:
+        return self._ledger(name, {**before.settings, **sections})
+
+    def run(self, streaming: StreamConfig) -> Work:
+        """Curate; skips and resumes what is done.
+
+        Raises:
+            InputError: not one pair was left; says where the photographs were lost.
+        """
+
+        c = self.config
+        scoring: list[Transform] = [
+            Crop(c.source, c.images),
+            *([Photographic(c.photographic)] if c.photographic.enabled else []),
+            Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
+        ]
+        if self.index.state() != "complete":
+            write_index(c.source, self.index, part_rows=streaming.part_rows)
+            rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
+            for line in findings(rows, c.source.store()):
+                log.warning("source: %s", line)
+        busy = stream(
+            Selection(self.index),
+            stages=[MeasurePhotograph(c.source, c.images)],
+            ledger=self.measured,
+            keep=[*_ENTRY, *MeasurePhotograph.writes.names],
+            config=streaming,
+        ).busy
+        if count := ignored_profiles(self.measured):
+            log.warning(
+                "%s with a colour profile other than sRGB, which is ignored: colours are off; "
+                "images.profiles=convert converts them",
+                counted(count, "photograph"),
+            )
+        repeated = dict.fromkeys(repeated_ids(self.measured), "duplicate")
+        if c.images.near_duplicates:
+            others = Selection(self.measured, SOUND, frozenset(repeated))
+            alike = near_repeated_ids(self.measured, others.condition)
+            repeated |= dict.fromkeys(alike, "near_duplicate")
+        retained = Selection(self.measured, SOUND, frozenset(repeated))
+        if c.color.enabled and c.color.variant == "paper":
+            sound = self.measured.count(retained.condition)
+            threshold = mean_colorfulness(self.measured, retained.condition)
+            retained = replace(retained, where=SOUND & (pc.field("colorfulness") > threshold))
+            kept = self.measured.count(retained.condition)
+            log.info("colorfulness: %d of %d photographs are above %.2f", kept, sound, threshold)
+        busy += stream(
+            retained,
+            stages=scoring,
+            ledger=self.scored,
+            keep=[*_ENTRY, "key", "colorfulness", "pickscore"],
+            config=streaming,
+        ).busy
+        ranking, made = self.make_twins(streaming)
+        counts = publish(
+            Made(self.measured, self.scored, self.twins),
+            ranking,
+            repeated,
+            photos=self.photos,
+            rejects=self.rejects,
+            pairs=self.pairs,
+            origin=Origin(
+                self.config.source.license,
+                self.config.perturb.kind,
+                self.config.perturb.model,
+                self.config.pickscore.model,
+            ),
+        )
+        log.info("pairs: %d of %d inputs", counts["pair"], counts.total())
+        return Work(counts.total(), "inputs", busy + made)
+
+    def make_twins(self, streaming: StreamConfig) -> tuple[Ranking, float]:
+        """Make pairs in rank order, in waves sized by the pass rate so far, until K have passed.
+
+        Returns:
+            The ranking and the busy seconds of a worker.
+        """
+
+        c = self.config
+        numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
+        ranking = Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)
+        seen: set[str] = set()
+
+        def enough(part: str) -> bool:
+            seen.add(part)
+            return ranking.add(self.twins.part(part, ["id", *numbers, *REJECT.names]).to_pylist())
+
+        busy, reached, below = 0.0, 0, math.inf
+        while True:
+            for part in set(self.twins.parts()) - seen:  # what an earlier run made
+                enough(part)
+            wave = next_wave(self.scored, self._wave_size(ranking, reached), below=below)
+            ranking.begin(wave["id"].to_pylist())
+            busy += stream(
+                wave.slice(0, 0 if ranking.complete else None).drop_columns(REJECT.names),
+                stages=self.twin_stages(),
+                ledger=self.twins,
+                keep=["key", "caption", "chosen", "rejected", "mask", *numbers],
+                config=streaming,
+                enough=enough,
+            ).busy
+            for part in set(self.twins.parts()) - seen:  # a run that was killed wrote to its last
+                enough(part)
+            if ranking.complete or wave.num_rows == 0:
+                return ranking, busy
+            reached += wave.num_rows
+            below = wave["pickscore"][-1].as_py()
+
+    def twin_stages(self) -> list[Transform]:
+        """From a ranked photograph to a scored pair."""
+        c = self.config
+        return [
+            Crop(c.source, c.images),
+            Saliency(c.saliency),
+            Inpaint(c.perturb, seed=c.seed),
+            Score(c.pickscore, columns={"rejected": "pickscore_rejected"}, prompt="caption"),
+            Colorfulness("rejected", "colorfulness_rejected"),
+        ]
+
+    def _wave_size(self, ranking: Ranking, reached: int) -> int:
+        """About how many more photographs it takes."""
+        k, passed = self.config.select.top_k, len(ranking.ranks)
+        if self.config.curate.exhaustive or not k:
+            return LARGEST_WAVE
+        rate = max(passed, 1) / reached if reached else 1 / FIRST_WAVE
+        return min(math.ceil((k - passed) / rate), LARGEST_WAVE)
+
+    def _colorful_enough(self, row: Row) -> bool:
+        color = self.config.color
+        if not color.enabled or color.variant == "paper":
+            return True
+        return bool(row["colorfulness"] > row["colorfulness_rejected"])

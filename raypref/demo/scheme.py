@@ -1,0 +1,41 @@
+"""What stands behind the scheme `tiny:`: embedded models, photographs, prompts and a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raypref.core.config import InputError
+from raypref.demo import checkpoints, world
+from raypref.demo.accuracy import PromptAccuracy
+from raypref.sources.prompts import Prompt
+
+PHOTOGRAPHS, PROMPTS = "world", "prompts"
+
+
+def model(name: str) -> Path:
+    """The local folder or file of an embedded model; InputError where there is none."""
+    return checkpoints.path(name)
+
+
+def photographs(name: str) -> Path:
+    """A folder with captioned photographs, rendered on first use."""
+    if name != PHOTOGRAPHS:
+        raise InputError(f"source.path=tiny:{name}: there is tiny:{PHOTOGRAPHS}")
+    return world.photos_folder(count=256, seed=0)
+
+
+def prompts(name: str, *, limit: int | None) -> list[Prompt]:
+    """Prompts that no photograph shows, by category; 64 where there is no limit."""
+    if name != PROMPTS:
+        raise InputError(f"evaluate.prompts=tiny:{name}: there is tiny:{PROMPTS}")
+    return [_prompt(text) for text in world.held_out_prompts(limit or 64)]
+
+
+def _prompt(text: str) -> Prompt:
+    count = len(world.things(text))
+    return Prompt(text, {"category": "one thing" if count == 1 else f"{count} things"})
+
+
+def prompt_accuracy(weights: str) -> PromptAccuracy:
+    """The transform that judges whether an image shows what its prompt names."""
+    return PromptAccuracy(weights)

@@ -1,0 +1,1 @@
+"""Rows through transforms on Ray: workers, batches, memory, the cluster."""

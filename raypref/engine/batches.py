@@ -1,0 +1,149 @@
+"""Batches of rows through one transform: prepared ahead, computed alone, finished behind.
+
+prepare   batch 3 | batch 4 | batch 5      helper threads
+compute   batch 2 | batch 3 | batch 4      one thread of the process at a time
+finish    batch 1 | batch 2 | batch 3      helper threads
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar
+
+from raypref.core.rows import ModelTransform, Row, Transform, padded
+from raypref.engine.memory import out_of_memory, too_much
+
+AHEAD = 2  # batches of a block that are prepared while another is computed
+
+R = TypeVar("R")
+Hold = Callable[[], AbstractContextManager[None]]  # of a device
+
+
+class Device:
+    """The device of a process: one thread computes at a time.
+
+    Of the threads that wait, the one with the oldest block is next. So blocks end one after
+    another, and the device has work while one is written and the next is read; taken in turns,
+    they would all be read at once.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[int] = []  # a heap
+        self._held = False
+
+    @contextmanager
+    def held(self, block: int) -> Iterator[None]:
+        """Wait for the device, and hold it.
+
+        Args:
+            block: its number; smaller ones are older. No two threads have the same.
+        """
+        with self._changed:
+            heapq.heappush(self._waiting, block)
+            self._changed.wait_for(lambda: not self._held and self._waiting[0] == block)
+            heapq.heappop(self._waiting)
+            self._held = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
+
+
+class Done(NamedTuple):
+    """What it took to send rows through a transform."""
+
+    busy: float  # seconds in `compute`
+    note: str  # a line to show people; empty when memory sufficed
+
+
+def in_batches(
+    transform: Transform,
+    rows: list[Row],
+    *,
+    device: Hold = nullcontext,
+    helpers: Executor | None = None,
+) -> Done:
+    """Send rows through a transform, `resources.batch` at a time.
+
+    A model gets batches of one shape: the last is padded. When it runs out of memory, the rows not
+    done are done with half the batch, once. Another batch changes the order of a model's sums:
+    those rows' results then move by rounding only.
+
+    Args:
+        transform: set up.
+        rows: live ones; filled in place.
+        device: held while the model computes.
+        helpers: threads that prepare and finish meanwhile; None does it here, one after another.
+
+    Raises:
+        NoRoomError: half the batch was too much as well, or the batch is 1.
+    """
+    usual = size = transform.resources.batch
+    if not isinstance(transform, ModelTransform):
+        for start in range(0, len(rows), size):
+            transform(rows[start : start + size])
+        return Done(0.0, "")
+    busy, left = 0.0, rows
+    finishing: list[Future[None]] = []
+    while left:
+        try:
+            with closing(_prepared(transform, left, size, helpers)) as batches:
+                for live, batch in batches:
+                    with device():
+                        began = time.monotonic()
+                        out = transform.compute(batch)
+                        busy += time.monotonic() - began
+                    left = left[len(live) :]
+                    finishing.append(_submit(helpers, transform.finish, live, out))
+            continue
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1 or size < usual:
+                raise too_much(transform.name, usual, size) from error
+        # Only here is the exception gone, and with it the tensors that its frames held.
+        size //= 2
+    for future in finishing:
+        future.result()
+    note = f"{transform.name} ran out of memory with resources.batch={usual}; used {size}\n"
+    return Done(busy, "" if size == usual else note)
+
+
+def _prepared(
+    transform: ModelTransform, rows: list[Row], size: int, helpers: Executor | None
+) -> Generator[tuple[list[Row], Any]]:
+    """The rows of each batch and what `prepare` made of them; further ones are under way."""
+    waiting: deque[tuple[list[Row], Future[Any]]] = deque()
+    starts = iter(range(0, len(rows), size))
+    try:
+        while True:
+            while len(waiting) <= (AHEAD if helpers else 0):
+                if (start := next(starts, None)) is None:
+                    break
+                live = rows[start : start + size]
+                waiting.append((live, _submit(helpers, transform.prepare, padded(live, size))))
+            if not waiting:
+                return
+            live, future = waiting.popleft()
+            yield live, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _submit(helpers: Executor | None, work: Callable[..., R], *args: Any) -> Future[R]:
+    """Have it done by a helper, or here and now."""
+    if helpers is not None:
+        return helpers.submit(work, *args)
+    future: Future[R] = Future()
+    future.set_result(work(*args))
+    return future

@@ -1,0 +1,191 @@
+"""The Ray cluster a job runs on: joined or started, and whether it has what is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any
+
+from raypref.core.config import InputError, Resources
+from raypref.core.progress import waiting
+from raypref.models import hub
+
+log = logging.getLogger(__name__)
+
+# What keeps the libraries' progress bars and notes out of the workers' output.
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+# Settings of the driver that its workers must share, on whatever node they are.
+PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE", hub.COMMITS)
+ALONE = "RAYPREF_OWN_RAY"  # set where this process started Ray: no node will join
+ANSWER_SECONDS = 10.0
+LONGEST_SOCKET = 107  # bytes of a path
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+
+
+def submitted() -> bool:
+    """Whether this process is the driver of a job that was submitted to Ray."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connected() -> bool:
+    """Whether this process has joined or started a Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def start_ray() -> None:
+    """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
+    import ray
+    from ray.data import DataContext
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors
+    if not ray.is_initialized():
+        where = os.environ.get("RAY_ADDRESS", "")
+        what = f"joining the Ray cluster at {where}" if where else "starting Ray"
+        log.info("%s", what)
+        options: dict[str, Any] = {}
+        if where or _head_runs_here():
+            _require_answer(where)
+            os.environ.pop(ALONE, None)
+            options["runtime_env"] = {"env_vars": _worker_variables()}
+        else:
+            # Workers of a Ray started here inherit variables, and start quicker than with an
+            # environment of their own. None of its nodes is taken away by a cloud.
+            os.environ |= QUIET | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", ALONE: "1"}
+            options |= _short_folder()
+        # The driver reports progress, errors come as exceptions; Ray's log files hold the rest.
+        with waiting(what), _without_note(), _working_directory():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _temporary_folder() -> str:
+    """Below which Ray keeps its sockets and logs."""
+    return os.environ.get("RAY_TMPDIR") or gettempdir()
+
+
+def _head_runs_here() -> bool:
+    """Whether `ray start` left the address of a head on this machine."""
+    return Path(_temporary_folder(), "ray", "ray_current_cluster").is_file()
+
+
+def _require_answer(address: str) -> None:
+    """Ray would try a dead address for many minutes.
+
+    Raises:
+        InputError: nothing listens at the host and port.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, correct the "
+            "address, or unset RAY_ADDRESS to start Ray on this machine"
+        ) from None
+
+
+def _short_folder() -> dict[str, str]:
+    """Ray's own folder where the usual one is too long for the names of its sockets."""
+    folder = _temporary_folder()
+    if len(os.fsencode(f"{folder}/{SOCKET}")) <= LONGEST_SOCKET:
+        return {}
+    log.warning(
+        "the path %s is too long for Ray's sockets; using /tmp/ray (RAY_TMPDIR sets another one)",
+        folder,
+    )
+    return {"_temp_dir": "/tmp/ray"}
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Return to the working directory: joining Ray may make that of a submitted job anew."""
+    here = Path.cwd()
+    yield
+    if here.is_dir():
+        os.chdir(here)
+
+
+@contextmanager
+def _without_note() -> Iterator[None]:
+    """Keep Ray's line on its own log level, which it writes past Python, off the terminal."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            others = [line for line in said if b"Set ray log level from" not in line]
+            os.write(2, b"".join(others))
+
+
+def _worker_variables() -> dict[str, str]:
+    """Environment of the workers; Ray refuses to have one set by the submitted job set again."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    taken = submitted.get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in (QUIET | passed_on).items() if name not in taken}
+
+
+def free_cores() -> float:
+    """Cores that nobody holds; 0 in a cluster of several nodes, where they may lie apart."""
+    import ray
+
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return 0.0
+    return float(ray.available_resources().get("CPU", 0))
+
+
+def require_nodes(name: str, need: Resources, *, workers: int) -> None:
+    """Say what cores and GPUs are lacking for so many workers: Ray waits for them in silence.
+
+    Args:
+        name: of the pass or training, or the key of its resources.
+        need: what each worker holds.
+        workers: how many there must be.
+
+    Raises:
+        InputError: this process started Ray, so no node will join. A cluster may grow on demand.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    asked = {"core": ("CPU", need.num_cpus), "GPU": ("GPU", need.num_gpus)}
+    lacking = [
+        f"{workers * each:g} {word}{'' if workers * each == 1 else 's'} ({there.get(key, 0):g} "
+        f"{'on this machine' if ALONE in os.environ else 'in the cluster'})"
+        for word, (key, each) in asked.items()
+        if workers * each > there.get(key, 0)
+    ]
+    if not lacking:
+        return
+    needs = " and ".join(lacking)
+    if ALONE in os.environ:
+        raise InputError(
+            f"{name}: needs {needs}; lower the num_cpus, num_gpus or workers of its resources, or "
+            "name a cluster with RAY_ADDRESS"
+        )
+    log.warning("%s: needs %s and waits for nodes; see `ray status`", name, needs)

@@ -1,0 +1,233 @@
+"""What one worker does with a block of rows: read, transformed, into the ledgers. No Ray.
+
+A worker with a GPU has several blocks in hand, each on a thread of its own. Its models compute one
+batch at a time (`batches.py`); reading, preparing, finishing and writing go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import pyarrow as pa
+
+from raypref.core.config import Resources
+from raypref.core.exhausted import exhausted
+from raypref.core.ledger import Ledger, join, read_bytes
+from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
+from raypref.engine.batches import Device, Done, Hold, in_batches
+from raypref.images.decode import as_png
+
+_DEVICE = Device()  # of this process
+_SETUP = threading.Lock()
+_blocks = itertools.count()  # of this process, in the order in which they are begun
+STOP = ".stop"  # in a ledger: blocks that are not begun are not wanted any more
+
+# From a block to its rows and the name of the part that they will be; None: their ids name it.
+Reader = Callable[[pa.Table], tuple[pa.Table, str | None]]
+
+# Reply for a block of which nothing was written.
+_NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": "", "no_room": ""}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Rows on their way into one ledger.
+
+    A row that one branch rejects goes its way in the others.
+    """
+
+    stages: Sequence[Transform]  # in order; each adds columns or rejects rows
+    ledger: Ledger
+    keep: Sequence[str]  # columns of the finished rows, besides `id` and the reject columns
+
+    def columns(self) -> list[str]:
+        """Columns of the finished rows."""
+        return list(dict.fromkeys(["id", *self.keep, *REJECT.names]))
+
+
+class Worker:
+    """Takes Arrow blocks through the transforms, whole batches of live rows, and writes them.
+
+    Args:
+        read: from a block to its rows.
+        stages: what every row goes through first.
+        branches: where it goes then; several of them see equal rows.
+        schema: columns of the rows as they are read.
+        need: what this worker holds.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        stages: Sequence[Transform],
+        branches: Sequence[Branch],
+        schema: pa.Schema,
+        need: Resources,
+    ) -> None:
+        self.read = read
+        self.stages = stages
+        self.branches = branches
+        self.need = need
+        self.ready = False
+        before = _schema_after(_with(schema, REJECT), stages)
+        self.schemas = [
+            pa.schema(map(_schema_after(before, branch.stages).field, branch.columns()))
+            for branch in branches
+        ]
+
+    @property
+    def all_stages(self) -> list[Transform]:
+        """Those of all rows, then those of each branch."""
+        return [*self.stages, *(stage for branch in self.branches for stage in branch.stages)]
+
+    def empty(self) -> list[pa.Table]:
+        """A finished table without rows per branch: it tells readers the columns."""
+        return [schema.empty_table() for schema in self.schemas]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Returns only what the driver counts, or why there is no room: Ray need not try again."""
+        try:
+            return self._finish(block)
+        except Exception as error:
+            if not (line := exhausted(error)):
+                raise
+            return _answer(no_room=line)
+
+    def set_up(self) -> None:
+        """Load what the transforms need, once."""
+        if self.ready:
+            return
+        if self.need.workers:  # tasks hold no models, and are quicker to start without torch
+            import torch
+
+            # A worker that holds a fraction of a core must not start a thread per core.
+            torch.set_num_threads(max(1, int(self.need.num_cpus)))
+        for stage in self.all_stages:
+            stage.setup()
+        self.ready = True
+
+    def take_over(self, other: Worker) -> None:
+        """Use the transforms of another worker, which are equal to this one's and set up."""
+        self.stages, self.ready = other.stages, other.ready
+        self.branches = [
+            replace(branch, stages=theirs.stages)
+            for branch, theirs in zip(self.branches, other.branches, strict=True)
+        ]
+
+    def _finish(self, block: pa.Table) -> pa.Table:
+        with _SETUP:
+            self.set_up()
+        if self._stopped():
+            return _answer()
+        device = partial(_DEVICE.held, next(_blocks))
+        table, name = self.read(block)
+        rows: list[Row] = table.to_pylist()
+        lacking = [
+            (branch, schema)
+            for branch, schema in zip(self.branches, self.schemas, strict=True)
+            if name is None or not branch.ledger.has_part(name)  # else written before a kill
+        ]
+        try:
+            done = self._through(self.stages, rows, device)
+            copies = _copies(rows, len(lacking))
+            for (branch, _), own in zip(lacking, copies, strict=True):
+                done += self._through(branch.stages, own, device)
+        except _NotWanted:
+            return _answer()
+        for (branch, schema), own in zip(lacking, copies, strict=True):
+            finished = pa.Table.from_pylist(_as_stored(own, schema.names), schema=schema)
+            name = branch.ledger.write_part(finished, name)
+        return _answer(
+            part=name,
+            rows=len(rows),
+            rejected=sum(map(any, zip(*(map(is_rejected, own) for own in copies), strict=True))),
+            busy=sum(each.busy for each in done),
+            notes="".join(each.note for each in done),
+        )
+
+    def _through(
+        self, transforms: Sequence[Transform], rows: list[Row], device: Hold
+    ) -> list[Done]:
+        """Fill the rows in place; raises _NotWanted once the driver wants no more blocks."""
+        # Without a GPU the model computes on the cores that would help.
+        helpers = _helpers(max(1, int(self.need.num_cpus))) if self.need.num_gpus else None
+        done = []
+        for transform in transforms:
+            if isinstance(transform, ModelTransform) and self._stopped():
+                raise _NotWanted
+            live = [row for row in rows if not is_rejected(row)]
+            done.append(in_batches(transform, live, device=device, helpers=helpers))
+        return done
+
+    def _stopped(self) -> bool:
+        return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None
+
+
+class _NotWanted(Exception):  # noqa: N818  (no error)
+    """The driver wants no more blocks."""
+
+
+@cache
+def _helpers(count: int) -> Executor:
+    """Threads of this process, which prepare and finish batches."""
+    return ThreadPoolExecutor(count, thread_name_prefix="helper")
+
+
+def shared_worker(needs: Sequence[Resources]) -> Resources:
+    """What a worker needs that runs several transforms one after another.
+
+    Their models stay loaded side by side, so shares of its one GPU and memory add up; cores serve
+    one model at a time, so the largest demand of a model counts: transforms without one make do
+    with that. The transform that asks for most workers decides how many there are.
+    """
+    return Resources(
+        workers=max(need.workers for need in needs),
+        num_cpus=max(need.num_cpus for need in [n for n in needs if n.workers] or needs),
+        num_gpus=min(1, round(sum(need.num_gpus for need in needs), 4)),
+        memory_gib=sum(need.memory_gib for need in needs),
+    )
+
+
+def needs_of(stages: Sequence[Transform]) -> list[Resources]:
+    """What each model among the transforms needs: those of equal settings share one."""
+    models: list[Any] = []
+    needs = []
+    for stage in stages:
+        model = getattr(stage, "config", stage)
+        if model not in models:
+            models.append(model)
+            needs.append(stage.resources)
+    return needs
+
+
+def _schema_after(schema: pa.Schema, stages: Sequence[Transform]) -> pa.Schema:
+    """The columns after the transforms."""
+    for stage in stages:
+        missing = set(stage.reads) - set(schema.names)
+        assert not missing, f"stage {stage.name} reads {missing}, which no stage before it writes"
+        schema = _with(schema, stage.writes)
+    return schema
+
+
+def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
+    return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
+
+
+def _copies(rows: list[Row], count: int) -> list[list[Row]]:
+    """The rows of each branch; the images in them are shared."""
+    return [rows] if count == 1 else [[dict(row) for row in rows] for _ in range(count)]
+
+
+def _as_stored(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The columns that a ledger keeps, images as PNG: encoded here and nowhere before."""
+    return [{name: as_png(row.get(name)) for name in names} for row in rows]
+
+
+def _answer(**told: Any) -> pa.Table:
+    return pa.Table.from_pylist([_NOTHING | told])

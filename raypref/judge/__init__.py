@@ -1,0 +1,1 @@
+"""Rewards against the choices of people."""

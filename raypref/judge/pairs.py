@@ -1,0 +1,296 @@
+"""Pairs of images that people have judged, as published, and what rewards say of them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
+
+import pyarrow as pa
+from pydantic import AfterValidator, field_validator
+
+from raypref.core.config import InputError, Location, Resources, Section, results_of, setting
+from raypref.core.ledger import Ledger, join
+from raypref.core.rows import Row, Transform, reject
+from raypref.engine.stream import StreamConfig, stream
+from raypref.evaluate.metrics import PROPERTIES, properties
+from raypref.images.decode import BadImage, ImageConfig, decode, encode_png, open_png
+from raypref.rewards.base import Score
+from raypref.rewards.config import RewardConfig
+from raypref.rewards.registry import reward_names
+from raypref.sources.base import Pair, Ref
+from raypref.sources.cells import image
+from raypref.sources.layouts import REGISTRY, known
+from raypref.sources.reading import read, shown
+from raypref.sources.store import RemoteStore, SourceError, Store, locate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A source's reasons that this ledger knows by another word.
+_REASONS = {"missing_file": "missing", "no_image": "empty"}
+
+
+class JudgeConfig(Section):
+    """The labelled pairs that rewards are judged by."""
+
+    pairs: Location = setting(
+        "",
+        "Parquet file (pickapic), JSON file (hpdv2, hpdv3, imagereward), or the folder of such; "
+        "local or a URI (s3://, gs://)",
+    )
+    layout: Annotated[str, AfterValidator(known("pairs"))] = setting(
+        "pickapic",
+        "layout of judge.pairs: pickapic, hpdv2, hpdv3, imagereward, or one of your own "
+        "(docs/extending.md)",
+    )
+    images: Location = setting("", "folder that image paths are relative to; empty: the file's")
+    limit: int = setting(0, "use only the first N pairs; 0 uses all", ge=0)
+    min_confidence: float = setting(0.0, "HPDv3: leave out pairs with less confidence", ge=0)
+    rewards: tuple[str, ...] = setting(
+        ("pickscore",), "rewards that are judged", affects_result=False
+    )
+
+    @field_validator("rewards")
+    @classmethod
+    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(chosen) & set(reward_names())) < len(chosen):
+            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
+        return chosen
+
+    def stores(self) -> tuple[Store, Store]:
+        """Where the pairs are read from, and images that are files of their own.
+
+        Raises:
+            InputError: there is nothing at `pairs` or `images`.
+        """
+        pairs = locate(self.pairs, key="judge.pairs")
+        if self.images:
+            return pairs, locate(self.images, key="judge.images")
+        if pairs.only is None:
+            return pairs, pairs
+        return pairs, replace(pairs, path=posixpath.dirname(pairs.path), only=None)
+
+    def read(self) -> list[Pair]:
+        """The pairs.
+
+        Raises:
+            InputError: the file is missing, is of another layout, holds no pair, or names an image
+                outside its folder.
+        """
+        if not self.pairs:
+            raise InputError("judge.pairs is required: add judge.pairs=FILE")
+        store, images = self.stores()
+        confined = _confined(images)
+        pairs = []
+        for pair in itertools.islice(self._sure(store), self.limit or None):
+            for ref in (pair.first, pair.second):
+                if not ref.column:
+                    confined(ref.file)
+            pairs.append(pair)
+        if not pairs:
+            raise InputError(f"judge.pairs: '{self.pairs}' holds no pair")
+        return pairs
+
+    def _sure(self, store: Store) -> Iterator[Pair]:
+        """Pairs as the layout lists them, but those that people were not sure of."""
+        listing = REGISTRY[self.layout].pairs
+        assert listing is not None, f"{self.layout} gives pairs: the setting is checked"
+        try:
+            for pair in listing(store):
+                if pair.confidence is None or pair.confidence >= self.min_confidence:
+                    yield pair
+        except (InputError, SourceError) as error:
+            said = str(error).removeprefix("source.path: ")
+            raise self._other_layout(said) from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._other_layout(f"{type(error).__name__}: {error}") from None
+
+    def _other_layout(self, said: str) -> InputError:
+        name = f"'{self.pairs}' is not of the layout {self.layout}"
+        return InputError(f"judge.pairs: {name} ({said})")
+
+
+class Judging:
+    """Scores of labelled pairs: one ledger a reward, filled once.
+
+    Args:
+        config: the pairs.
+        rewards: settings of the rewards that are judged, by name.
+        folder: where the ledgers are kept, local or URI.
+    """
+
+    def __init__(
+        self, config: JudgeConfig, rewards: dict[str, RewardConfig], *, folder: str
+    ) -> None:
+        self.config = config
+        self.rewards = rewards
+        self.folder = folder
+        self.pairs = config.read()
+        stores = config.stores()
+        refs = dict.fromkeys(ref for pair in self.pairs for ref in (pair.first, pair.second))
+        self._names = {ref: full_name(ref, *stores) for ref in refs}
+        text = json.dumps(
+            [
+                [pair.prompt, self._named(pair.first), self._named(pair.second), pair.label]
+                for pair in self.pairs
+            ]
+        )
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _named(self, ref: Ref) -> Ref:
+        """The reference with the full name of its file, as ids and the digest have it."""
+        return ref._replace(file=self._names[ref])
+
+    def id(self, ref: Ref, prompt: str) -> str:
+        """The id of an image of a prompt."""
+        return json.dumps([*self._named(ref), prompt])
+
+    def run(self, streaming: StreamConfig) -> pd.DataFrame:
+        """Score what is not scored yet.
+
+        Returns:
+            The pairs as `judge.accuracy` and `judge.bias` take them.
+        """
+        import pandas as pd
+
+        images: dict[str, tuple[Ref, str]] = {}
+        for pair in self.pairs:
+            for ref in (pair.first, pair.second):  # a file may have two names in its dataset
+                images.setdefault(self.id(ref, pair.prompt), (ref, pair.prompt))
+        rows = pa.table(
+            {
+                "id": list(images),
+                "file": [ref.file for ref, _ in images.values()],
+                "row": [ref.row for ref, _ in images.values()],
+                "column": [ref.column for ref, _ in images.values()],
+                "prompt": [prompt for _, prompt in images.values()],
+            }
+        )
+        stages: dict[str, tuple[Transform, RewardConfig | str]] = {"properties": (Properties(), "")}
+        for name, config in self.rewards.items():
+            stages[name] = (Score(config, columns={"image": name}, prompt="prompt"), config)
+        frame = pd.DataFrame(self.pairs)[["prompt", "label"]]
+        sides = (
+            [self.id(pair.first, pair.prompt) for pair in self.pairs],
+            [self.id(pair.second, pair.prompt) for pair in self.pairs],
+        )
+        for name, (stage, settings) in stages.items():
+            parts = {"pairs": self.digest, name: settings}
+            ledger = Ledger(join(self.folder, name), results_of(parts))
+            if ledger.state() == "stale":
+                ledger.clear()
+            if ledger.state() != "complete":
+                columns = stage.writes.names
+                stream(
+                    rows,
+                    stages=[Load(self.config), stage],
+                    ledger=ledger,
+                    keep=columns,
+                    config=streaming,
+                    runtime_env=None if isinstance(settings, str) else settings.runtime_env,
+                )
+            known = ledger.table(stage.writes.names).to_pandas().set_index("id")
+            for column in stage.writes.names:
+                first, second = (known.loc[ids, column].to_numpy() for ids in sides)
+                less = isinstance(settings, RewardConfig) and settings.lower_is_better
+                frame[column] = second - first if less else first - second
+        return frame
+
+
+class Load:
+    """Transform: the image that a reference names, as PNG bytes; broken ones are dropped.
+
+    Args:
+        config: where the pairs and their images lie.
+    """
+
+    name = "load"
+    reads: tuple[str, ...] = Ref._fields
+    writes = pa.schema([("image", pa.binary())])
+    resources = Resources(workers=0, batch=8)
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.config = config
+
+    def setup(self) -> None:
+        """Find the stores."""
+        self.limits = ImageConfig()
+        self.stores = self.config.stores()
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the column."""
+        for row in rows:
+            ref = Ref(row["file"], row["row"], row["column"])
+            try:
+                data = _bytes(ref, *self.stores, max_bytes=self.limits.max_bytes)
+                row["image"] = encode_png(decode(data, self.limits))
+            except BadImage as error:
+                reject(row, self.name, error.reason, str(error))
+            except SourceError as error:
+                file = full_name(ref, *self.stores)
+                missing = error.reason == "missing_file"
+                said = f"no image '{file}'" if missing else f"'{file}' cannot be read: {error}"
+                reject(row, self.name, _REASONS.get(error.reason, error.reason), said)
+
+
+class Properties:
+    """Transform: what an image looks like, whatever it shows (`metrics.properties`)."""
+
+    name = "properties"
+    reads: tuple[str, ...] = ("image",)
+    writes = pa.schema([(name, pa.float64()) for name in PROPERTIES])
+    resources = Resources(workers=0, batch=8)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Fill the columns."""
+        for row in rows:
+            row.update(properties(open_png(row["image"])))
+
+
+def full_name(ref: Ref, pairs: Store, images: Store) -> str:
+    """The file of a reference as one name on this machine, or as a URI: it is part of ids.
+
+    Args:
+        ref: of a pair.
+        pairs: where cells are read from.
+        images: where images that are files are read from; links are followed.
+    """
+    store = pairs if ref.column else images
+    if isinstance(store, RemoteStore):
+        return shown(store, ref.file)
+    path = posixpath.join(store.base, ref.file)
+    try:
+        return path if ref.column else os.path.realpath(path)
+    except ValueError:  # no file can have this name
+        return path
+
+
+def _confined(images: Store) -> Callable[[str], None]:
+    """A check of image names, made once for each: InputError for one that escapes the root."""
+
+    @lru_cache(None)
+    def check(name: str) -> None:
+        try:
+            images.check(name)
+        except SourceError:
+            root = images.path if isinstance(images, RemoteStore) else os.path.realpath(images.base)
+            said = f"the image '{name}' lies outside of '{root}'"
+            raise InputError(f"judge.pairs: {said}") from None
+
+    return check
+
+
+def _bytes(ref: Ref, pairs: Store, images: Store, *, max_bytes: int) -> bytes:
+    if not ref.column:
+        return read(images, ref.file, max_bytes=max_bytes)
+    return image(pairs, ref.file, ref.column, ref.row, max_bytes=max_bytes)

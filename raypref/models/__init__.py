@@ -1,0 +1,1 @@
+"""Models: where they come from, LoRAs, model families, U2-Net."""

@@ -1,0 +1,72 @@
+"""Diffusers' `AutoencoderKL`, frozen: images to the Gaussian over latents, latents to pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raypref.models.hub import from_pretrained
+
+
+class KLAutoencoder:
+    """The autoencoder of a checkpoint. Its configuration says shift (none in SD-1.5) and scale.
+
+    Args:
+        model: of `hub.model_folder`, in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of weights and results.
+    """
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import AutoencoderKL
+
+        self.vae = from_pretrained(
+            AutoencoderKL, model, subfolder="vae", variant=variant or None, dtype=dtype
+        )
+        self.vae.to(device).eval().requires_grad_(False)
+        self.shift = self.vae.config.shift_factor or 0.0
+        self.scale = self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
+        """Mean and log-variance of the latents as the denoiser sees them: shifted, then scaled.
+
+        Args:
+            images: RGB, all of one size divisible by 8.
+
+        Returns:
+            [B, 2, C, H/8, W/8]: mean and log-variance of `(latent - shift) * scale`.
+        """
+        posterior = self.vae.encode(self.pixels(images).to(self.vae.dtype)).latent_dist
+        log_variance = posterior.logvar + 2 * math.log(self.scale)
+        return torch.stack([(posterior.mean - self.shift) * self.scale, log_variance], dim=1)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images on the device, in -1 .. 1, [B, 3, H, W].
+
+        In float32 or better; to be rounded after, as the pipelines' own preprocessing does.
+        """
+        precise = torch.promote_types(self.vae.dtype, torch.float32)
+        pixels = np.stack([np.asarray(image) for image in images])
+        x_BHWC = torch.from_numpy(pixels).to(self.vae.device, precise)
+        return x_BHWC.permute(0, 3, 1, 2) / 255 * 2 - 1
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pixels as the pipelines draw them; the gradient flows, but not where they are clipped.
+
+        Args:
+            latents_BCHW: as the denoiser sees them, in any precision.
+
+        Returns:
+            RGB in [0, 1], [B, 3, 8 h, 8 w], in the precision of the weights.
+        """
+        x_BCHW = (latents_BCHW / self.scale + self.shift).to(self.vae.dtype)
+        return (self.vae.decode(x_BCHW).sample * 0.5 + 0.5).clamp(0, 1)

@@ -1,0 +1,115 @@
+"""The base model: its settings, and its parts loaded as the family says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from raypref.core.config import Location, Section, setting
+from raypref.core.device import DType, torch_dtype
+from raypref.models.families.registry import FAMILIES, FamilyName, family
+from raypref.models.hub import from_pretrained, model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+    from raypref.models.families.base import (
+        Autoencoder,
+        Denoiser,
+        InpaintingAutoencoder,
+        TextEncoder,
+    )
+    from raypref.models.families.conditioning import Conditioning
+
+
+class BackboneConfig(Section):
+    """The model that is aligned."""
+
+    family: FamilyName = setting("sd15", f"model family: {', '.join(FAMILIES)}")
+    model: Location = setting(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "hub id (OWNER/REPO or OWNER/REPO@REVISION) or folder in diffusers layout",
+    )
+    network: Location = setting(
+        "",
+        "other weights for its UNet or transformer: hub id or folder that holds unet/ or "
+        "transformer/, such as mhdang/dpo-sd1.5-text2image-v1",
+    )
+    variant: str = setting("", "file variant on the hub, such as fp16")
+    dtype: DType = setting("float32", "precision of the frozen weights")
+
+    def folder(self) -> str:
+        """What to hand to `hub.from_pretrained`."""
+        return model_folder(self.model, key="base.model", probe="model_index.json")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Images and captions to what the denoiser reads. Run once per pair; results are stored."""
+
+    text: TextEncoder
+    autoencoder: Autoencoder
+
+    def image_moments(self, images: Sequence[Image.Image]) -> Tensor:
+        """Mean and log-variance of the scaled latents, [B, 2, C, h, w]."""
+        return self.autoencoder.image_moments(images)
+
+    def surroundings(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> Tensor:
+        """What a family that inpaints reads beside the noisy latents, [B, K, h, w]."""
+        return cast("InpaintingAutoencoder", self.autoencoder).surroundings(images, masks)
+
+    def text_embeddings(self, prompts: Sequence[str]) -> Conditioning:
+        """Captions as the denoiser reads them."""
+        return self.text.text_embeddings(prompts)
+
+
+def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
+    """Load the autoencoder and the text encoders."""
+    text: TextEncoder = _loaded(family(config.family).text_encoder, config, device)
+    return Encoder(text, load_autoencoder(config, device=device))
+
+
+def load_autoencoder(config: BackboneConfig, *, device: torch.device) -> Autoencoder:
+    """Load the autoencoder alone, as to decode latents with a gradient."""
+    autoencoder: Autoencoder = _loaded(family(config.family).autoencoder, config, device)
+    return autoencoder
+
+
+def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
+    """Load the network that is trained."""
+    denoiser: Denoiser = _loaded(family(config.family).denoiser, config, device)
+    if config.network:
+        from raypref.models import network
+
+        network.replace(denoiser.module, config.network, component=denoiser.component)
+    return denoiser
+
+
+def _loaded(kind: type[Any], config: BackboneConfig, device: torch.device) -> Any:
+    """One of a family's three classes, with the base's weights."""
+    dtype = torch_dtype(config.dtype)
+    return kind(config.folder(), variant=config.variant, device=device, dtype=dtype)
+
+
+def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
+    """Load the whole text-to-image pipeline, quiet, without a safety checker."""
+    import diffusers
+
+    own = family(config.family)
+    pipeline = from_pretrained(
+        getattr(diffusers, own.pipeline),
+        config.folder(),
+        variant=config.variant or None,
+        dtype=torch_dtype(config.dtype),
+        **own.options,
+    )
+    if config.network:
+        from raypref.models import network
+
+        trained = pipeline.components[own.component]
+        network.replace(trained, config.network, component=own.component)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

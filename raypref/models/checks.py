@@ -1,0 +1,116 @@
+"""Whether a base model is whole and fits what is asked of it, told from its small files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raypref.core.config import InputError
+from raypref.models import lora_formats, network
+from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import family
+from raypref.models.hub import read_json
+from raypref.models.lora_config import LoraConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KEY = "base.model"
+
+
+def component_of(base: BackboneConfig) -> str:
+    """The pipeline's name for the network that is trained, `unet` or `transformer`."""
+    return family(base.family).component
+
+
+def bare_network(base: BackboneConfig) -> nn.Module:
+    """The network that is trained, without weights."""
+    own = family(base.family)
+    return network.skeleton(base.folder(), own.component, kind=own.network, key=KEY)
+
+
+def check_base(base: BackboneConfig) -> None:
+    """See that every part is there, of this family, and that `base.network` is like it.
+
+    Raises:
+        InputError: names the parts that are missing, or the channels or weight that differ.
+    """
+    folder, component = base.folder(), component_of(base)
+    index, parts = read_json(folder, "model_index.json", key=KEY), family(base.family).parts
+    absent = [part for part in parts if index.get(part, [None])[0] is None]
+    if Path(folder).is_dir():
+        absent = [part for part in parts if part in absent or not (Path(folder) / part).is_dir()]
+    if absent:
+        raise InputError(
+            f"base.model: '{base.model}' has no {', '.join(absent)}; {base.family} needs a folder "
+            f"with {', '.join(parts)} (a network alone goes into base.network)"
+        )
+    config = read_json(folder, f"{component}/config.json", key=KEY)
+    if config.get("in_channels") != family(base.family).channels:
+        raise InputError(
+            f"base.model: the {component} of '{base.model}' reads {config.get('in_channels')} "
+            f"channels; the family {base.family} needs {family(base.family).channels}"
+        )
+    if base.network:
+        where = network.locate_network(base.network, component=component)
+        other = network.skeleton(*where, kind=family(base.family).network, key=network.KEY)
+        network.check_same(other, bare_network(base), ref=base.network)
+
+
+def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
+    """See that the model takes square images of this side.
+
+    Args:
+        base: the model.
+        side: of the images, pixels.
+        key: the setting it comes from.
+
+    Raises:
+        InputError: it is no multiple of the pixels that a latent, or a patch of them, stands for.
+    """
+    folder = base.folder()
+    autoencoder = read_json(folder, "vae/config.json", key=KEY)
+    own = read_json(folder, f"{component_of(base)}/config.json", key=KEY)
+    unit = family(base.family).side_unit(autoencoder, own)
+    if side % unit:
+        raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
+
+
+def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
+    """See that the adapter finds its layers, and that it can be trained in the base's precision.
+
+    Raises:
+        InputError: names the target without a layer, or the precision.
+    """
+    if base.dtype == "float16":
+        raise InputError(
+            "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
+        )
+    if {*config.targets} <= {*family(base.family).targets}:
+        return  # to build the network would take seconds
+    from torch import nn
+
+    component, layers = component_of(base), dict(bare_network(base).named_modules())
+    for target in config.targets:
+        named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
+        if not named or not all(isinstance(layer, nn.Linear) for layer in named):
+            raise InputError(
+                f"lora.targets: '{target}' names no linear layer of the {component} of "
+                f"'{base.model}'"
+            )
+
+
+def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) -> None:
+    """See that LoRA weights to start from have the shape of the adapter that is trained.
+
+    Raises:
+        InputError: they are not there, or of another layout, rank or other layers.
+    """
+    from raypref.models import lora
+
+    component = component_of(base)
+    found = lora_formats.read_lora(ref, key=key, component=component)
+    bare = bare_network(base)
+    lora.attach(bare, config, names=("start",), seed=0)
+    if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):
+        raise InputError(f"{key}: the LoRA in {found.path} {misfit}")

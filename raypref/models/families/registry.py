@@ -1,0 +1,43 @@
+"""The model families there are, by the name that `base.family` takes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+
+from raypref.core.config import InputError
+
+if TYPE_CHECKING:
+    from raypref.models.families.base import Family
+
+# The module of each holds `FAMILY`. It is imported when the family is used: torch takes seconds.
+FAMILIES = {
+    "sd15": "raypref.models.families.sd15",
+    "sd15_inpaint": "raypref.models.families.sd15_inpaint",
+    "sd35m": "raypref.models.families.sd3",
+}
+
+
+def _known(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"no such model family; there are {', '.join(FAMILIES)}")
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known)]
+
+
+def family(name: str) -> Family:
+    """A family by its name.
+
+    Raises:
+        InputError: there is none of this name; lists those there are.
+    """
+    try:
+        module = FAMILIES[_known(name)]
+    except ValueError as error:
+        raise InputError(f"base.family='{name}': {error}") from None
+    found: Family = import_module(module).FAMILY
+    return found

@@ -1,0 +1,183 @@
+"""Stable Diffusion 3.5 Medium: a transformer predicts velocity (flow matching); 16-channel latents.
+
+Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A timestep is
+1000 * sigma, kept in float64 so that dividing gives back the scheduler's float32 sigma exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raypref.core.config import InputError
+from raypref.models.autoencoder import KLAutoencoder
+from raypref.models.families.base import Family, Shape
+from raypref.models.families.conditioning import Conditioning
+from raypref.models.hub import from_pretrained
+from raypref.models.lora_config import ATTENTION
+from raypref.models.solvers import FlowEuler
+
+# The pipeline's default, so that training reads what generation reads. The released code trains on
+# 128 and generates with 256.
+T5_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class SD3Conditioning(Conditioning):
+    """Hidden states of 77 CLIP tokens and 256 of T5; what both CLIP encoders pool."""
+
+    sequence_BLD: Tensor
+    pooled_BP: Tensor
+
+
+class SD3TextEncoder:
+    """The pipeline's three text encoders.
+
+    Args:
+        model: of `hub.model_folder`, in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where they run.
+        dtype: of weights and results.
+    """
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import StableDiffusion3Pipeline
+
+        self.pipeline = from_pretrained(
+            StableDiffusion3Pipeline,
+            model,
+            transformer=None,
+            vae=None,
+            variant=variant or None,
+            dtype=dtype,
+        ).to(device)
+
+    @torch.no_grad()
+    def text_embeddings(self, prompts: Sequence[str]) -> SD3Conditioning:
+        """What the pipeline makes of captions."""
+        sequence_BLD, _, pooled_BP, _ = self.pipeline.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )
+        return SD3Conditioning(sequence_BLD, pooled_BP)
+
+
+class SD3Denoiser:
+    """The transformer with its noise schedule.
+
+    Args:
+        model: of `hub.model_folder`, in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    """
+
+    component = "transformer"
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+        self.module = from_pretrained(
+            SD3Transformer2DModel,
+            model,
+            subfolder="transformer",
+            variant=variant or None,
+            dtype=dtype,
+        )
+        self.module.to(device).eval()
+        self.schedule = from_pretrained(
+            FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler"
+        )
+        if self.schedule.config.use_dynamic_shifting:
+            raise InputError(
+                f"base.model: '{model}' shifts its noise levels by image size; the sd35m family "
+                "trains with one shift for all"
+            )
+        self.device = device
+        self.dtype = dtype
+        # Of the scheduler as loaded: `set_timesteps` shifts the shifted levels once more.
+        self._timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """The scheduler's, with one shift for every size."""
+        del shape
+        return self._timesteps_T
+
+    @property
+    def _scale(self) -> int:
+        return self.schedule.config.num_train_timesteps
+
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
+        """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
+
+        The index counts the schedule from pure noise down. Its levels are shifted already, so that
+        the mean sigma is 0.72 with a shift of 3.
+        """
+        timesteps_T = self.training_timesteps(shape)
+        count = len(timesteps_T)
+        index = int(torch.randn((), generator=generator).sigmoid() * count)
+        return timesteps_T[count - 1 - min(index, count - 1)]
+
+    def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
+        """The pipeline's own: [steps], descending from 1000."""
+        del shape
+        scheduler = self.schedule.from_config(self.schedule.config)
+        scheduler.set_timesteps(steps)
+        return scheduler.sigmas[:-1].double() * self._scale
+
+    def solver(self, grid_nB: Tensor) -> FlowEuler:
+        """Euler's method from noise level to noise level."""
+        return FlowEuler(grid_nB / self._scale)
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """The forward process: (1 - sigma) x0 + sigma noise."""
+        sigma = (timesteps_B / self._scale).to(latents_BCHW).view(-1, 1, 1, 1)
+        return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """What the network should predict for a noised latent: the velocity, noise - x0."""
+        return noise_BCHW - latents_BCHW
+
+    def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD3Conditioning) -> Tensor:
+        """The network's prediction with the active adapter, [B, 16, H, W]."""
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            return self.module(
+                x_BCHW,
+                encoder_hidden_states=conditioning.sequence_BLD,
+                pooled_projections=conditioning.pooled_BP,
+                timestep=timesteps_B,
+            ).sample
+
+
+FAMILY = Family(
+    SD3TextEncoder,
+    KLAutoencoder,
+    SD3Denoiser,
+    SD3Conditioning,
+    pipeline="StableDiffusion3Pipeline",
+    network="SD3Transformer2DModel",
+    channels=16,
+    parts=(
+        "vae",
+        *(f"{kind}{n}" for n in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")),
+        "transformer",
+        "scheduler",
+    ),
+    # Those of the image's stream and of the text's.
+    targets=(
+        *(f"attn.{name}" for name in ATTENTION),
+        *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+    ),
+    options={},
+)

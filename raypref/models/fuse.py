@@ -1,0 +1,71 @@
+"""A pipeline folder with the LoRA merged into its weights, for those who load no LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from raypref.core.config import InputError, Section, setting
+from raypref.core.device import DType, torch_dtype
+from raypref.core.ledger import copy_in, join, read_bytes
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.models.lora_config import FILE_NAME
+
+
+class ModelConfig(Section):
+    """How the trained model is handed on."""
+
+    fused: bool = setting(
+        False, "also write the whole pipeline with the LoRA merged", affects_result=False
+    )
+    fused_dtype: DType = setting(
+        "float32", "precision of the merged pipeline", affects_result=False
+    )
+    license: str = setting(
+        "other", "licence of the LoRA, for its card: the base's", affects_result=False
+    )
+
+
+def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
+    """Write `base` with a LoRA merged, in hub layout: `from_pretrained(folder)` loads it.
+
+    The merge is done in float32 or better, then cast: weights that are in half precision already
+    would swallow small updates. Like the evaluation's pipeline it is without a safety checker.
+
+    Args:
+        base: the model the LoRA was trained on.
+        lora: folder with its LoRA.
+        dtype: precision of the weights that are written.
+        folder: where to, local or URI; `model_index.json` comes last.
+
+    Raises:
+        InputError: there are no LoRA weights.
+    """
+    import torch
+    from safetensors.torch import load
+
+    data = read_bytes(join(lora, FILE_NAME))
+    if data is None:
+        raise InputError(f"no LoRA weights in {lora}")
+    cpu = torch.device("cpu")
+    precise = "float64" if dtype == "float64" else "float32"
+    denoiser = load_denoiser(base.model_copy(update={"dtype": precise}), device=cpu)
+    pipeline = load_pipeline(base.model_copy(update={"dtype": dtype}), device=cpu)
+    pipeline.register_modules(**{denoiser.component: denoiser.module})
+    pipeline.load_lora_weights(load(data))
+    pipeline.fuse_lora(components=[denoiser.component])
+    pipeline.unload_lora_weights()
+    pipeline.to(dtype=torch_dtype(dtype))
+    with tempfile.TemporaryDirectory() as scratch:
+        pipeline.save_pretrained(scratch)
+        _move(Path(scratch), folder)
+
+
+def _move(scratch: Path, folder: str) -> None:
+    """Copy a folder, file by file, each atomically.
+
+    `model_index.json` comes last, so a partial copy never loads as a pipeline.
+    """
+    files = sorted(path for path in scratch.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == "model_index.json"):
+        copy_in(path, join(folder, str(path.relative_to(scratch))))

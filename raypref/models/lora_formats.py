@@ -1,0 +1,212 @@
+"""LoRA weights as others publish them: found by path or hub id, read from any of three layouts.
+
+* diffusers: `pytorch_lora_weights.safetensors`, keys `unet.*` or `transformer.*`;
+* peft: `adapter_model.safetensors` and `adapter_config.json`, keys `base_model.model.*`, as
+  Flow-GRPO's for SD-3.5-Medium;
+* kohya's, of a UNet: `lora_unet_*.lora_down.weight`, `.lora_up.weight` and `.alpha`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raypref.core.config import InputError
+from raypref.core.ledger import absolute, join, read_bytes, write_bytes
+from raypref.core.messages import first_line
+from raypref.models.hub import first_file, hub_id
+from raypref.models.lora_config import FILE_NAME, LoraConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+KOHYA_PREFIX = "lora_unet_"
+KOHYA_FILE = "kohya.safetensors"
+# The underscores that belong to a name; kohya writes the dots between names as underscores too.
+_NAMES = r"(down|up|transformer)\.(blocks)|(mid)\.(block)|(to)\.([qkv]|out)|(proj)\.(in|out)"
+# What peft can do that one plain adapter of one rank cannot; each must be off.
+PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+
+
+class Found(NamedTuple):
+    """LoRA weights that someone trained."""
+
+    values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B
+    rank: int
+    alpha: float  # as it was trained with
+    path: str
+
+
+def read_lora(ref: str, *, key: str, component: str) -> Found:
+    """Read LoRA weights.
+
+    Args:
+        ref: a folder or `.safetensors` file, local or URI; or OWNER/REPO[@REVISION][/FILE].
+        key: the setting it comes from, for the error.
+        component: the network they belong to, `unet` or `transformer`.
+
+    Raises:
+        InputError: not there, another layout, or for another part of the pipeline.
+    """
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load as decode
+
+    path, data, peft = _find(ref, key=key)
+    try:
+        tensors = decode(data)
+    except SafetensorError as error:
+        raise InputError(f"{key}: {path} is not a safetensors file ({error})") from None
+    if component == "unet" and tensors and all(name.startswith(KOHYA_PREFIX) for name in tensors):
+        return _kohya(tensors, path, key=key)
+    prefix = PEFT_PREFIX if peft is not None else f"{component}."
+    strange = sorted(name for name in tensors if not name.startswith(prefix))
+    if strange or not tensors:
+        raise InputError(
+            f"{key}: {path} holds {strange[0] if strange else 'nothing'}; only weights of the "
+            f"{component} are taken, named {prefix}*"
+        )
+    values = convert_unet_state_dict_to_peft(
+        {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+    )
+    ranks = {len(value) for name, value in values.items() if name.endswith(".lora_A.weight")}
+    others = [n for n in values if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if len(ranks) != 1 or others:
+        what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
+        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
+    (rank,) = ranks
+    alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
+    folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
+    return Found(folded, rank, alpha, path)
+
+
+def identity(ref: str, *, key: str) -> str:
+    """What tells weights from others: their content where it can be read here, else their name."""
+    if not Path(ref).expanduser().exists():
+        return ref
+    return hashlib.sha256(_find(ref, key=key)[1]).hexdigest()
+
+
+def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
+    """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
+    from raypref.models import lora
+
+    found = read_lora(ref, key=key, component=component)
+    # The scale is folded in already: alpha = rank adds none.
+    plain = LoraConfig(rank=found.rank, alpha=found.rank)
+    lora.save(found.values, plain, folder=folder, component=component)
+
+
+def write_kohya(folder: str, *, component: str) -> None:
+    """Write a run's LoRA once more, in the layout that ComfyUI and A1111 know.
+
+    Args:
+        folder: holds what `lora.save` wrote; gets `kohya.safetensors`.
+        component: the network it belongs to. Those programs know this layout of UNets only: for a
+            transformer nothing is written.
+    """
+    if component != "unet":
+        return
+    from diffusers.utils import convert_state_dict_to_kohya
+    from safetensors.torch import save
+
+    path = join(folder, FILE_NAME)
+    values = read_lora(path, key=path, component=component).values
+    tensors = convert_state_dict_to_kohya({f"unet.{name}": v for name, v in values.items()})
+    data = save({name: value.contiguous() for name, value in tensors.items()})
+    write_bytes(join(folder, KOHYA_FILE), data)
+
+
+def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
+    values: dict[str, Tensor] = {}
+    ranks: set[int] = set()
+    alphas: set[float] = set()
+    layers = {name.partition(".")[0] for name in tensors}
+    for layer in sorted(layers):
+        down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
+        given = tensors.get(f"{layer}.alpha")
+        odd = given is not None and given.numel() != 1
+        if odd or down is None or up is None or min(down.dim(), up.dim()) < 2 or not len(down):
+            what = f"no sound lora_down, lora_up and alpha for {layer}"
+            raise InputError(f"{key}: {path} has {what}; save it again with its own trainer")
+        rank = len(down)
+        alpha = rank if given is None else float(given)
+        dotted = layer.removeprefix(KOHYA_PREFIX).replace("_", ".")
+        name = re.sub(_NAMES, lambda found: "_".join(filter(None, found.groups())), dotted)
+        values[f"{name}.lora_A.weight"] = down.float()
+        values[f"{name}.lora_B.weight"] = up.float() * (alpha / rank)
+        ranks.add(rank)
+        alphas.add(alpha)
+    if len(ranks) != 1 or len(tensors) > 3 * len(layers):
+        what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
+        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
+    return Found(values, ranks.pop(), float(max(alphas)), path)
+
+
+def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
+    """Path and content of the weights, and peft's configuration where it is that layout."""
+    names = (FILE_NAME, PEFT_WEIGHTS)
+    if "://" in ref or Path(ref).expanduser().exists():
+        here = absolute(ref if "://" in ref else str(Path(ref).expanduser()))
+        paths = [here] if here.endswith(".safetensors") else [join(here, name) for name in names]
+        for path in paths:
+            data = read_bytes(path)
+            if data is not None:
+                return path, data, _peft_config(path, key=key)
+        raise InputError(f"{key}: no LoRA weights in {ref}: neither {names[0]} nor {names[1]}")
+    named = hub_id(ref)
+    if named is None:
+        raise InputError(f"{key}: no folder or file '{ref}', and it is not a hub id (OWNER/REPO)")
+    file = first_file(ref, (named.file,) if named.file else names, key=key)
+    if file.name == PEFT_WEIGHTS:
+        sibling = f"{named.file.rpartition('/')[0]}/{PEFT_CONFIG}".lstrip("/")
+        first_file(ref, (sibling,), key=key)
+    return str(file), file.read_bytes(), _peft_config(str(file), key=key)
+
+
+def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
+    folder, _, name = path.rpartition("/")
+    if name != PEFT_WEIGHTS:
+        return None
+    data = read_bytes(join(folder, PEFT_CONFIG))
+    if data is None:
+        raise InputError(f"{key}: {path} has no {PEFT_CONFIG} beside it, for its alpha")
+    try:
+        config: dict[str, Any] = dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        where = join(folder, PEFT_CONFIG)
+        raise InputError(f"{key}: {where} holds no JSON object ({first_line(error)})") from None
+    extras = [extra for extra in PEFT_EXTRAS if config.get(extra)]
+    if config.get("peft_type") != "LORA" or extras:
+        what = ", ".join(extras) or f"peft_type {config.get('peft_type')}"
+        raise InputError(f"{key}: {path} was made with {what}; a training starts from a plain LoRA")
+    return config
+
+
+def _scale(
+    data: bytes, peft: dict[str, Any] | None, rank: int, *, component: str, where: str
+) -> tuple[float, float]:
+    """Alpha, and by what B A is multiplied."""
+    if peft is not None:
+        alpha = peft.get("lora_alpha")
+        root = bool(peft.get("use_rslora"))
+    else:  # what diffusers keeps of peft's configuration; without it, alpha is the rank
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        try:
+            kept = dict(
+                json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+            )
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(f"{where} has metadata that is not a JSON object") from None
+        alpha = kept.get(f"{component}.lora_alpha", rank)
+        root = bool(kept.get(f"{component}.use_rslora"))
+    if not isinstance(alpha, int | float) or alpha <= 0:
+        raise InputError(f"{where} does not say its alpha (lora_alpha is {alpha!r})")
+    return float(alpha), alpha / (math.sqrt(rank) if root else rank)

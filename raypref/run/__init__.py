@@ -1,0 +1,1 @@
+"""The whole run: its settings, its steps, and how they are carried out."""

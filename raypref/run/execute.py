@@ -1,0 +1,261 @@
+"""Running the steps of a pipeline: skip what is done, resume what is half done, refuse the rest.
+
+A step is skipped when its ledgers are complete for the same fingerprint, resumed when they are
+half filled, and refused when they were made with other settings (`redo` replaces them).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from raypref.core.config import InputError, flatten, to_toml
+from raypref.core.fingerprints import fingerprint
+from raypref.core.job_lock import only_job_in
+from raypref.core.ledger import Ledger, join, size, write_bytes
+from raypref.core.messages import without_secrets
+from raypref.core.progress import waiting as waiting_for
+from raypref.core.tracking import Tracker
+from raypref.core.versions import versions
+from raypref.engine.cluster import require_nodes, start_ray
+from raypref.engine.kept import released_after
+from raypref.models import hub
+from raypref.models.lora_config import FILE_NAME
+from raypref.run.pipeline import Run, RunConfig, Step, read_record
+
+log = logging.getLogger(__name__)
+
+# The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
+TRAININGS = "trainings"
+CURATE = ("pairs", "export")
+ALIGN = ("cache", "start", TRAININGS)
+EVALUATE = ("evaluation", "fused", "card", "report")
+# Sections of the settings whose models a step needs in any case, where they are not its own name.
+PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
+
+
+def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
+    """What each step would do, one line per step, without doing it."""
+    lines = []
+    for step in run.steps:
+        outlook = _outlook(step) if is_part(step, only) else "not part of this job"
+        lines.append(f"{step.name:<13} {outlook}")
+    return lines
+
+
+def is_part(step: Step, only: Collection[str]) -> bool:
+    """Whether a job does a step: it is named, or a training where all are; empty names all."""
+    return not only or step.name in only or (step.trains and TRAININGS in only)
+
+
+def _outlook(step: Step) -> str:
+    ledgers = step.ledgers()
+    stale = [ledger for ledger in ledgers if ledger.state() == "stale"]
+    if stale:
+        changes = "; ".join(stale[0].changes())
+        return f"was made with other settings (--redo replaces it): {changes}"
+    if step.done:
+        return "skip, complete"
+    return "resume" if any(ledger.state() != "absent" for ledger in ledgers) else "run"
+
+
+def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
+    """Run the steps of a job that are not done yet.
+
+    Args:
+        config: all settings.
+        only: names of the steps of this job; empty for all.
+        redo: replace results that were made with other settings, instead of refusing.
+
+    Raises:
+        InputError: wrong settings or data, missing models, or earlier results made otherwise.
+    """
+    run = Run(config)
+    log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
+    waiting = [step for step in run.steps if is_part(step, only)]
+    _require_steps_before(run, waiting)
+    stale = _stale(waiting)
+    if stale and not redo:
+        raise InputError(
+            f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
+            "this variant a name of its own (run=NAME) or replace the old result with --redo"
+        )
+    _check(waiting)  # before anything is written or cleared
+    with only_job_in(run.folder):
+        for ledger in stale:
+            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+            ledger.clear()
+        carry_out(run, only=only)
+    return run
+
+
+def carry_out(
+    run: Run,
+    *,
+    only: Collection[str] = (),
+    turn: Callable[[Step], AbstractContextManager[object]] = nullcontext,
+    parent_run_id: str | None = None,
+) -> None:
+    """Run the steps of a run that are not done yet.
+
+    Args:
+        run: the run; nothing in the way of it was made with other settings.
+        only: names of the steps of this job; empty for all.
+        turn: held around a step: waits while another run does the same one.
+        parent_run_id: the MLflow run that this one is a child of.
+
+    Raises:
+        InputError: wrong settings or data, or missing models.
+    """
+    waiting = [step for step in run.steps if is_part(step, only)]
+    with waiting_for("looking for the models and the data"):
+        _check(waiting)
+    hub.tell_workers()
+    if any(step.needs and not step.done for step in waiting):
+        start_ray()
+        _require_nodes(run.config, waiting)
+    record_at = without_secrets(run.config.tracking.uri) or "MLflow"
+    with waiting_for(f"opening the record of the run ({record_at})"):
+        run.tracker, record = _open_record(run, parent_run_id)
+    with released_after():
+        try:
+            _take(run, waiting, record, turn)
+        except BaseException:
+            run.tracker.finish("FAILED")
+            raise
+    _store_results(run, run.tracker, steps={step.name for step in waiting})
+
+
+def _take(
+    run: Run,
+    waiting: Iterable[Step],
+    record: dict[str, Any],
+    turn: Callable[[Step], AbstractContextManager[object]],
+) -> None:
+    """Run one step after another, and record each."""
+    for step in waiting:
+        if step.done:
+            log.info("%s: skipped, complete", step.name)
+            continue
+        with turn(step):
+            if step.done:  # another run did it in the meantime
+                log.info("%s: shared, complete", step.name)
+                continue
+            began = time.monotonic()
+            with waiting_for(f"{step.name}: working"):
+                work = step.run()
+        seconds = time.monotonic() - began
+        record["steps"][step.name] = {
+            "seconds": seconds,
+            "amount": work.amount,
+            "unit": work.unit,
+            "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
+            "device_share": work.busy / seconds if work.busy else None,
+        }
+        _write_record(run, record)
+        log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
+
+
+def _stale(steps: Iterable[Step]) -> list[Ledger]:
+    """What was made with other settings."""
+    return [own for step in steps for own in step.ledgers() if own.state() == "stale"]
+
+
+def _require_steps_before(run: Run, waiting: list[Step]) -> None:
+    """A job that does only part of the run needs the steps before it, under the same settings."""
+    first = run.steps.index(waiting[0])
+    for step in run.steps[:first]:
+        if step.read and not step.done:
+            stale = _stale([step])
+            changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
+            raise InputError(
+                f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
+                "job before this one, or the whole run (raypref run, or jobs/full_pipeline.py), "
+                "with the same settings"
+            )
+
+
+def _check(waiting: Iterable[Step]) -> None:
+    """Name all that is missing for what is not done yet, at once, a line each."""
+    needs = [need for step in waiting if not step.done for need in step.needs]
+    missing: dict[str, None] = {}
+    for need in needs:
+        try:
+            need()
+        except InputError as error:
+            missing[str(error)] = None
+    if missing:
+        raise InputError("\n".join(missing))
+
+
+def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
+    """Refuse what a Ray started here can never begin, before the first pass and not after it."""
+    for step in waiting:
+        if not step.needs or step.done:
+            continue
+        if step.trains:  # it begins with all its workers, a pool with one
+            training = config.train[step.name]
+            workers = training.min_workers or training.resources.workers
+            require_nodes(f"train.{step.name}.resources", training.resources, workers=workers)
+            continue
+        for name in PASSES.get(step.name, (step.name,)):
+            need = getattr(getattr(config, name, None), "resources", None)
+            if need is not None:
+                require_nodes(f"{name}.resources", need, workers=1)
+
+
+def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:
+    """Write the resolved configuration and begin or continue `run.json` and the MLflow run."""
+    config = run.config
+    settings = flatten(config)
+    identity = fingerprint(settings)
+    record = read_record(run.folder)
+    tracker = Tracker(
+        config.tracking,
+        storage=config.storage,
+        name=config.run.rsplit("/", 1)[-1] if parent_run_id else config.run,
+        settings=settings,
+        run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
+        parent_run_id=parent_run_id,
+    )
+    # What a training that is not part of the run any more once took is not told of this run.
+    names = {step.name for step in run.steps}
+    models, before = hub.commits(settings.values()), record.get("models", {})
+    for line in hub.moved_heads(before, models):
+        log.warning("%s", line)
+    record |= {
+        "steps": {name: facts for name, facts in record["steps"].items() if name in names},
+        "fingerprint": identity,
+        "seed": config.seed,
+        "mlflow_run_id": tracker.run_id,
+        "versions": versions(),
+        # Of a model that no step needed this time, what it was then.
+        "models": {ref: at for ref, at in before.items() if ref in settings.values()} | models,
+    }
+    write_bytes(join(run.folder, "config.toml"), without_secrets(to_toml(config)).encode())
+    _write_record(run, record)
+    return tracker, record
+
+
+def _write_record(run: Run, record: dict[str, Any]) -> None:
+    write_bytes(join(run.folder, "run.json"), json.dumps(record, indent=1).encode())
+
+
+def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> None:
+    """Log table and files of a job's steps to MLflow and close its run."""
+    # A job that only curates has no prompts to know an evaluation by.
+    if "evaluation" in steps and run.evaluation.complete:
+        for row in run.evaluation.summary.to_dict("records"):
+            tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
+    tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
+    pages = ["report/index.html", "report/side_by_side.html"]
+    for name in ("config.toml", "run.json", *tables, *pages):
+        tracker.artifact(join(run.folder, name))
+    for name, ledger in run.trained.items():
+        if name in steps:
+            tracker.artifact(join(ledger.path, FILE_NAME), name)
+    tracker.finish("FINISHED")

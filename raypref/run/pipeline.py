@@ -1,0 +1,409 @@
+"""The whole run: its configuration and the order of its steps.
+
+    pairs -> cache -> the trainings that `trainings` names -> evaluation -> card -> report
+
+How steps are run, skipped, resumed or refused is in `execute.py`. Torch, diffusers, Ray and MLflow
+take seconds to import, and to read settings and to plan needs none of them: a module that holds
+settings or a row stage imports such a library in the functions that use it, a step imports it here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raypref.align import plan
+from raypref.align.check import check_pairs
+from raypref.align.graph import Alignment
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
+from raypref.core.config import InputError, Section, results_of, setting, to_toml
+from raypref.core.ledger import (
+    Ledger,
+    Place,
+    absolute,
+    in_folder,
+    join,
+    placed,
+    read_bytes,
+    write_bytes,
+)
+from raypref.core.messages import without_secrets
+from raypref.core.progress import Progress, Work
+from raypref.core.tracking import Tracker, TrackingConfig
+from raypref.curate.export import export
+from raypref.curate.graph import CurateConfig, Curation
+from raypref.engine.stream import StreamConfig, stream
+from raypref.evaluate import tables
+from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
+from raypref.evaluate.graph import Evaluation, TableConfig
+from raypref.evaluate.measures import MetricsConfig
+from raypref.evaluate.samples import draw_samples
+from raypref.judge.pairs import JudgeConfig
+from raypref.models import checks
+from raypref.models.backbone import BackboneConfig
+from raypref.models.fuse import ModelConfig, fuse
+from raypref.models.lora_config import LoraConfig
+from raypref.rewards.rewards import Rewards
+
+if TYPE_CHECKING:
+    from raypref.align.watch import StepMetrics
+
+log = logging.getLogger(__name__)
+
+
+class RunConfig(CurateConfig):
+    """All settings of a run: those of curation, and these."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "stage1": "train.stage1",
+        "stage2": "train.stage2",
+        "sft": "train.sft",
+    }
+
+    run: str = setting("run", "name of the run; its folder is <storage>/<run>", min_length=1)
+    storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
+    base: BackboneConfig = BackboneConfig()
+    lora: LoraConfig = LoraConfig()
+    cache: CacheConfig = CacheConfig()
+    trainings: tuple[str, ...] = setting(
+        ("stage1", "stage2", "stage2_alone"),
+        "trainings of this run, by their names in [train.NAME]; their starts are trained too",
+        affects_result=False,
+        min_length=1,
+    )
+    train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
+    training_seed: int = setting(
+        0, "added to seed in trainings only: the same settings with other random numbers"
+    )
+    evaluate: GenerateConfig = GenerateConfig()
+    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
+    metrics: MetricsConfig = MetricsConfig()
+    table: TableConfig = TableConfig()
+    model: ModelConfig = ModelConfig()
+    judge: JudgeConfig = JudgeConfig()
+    stream: StreamConfig = StreamConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: done when all its ledgers are complete; always runs if it has none."""
+
+    name: str
+    # Called late: a job that only curates must not need a prompt file to know its ledgers.
+    ledgers: Callable[[], tuple[Ledger, ...]]
+    run: Callable[[], Work]
+    needs: tuple[Callable[[], object], ...] = ()  # each raises InputError for a missing model
+    read: bool = True  # whether later steps read what it makes
+    trains: bool = False  # whether it is a training
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        ledgers = self.ledgers()
+        return bool(ledgers) and all(ledger.state() == "complete" for ledger in ledgers)
+
+
+class Run:
+    """A configured run.
+
+    Args:
+        config: all settings.
+        place: where its ledgers lie; by default in its folder.
+        models: the models to evaluate besides the base; by default all that are trained.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        place: Place | None = None,
+        models: Collection[str] | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = absolute(join(config.storage, config.run))
+        self.place = place or in_folder(self.folder)
+        self.models = models
+        self.tracker: Tracker | None = None  # set when the run is executed
+
+    @cached_property
+    def curation(self) -> Curation:
+        """Photographs to pairs."""
+        return Curation(self.config, place=self.place)
+
+    @cached_property
+    def cache(self) -> Ledger:
+        """Encoded pairs."""
+        parts = {"pairs": self.curation.pairs.fingerprint, "base": self.config.base}
+        return self._ledger("cache", parts)
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """Encoded pairs to LoRAs."""
+        c = self.config
+        return Alignment(
+            plan.in_order(c.trainings, c.train),
+            base=c.base,
+            lora=c.lora,
+            cache=self.cache,
+            pairs=self.curation.pairs,
+            place=self.place,
+            seed=c.seed + c.training_seed,
+        )
+
+    @property
+    def trained(self) -> dict[str, Ledger]:
+        """The ledgers of the trainings."""
+        return self.alignment.trained
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names for people of the models that this run makes and of the base, in order."""
+        return plan.labels(self.alignment.trainings)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Images, scores, table."""
+        c = self.config
+        return Evaluation(
+            c.base,
+            c.evaluate,
+            c.pickscore,
+            c.rewards,
+            c.metrics,
+            c.table,
+            pairs=self.curation.pairs,
+            loras=self._adapters,
+            labels=self.labels,
+            folder=join(self.folder, "evaluation"),
+            place=self.place,
+        )
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """The LoRAs that are evaluated: those trained here under their names in tables, others."""
+        trained = {
+            name: Adapter(own.path, own.fingerprint)
+            for name, own in self.alignment.shown.items()
+            if self.models is None or name in self.models
+        }
+        others = other_loras(self.config.evaluate.loras)
+        if taken := sorted({*others} & {*self.labels}):
+            raise InputError(f"evaluate.loras.{taken[0]}: the run already has a model of this name")
+        return trained | others
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The steps in order."""
+        c, ev, align = self.config, self.evaluation, self.alignment
+        base = partial(checks.check_base, c.base)
+        reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
+        artworks = (c.photographic.folder,) if c.photographic.enabled else ()
+        sides = tuple(
+            partial(checks.check_side, c.base, side, key=key)
+            for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
+        )
+        starts: tuple[Callable[[], object], ...] = (base,)
+        if align.weights:
+            starts = (base, align.check_starts)
+        adapter = partial(checks.check_adapter, c.base, c.lora)
+        train = [
+            Step(
+                name,
+                partial(tuple, [self.trained[name]]),
+                partial(self._train, name),
+                (*starts, adapter, partial(align.check_workers, name)),
+                trains=True,
+            )
+            for name in align.trainings
+        ]
+        return [
+            Step(
+                "pairs",
+                lambda: self.curation.ledgers,
+                self._curate,
+                (c.saliency.file, partial(c.perturb.check, c.images.size), *reward, *artworks),
+            ),
+            *(
+                [Step("export", self._exports, self._export, read=False)]
+                if c.export.formats
+                else []
+            ),
+            Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
+            *(
+                [Step("start", lambda: tuple(align.starts.values()), self._bring_in, starts)]
+                if align.weights
+                else []
+            ),
+            *train,
+            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
+            *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
+            Step("card", tuple, self._card),
+            # The page is made again every time and tells the latest; its pictures are written once.
+            Step("report", tuple, self._report),
+        ]
+
+    def _curate(self) -> Work:
+        return self.curation.run(self.config.stream)
+
+    def _exports(self) -> tuple[Ledger, ...]:
+        return tuple(
+            self._ledger(f"export/{form}", {"pairs": self.curation.pairs.fingerprint})
+            for form in self.config.export.formats
+        )
+
+    def _export(self) -> Work:
+        for form, target in zip(self.config.export.formats, self._exports(), strict=True):
+            export(self.curation.pairs, target, form)
+        return Work(len(self.config.export.formats), "formats")
+
+    def _encode(self) -> Work:
+        check_pairs(self.curation.pairs, side=self.config.images.size)
+        if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
+            self.cache.clear()  # begun by a version that cut the pairs in another way
+        stages = [Encode(self.config.base, self.config.cache)]
+        rows = rows_to_encode(self.curation.pairs, stages[0].reads)
+        columns = stages[0].writes.names
+        streamed = stream(
+            rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
+        )
+        return Work(rows.count(), "rows", streamed.busy)
+
+    def _bring_in(self) -> Work:
+        self.alignment.bring_in_starts()
+        return Work(len(self.alignment.starts), "LoRAs")
+
+    def _train(self, name: str) -> Work:
+        from raypref.align.train import train_on_workers
+
+        job, ledger = self.alignment.jobs[name], self.trained[name]
+        ledger.begin()
+        busy = 0.0
+
+        def on_step(metrics: StepMetrics) -> None:
+            nonlocal busy
+            busy += metrics["seconds"]
+            follow(metrics)
+
+        follow = self._follower(name, job.training.steps)
+        train_on_workers(job, on_step=on_step)
+        ledger.commit(expected=0, counts={"steps": job.training.steps})
+        return Work(job.training.steps, "steps", busy)
+
+    def _follower(self, name: str, steps: int) -> Callable[[StepMetrics], None]:
+        """Turns a training's metrics into progress lines and MLflow metrics."""
+        progress: Progress | None = None
+
+        def follow(metrics: StepMetrics) -> None:
+            nonlocal progress
+            step, note = int(metrics["step"]), f"loss {metrics['loss']:.5f}"
+            if progress is None:  # counts from the first step, not from the start of the workers
+                every = self.config.stream.progress_seconds
+                progress = Progress(name, total=steps, done=step, unit="steps", every=every)
+            else:
+                # A restarted worker repeats steps since its checkpoint: its own number counts.
+                progress.add(step - progress.done, note=note)
+            if step == steps:
+                progress.finish(note=note)
+            assert self.tracker is not None
+            self.tracker.metrics(
+                {f"{name}/{key}": value for key, value in metrics.items() if key != "step"},
+                step=step,
+            )
+
+        return follow
+
+    def _evaluate(self) -> Work:
+        # First the samples: the step counts as done when its ledgers, the evaluation's, are.
+        busy = draw_samples(
+            self.config.base,
+            self.config.evaluate,
+            trained=self.trained,
+            folder=self.evaluation.folder,
+            streaming=self.config.stream,
+        )
+        work = self.evaluation.run(self.config.stream)
+        return work._replace(busy=work.busy + busy)
+
+    @cached_property
+    def fused(self) -> Ledger:
+        """The pipeline with the final LoRA merged."""
+        model = self.config.model
+        lora = self.trained[self.alignment.final].fingerprint
+        return self._ledger(
+            "fused", {"base": self.config.base, "lora": lora, "dtype": model.fused_dtype}
+        )
+
+    def _fuse(self) -> Work:
+        c, ledger, lora = self.config, self.fused, self.trained[self.alignment.final].path
+        ledger.begin()
+        fuse(c.base, lora=lora, dtype=c.model.fused_dtype, folder=ledger.path)
+        ledger.commit(expected=0, counts={})
+        return Work(1, "pipelines")
+
+    def _card(self) -> Work:
+        from raypref.report.card import model_card
+
+        c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
+        if final.state() != "complete" or self.curation.pairs.state() != "complete":
+            return Work(0, "cards")
+        trainings = self.alignment.trainings
+        chain = plan.lineage(self.alignment.final, trainings)
+        first = trainings[chain[0]].start
+        card = model_card(
+            name=c.run,
+            base=c.base,
+            licence=c.model.license,
+            photographs=c.source.license,
+            counts=self.curation.pairs.manifest()["counts"],
+            starts_from=first if plan.is_weights(first, trainings) else "",
+            trainings={name: _results_of(trainings[name]) for name in chain},
+            lora=_results_of(c.lora),
+            table=tables.markdown(ev.summary, labels=self.labels) if ev.complete else "",
+            fused=c.model.fused,
+            commits=read_record(self.folder).get("models", {}),
+        )
+        write_bytes(join(final.path, "README.md"), card.encode())
+        return Work(1, "cards")
+
+    def _report(self) -> Work:
+        from raypref.report.collect import collect
+        from raypref.report.page import render
+
+        ev = self.evaluation
+        data = collect(
+            name=self.config.run,
+            config_toml=without_secrets(to_toml(self.config)),
+            seed=self.config.seed,
+            record=read_record(self.folder),
+            folder=self.folder,
+            pairs=self.curation.pairs,
+            min_gap=self.config.select.min_gap,
+            trained=self.trained,
+            labels=self.labels,
+            images=ev.images.ledgers,
+            table=ev.tabulate() if ev.complete else None,
+            categories=ev.categories if ev.complete else None,
+            final=self.alignment.final,
+            published=ev.published() or {},
+            tracking_uri=self.config.tracking.uri,
+        )
+        write_bytes(join(self.folder, "report", "index.html"), render(data).encode())
+        return Work(1, "pages")
+
+    def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
+        return placed(self.place, name, results_of(parts))
+
+
+def _results_of(section: Section) -> dict[str, Any]:
+    """The settings of one section that decide what comes out."""
+    return {key.removeprefix("."): v for key, v in results_of({"": section}).items()}
+
+
+def read_record(folder: str) -> dict[str, Any]:
+    """What `run.json` says, or an empty record."""
+    data = read_bytes(join(folder, "run.json"))
+    return {"steps": {}} if data is None else json.loads(data)
