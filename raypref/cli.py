@@ -26,8 +26,9 @@ from raypref.engine.cluster import connected, submitted
 from raypref.evaluate.summary import closing
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.models.lora_config import FILE_NAME
+from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.pipeline import Run
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -16,8 +16,9 @@ from raypref import __version__, cli
 from raypref.cli import COMMANDS, Given
 from raypref.core.config import InputError, flatten, load, presets
 from raypref.core.key_help import describe
+from raypref.run.config import RunConfig
 from raypref.run.execute import EVALUATE, _require_steps_before, plan
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.pipeline import Run
 
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]

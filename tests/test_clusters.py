@@ -20,7 +20,7 @@ from raypref.core.config import Resources, load, results_of
 from raypref.core.ledger import in_folder
 from raypref.curate.graph import Curation
 from raypref.engine.worker import shared_worker
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "clusters"

@@ -5,8 +5,7 @@ from diffusers import DDPMScheduler
 from training import LORA, denoiser, pairs, training
 
 from raypref.align.config import TrainingConfig
-from raypref.align.experience import Draw
-from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Samples
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Samples
 from raypref.models import lora
 from raypref.models.families.base import Denoiser
 

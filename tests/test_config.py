@@ -22,7 +22,7 @@ from raypref.core.config import (
 from raypref.core.fingerprints import changed_keys, fingerprint
 from raypref.core.key_help import describe
 from raypref.core.messages import without_secrets
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 REQUIRED = {
     "tiny": [],

@@ -16,7 +16,7 @@ from raypref.models.backbone import load_autoencoder, load_pipeline
 from raypref.models.checks import bare_network, check_adapter, check_base, check_side
 from raypref.models.families.registry import FAMILIES, family
 from raypref.models.lora_config import LoraConfig
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 PRESETS = Path(__file__).parents[1] / "raypref" / "presets"
 

@@ -36,8 +36,9 @@ from raypref.images.decode import as_png, encode_png
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.models.families.sd15 import SD15Conditioning
 from raypref.rewards.pickscore import PickScoreConfig
+from raypref.run.config import RunConfig
 from raypref.run.execute import execute
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.pipeline import Run
 
 CPU = torch.device("cpu")
 

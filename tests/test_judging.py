@@ -10,7 +10,7 @@ from filelock import FileLock
 from raypref.core.config import InputError, flatten, load, load_sections, results_of
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.models import hub
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 
 def judging(source: str, *overrides: str) -> JudgingConfig:

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from training import LORA, denoiser, pairs, run, training
 
 from raypref.align import checkpoints
-from raypref.align.experience import Draw
 from raypref.align.loop import milestone
-from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, measure
 from raypref.align.watch import DivergedError
 from raypref.models import lora
 

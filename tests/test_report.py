@@ -35,7 +35,8 @@ from raypref.report.views import (
     StripView,
     TrainingView,
 )
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.config import RunConfig
+from raypref.run.pipeline import Run
 
 MODELS = ["base", "stage2_alone", "stage1", "stage2"]
 SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]

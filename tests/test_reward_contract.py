@@ -14,7 +14,7 @@ from raypref.rewards.base import Embedder, Reward
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import REWARDS, embedder_names, reward_names
 from raypref.rewards.rewards import reward, rewards_of
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 every = pytest.mark.parametrize("name", REWARDS)
 

@@ -19,10 +19,9 @@ from diffusers import (
 )
 from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, training, twin
 
-from raypref.align.experience import Draw
 from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
 from raypref.align.loop import Alone, train
-from raypref.align.residuals import LEARNER, POLICY, REFERENCE, measure
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, measure
 from raypref.align.rollout import finished_images
 from raypref.core.config import InputError, load
 from raypref.core.ledger import Ledger
@@ -34,7 +33,7 @@ from raypref.models import lora
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.checks import check_base
 from raypref.models.lora_config import LoraConfig
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 FOLDER = small.path("sd3")
 FLOAT32 = BASES["sd35m"].model_copy(update={"dtype": "float32"})

@@ -18,7 +18,7 @@ import pytest
 from raypref.core import tracking
 from raypref.core.config import flatten, load
 from raypref.core.tracking import Tracker, TrackingConfig
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 SETTINGS = {"lr": 1}
 

@@ -11,7 +11,7 @@ from training import run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, load
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 PLAIN = {"steps": 2, "batch": 3, "micro_batch": 3, "lr": 1e-3}
 # Of the first step, where learner and reference are one: the formulas at logit 0.

@@ -13,8 +13,9 @@ from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
 from raypref.core.config import InputError, build, flatten, load, replaced, results_of, to_toml
 from raypref.core.ledger import Ledger
+from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, execute
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.pipeline import Run
 
 
 def settle(*names: str, **starts: str) -> dict[str, TrainingConfig]:

@@ -17,7 +17,8 @@ from raypref.align import plan as align_plan
 from raypref.core.config import InputError, Section, flatten, load, replaced, setting
 from raypref.core.ledger import absolute, by_content, join
 from raypref.evaluate.generate import BASE
-from raypref.run.pipeline import Run, RunConfig, Step
+from raypref.run.config import RunConfig
+from raypref.run.pipeline import Run, Step
 
 STEPS = "steps"  # folder of the shared ledgers, below the storage
 

@@ -70,8 +70,8 @@ def gather(
         long = evaluation.long[evaluation.long["model"] == row.model]
         frames.append(_named(long, row))
         if evaluation.metrics.distance:
-            shelf = evaluation.scores(f"embedding_{evaluation.metrics.embedder}")
-            own = shelf.ledgers[row.model].table(["model", "prompt_id", "embedding"])
+            group = evaluation.scores(f"embedding_{evaluation.metrics.embedder}")
+            own = group.ledgers[row.model].table(["model", "prompt_id", "embedding"])
             embeddings.append(_named(own.to_pandas(), row))
         notes += _shortfall(row)
     resamples, family = reference.config.table.resamples, reference.config.base.family

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 
 from raypref.core.config import Resources, Section, setting
 from raypref.core.ledger import Ledger
@@ -19,12 +19,22 @@ from raypref.models.lora_config import LoraConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypref.align.experience import Experience
-    from raypref.align.residuals import Residuals
+    from raypref.align.latents import PairData
+    from raypref.align.residuals import Draw, Residuals, Samples
+    from raypref.models.families.base import Denoiser
 
 Metrics: TypeAlias = "dict[str, Tensor]"  # per sample, each [B]
 
 SAMPLES_COMPARED = 256  # over which the error is compared: one step of the paper's batch
+
+
+class Experience(Protocol):
+    """Makes the samples of an optimizer step (`experience.py`)."""
+
+    def __call__(
+        self, denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+    ) -> Samples:
+        """One sample per draw; what is random comes from the draws alone."""
 
 
 class TrainingConfig(Section):

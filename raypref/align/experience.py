@@ -7,7 +7,7 @@ sample index), so neither the number of workers nor the split of a batch changes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,27 +16,11 @@ from raypref.align import rollout
 from raypref.align.config import TrainingConfig
 from raypref.align.latents import PairData
 from raypref.align.objectives.dro import DRO
-from raypref.align.residuals import POLICY, Samples, Side
+from raypref.align.residuals import POLICY, Draw, Samples, Side
 from raypref.models import lora
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.solvers import jittered_grid
-
-
-class Draw(NamedTuple):
-    """One entry of a batch: which pair, and the source of its randomness."""
-
-    pair: int
-    generator: torch.Generator
-
-
-class Experience(Protocol):
-    """Makes the samples of an optimizer step; what is random comes from the draws alone."""
-
-    def __call__(
-        self, denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
-    ) -> Samples:
-        """One sample per draw."""
 
 
 def stored_pairs(

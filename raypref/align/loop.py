@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from raypref.align import checkpoints
 from raypref.align.config import RolloutConfig, TrainingConfig
-from raypref.align.experience import Draw
 from raypref.align.latents import PairData
-from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Residuals, Samples, measure
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Residuals, Samples, measure
 from raypref.align.watch import StepMetrics, Watch
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of

@@ -21,6 +21,13 @@ from raypref.models.families.conditioning import Conditioning, twice
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
 
 
+class Draw(NamedTuple):
+    """One entry of a batch: which pair, and the source of its randomness."""
+
+    pair: int
+    generator: torch.Generator
+
+
 class Side(NamedTuple):
     """One side of B samples: noisy latents and what should be predicted there."""
 

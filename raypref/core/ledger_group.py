@@ -19,7 +19,7 @@ from raypref.core.ledger import Ledger, State, Where
 
 
 @dataclass(frozen=True)
-class Shelf(Ledger):
+class LedgerGroup(Ledger):
     """Ledgers that are written and read as one; a row goes to the one that its `model` names.
 
     A part is called `<model>/<its name in the model's ledger>`.
@@ -35,7 +35,7 @@ class Shelf(Ledger):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what is on the shelf."""
+        """16 hex digits of the group's ledgers."""
         return fingerprint({name: ledger.fingerprint for name, ledger in self.ledgers.items()})
 
     def complete(self) -> bool:
@@ -73,7 +73,7 @@ class Shelf(Ledger):
 
         Args:
             table: columns `id` and `model` are required.
-            name: of a part of another shelf with the same models, whose rows these are.
+            name: of a part of another group with the same models, whose rows these are.
         """
         if name is not None:
             model, _, own = name.partition("/")

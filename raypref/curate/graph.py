@@ -26,7 +26,7 @@ from raypref.core.rows import INDEX, REJECT, Row, Transform
 from raypref.curate.export import Format
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
-from raypref.curate.publish import Made, Origin, publish
+from raypref.curate.publish import CuratedLedgers, Provenance, publish
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.curate.select import (
     SOUND,
@@ -215,13 +215,13 @@ class Curation:
         ).busy
         ranking, made = self.make_twins(streaming)
         counts = publish(
-            Made(self.measured, self.scored, self.twins),
+            CuratedLedgers(self.measured, self.scored, self.twins),
             ranking,
             repeated,
             photos=self.photos,
             rejects=self.rejects,
             pairs=self.pairs,
-            origin=Origin(
+            origin=Provenance(
                 self.config.source.license,
                 self.config.perturb.kind,
                 self.config.perturb.model,

@@ -48,7 +48,7 @@ PAIRS_A_PART = 64
 ROWS_A_PART = 100_000  # without images
 
 
-class Made(NamedTuple):
+class CuratedLedgers(NamedTuple):
     """The complete ledgers of a curation."""
 
     measured: Ledger
@@ -56,7 +56,7 @@ class Made(NamedTuple):
     twins: Ledger
 
 
-class Origin(NamedTuple):
+class Provenance(NamedTuple):
     """What the dataset card tells of the pairs."""
 
     licence: str  # of the photographs, as the model hub spells it
@@ -66,14 +66,14 @@ class Origin(NamedTuple):
 
 
 def publish(
-    made: Made,
+    made: CuratedLedgers,
     ranking: Ranking,
     repeated: Mapping[str, str],
     *,
     photos: Ledger,
     rejects: Ledger,
     pairs: Ledger,
-    origin: Origin,
+    origin: Provenance,
 ) -> Counter[str]:
     """Write the tables and commit their ledgers.
 
@@ -145,7 +145,7 @@ class _Parts:
 
 
 def _outcomes(
-    made: Made, part: str, ranking: Ranking, repeated: Mapping[str, str]
+    made: CuratedLedgers, part: str, ranking: Ranking, repeated: Mapping[str, str]
 ) -> Iterator[Row]:
     """What became of each input of a part: its facts, `status` and `reason`."""
     columns = ["id", "pickscore", *REJECT.names]
@@ -226,7 +226,7 @@ _TWINS = {
 }
 
 
-def _card(origin: Origin, counts: Counter[str]) -> str:
+def _card(origin: Provenance, counts: Counter[str]) -> str:
     """The dataset card beside the pairs."""
     lines = [f"| {reason} | {number} |" for reason, number in sorted(counts.items())]
     return "\n".join(

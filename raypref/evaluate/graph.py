@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from raypref.core.config import InputError, Section, results_of, setting
 from raypref.core.ledger import Ledger, Place, join, placed, write_bytes, write_table
-from raypref.core.ledger_group import Shelf
+from raypref.core.ledger_group import LedgerGroup
 from raypref.core.progress import Work
 from raypref.core.rows import Transform
 from raypref.engine.stream import Selection, StreamConfig, stream, stream_branches
@@ -105,7 +105,7 @@ class Evaluation:
         return self.load_loras()
 
     @cached_property
-    def images(self) -> Shelf:
+    def images(self) -> LedgerGroup:
         """The generated images."""
         texts = json.dumps([prompt.text for prompt in self.prompts]).encode()
         common = {
@@ -114,7 +114,7 @@ class Evaluation:
             "prompts": f"{len(self.prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}",
         }
         of_model = {name: {"lora": lora.fingerprint} for name, lora in self.loras.items()}
-        return Shelf(
+        return LedgerGroup(
             join(self.folder, "images"),
             ledgers={
                 model: self._ledger(f"images/{model}", {**common, **own})
@@ -127,10 +127,10 @@ class Evaluation:
         """What is measured, by the name of its ledgers."""
         return measures(self.metrics, self.pickscore, self.others)
 
-    def scores(self, name: str) -> Shelf:
+    def scores(self, name: str) -> LedgerGroup:
         """What a measure says of the images."""
         settings = self.measures[name].settings
-        return Shelf(
+        return LedgerGroup(
             join(self.folder, name),
             ledgers={
                 model: self._ledger(
@@ -152,9 +152,9 @@ class Evaluation:
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
         """All that `run` fills."""
-        shelves = [self.images, *map(self.scores, self.measures)]
+        groups = [self.images, *map(self.scores, self.measures)]
         distance = (self.reference,) if self.metrics.distance else ()
-        return (*(own for shelf in shelves for own in shelf.ledgers.values()), *distance)
+        return (*(own for group in groups for own in group.ledgers.values()), *distance)
 
     @property
     def complete(self) -> bool:
@@ -267,8 +267,8 @@ class Evaluation:
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
         parts = [summary, statistics.human_preference(summary, base=BASE)]
         if self.metrics.distance:
-            shelf = self.scores(self.metrics.embedding)
-            embeddings = shelf.table(["model", "prompt_id", "embedding"]).to_pandas()
+            group = self.scores(self.metrics.embedding)
+            embeddings = group.table(["model", "prompt_id", "embedding"]).to_pandas()
             real = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
             parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))
             parts.append(fid_summary(embeddings, real, base=BASE))
@@ -311,12 +311,12 @@ class Evaluation:
         return summary
 
 
-def _unfinished(shelf: Shelf) -> Shelf | None:
-    """The ledgers of a shelf that are not complete."""
-    left = [model for model, own in shelf.ledgers.items() if own.state() != "complete"]
-    return _some(shelf, left) if left else None
+def _unfinished(group: LedgerGroup) -> LedgerGroup | None:
+    """The ledgers of a group that are not complete."""
+    left = [model for model, own in group.ledgers.items() if own.state() != "complete"]
+    return _some(group, left) if left else None
 
 
-def _some(shelf: Shelf, models: Sequence[str]) -> Shelf:
+def _some(group: LedgerGroup, models: Sequence[str]) -> LedgerGroup:
     """The ledgers of some models."""
-    return Shelf(shelf.path, ledgers={model: shelf.ledgers[model] for model in models})
+    return LedgerGroup(group.path, ledgers={model: group.ledgers[model] for model in models})

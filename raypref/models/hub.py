@@ -4,7 +4,7 @@ A model reference in the configuration is one of
 
 * a local folder or file,
 * a hub id, `OWNER/REPO` (a folder) or `OWNER/REPO/FILE` (one weight file),
-* `tiny:NAME`, one of the small checkpoints that come with the package (`raypref/tiny`).
+* `tiny:NAME`, one of the small checkpoints that come with the package (`raypref/demo`).
 
 A hub id may name a branch, tag or commit: `OWNER/REPO@REVISION`, `OWNER/REPO@REVISION/FILE`. A
 slash in a revision is written `%2F`. Without a revision it is the head of the main branch. A

@@ -125,7 +125,7 @@ class Parts(NamedTuple):
     head: nn.Sequential
 
 
-class Inputs(NamedTuple):
+class BlipInputs(NamedTuple):
     """What the model reads, on the CPU."""
 
     pixels_BCHW: Tensor
@@ -159,13 +159,13 @@ class ImageReward(Reward):
         for part in (self.vision, self.text, self.head):
             part.eval().requires_grad_(False)
 
-    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> BlipInputs:
         """Pixels, and tokens (cut at 35)."""
         pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         cut = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
-        return Inputs(pixels, tokenize(self.tokenizer, prompts, **cut))
+        return BlipInputs(pixels, tokenize(self.tokenizer, prompts, **cut))
 
-    def compute(self, batch: Inputs) -> np.ndarray:
+    def compute(self, batch: BlipInputs) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
         tokens = moved(batch.tokens, self.device)
         patches_BND = self.vision(

@@ -25,7 +25,8 @@ from raypref.engine.cluster import require_nodes, start_ray
 from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
-from raypref.run.pipeline import Run, RunConfig, Step, read_record
+from raypref.run.config import RunConfig
+from raypref.run.pipeline import Run, Step, read_record
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The whole run: its configuration and the order of its steps.
+"""The whole run: the order of its steps.
 
     pairs -> cache -> the trainings that `trainings` names -> evaluation -> card -> report
 
@@ -14,13 +14,13 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.graph import Alignment
-from raypref.align.latents import CacheConfig, Encode, rows_to_encode
-from raypref.core.config import InputError, Section, results_of, setting, to_toml
+from raypref.align.latents import Encode, rows_to_encode
+from raypref.core.config import InputError, Section, results_of, to_toml
 from raypref.core.ledger import (
     Ledger,
     Place,
@@ -33,60 +33,22 @@ from raypref.core.ledger import (
 )
 from raypref.core.messages import without_secrets
 from raypref.core.progress import Progress, Work
-from raypref.core.tracking import Tracker, TrackingConfig
+from raypref.core.tracking import Tracker
 from raypref.curate.export import export
-from raypref.curate.graph import CurateConfig, Curation
-from raypref.engine.stream import StreamConfig, stream
+from raypref.curate.graph import Curation
+from raypref.engine.stream import stream
 from raypref.evaluate import tables
-from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
-from raypref.evaluate.graph import Evaluation, TableConfig
-from raypref.evaluate.measures import MetricsConfig
+from raypref.evaluate.generate import Adapter, other_loras
+from raypref.evaluate.graph import Evaluation
 from raypref.evaluate.samples import draw_samples
-from raypref.judge.pairs import JudgeConfig
 from raypref.models import checks
-from raypref.models.backbone import BackboneConfig
-from raypref.models.fuse import ModelConfig, fuse
-from raypref.models.lora_config import LoraConfig
-from raypref.rewards.rewards import Rewards
+from raypref.models.fuse import fuse
+from raypref.run.config import RunConfig
 
 if TYPE_CHECKING:
     from raypref.align.watch import StepMetrics
 
 log = logging.getLogger(__name__)
-
-
-class RunConfig(CurateConfig):
-    """All settings of a run: those of curation, and these."""
-
-    renamed: ClassVar[Mapping[str, str]] = {
-        "stage1": "train.stage1",
-        "stage2": "train.stage2",
-        "sft": "train.sft",
-    }
-
-    run: str = setting("run", "name of the run; its folder is <storage>/<run>", min_length=1)
-    storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
-    base: BackboneConfig = BackboneConfig()
-    lora: LoraConfig = LoraConfig()
-    cache: CacheConfig = CacheConfig()
-    trainings: tuple[str, ...] = setting(
-        ("stage1", "stage2", "stage2_alone"),
-        "trainings of this run, by their names in [train.NAME]; their starts are trained too",
-        affects_result=False,
-        min_length=1,
-    )
-    train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
-    training_seed: int = setting(
-        0, "added to seed in trainings only: the same settings with other random numbers"
-    )
-    evaluate: GenerateConfig = GenerateConfig()
-    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
-    metrics: MetricsConfig = MetricsConfig()
-    table: TableConfig = TableConfig()
-    model: ModelConfig = ModelConfig()
-    judge: JudgeConfig = JudgeConfig()
-    stream: StreamConfig = StreamConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from raypref.models.checks import check_adapter, check_base, check_side
 from raypref.models.families.conditioning import to_row
 from raypref.models.families.registry import FAMILIES
 from raypref.models.lora_config import FILE_NAME, LoraConfig
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 LORA = LoraConfig(rank=2, alpha=2)
 

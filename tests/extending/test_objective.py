@@ -20,7 +20,7 @@ from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
 from raypref.core.config import InputError, load, results_of
 from raypref.core.key_help import describe
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 PLAIN: dict[str, Any] = {"steps": 2, "lr": 1e-3, "beta": 500.0}
 CHOSEN = torch.linspace(20, 23, 10, dtype=torch.float64)

@@ -20,7 +20,7 @@ from raypref.evaluate import statistics, tables
 from raypref.evaluate.measures import in_one_pass, measures
 from raypref.images.decode import encode_png
 from raypref.rewards.registry import REWARDS
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 CODE = example("Add a reward")
 CHOSEN = "metrics.rewards=['exposure']"

@@ -18,7 +18,8 @@ from raypref.core.config import load
 from raypref.models import lora
 from raypref.models.backbone import load_denoiser
 from raypref.models.lora_config import LoraConfig
-from raypref.run.pipeline import Run, RunConfig
+from raypref.run.config import RunConfig
+from raypref.run.pipeline import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report_runs import scene, write_curation

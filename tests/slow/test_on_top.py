@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from jobs import SMALL, job
 from raypref.core.config import InputError, load
 from raypref.demo import checkpoints
+from raypref.run.config import RunConfig
 from raypref.run.execute import execute
-from raypref.run.pipeline import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

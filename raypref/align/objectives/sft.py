@@ -11,7 +11,7 @@ from raypref.core.config import setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypref.align.experience import Experience
+    from raypref.align.config import Experience
     from raypref.align.residuals import Residuals
 
 

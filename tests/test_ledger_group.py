@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from raypref.core.ledger import Ledger
-from raypref.core.ledger_group import Shelf
+from raypref.core.ledger_group import LedgerGroup
 from raypref.core.rows import REJECT
 
 
@@ -17,13 +17,13 @@ def rows(*ids: str) -> pa.Table:
     return pa.Table.from_pylist(facts, schema=schema)
 
 
-def shelf(folder: Path, *models: str) -> Shelf:
+def group(folder: Path, *models: str) -> LedgerGroup:
     own = {model: Ledger(str(folder / model), {"of": model}) for model in models}
-    return Shelf(str(folder), ledgers=own)
+    return LedgerGroup(str(folder), ledgers=own)
 
 
 def test_a_mixed_block_goes_to_both(tmp_path: Path) -> None:
-    both = shelf(tmp_path, "a", "b")
+    both = group(tmp_path, "a", "b")
     both.begin()
     both.write_part(rows("a/1", "b/1", "a/2"))
     assert both.ledgers["a"].done_ids() == {"a/1", "a/2"}
@@ -38,7 +38,7 @@ def test_a_mixed_block_goes_to_both(tmp_path: Path) -> None:
 
 
 def test_a_part_made_from_a_part_of_another_shelf_keeps_its_name(tmp_path: Path) -> None:
-    images, scores = shelf(tmp_path / "images", "a", "b"), shelf(tmp_path / "scores", "a", "b")
+    images, scores = group(tmp_path / "images", "a", "b"), group(tmp_path / "scores", "a", "b")
     images.begin()
     images.write_part(rows("a/1", "b/1"))
     scores.begin()
@@ -49,7 +49,7 @@ def test_a_part_made_from_a_part_of_another_shelf_keeps_its_name(tmp_path: Path)
 
 
 def test_repeated_rows_go_and_the_table_is_model_by_model(tmp_path: Path) -> None:
-    both = shelf(tmp_path, "b", "a")
+    both = group(tmp_path, "b", "a")
     both.begin()
     both.write_part(rows("a/1", "b/1"))
     both.write_part(rows("a/1", "a/2"))
@@ -59,12 +59,12 @@ def test_repeated_rows_go_and_the_table_is_model_by_model(tmp_path: Path) -> Non
 
 
 def test_what_is_complete_beside_it_is_left_alone(tmp_path: Path) -> None:
-    first = shelf(tmp_path, "a")
+    first = group(tmp_path, "a")
     first.begin()
     first.write_part(rows("a/1"))
     first.commit(expected=1, counts={})
     before = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
-    more = shelf(tmp_path, "a", "b")
+    more = group(tmp_path, "a", "b")
     more.begin()
     more.write_part(rows("b/1"))
     more.commit(expected=2, counts={})
@@ -75,7 +75,7 @@ def test_what_is_complete_beside_it_is_left_alone(tmp_path: Path) -> None:
 
 def test_it_keeps_what_a_ledger_promises(tmp_path: Path) -> None:
     """State, rows and clear speak of the ledgers, not of their folder."""
-    both = shelf(tmp_path, "a", "b")
+    both = group(tmp_path, "a", "b")
     assert both.state() == "absent"
     both.ledgers["a"].begin()
     assert both.state() == "partial"
@@ -87,7 +87,7 @@ def test_it_keeps_what_a_ledger_promises(tmp_path: Path) -> None:
     assert both.state() == "complete" and both.complete()
     assert {model: own["rows"] for model, own in both.manifest().items()} == {"a": 2, "b": 1}
     other = {"a": both.ledgers["a"], "b": Ledger(str(tmp_path / "b"), {"of": "another"})}
-    stale = Shelf(str(tmp_path), ledgers=other)
+    stale = LedgerGroup(str(tmp_path), ledgers=other)
     assert stale.state() == "stale" and not stale.complete()
     assert stale.changes() == ["of: 'b' -> 'another'"]
     both.clear()
@@ -97,4 +97,5 @@ def test_it_keeps_what_a_ledger_promises(tmp_path: Path) -> None:
 def test_every_public_method_of_a_ledger_is_its_own() -> None:
     """What is inherited would read files of a folder that has none."""
     public = {name for name in vars(Ledger) if not name.startswith("_")}
-    assert public - {"settings", "path"} <= set(vars(Shelf)), "a method of Ledger is inherited"
+    inherited = public - {"settings", "path"} - set(vars(LedgerGroup))
+    assert not inherited

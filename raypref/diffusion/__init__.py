@@ -1,1 +1,0 @@
-"""What the trainer and the generator need of a diffusion model family."""
