@@ -30,7 +30,7 @@ from raypref.engine.cluster import start_ray
 from raypref.engine.stream import StreamConfig, stream
 from raypref.engine.worker import shared_worker
 from raypref.rewards.base import Score
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 from raypref.sources.index import entries
 
 SCORES = {"chosen": "pickscore_chosen", "rejected": "pickscore_rejected"}

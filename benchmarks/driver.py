@@ -29,7 +29,7 @@ from raypref.curate.graph import Curation
 from raypref.curate.publish import publish
 from raypref.curate.select import SOUND, Ranking, mean_colorfulness, next_wave, repeated_ids
 from raypref.curate.transforms import MeasurePhotograph
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 from raypref.sources.index import write_index
 
 SHARD = 1000

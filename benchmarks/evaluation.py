@@ -23,7 +23,7 @@ from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, rows_to_generate
 from raypref.images.decode import as_png, open_png
 from raypref.rewards.base import Score
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 IMAGES = 16
 

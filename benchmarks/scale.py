@@ -29,7 +29,7 @@ from raypref.core.ledger import in_folder
 from raypref.curate.graph import Curation
 from raypref.demo import world
 from raypref.engine.cluster import start_ray
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 SHARD = 1000
 SIDE = 96

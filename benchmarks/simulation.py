@@ -25,7 +25,7 @@ from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import REJECT, Transform
 from raypref.curate.graph import Curation
 from raypref.engine.cluster import start_ray
-from raypref.run.pipeline import RunConfig
+from raypref.run.config import RunConfig
 
 PHOTOGRAPHS, PASSING = 10_475, 4_041
 READING = 0.15  # of the device's time a pair, spent on reading and writing images
