@@ -1,7 +1,7 @@
 """The mechanism of configuration: load a preset, override keys, check them.
 
 The settings themselves live beside the code that reads them (`ColorConfig` in
-`curate/colorfulness.py`, ...); `pipeline.py` composes them into `RunConfig`.
+`images/colorfulness.py`, ...); `run/config.py` composes them into `RunConfig`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RowTransform(Protocol):
-    """One thing done to rows by the CPU. Knows nothing of Ray; `streaming.py` maps it onto Ray.
+    """One thing done to rows by the CPU. Knows nothing of Ray; `engine/stream.py` maps it onto Ray.
 
     Cheap to construct and to pickle (settings only); `setup` loads what it needs in the worker.
     """
