@@ -1,4 +1,4 @@
-"""Encoded images with bytes changed at random: decoded within the caps, or dropped with a reason."""
+"""Encoded images with bytes changed at random: decoded within the caps, or dropped."""
 
 import io
 import random
