@@ -1,9 +1,10 @@
 """Pass 1 (decode, colorfulness) of JPEGs: ours against a process pool, Ray Data and Daft.
 
 The pool does the same decode and formula on the same files and nothing else: the most these cores
-can do. Interleaved rounds, medians of images/s.
+can do. Interleaved rounds, medians of images/s. Before that, the core time of pass 2 (read, decode,
+crop, PickScore's input) beside that of an older commit.
 
-    python benchmarks/passes.py [PHOTOGRAPHS] [ROUNDS]
+    python benchmarks/passes.py [PHOTOGRAPHS] [ROUNDS] [COMMIT]
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import csv
 import itertools
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -74,6 +77,52 @@ def pass_2_seconds(folder: Path, photographs: int) -> float:
         images = [as_image(row["chosen"]) for row in rows[start : start + BATCH]]
         processor(images=images, return_tensors="pt")
     return (time.process_time() - began) / len(rows)
+
+
+# The same at a commit where images went from stage to stage as PNG.
+BEFORE = """
+import itertools, sys, time
+from transformers import CLIPImageProcessorPil
+from raypref.curate.photos import Crop, Measure
+from raypref.curate.sources import SourceConfig, entries
+from raypref.images import ImageConfig, open_png
+folder, count, size, batch = sys.argv[1], *map(int, sys.argv[2:])
+source, images = SourceConfig(path=folder), ImageConfig(size=size)
+rows = list(itertools.islice(entries(source), count))
+measure, crop = Measure(source, images), Crop(source, images, kept=False)
+measure.setup()
+crop.setup()
+measure(rows)
+processor = CLIPImageProcessorPil()
+began = time.process_time()
+crop(rows)
+for start in range(0, count, batch):
+    opened = [open_png(row["chosen"]) for row in rows[start : start + batch]]
+    processor(images=opened, return_tensors="pt")
+print((time.process_time() - began) / count)
+"""
+
+
+def show_pass_2(folder: Path, commit: str, *, photographs: int = 192, rounds: int = 3) -> None:
+    """Print the core time per photograph of both, in turn, and the median ratio."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with tempfile.TemporaryDirectory() as scratch:
+        old = Path(scratch, "old")
+        subprocess.run([*git, "worktree", "add", "-q", "--detach", str(old), commit], check=True)
+        try:
+            command = [sys.executable, "-c", BEFORE, str(folder)]
+            command += map(str, (photographs, SIZE, BATCH))
+            path = {**os.environ, "PYTHONPATH": str(old)}
+            pairs = []
+            for _ in range(rounds):
+                done = subprocess.run(command, env=path, check=True, capture_output=True, text=True)
+                pairs.append((pass_2_seconds(folder, photographs), float(done.stdout)))
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(old)], check=True)
+    ours, before = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+    ratio = statistics.median(one / other for one, other in pairs)
+    print(f"pass 2, beside its model: {ours:.1f} core ms per photograph, {before:.1f} at {commit}")
+    print(f"median ratio of {rounds} rounds: {ratio:.2f}")
 
 
 def by_pool(paths: list[str]) -> float:
@@ -163,13 +212,12 @@ def main() -> None:
             print("Daft is not installed: pip install daft")
         else:
             ways["Daft"] = lambda: (by_daft(paths),)
-        crop = pass_2_seconds(folder, 192)
+        show_pass_2(folder, sys.argv[3] if len(sys.argv) > 3 else "9b16dd5")
         took: dict[str, list[float]] = {}
         for _ in range(rounds):
             for way, run in ways.items():
                 for label, seconds in zip((way, f"{way}, with its start"), run(), strict=False):
                     took.setdefault(label, []).append(seconds)
-    print(f"pass 2, beside its model: {crop * 1e3:.1f} core ms a photograph")
     pool = took[f"multiprocessing.Pool({WORKERS})"]
     for way, times in took.items():
         rate = count / statistics.median(times)
