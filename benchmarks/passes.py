@@ -115,7 +115,9 @@ def show_pass_2(folder: Path, commit: str, *, photographs: int = 192, rounds: in
             path = {**os.environ, "PYTHONPATH": str(old)}
             pairs = []
             for _ in range(rounds):
-                done = subprocess.run(command, env=path, check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    command, cwd=old, env=path, check=True, stdout=subprocess.PIPE, text=True
+                )
                 pairs.append((pass_2_seconds(folder, photographs), float(done.stdout)))
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(old)], check=True)
