@@ -26,7 +26,6 @@ from raypref.core.config import load
 from raypref.core.ledger import in_folder
 from raypref.core.rows import REJECT
 from raypref.curate.graph import Curation
-from raypref.curate.publish import publish
 from raypref.curate.select import SOUND, Ranking, mean_colorfulness, next_wave, repeated_ids
 from raypref.curate.transforms import MeasurePhotograph
 from raypref.run.config import RunConfig
@@ -109,7 +108,7 @@ def main() -> None:
         timed("wave", lambda: next_wave(curation.scored, count // 100, below=math.inf))
         ranking = Ranking(config.select, also=lambda row: True)
         ranking.ranks = {id_: i for i, id_ in enumerate(sorted(curation.twins.done_ids()))}
-        timed("tables", lambda: publish(curation, ranking, {}))
+        timed("tables", lambda: curation.publish(ranking, {}))
     print(f"{'all':<12} {whole:6.1f} us a photograph, {1e8 * whole / 3.6e9:.1f} h for 100 million")
 
 

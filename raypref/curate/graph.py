@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -214,20 +215,7 @@ class Curation:
             config=streaming,
         ).busy
         ranking, made = self.make_twins(streaming)
-        counts = publish(
-            CuratedLedgers(self.measured, self.scored, self.twins),
-            ranking,
-            repeated,
-            photos=self.photos,
-            rejects=self.rejects,
-            pairs=self.pairs,
-            origin=Provenance(
-                self.config.source.license,
-                self.config.perturb.kind,
-                self.config.perturb.model,
-                self.config.pickscore.model,
-            ),
-        )
+        counts = self.publish(ranking, repeated)
         log.info("pairs: %d of %d inputs", counts["pair"], counts.total())
         return Work(counts.total(), "inputs", busy + made)
 
@@ -292,3 +280,25 @@ class Curation:
         if not color.enabled or color.variant == "paper":
             return True
         return bool(row["colorfulness"] > row["colorfulness_rejected"])
+
+    def publish(self, ranking: Ranking, repeated: Mapping[str, str]) -> Counter[str]:
+        """Write `photos`, `rejects` and `pairs`; how many inputs ended for each reason.
+
+        Args:
+            ranking: what became of the pairs that were made.
+            repeated: ids of repeated content and the reason it gives.
+        """
+        return publish(
+            CuratedLedgers(self.measured, self.scored, self.twins),
+            ranking,
+            repeated,
+            photos=self.photos,
+            rejects=self.rejects,
+            pairs=self.pairs,
+            origin=Provenance(
+                self.config.source.license,
+                self.config.perturb.kind,
+                self.config.perturb.model,
+                self.config.pickscore.model,
+            ),
+        )
