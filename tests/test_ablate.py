@@ -183,6 +183,7 @@ def test_the_base_models_images_are_the_same_for_all_rows(tiny):
             "train.stage2.beta=-1: input should be greater than 0",
         ),
         ({"times": {"run": 2}}, "times: 'run' is not a number"),
+        ({"times": {"stage1.steps": 2}}, "'stage1.steps' is 'train.stage1.steps' now"),
         ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
         ({"model": "stage7"}, "model=stage7: the models of the run are base, stage1"),
         ({"set": {"evaluate.prompts": "/no/file.txt"}}, "/no/file.txt"),
@@ -260,6 +261,9 @@ def test_estimates_come_from_what_was_measured(tiny, tmp_path):
     assert cost
     assert (cost.seconds, cost.gpus, cost.bytes) == (320.0, 0.0, 8000.0)
     assert Rates(str(tmp_path)).cost(steps["stage2"]) is None
+    # A record of an earlier version, whose `train` was a list, is left out.
+    (folder / "config.toml").write_text('train = ["stage1"]\n[stage1]\nbatch = 8\n')
+    assert Rates(str(tmp_path)).cost(steps["stage1"]) is None
 
 
 def test_records_in_an_object_store_are_looked_for_without_double_slashes(tmp_path):

@@ -91,7 +91,9 @@ def test_a_checkpoint_with_other_inputs_is_refused(name: str) -> None:
     other = {"sd15": "sd15_inpaint", "sd15_inpaint": "sd15"}.get(name)
     if other is not None:
         base = BASES[other].model_copy(update={"family": name})
-        with pytest.raises(InputError, match=rf"base.model: the unet of .* that of {name} \d$"):
+        with pytest.raises(
+            InputError, match=rf"base.model: the unet of .* the family {name} needs \d$"
+        ):
             check_base(base)
 
 

@@ -321,7 +321,7 @@ def test_a_stage_that_runs_out_of_memory_gets_half_the_batch_or_stops_the_job(tm
         stream(NUMBERS, stages=[stage], ledger=ledger, keep=["square"], config=config)
         return ledger
 
-    says = r"^ledger: stage square: memory .* resources\.batch=4, and again with 2; set .* to 1 "
+    says = r"^ledger: transform square: memory .* resources\.batch=4, and again with 2; set .* to 1"
     with pytest.raises(NoRoomError, match=says):
         attempt(most=1)
     squares = attempt(most=2).table()["square"].to_pylist()

@@ -11,6 +11,7 @@ from corpus import encode, scene
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, build, flatten, load, replaced, results_of, to_toml
 from raypref.core.ledger import Ledger
 from raypref.run.config import RunConfig
@@ -70,8 +71,36 @@ def test_what_one_training_says_another_takes_over_unless_it_says_so_itself():
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        ["train.stage2_alone.start=stage1"],
+        ["train.stage2_alone.draws="],
+        ["train.stage2.like=stage1", "train.stage2.lr=1e-4", "train.stage2.objective=dro"],
+        ["train.stage2_alone.lr=1e-4"],  # what stage2 has too
+        ["train.mine.like=stage2_alone", "train.mine.beta=5"],
+    ],
+)
+def test_what_a_run_writes_down_and_what_a_table_changes_keep_the_rest(given):
+    made = load(RunConfig, "tiny", given)
+    for again in (build(RunConfig, tomllib.loads(to_toml(made))), replaced(made, {"seed": 0})):
+        assert flatten(again) == flatten(made)
+    other = replaced(made, {"train.stage2.lr": 0.25}).train["stage2_alone"]
+    assert other.lr == (1e-4 if "train.stage2_alone.lr=1e-4" in given else 0.25)
+
+
+def test_a_table_that_reads_a_fact_the_pairs_lack_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(OBJECTIVES["dpo"], "facts", ("votes",))
+    needs = [need for step in run(tmp_path).steps if step.name == "stage2" for need in step.needs]
+    with pytest.raises(InputError, match=r"^train\.stage2\.objective=dpo reads votes of the pairs"):
+        for need in needs:
+            need()
+
+
+@pytest.mark.parametrize(
     "given, says",
     [
+        ("train.start_2.objective=dpo", "train.start_2: the name becomes a folder of the run"),
+        ("train.stage1.objective=[1]", "train.stage1.objective=[1]: use dro, dpo"),
         ("train.stage2.margin=-1", "train.stage2.margin is a setting of the objective dro, and "),
         ("train.stage1.beta=1", "train.stage1.beta is a setting of the objective dpo, ipo, hinge"),
         ("train.stage2.bta=1", "unknown key 'train.stage2.bta'; the nearest known key is 'train.s"),

@@ -111,7 +111,9 @@ def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any
             if record is not None:
                 config = read_bytes(join(place, "config.toml"))
             if record is not None and config is not None:
-                yield tomllib.loads(config.decode()), json.loads(record)
+                settings = tomllib.loads(config.decode())
+                if isinstance(settings.get("train", {}), dict):  # else of an earlier version
+                    yield settings, json.loads(record)
 
 
 def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
@@ -122,7 +124,7 @@ def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
     if step not in trainings:
         return section
     own: Mapping[str, Any] = trainings[step]
-    return {**trainings.get(own.get("like", ""), {}), **own}
+    return {**_section(config, own["like"]), **own} if own.get("like") else own
 
 
 def _batch(config: Mapping[str, Any], step: str) -> int:

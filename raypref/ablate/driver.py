@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raypref.ablate.plan import (
     AblateConfig,
     PlannedRow,
     check_search,
+    distinct_steps,
     open_run,
     planned_rows,
     step_names,
@@ -30,6 +32,7 @@ from raypref.core.ledger import absolute, join, write_bytes
 from raypref.core.messages import without_secrets
 from raypref.core.tracking import Tracker
 from raypref.evaluate.generate import BASE
+from raypref.models import hub
 from raypref.run.execute import carry_out
 from raypref.run.pipeline import read_record
 from raypref.sources.index import unchanged
@@ -87,6 +90,7 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     failed: dict[tuple[str, str], str] = {}
     waiting = _distinct(row for row in everything if row.config and not _done(row))
     if waiting:
+        _find_models(waiting)
         failed |= run_rows(waiting, config, parents=parents)
     for name, table in tables.items():
         if table.search is not None:
@@ -98,6 +102,15 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
         _write(name, table, planned[name], config, failed=failed, tracker=trackers[name])
         for name, table in tables.items()
     ]
+
+
+def _find_models(rows: Iterable[PlannedRow]) -> None:
+    """Look for the models of all rows before Ray starts: its workers load the same commits."""
+    for planned in distinct_steps(rows):
+        for need in planned.step.needs:
+            with suppress(InputError):  # the row itself says so
+                need()
+    hub.tell_workers()
 
 
 def _check(tables: dict[str, Table], config: AblateConfig) -> None:

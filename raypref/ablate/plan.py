@@ -14,7 +14,15 @@ from typing import Any
 
 from raypref.ablate.table import Row, Search, Table, labelled
 from raypref.align import plan as align_plan
-from raypref.core.config import InputError, Section, flatten, load, replaced, setting
+from raypref.core.config import (
+    InputError,
+    Section,
+    flatten,
+    load,
+    refuse_renamed,
+    replaced,
+    setting,
+)
 from raypref.core.ledger import absolute, by_content, join
 from raypref.evaluate.generate import BASE
 from raypref.run.config import RunConfig
@@ -162,7 +170,7 @@ def planned_rows(name: str, table: Table, config: AblateConfig) -> list[PlannedR
 
 def _untrained(model: str) -> bool:
     """Whether a model is there before any training: the base, and weights to start from."""
-    return model == BASE or model.partition("_")[0] == "start"
+    return model == BASE or align_plan.is_start(model)
 
 
 def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRow:
@@ -184,6 +192,7 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
     try:
         for key, factor in row.times.items():
             if not isinstance(settings.get(key), int | float):
+                refuse_renamed(RunConfig, {key.split(".")[0]: {key.partition(".")[2]: 0}})
                 raise InputError(f"times: '{key}' is not a number among the settings")
             whole = isinstance(settings[key], int)
             changes[key] = round(settings[key] * factor) if whole else settings[key] * factor

@@ -44,8 +44,6 @@ class TrainingConfig(Section):
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     # Columns of the pairs, numbers, that the loss reads as `facts`.
     facts: ClassVar[tuple[str, ...]] = ()
-    # Whether samples are drawn from the policy, a copy of the learner.
-    uses_policy: ClassVar[bool] = False
 
     objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
@@ -180,8 +178,6 @@ class TrainingConfig(Section):
 
 class RolloutConfig(TrainingConfig):
     """A training on samples of its own policy, a copy of the learner renewed now and then."""
-
-    uses_policy: ClassVar[bool] = True
 
     rollout_steps: int = setting(20, "solver steps of a whole trajectory", ge=1, le=1000)
     rollout_batch: int = setting(

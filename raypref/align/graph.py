@@ -8,6 +8,7 @@ from raypref.align import plan
 from raypref.align.config import TrainingConfig, TrainingJob
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, placed
+from raypref.curate.publish import PAIRS
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import LoraConfig
@@ -101,10 +102,15 @@ class Alignment:
         made = {**self.starts, **self.trained}
         return {name: made[name] for name in plan.labels(self.trainings) if name in made}
 
-    def check_workers(self, name: str) -> None:
-        """Raise InputError where a worker would have no share of a step's samples."""
+    def check_training(self, name: str) -> None:
+        """Raise InputError where a worker has no share of a step, or the pairs lack a fact."""
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
+        if absent := [fact for fact in training.facts if fact not in PAIRS.names]:
+            raise InputError(
+                f"{key}.objective={training.objective} reads {', '.join(absent)} of the pairs, "
+                f"which have {', '.join(PAIRS.names)}"
+            )
         if not 1 <= workers <= training.batch:
             raise InputError(
                 f"{key}.resources.workers={workers}: it must be 1 to {key}.batch={training.batch}, "

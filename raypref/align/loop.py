@@ -124,7 +124,7 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            tensors = _tensors(state, with_policy=training.uses_policy)
+            tensors = _tensors(state, with_policy=isinstance(training, RolloutConfig))
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
             _export(denoiser, state, lora_config, folder=milestone(folder, state.step))

@@ -56,12 +56,14 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
             continue
         if not isinstance(table, Mapping):
             raise InputError(f"train.{name}={table!r} is a value, not a table of settings")
-        if not re.fullmatch(r"[a-z0-9][\w-]*", name) or name in RESERVED:
+        if not re.fullmatch(r"[a-z0-9][\w-]*", name) or name in RESERVED or is_start(name):
             raise InputError(
                 f"train.{name}: the name becomes a folder of the run: use letters, digits, '_' and "
                 f"'-', and none of {', '.join(sorted(RESERVED))}"
             )
-        found[name] = _training(name, _resolved(name, tables))
+        made = _training(name, _resolved(name, tables))
+        # What the table itself says is written again, also where it equals what it is like.
+        found[name] = type(made).model_construct({*table}, **dict(made))
     return found
 
 
@@ -80,8 +82,12 @@ def _resolved(name: str, tables: Mapping[str, Any], below: tuple[str, ...] = ())
 
 def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
     if "objective" not in values:
-        raise InputError(f"train.{name}.objective is required: one of {', '.join(OBJECTIVES)}")
-    kind = OBJECTIVES.get(values["objective"])
+        raise InputError(
+            f"train.{name}.objective is required: one of {', '.join(OBJECTIVES)} (or give "
+            f"train.{name}.like=NAME)"
+        )
+    chosen = values["objective"]
+    kind = OBJECTIVES.get(chosen) if isinstance(chosen, str) else None
     if kind is None:
         raise InputError(
             f"train.{name}.objective={values['objective']!r}: use {', '.join(OBJECTIVES)}"
@@ -104,7 +110,7 @@ def _dumped(trainings: Mapping[str, TrainingConfig]) -> dict[str, dict[str, Any]
             key: value
             for key, value in table.items()
             if not table["like"]
-            or key in ("like", "label")
+            or key in trainings[name].model_fields_set
             or value != whole[table["like"]].get(key)
         }
         for name, table in whole.items()
@@ -193,6 +199,11 @@ def weights(trainings: Mapping[str, TrainingConfig]) -> dict[str, tuple[str, str
         "start" if number == 1 else f"start_{number}": (ref, key)
         for number, (ref, key) in enumerate(keys.items(), 1)
     }
+
+
+def is_start(model: str) -> bool:
+    """Whether a model's name is that of weights from elsewhere, as `weights` gives them."""
+    return re.fullmatch(r"start(_\d+)?", model) is not None
 
 
 def is_weights(start: str, trainings: Iterable[str]) -> bool:

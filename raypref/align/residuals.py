@@ -117,9 +117,8 @@ def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
             with torch.no_grad():
                 own[number] = denoiser.predict(side.x_BCHW, timesteps_B, prompts)
     learned = [side for side in samples.sides if side.target_BCHW is not None]
-    predictions = iter(
-        _predict(denoiser, learned, timesteps_B, prompts).split(sizes[: len(learned)])
-    )
+    predicted = _predict(denoiser, learned, timesteps_B, prompts) if learned else None
+    predictions = iter(() if predicted is None else predicted.split(sizes[: len(learned)]))
     found = []
     for number, side in enumerate(samples.sides):
         learner = own[number] if number in own else next(predictions)

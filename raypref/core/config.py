@@ -107,7 +107,8 @@ class Tables:
         """One table over another; where the kind changes, keys of the old kind are left out."""
         if not (isinstance(under, dict) and isinstance(over, dict)):
             return over
-        kind = self.kinds().get(over.get(self.key, ""))
+        chosen = over.get(self.key, "")
+        kind = self.kinds().get(chosen) if isinstance(chosen, str) else None
         if kind is not None and over[self.key] != under.get(self.key):
             under = {name: value for name, value in under.items() if name in kind.model_fields}
         return _merge(under, over)
@@ -198,7 +199,7 @@ def replaced(section: S, changes: Mapping[str, Any]) -> S:
     given: dict[str, Any] = {}
     for key, value in changes.items():
         _assign(given, key, value)
-    _refuse_renamed(type(section), given)
+    refuse_renamed(type(section), given)
     return build(type(section), _layered(type(section), section.model_dump(), given))
 
 
@@ -248,7 +249,7 @@ def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[
         kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
         _assign(given, key, _parse(text, kind))
     values = _layered(model, _read(model, source), given)
-    _refuse_renamed(model, values)
+    refuse_renamed(model, values)
     return values
 
 
@@ -375,7 +376,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
             yield f"{prefix}{name}", value, field
 
 
-def _refuse_renamed(model: type[Section], values: Mapping[str, Any]) -> None:
+def refuse_renamed(model: type[Section], values: Mapping[str, Any]) -> None:
     """Raise InputError for a key of an earlier version."""
     for old in {*values} & {*model.renamed}:
         key, inner = old, values[old]

@@ -4,7 +4,7 @@ A row is a plain dict. `id` says where it came from (uri, member, index): unique
 `key` is the sha256 of image bytes and caption: it drives seeds and duplicates, so a result does not
 depend on the order or the place in which an image was found. A row with `reject_reason` set passes
 the remaining transforms untouched. An image is PNG bytes in a ledger and decoded between transforms
-(`images.as_image` takes both): the worker encodes what it writes.
+(`images.decode.as_image` takes both): the worker encodes what it writes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class ModelTransform(Protocol):
 
 
 Transform = RowTransform | ModelTransform
-Stage = Transform  # the older word, where it is still used
 
 
 INDEX = pa.schema(

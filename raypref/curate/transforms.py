@@ -18,8 +18,7 @@ from raypref.images.decode import (
     decode,
 )
 from raypref.sources.index import SourceConfig, fetch
-from raypref.sources.store import SourceError
-from raypref.sources.store import Store as Place
+from raypref.sources.store import SourceError, Store
 
 
 class MeasurePhotograph:
@@ -45,7 +44,7 @@ class MeasurePhotograph:
 
     def setup(self) -> None:
         """Find the source."""
-        self.place = self.source.place()
+        self.store = self.source.store()
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns or reject."""
@@ -54,7 +53,7 @@ class MeasurePhotograph:
             if problem is not None:
                 reject(row, self.name, *problem)
                 continue
-            photo = _read(row, self.place, self.images, stage=self.name)
+            photo = _read(row, self.store, self.images, stage=self.name)
             if photo is not None:
                 data, image = photo
                 row["key"] = content_key(data, row["caption"])
@@ -110,12 +109,12 @@ class Crop:
 
     def setup(self) -> None:
         """Find the source."""
-        self.place = self.source.place()
+        self.store = self.source.store()
 
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column; a file that changed since it was measured is rejected."""
         for row in rows:
-            photo = _read(row, self.place, self.images, stage=self.name)
+            photo = _read(row, self.store, self.images, stage=self.name)
             if photo is None:
                 continue
             data, image = photo
@@ -126,10 +125,10 @@ class Crop:
 
 
 def _read(
-    row: Row, place: Place, images: ImageConfig, *, stage: str
+    row: Row, store: Store, images: ImageConfig, *, stage: str
 ) -> tuple[bytes, Image.Image] | None:
     try:
-        data = fetch(row, place, max_bytes=images.max_bytes)
+        data = fetch(row, store, max_bytes=images.max_bytes)
         return data, decode(data, images)
     except (SourceError, BadImage) as problem:
         reject(row, stage, problem.reason, problem.message)

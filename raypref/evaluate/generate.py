@@ -92,6 +92,11 @@ class GenerateConfig(Section):
         return read_prompts(self.prompts, limit=limit)
 
 
+def _adapter(model: str) -> str:
+    """A name for peft, which keeps adapters beside attributes of a module: `half` is one."""
+    return f"model_{model}"
+
+
 class Adapter(NamedTuple):
     """A LoRA and what tells it from others."""
 
@@ -173,7 +178,7 @@ class Generate:
         for model, folder in self.loras.items():
             data = read_bytes(join(folder, FILE_NAME))
             assert data is not None, f"no LoRA weights in {folder}"
-            self.pipeline.load_lora_weights(load(data), adapter_name=model)
+            self.pipeline.load_lora_weights(load(data), adapter_name=_adapter(model))
 
     def prepare(self, rows: list[Row]) -> list[Row]:
         """The rows themselves: the pipeline reads text."""
@@ -215,4 +220,4 @@ class Generate:
             self.pipeline.disable_lora()
         else:
             self.pipeline.enable_lora()
-            self.pipeline.set_adapters(model)
+            self.pipeline.set_adapters(_adapter(model))

@@ -112,7 +112,7 @@ def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, compo
 def load_weights(
     module: nn.Module, config: LoraConfig, *, folder: str, name: str, component: str
 ) -> None:
-    """Fill an adapter from a file that `save` or diffusers wrote (`lora_files` reads others).
+    """Fill an adapter from a file that `save` or diffusers wrote (`lora_formats` reads others).
 
     Raises:
         InputError: no such file, or its layers or rank differ from the adapter's.

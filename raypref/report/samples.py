@@ -25,7 +25,7 @@ def grids(
     Args:
         images: the complete ledgers of the evaluation's images, by model.
         report: the folder of the page, local or URI.
-        scores: of single images, the columns `tables.SCORES`; those of the first metric are shown.
+        scores: of single images, the columns `statistics.SCORES`; the first metric's are shown.
     """
     texts = {} if scores is None else _texts(scores)
     columns = ["model", "prompt_id", "prompt", "seed"]

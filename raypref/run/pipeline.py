@@ -177,7 +177,7 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (*starts, adapter, partial(align.check_workers, name)),
+                (*starts, adapter, partial(align.check_training, name)),
                 trains=True,
             )
             for name in align.trainings

@@ -94,10 +94,6 @@ class SourceConfig(Section):
                 raise InputError(f"source.roots: there is no folder '{root}'")
         return locate(self.path, self.roots)
 
-    def place(self) -> Store:
-        """The former name of `store`."""
-        return self.store()
-
     def columns(self) -> Columns:
         """The names given to columns."""
         return Columns(self.image_column, self.caption_column)

@@ -1,6 +1,6 @@
 """A disk that fills: one line that names the file, nothing damaged, and it goes on with room.
 
-Photographs on a full disk are a ledger's parts: tests/test_room.py.
+Photographs on a full disk are a ledger's parts: tests/test_exhausted.py.
 """
 
 import os
