@@ -208,7 +208,9 @@ def node(
 
 @contextmanager
 def ray_start(*command: str, folder: Path, env: dict[str, str]) -> Iterator[Job]:
-    """A node that is up; started again where Ray gave up on it, which it does after 30 s."""
+    """A node that is up; started again where Ray gave up on it."""
+    # A node that is not up after this time hangs: seen now and then where two start at once.
+    env = {"RAY_raylet_start_wait_time_s": "60", **env}
     for attempts_left in (2, 1, 0):
         with running(*command, folder=folder, env=env) as job:
             try:
