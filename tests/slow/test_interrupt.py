@@ -37,7 +37,7 @@ def test_an_interrupted_run_ends_with_one_line_and_is_resumed(
         assert not any("Traceback" in line for line in after), moment
     # Each command went on where the one before was interrupted; the last one left what a quiet run
     # has. (A resumed evaluation: test_evaluate.py.)
-    assert "stage1: skipped, complete" in running.output
+    assert "pairs: skipped, complete" in running.output
     name = "stage2/pytorch_lora_weights.safetensors"
     one, other = (load_file(run / name) for run in (tmp_path / "run", full[0]))
     assert all(torch.equal(one[key], other[key]) for key in other)
