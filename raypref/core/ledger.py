@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
 Place: TypeAlias = Callable[[str, str], str]  # name and fingerprint of a ledger -> its directory
-CONNECT_SECONDS = 10.0  # to an object store, per attempt
 State = Literal["absent", "partial", "complete", "stale"]
 
 
@@ -48,17 +47,10 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """
     try:
         if "://" in path:
-            fs, root = pafs.FileSystem.from_uri(path)
-            return (_patient(fs) if isinstance(fs, pafs.S3FileSystem) else fs), root
+            return pafs.FileSystem.from_uri(path)
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     except (pa.ArrowInvalid, RuntimeError) as error:
         raise InputError(without_secrets(f"{path} cannot be used: {error}")) from None
-
-
-def _patient(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:
-    """The same with more time to connect: by default a busy store is given up after seconds."""
-    _, (options,) = fs.__reduce__()
-    return pafs.S3FileSystem(**options | {"connect_timeout": CONNECT_SECONDS})
 
 
 def absolute(path: str) -> str:
