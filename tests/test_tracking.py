@@ -294,3 +294,19 @@ def test_a_resumed_run_does_not_repeat_the_steps_of_a_killed_one(store):
     history = client(store).get_metric_history(killed.run_id, "a b/loss")
     assert [(m.step, m.value) for m in history] == [(s, 1 / s) for s in (1, 2, 3, 4)]
     assert [m.step for m in client(store).get_metric_history(killed.run_id, "lr")] == [3, 4]
+
+
+def test_a_call_that_is_interrupted_is_not_followed_by_another(store, caplog):
+    """It may still hold the lock of the database, which the closing of the run would wait for."""
+    interrupted, calls = tracker(store), []
+
+    def never(client, run):
+        calls.append(run)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted._try(never)
+    interrupted.finish("FAILED")
+    assert len(calls) == 1
+    assert not caplog.messages
+    assert client(store).get_run(calls[0]).info.status == "RUNNING"

@@ -209,6 +209,11 @@ class Tracker:
                 )
                 self.client = None
                 return
+            except BaseException:
+                # Interrupted in the middle of it: the call may still hold the database's lock, so
+                # that closing the run would wait and fail. It is opened again by the next command.
+                self.client = None
+                raise
 
 
 def _allowed(name: str) -> str:
