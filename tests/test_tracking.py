@@ -298,7 +298,7 @@ def test_a_resumed_run_does_not_repeat_the_steps_of_a_killed_one(store):
 
 def test_a_call_that_is_interrupted_is_not_followed_by_another(store, caplog):
     """It may still hold the lock of the database, which the closing of the run would wait for."""
-    interrupted, calls = tracker(store), []
+    interrupted, calls = tracker(store, name="interrupted"), []
 
     def never(client, run):
         calls.append(run)
