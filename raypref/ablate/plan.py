@@ -121,7 +121,7 @@ class PlannedRow:
 
 
 def open_run(config: RunConfig, model: str) -> Run:
-    """The run of a row, its ledgers among those of all rows; no model: what the run is about."""
+    """The run of a row; its ledgers lie in the shared `steps/`. Without a model: the final one."""
     place = by_content(absolute(join(config.storage, STEPS)))
     trained = align_plan.in_order(config.trainings, config.train)
     shown = model or align_plan.final(trained)

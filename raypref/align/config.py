@@ -40,7 +40,7 @@ class Experience(Protocol):
 class TrainingConfig(Section):
     """One training, `[train.NAME]`. The common defaults are the paper's for SD-1.5."""
 
-    # Names of the sides of a sample, in the order in which the experience gives them.
+    # Names of a sample's sides, in the order of `Samples.sides`.
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     # Columns of the pairs, numbers, that the loss reads as `facts`.
     facts: ClassVar[tuple[str, ...]] = ()
@@ -160,7 +160,7 @@ class TrainingConfig(Section):
 
     @property
     def samples_at_once(self) -> int:
-        """Samples of a worker that the experience makes in one go."""
+        """Samples per call of the experience, on one worker."""
         return self.micro_batch
 
     def learning_rate(self, step: int) -> float:
@@ -199,9 +199,9 @@ class RolloutConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that a worker needs to know; paths are absolute, workers have directories of their own.
+    """What a training worker is given. Paths are absolute: workers have other working directories.
 
-    `draws` names the stream of random numbers: two trainings with one stream see equal samples.
+    `draws` names the stream of random numbers: trainings with the same stream see equal samples.
     """
 
     name: str

@@ -235,5 +235,5 @@ def labels(trainings: Mapping[str, TrainingConfig]) -> dict[str, str]:
     Of the base, of weights from elsewhere and of the trainings.
     """
     starts = {name: name.replace("_", " ") for name in weights(trainings)}
-    in_order = sorted(trainings, key=lambda name: len(lineage(name, trainings)))
-    return {BASE: BASE, **starts, **{name: label(name, trainings) for name in in_order}}
+    shortest_first = sorted(trainings, key=lambda name: len(lineage(name, trainings)))
+    return {BASE: BASE, **starts, **{name: label(name, trainings) for name in shortest_first}}
