@@ -83,7 +83,7 @@ class SleepingModel:
 
 
 class SleepingInpainter(SleepingModel):
-    """Transform: what makes a pair of a photograph, as far as its scheduling goes."""
+    """Transform that sleeps as long as making one pair from a photograph takes."""
 
     name = "paint"
     reads: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ def device_share(log: Path) -> tuple[float, float]:
 
 
 def streamed(rows: pa.Table, folder: Path, prepare: float, compute: float) -> tuple[Ledger, float]:
-    """The rows through the model; the ledger, and the seconds a worker says it was busy."""
+    """Stream the rows through the model; the filled ledger, and the busy seconds per worker."""
     ledger = Ledger(str(folder / "ledger"), {})
     model = SleepingModel(prepare, compute, folder / "log", WORKER)
     config = StreamConfig(progress_seconds=3600)
