@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from raypref.core.config import Resources
-from raypref.engine.kept import keep, release
+from raypref.engine import kept
+from raypref.engine.kept import keep, leave_room, release
 
 
 class Started:
@@ -53,6 +54,17 @@ def test_what_holds_a_gpu_never_waits_beside_others(events: list[str]) -> None:
     ask(events, "gpu", free=9.0, gpus=0.5)
     ask(events, "b", free=9.0)
     assert events == ["start a", "close a", "start gpu", "close gpu", "start b"]
+
+
+def test_jobs_that_share_a_cluster_keep_one_shape_at_a_time(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_alone", False)  # put back after the test
+    leave_room()
+    first = ask(events, "a", free=9.0)
+    assert ask(events, "a", free=9.0) is first
+    ask(events, "b", free=9.0)
+    assert events == ["start a", "close a", "start b"]
 
 
 def test_workers_that_failed_serve_nobody(events: list[str]) -> None:

@@ -45,9 +45,13 @@ def test_a_row_that_lost_its_turn_ends_its_workers_and_fails(released: list[str]
     assert held.given_back
 
 
-def test_a_row_that_keeps_its_turn_ends_well(released: list[str]) -> None:
+def test_a_row_ends_its_workers_before_it_waits_and_keeps_them_otherwise(
+    released: list[str],
+) -> None:
     held = Held(False, False, True)
     with sweep.turn(held, STEP):
-        assert not released
+        assert released == ["workers"]
     assert held.given_back
+    with sweep.turn(Held(True), STEP):
+        pass
     assert released == ["workers"]

@@ -28,7 +28,7 @@ from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join, read_bytes
 from raypref.engine.cluster import start_ray
-from raypref.engine.kept import release
+from raypref.engine.kept import leave_room, release
 from raypref.evaluate.generate import BASE
 from raypref.run.execute import carry_out
 from raypref.run.pipeline import Run, Step, read_record
@@ -74,10 +74,14 @@ def leases() -> Any:
 
 @contextmanager
 def turn(held: Any, step: Step) -> Iterator[None]:
-    """Hold the lease of a step's ledgers; waits while another row has it."""
+    """Hold the lease of a step's ledgers; waits while another row has it.
+
+    A row keeps its workers from one step to the next, but not while it waits.
+    """
     holder, waits = uuid.uuid4().hex, False
     while not ray.get(held.take.remote(paths := _touched(step), holder)):
         if not waits:
+            release()  # no row holds workers while it waits for another
             log.info("%s: another row is running this step; waiting", step.name)
         waits = True
         time.sleep(POLL_SECONDS)
@@ -100,7 +104,6 @@ def turn(held: Any, step: Step) -> Iterator[None]:
                 "took the step over; start the sweep again to finish this row"
             )
     finally:
-        release()  # no row holds workers while it waits for another
         ended.set()
         renewing.join()  # or it could take what is given back
         ray.get(held.give_back.remote(holder))
@@ -133,6 +136,8 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
         tried again.
     """
     start_ray()
+    if config.ablate.at_once != 1:
+        leave_room()
     logger = logging.getLogger("raypref")
     logger.setLevel(logging.INFO)
     handler = _Forward(news, label)

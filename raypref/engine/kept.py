@@ -33,6 +33,7 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] = []  # the oldest first
+_alone = False  # whether cores that are free may be promised to others
 
 
 def keep(
@@ -53,12 +54,18 @@ def keep(
         if held.shape == shape:
             workers: W = held.workers  # type: ignore[assignment]  # of this shape, so of this kind
             return workers
-    beside = not need.num_gpus and not any(held.need.num_gpus for held in _held)
+    beside = not _alone and not need.num_gpus and not any(held.need.num_gpus for held in _held)
     if not beside or (_held and free_cores() < need.workers * need.num_cpus):
         release()
     started = start()
     _held.append(_Held(shape, need, started))
     return started
+
+
+def leave_room() -> None:
+    """From now on in this process no workers wait beside others: jobs share the cluster."""
+    global _alone
+    _alone = True
 
 
 def release() -> None:

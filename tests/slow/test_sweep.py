@@ -17,7 +17,9 @@ SMALL = (
     "source.limit=40",
     "perturb.steps=4",
     "select.top_k=8",
+    "pickscore.resources.workers=1",
     "saliency.resources.workers=1",
+    "cache.resources.workers=1",
     "train.stage1.steps=4",
     "train.stage1.batch=8",
     "train.stage1.resources.workers=1",
@@ -88,11 +90,12 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     command = (str(own), *SMALL)
     killed, straight = tmp_path / "killed", tmp_path / "straight"
 
-    with start("ablate", *command, f"storage={killed}", folder=tmp_path / "log") as driver:
+    here = ("ablate", *command, f"storage={killed}", "ablate.at_once=1")
+    with start(*here, folder=tmp_path / "log") as driver:
         driver.wait_for(lambda: len(complete(killed, "stage*")) == 1)
         before = complete(killed, "**")
         driver.kill_driver()
-    status, output = job(*("ablate", *command, f"storage={killed}"), folder=tmp_path / "log")
+    status, output = job(*here, folder=tmp_path / "log")
     assert status == 1, output  # a row failed
     assert before.items() <= complete(killed, "**").items()  # nothing was made twice
     assert "distinct models to train: 2" in output
@@ -112,7 +115,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     assert numbers(killed / folder) == numbers(straight / folder)
 
     # Once more: everything is found, no Ray is started.
-    again, _ = job("ablate", *command, f"storage={killed}", folder=tmp_path / "log")
+    again, _ = job(*here, folder=tmp_path / "log")
     assert again == 1
     assert numbers(killed / folder) == numbers(straight / folder)
 
