@@ -30,6 +30,7 @@ import proportions
 import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
+from peft import LoraConfig as PeftLoraConfig
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,7 +41,6 @@ from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.demo.photograph import SIZE, render_scene
 from raypref.demo.world import caption, sample_scenes
-from raypref.models import lora
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.lora_config import LoraConfig
@@ -106,13 +106,19 @@ class Plain:
         base, self.micro = what.base, what.micro
         self.pipe: Any = load_pipeline(base, device=CPU)
         self.unet = self.pipe.unet.to(memory_format=torch.channels_last)
-        lora.attach(self.unet, LORA, names=("learner",), seed=0)
-        lora.activate(self.unet, "learner", train=True)
-        self.weights = lora.parameters(self.unet, "learner")
+        self.unet.requires_grad_(False)
+        self.unet.add_adapter(
+            PeftLoraConfig(
+                r=LORA.rank,
+                lora_alpha=int(LORA.alpha),
+                target_modules=list(LORA.targets),
+                init_lora_weights="gaussian",
+            )
+        )
+        self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-5)
         copy = load_denoiser(base, device=CPU)
         self.frozen, self.schedule = copy.module, copy.schedule  # type: ignore[attr-defined]
-        lora.attach(self.frozen, LORA, names=("ref",), seed=0)  # what training starts from
 
     def encode(self, images: list[Image.Image]) -> Tensor:
         pixels = self.pipe.image_processor.preprocess(images)

@@ -6,7 +6,7 @@ from training import LORA, denoiser, pairs, training
 
 from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Samples
-from raypref.models import lora
+from raypref.models import adapters
 from raypref.models.families.base import Denoiser
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -16,7 +16,7 @@ DRO = training("dro", caption_dropout=0.0, flip=0.0, rollout_steps=5)
 
 def network() -> Denoiser:
     made = denoiser()
-    lora.attach(made.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
+    adapters.attach(made.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
     return made
 
 
@@ -87,6 +87,6 @@ def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own
     assert not torch.equal(made.sides[0].target_BCHW, made.sides[1].target_BCHW)
     # The rejected side's target is the policy's own prediction at that state.
     policy = network()
-    lora.activate(policy.module, POLICY)
+    adapters.activate(policy.module, POLICY)
     eps = policy.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
     assert (eps - made.sides[1].target_BCHW).abs().max() < 1e-9

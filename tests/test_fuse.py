@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, results_of
-from raypref.models import lora
+from raypref.models import adapters, lora
 from raypref.models.backbone import BackboneConfig, load_denoiser
 from raypref.models.fuse import fuse
 from raypref.models.lora_config import LoraConfig
@@ -39,13 +39,13 @@ COUNTS = {
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
     denoiser = load_denoiser(BASE, device=torch.device("cpu"))
-    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in denoiser.module.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    lora.save(lora.state(denoiser.module, "learner"), STRONG, folder=str(folder), component="unet")
+    adapters.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    learner = adapters.vector(denoiser.module, "learner").detach()
+    noise = torch.randn(learner.shape, generator=torch.Generator().manual_seed(3))
+    adapters.fill(denoiser.module, "learner", learner + 0.1 * noise)
+    lora.save(
+        adapters.state(denoiser.module, "learner"), STRONG, folder=str(folder), component="unet"
+    )
     return folder
 
 

@@ -17,7 +17,7 @@ from raypref.core.config import InputError, build
 from raypref.core.rows import Row
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, other_loras, rows_to_generate
-from raypref.models import lora
+from raypref.models import adapters, lora
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.lora_config import LoraConfig
@@ -33,13 +33,11 @@ def trained(tmp_path_factory) -> tuple[Path, list[Tensor]]:
     """A folder with an exported LoRA, and what its network predicts within the training code."""
     folder = tmp_path_factory.mktemp("lora")
     denoiser = load_denoiser(TINY, device=CPU)
-    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in denoiser.module.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    values = lora.state(denoiser.module, "learner")
+    adapters.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    learner = adapters.vector(denoiser.module, "learner").detach()
+    noise = torch.randn(learner.shape, generator=torch.Generator().manual_seed(3))
+    adapters.fill(denoiser.module, "learner", learner + 0.1 * noise)
+    values = adapters.state(denoiser.module, "learner")
     lora.save(values, STRONG, folder=str(folder), component=denoiser.component)
     with torch.no_grad():
         prediction = denoiser.predict(*network_input())
@@ -182,8 +180,8 @@ def test_the_base_is_the_base_whatever_is_loaded_beside_it(stage):
 def test_two_loras_do_not_mix(trained, stage, tmp_path):
     folder = trained[0]
     denoiser = load_denoiser(TINY, device=CPU)
-    lora.attach(denoiser.module, STRONG, names=("learner",), seed=3)
-    zero = lora.state(denoiser.module, "learner")  # B is zero: this one does nothing
+    adapters.attach(denoiser.module, STRONG, names=("learner",), seed=3)
+    zero = adapters.state(denoiser.module, "learner")  # B is zero: this one does nothing
     lora.save(zero, STRONG, folder=str(tmp_path), component="unet")
     both = loaded({"ours": str(folder), "nothing": str(tmp_path)})
     rows = make_rows(["ours"])
@@ -198,11 +196,11 @@ def test_two_loras_do_not_mix(trained, stage, tmp_path):
 def test_loras_of_different_ranks_share_a_base(trained, stage, tmp_path):
     wide = LoraConfig(rank=5, alpha=5)
     denoiser = load_denoiser(TINY, device=CPU)
-    lora.attach(denoiser.module, wide, names=("learner",), seed=4)
+    adapters.attach(denoiser.module, wide, names=("learner",), seed=4)
     generator = torch.Generator().manual_seed(4)
     values = {
         key: 0.1 * torch.randn(value.shape, generator=generator)
-        for key, value in lora.state(denoiser.module, "learner").items()
+        for key, value in adapters.state(denoiser.module, "learner").items()
     }
     lora.save(values, wide, folder=str(tmp_path), component="unet")
     both = loaded({"wide": str(tmp_path), "ours": str(trained[0])})
@@ -242,9 +240,9 @@ def test_alpha_survives_the_export(trained):
 def test_our_own_loader_reads_it_back(trained):
     folder, in_training = trained
     denoiser = load_denoiser(TINY, device=CPU)
-    lora.attach(denoiser.module, STRONG, names=("learner", "ref"), seed=0)
+    adapters.attach(denoiser.module, STRONG, names=("learner", "ref"), seed=0)
     lora.load_weights(denoiser.module, STRONG, folder=str(folder), name="ref", component="unet")
-    lora.activate(denoiser.module, "ref")
+    adapters.activate(denoiser.module, "ref")
     with torch.no_grad():
         torch.testing.assert_close(
             denoiser.predict(*network_input()), in_training, atol=1e-5, rtol=0

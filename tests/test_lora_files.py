@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from raypref.core.config import InputError
-from raypref.models import lora, lora_formats
+from raypref.models import adapters, lora, lora_formats
 from raypref.models.lora_config import LoraConfig
 
 
@@ -41,8 +41,8 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
 def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path):
     config = LoraConfig(rank=3, alpha=6)
     unet = UNet2DConditionModel.from_pretrained(small.path("sd15"), subfolder="unet")
-    lora.attach(unet, config, names=("learner",), seed=1)
-    values = {k: torch.randn(v.shape) for k, v in lora.state(unet, "learner").items()}
+    adapters.attach(unet, config, names=("learner",), seed=1)
+    values = {k: torch.randn(v.shape) for k, v in adapters.state(unet, "learner").items()}
     lora.save(values, config, folder=str(tmp_path), component="unet")
     lora_formats.write_kohya(str(tmp_path), component="unet")
     tensors = load_file(tmp_path / "kohya.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from raypref.curate.publish import PAIRS
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.images.decode import encode_png
-from raypref.models import lora
+from raypref.models import adapters
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.checks import check_base
 from raypref.models.lora_config import LoraConfig
@@ -165,8 +166,9 @@ def test_trainable_parameters_at_full_size(capsys: pytest.CaptureFixture[str]) -
         for rank in (4, 32):
             adapter = f"rank{rank}"
             config = LoraConfig(rank=rank, targets=targets)
-            lora.attach(network, config, names=(adapter,), seed=0)
-            counts[name, rank] = sum(p.numel() for p in lora.parameters(network, adapter))
+            bare = deepcopy(network)
+            adapters.attach(bare, config, names=(adapter,), seed=0)
+            counts[name, rank] = len(adapters.vector(bare, adapter))
             with capsys.disabled():
                 print(f"\n{name}: {base:,} parameters, LoRA r={rank}: {counts[name, rank]:,}")
     assert counts == {
@@ -179,11 +181,9 @@ def test_trainable_parameters_at_full_size(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_policys_image_gates_and_has_no_gradient() -> None:
     network = denoiser("sd35m")
-    lora.attach(network.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
-    learner = lora.parameters(network.module, LEARNER)
-    with torch.no_grad():
-        for parameter in learner:
-            parameter += 0.1 * torch.randn_like(parameter)
+    adapters.attach(network.module, LORA, names=(LEARNER, REFERENCE, POLICY), seed=0)
+    learner = adapters.vector(network.module, LEARNER).detach()
+    adapters.fill(network.module, LEARNER, learner + 0.1 * torch.randn_like(learner))
     draws = [Draw(i, torch.Generator().manual_seed(i)) for i in range(3)]
     made = DRO.experience()(network, pairs(family="sd35m"), DRO, draws)
     chosen, rejected = measure(network, made)
@@ -193,7 +193,7 @@ def test_the_policys_image_gates_and_has_no_gradient() -> None:
     assert rejected.reference_error.min() > 0
 
     def predicted(name: str) -> torch.Tensor:
-        lora.activate(network.module, name)
+        adapters.activate(network.module, name)
         with torch.no_grad():
             return network.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
 
@@ -277,7 +277,7 @@ def test_from_pairs_to_a_lora_that_plain_diffusers_draws_with(
             on_step=lambda metrics: None,
         )
         assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
-        assert {p.dtype for p in lora.parameters(network.module, LEARNER)} == {torch.float32}
+        assert {p.dtype for p in adapters.matrices(network.module, LEARNER)} == {torch.float32}
     if dtype == "bfloat16":
         return  # the drawing is in float32
 

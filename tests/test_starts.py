@@ -20,7 +20,7 @@ from training import BASE, CPU, LORA, denoiser, training
 from training import run as train
 
 from raypref.core.config import InputError
-from raypref.models import checks, lora, lora_formats, network
+from raypref.models import adapters, checks, lora, lora_formats, network
 from raypref.models.backbone import load_denoiser
 from raypref.models.lora_config import FILE_NAME, LoraConfig
 
@@ -99,7 +99,7 @@ def test_flow_grpos_lora_is_the_start_at_full_strength(flow_grpo, tmp_path):
     folder, expected = flow_grpo
     lora_formats.bring_in(str(folder), key="k", component="transformer", folder=str(tmp_path))
     transformer = sd3()
-    lora.attach(transformer, FLOW_GRPO, names=("learner", "ref"), seed=0)
+    adapters.attach(transformer, FLOW_GRPO, names=("learner", "ref"), seed=0)
     before = sd3_output(transformer)
     lora.load_weights(
         transformer, FLOW_GRPO, folder=str(tmp_path), name="learner", component="transformer"
@@ -108,7 +108,7 @@ def test_flow_grpos_lora_is_the_start_at_full_strength(flow_grpo, tmp_path):
     assert (expected - before).abs().mean() > 0.01
     # The values themselves are those of the file: alpha/rank is the same on both sides.
     theirs = load_file(folder / "adapter_model.safetensors")
-    for name, value in lora.state(transformer, "learner").items():
+    for name, value in adapters.state(transformer, "learner").items():
         assert torch.equal(value, theirs[f"base_model.model.{name}"])
 
 
@@ -128,8 +128,8 @@ def test_its_shape_is_compared_with_the_network_before_any_weight_is_loaded(flow
         folder = str(small.path("sd3"))
         bare = network.skeleton(folder, "transformer", kind="SD3Transformer2DModel", key="k")
         assert next(bare.parameters()).device.type == "meta"
-        lora.attach(bare, config, names=("start",), seed=0)
-        return lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha)
+        adapters.attach(bare, config, names=("start",), seed=0)
+        return lora.misfit(found.values, adapters.state(bare, "start"), config, alpha=found.alpha)
 
     assert misfit(FLOW_GRPO) == ""
     assert misfit(LoraConfig(rank=4, alpha=4, targets=SD3_TARGETS)) == (
@@ -150,7 +150,7 @@ def test_peft_layout_with_any_alpha(tmp_path, alpha, root):
     expected = unet_prediction(model)
     lora_formats.bring_in(str(folder), key="k", component="unet", folder=str(tmp_path / "run"))
     ours = denoiser().module
-    lora.attach(ours, LORA, names=("learner",), seed=0)
+    adapters.attach(ours, LORA, names=("learner",), seed=0)
     lora.load_weights(ours, LORA, folder=str(tmp_path / "run"), name="learner", component="unet")
     torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-6, rtol=0)
 
@@ -175,7 +175,7 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
         str(tmp_path / "theirs"), key="k", component="unet", folder=str(tmp_path / "run")
     )
     ours = denoiser().module
-    lora.attach(ours, config, names=("learner",), seed=0)
+    adapters.attach(ours, config, names=("learner",), seed=0)
     lora.load_weights(ours, config, folder=str(tmp_path / "run"), name="learner", component="unet")
     torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-5, rtol=0)
 
@@ -190,7 +190,7 @@ def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
     trained = denoiser()
     [first] = train(stage, str(tmp_path / "out"), start=str(tmp_path / "start"), network=trained)
     assert (first["chosen_gap"] == first["rejected_gap"] == 0.0) == (reference == "start")
-    lora.activate(trained.module, "ref")
+    adapters.activate(trained.module, "ref")
     base = unet_prediction(load_denoiser(BASE, device=CPU).module)
     assert torch.equal(unet_prediction(trained.module), base) == (reference == "base")
 
@@ -277,23 +277,23 @@ def test_a_start_that_is_nowhere_is_refused(ref, message):
 
 def test_a_lora_of_our_own_that_does_not_fit_names_both_ranks(tmp_path):
     made = denoiser().module
-    lora.attach(made, LORA, names=("a",), seed=0)
-    lora.save(lora.state(made, "a"), LORA, folder=str(tmp_path), component="unet")
+    adapters.attach(made, LORA, names=("a",), seed=0)
+    lora.save(adapters.state(made, "a"), LORA, folder=str(tmp_path), component="unet")
     other = denoiser().module
     wanted = LoraConfig(rank=2, alpha=2)
-    lora.attach(other, wanted, names=("a",), seed=0)
+    adapters.attach(other, wanted, names=("a",), seed=0)
     with pytest.raises(InputError, match=r"has rank 4, and lora.rank is 2; set lora.rank=4"):
         lora.load_weights(other, wanted, folder=str(tmp_path), name="a", component="unet")
 
 
 def test_a_start_is_known_by_what_it_holds(tmp_path):
     network = denoiser()
-    lora.attach(network.module, LORA, names=("x",), seed=0)
+    adapters.attach(network.module, LORA, names=("x",), seed=0)
 
     def written(value: float) -> str:
         with torch.no_grad():
-            lora.parameters(network.module, "x")[0].fill_(value)
-        values = lora.state(network.module, "x")
+            adapters.matrices(network.module, "x")[0].fill_(value)
+        values = adapters.state(network.module, "x")
         lora.save(values, LORA, folder=str(tmp_path), component="unet")
         return lora_formats.identity(str(tmp_path), key="train.stage1.start")
 

@@ -14,7 +14,7 @@ from training import denoiser, run, training
 from raypref.align import checkpoints, watch
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import DivergedError, StepMetrics, Watch
-from raypref.models import lora
+from raypref.models import adapters
 
 DPO = training(objective="dpo", steps=7, batch=4, micro_batch=4, lr=5e-4, checkpoint_every=3)
 TIMES = {"seconds", "images_per_second"}
@@ -37,7 +37,7 @@ def test_reading_late_changes_nothing(tmp_path: Path, request: pytest.FixtureReq
     told: list[tuple[float, bool]] = []
 
     def tell(metrics: StepMetrics) -> None:
-        now = [p.detach().clone() for p in lora.parameters(network.module, LEARNER)]
+        now = [p.detach().clone() for p in adapters.matrices(network.module, LEARNER)]
         moved = bool(first) and not all(map(torch.equal, now, first[-1]))
         first.append(now)
         told.append((metrics["step"], moved))
@@ -63,7 +63,7 @@ def test_a_bad_step_read_late_is_never_saved(bad: int, tmp_path: Path) -> None:
     def poison(*args: torch.Tensor) -> torch.Tensor:
         calls.append(1)  # reference and learner: two a step
         if len(calls) == 2 * bad - 1:
-            lora.parameters(network.module, LEARNER)[1].data.fill_(math.nan)
+            adapters.matrices(network.module, LEARNER)[1].data.fill_(math.nan)
         return predict(*args)
 
     network.predict = poison  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def test_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
     network = denoiser()
 
     def overflow(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        optimizer.param_groups[0]["params"][1].data.fill_(math.inf)
+        optimizer.param_groups[0]["params"][0].data.fill_(math.inf)
 
     hook = register_optimizer_step_post_hook(overflow)
     try:
@@ -145,7 +145,7 @@ def test_a_learning_rate_too_high_is_stopped_in_a_real_training(tmp_path: Path) 
 def test_the_norm_of_the_update_is_that_of_the_product(tmp_path: Path) -> None:
     network = denoiser()
     history = run(DPO, str(tmp_path), network=network)
-    pairs = [p.detach() for p in lora.parameters(network.module, LEARNER)]
+    pairs = [p.detach() for p in adapters.matrices(network.module, LEARNER)]
     products = [b @ a for a, b in zip(pairs[::2], pairs[1::2], strict=True)]
     expected = torch.cat([product.flatten() for product in products]).norm()  # alpha = rank
     assert history[-1]["lora_norm"] == pytest.approx(float(expected), rel=1e-9)

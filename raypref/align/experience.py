@@ -17,7 +17,7 @@ from raypref.align.config import TrainingConfig
 from raypref.align.latents import PairData
 from raypref.align.objectives.dro import DRO
 from raypref.align.residuals import POLICY, Draw, Samples, Side
-from raypref.models import lora
+from raypref.models import adapters
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.solvers import jittered_grid
@@ -74,7 +74,7 @@ def policy_trajectories(
     offsets_B, stop_B = drawn.numbers
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
     places_nB = jittered_grid(steps=n, train_steps=train_steps, offsets_B=offsets_B)
-    lora.activate(denoiser.module, POLICY)
+    adapters.activate(denoiser.module, POLICY)
     policy = rollout.policy_states(
         denoiser.predict,
         denoiser.solver,
@@ -107,7 +107,7 @@ def policy_images(
     timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
     grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps, data.latent_shape)
-    lora.activate(denoiser.module, POLICY)
+    adapters.activate(denoiser.module, POLICY)
     image_BCHW = rollout.finished_images(
         denoiser.predict,
         denoiser.solver,
@@ -162,7 +162,7 @@ def _draw(
     return _Drawn(
         pairs,
         flips,
-        data.prompts(pairs, dropped, flips).to(*where),
+        data.prompts(pairs, dropped, flips).to(denoiser.device, denoiser.dtype),
         [torch.stack(column) for column in zip(*drawn, strict=True)],
         torch.stack(noises, dim=1).to(*where).unbind(),
     )

@@ -24,7 +24,7 @@ from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Residuals,
 from raypref.align.watch import StepMetrics, Watch
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
-from raypref.models import lora
+from raypref.models import adapters, lora
 from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
@@ -59,8 +59,8 @@ class Alone:
 class State:
     """All that changes during training, and so all that a checkpoint holds."""
 
-    learner: list[nn.Parameter]
-    policy: list[nn.Parameter]
+    learner: nn.Parameter  # [P], all values of the adapter
+    policy: nn.Parameter
     optimizer: torch.optim.AdamW
     ema: EMAModel | None
     step: int = 0
@@ -104,7 +104,7 @@ def train(
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
     state = _prepare(denoiser, training, lora_config, seed=seed, start=start)
-    _restore(state, folder)
+    _restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
         denoiser.module.compile()
@@ -114,9 +114,11 @@ def train(
     while state.step < training.steps:
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
-            lora.copy(denoiser.module, LEARNER, POLICY)
+            adapters.copy(denoiser.module, LEARNER, POLICY)
         metrics = _step(denoiser, data, training, state, draws=draws, seed=seed, group=group)
-        norm = _update_norm(state.learner, scale=lora_config.alpha / lora_config.rank)
+        norm = _update_norm(
+            adapters.matrices(denoiser.module, LEARNER), scale=lora_config.alpha / lora_config.rank
+        )
         state.step += 1
         watch.add(state.step, {**metrics, "lora_norm": norm}, began=began)
         checkpoint = state.step % training.checkpoint_every == 0 or state.step == training.steps
@@ -153,19 +155,19 @@ def _prepare(
     start: str | None,
 ) -> State:
     module = denoiser.module
-    lora.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
+    adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
         lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
         if training.reference == "start":  # else it stays as attached: it adds nothing to the base
-            lora.copy(module, LEARNER, REFERENCE)
+            adapters.copy(module, LEARNER, REFERENCE)
     if training.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
-    learner = lora.parameters(module, LEARNER)
+    learner = adapters.vector(module, LEARNER)
     optimizer = torch.optim.AdamW(
-        learner, lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
+        [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
-    ema = EMAModel(learner, decay=training.ema_decay) if training.ema_decay else None
-    return State(learner, lora.parameters(module, POLICY), optimizer, ema)
+    ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
+    return State(learner, adapters.vector(module, POLICY), optimizer, ema)
 
 
 def _step(
@@ -199,7 +201,7 @@ def _step(
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None:
-        state.ema.step(state.learner)
+        state.ema.step([state.learner])
     return {
         **sums,
         "grad_norm": norm,
@@ -217,13 +219,12 @@ def _portions(
         yield from samples.split(training.micro_batch)
 
 
-def _update_norm(learner: list[nn.Parameter], *, scale: float) -> Tensor:
+def _update_norm(weights: list[Tensor], *, scale: float) -> Tensor:
     """Frobenius norm of what the adapter adds to the weights, scale * B A, over all layers."""
     squares = []
-    with torch.no_grad():
-        for a, b in zip(learner[::2], learner[1::2], strict=True):
-            # |B A|^2 = <B'B, AA'>: products of rank x rank, not of the layer's size.
-            squares.append(((b.T @ b) * (a @ a.T)).sum())
+    for a, b in zip(weights[::2], weights[1::2], strict=True):
+        # |B A|^2 = <B'B, AA'>: products of rank x rank, not of the layer's size.
+        squares.append(((b.T @ b) * (a @ a.T)).sum())
     return scale * torch.stack(squares).sum().clamp(min=0).sqrt()
 
 
@@ -252,55 +253,47 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _sum_over_ranks(learner: list[nn.Parameter], sums: dict[str, Tensor], group: Ranks) -> None:
-    """Sum gradients and metrics over the ranks, in one collective."""
-    gradients = [parameter.grad for parameter in learner]
-    parts = [g.flatten() for g in gradients if g is not None]
-    assert len(parts) == len(learner), "an adapter weight got no gradient"
-    flat = torch.cat([*parts, torch.stack(list(sums.values())).to(parts[0])])
+def _sum_over_ranks(learner: nn.Parameter, sums: dict[str, Tensor], group: Ranks) -> None:
+    """Sum gradient and metrics over the ranks, in one collective."""
+    gradient_P = learner.grad
+    assert gradient_P is not None, "the adapter got no gradient"
+    flat = torch.cat([gradient_P, torch.stack(list(sums.values())).to(gradient_P)])
     group.sum(flat)
-    *summed, metrics = flat.split([*(len(part) for part in parts), len(sums)])
-    for parameter, gradient in zip(learner, summed, strict=True):
-        parameter.grad = gradient.view_as(parameter)
+    learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
     sums.update(zip(sums, metrics, strict=True))
 
 
 def _tensors(state: State, *, with_policy: bool) -> dict[str, Tensor]:
     """The state as named tensors."""
-    tensors = {f"learner.{i}": p.data for i, p in enumerate(state.learner)}
+    tensors: dict[str, Tensor] = {"learner": state.learner.data}
     if with_policy:
-        tensors |= {f"policy.{i}": p.data for i, p in enumerate(state.policy)}
-    for i, parameter in enumerate(state.learner):
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"adamw.{key}.{i}"] = value
+        tensors["policy"] = state.policy.data
+    for key, value in state.optimizer.state[state.learner].items():
+        tensors[f"adamw.{key}"] = value
     if state.ema is not None:
-        tensors |= {f"ema.{i}": p for i, p in enumerate(state.ema.shadow_params)}
+        (tensors["ema"],) = state.ema.shadow_params
     for key in state.history[0]:
         values = [metrics[key] for metrics in state.history]
         tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
-    # Adapters of one training may share memory with nothing, but safetensors insists on copies.
-    return {key: value.clone() for key, value in tensors.items()}
+    return tensors
 
 
-def _restore(state: State, folder: str) -> None:
+def _restore(module: nn.Module, state: State, folder: str) -> None:
     """Put the last checkpoint back, if there is one."""
     found = checkpoints.latest(join(folder, "checkpoints"))
-    if found is None:
-        return
+    if found is None or "learner" not in found[1]:
+        return  # 0.1.0's development wrote a tensor per layer: such a training begins anew
     state.step, tensors = found
-    with torch.no_grad():
-        for i, (learner, policy) in enumerate(zip(state.learner, state.policy, strict=True)):
-            learner.copy_(tensors[f"learner.{i}"])
-            policy.copy_(tensors.get(f"policy.{i}", learner))
-            state.optimizer.state[learner] = {
-                key: tensors[f"adamw.{key}.{i}"].to(learner.device if key != "step" else "cpu")
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+    adapters.fill(module, LEARNER, tensors["learner"])
+    adapters.fill(module, POLICY, tensors.get("policy", tensors["learner"]))
+    device = state.learner.device
+    state.optimizer.state[state.learner] = {
+        "step": tensors["adamw.step"],
+        **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
+    }
     if state.ema is not None:
         state.ema.optimization_step = state.step
-        state.ema.shadow_params = [
-            tensors[f"ema.{i}"].to(p.device) for i, p in enumerate(state.learner)
-        ]
+        state.ema.shadow_params = [tensors["ema"].to(device)]
     columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
     names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)
     state.history = [dict(zip(names, row, strict=True)) for row in rows]
@@ -314,10 +307,10 @@ def milestone(folder: str, step: int) -> str:
 def _export(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
     """Write the LoRA: the moving average where one is kept (as the released code does)."""
     if state.ema is None:
-        values = lora.state(denoiser.module, LEARNER)
+        values = adapters.state(denoiser.module, LEARNER)
     else:  # lent to the policy's place, which training may still need
-        state.ema.store(state.policy)
-        state.ema.copy_to(state.policy)
-        values = {k: v.clone() for k, v in lora.state(denoiser.module, POLICY).items()}
-        state.ema.restore(state.policy)
+        state.ema.store([state.policy])
+        state.ema.copy_to([state.policy])
+        values = {k: v.clone() for k, v in adapters.state(denoiser.module, POLICY).items()}
+        state.ema.restore([state.policy])
     lora.save(values, config, folder=folder, component=denoiser.component)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.models import lora
+from raypref.models import adapters
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning, twice
 
@@ -107,10 +107,10 @@ def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
     """
     timesteps_B, prompts = samples.timesteps_B, samples.prompts
     sizes = [len(timesteps_B)] * len(samples.sides)
-    lora.activate(denoiser.module, REFERENCE)
+    adapters.activate(denoiser.module, REFERENCE)
     with torch.no_grad():
         references = _predict(denoiser, samples.sides, timesteps_B, prompts).split(sizes)
-    lora.activate(denoiser.module, LEARNER, train=True)
+    adapters.activate(denoiser.module, LEARNER, train=True)
     own = {}
     for number, side in enumerate(samples.sides):
         if side.target_BCHW is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -23,3 +24,10 @@ def pick_device(num_gpus: float) -> torch.device:
     import torch
 
     return torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")
+
+
+def send(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values on a device, in a precision; a GPU works on while they travel."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.to(dtype).pin_memory()
+    return values.to(device, dtype, non_blocking=True)

@@ -106,11 +106,12 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
     Raises:
         InputError: they are not there, or of another layout, rank or other layers.
     """
-    from raypref.models import lora
+    from raypref.models import adapters, lora
 
     component = component_of(base)
     found = lora_formats.read_lora(ref, key=key, component=component)
     bare = bare_network(base)
-    lora.attach(bare, config, names=("start",), seed=0)
-    if misfit := lora.misfit(found.values, lora.state(bare, "start"), config, alpha=found.alpha):
+    adapters.attach(bare, config, names=("start",), seed=0)
+    own = adapters.state(bare, "start")
+    if misfit := lora.misfit(found.values, own, config, alpha=found.alpha):
         raise InputError(f"{key}: the LoRA in {found.path} {misfit}")

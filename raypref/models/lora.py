@@ -1,92 +1,18 @@
-"""LoRA adapters on a denoiser: attach, switch, copy, save and load.
-
-One module carries several adapters of one shape, so the base weights exist once: `learner` is
-trained, `ref` is its frozen copy from the start of the stage, `policy` a lagging copy that samples.
-"""
+"""LoRA files of our own layout: written, read into an adapter, and why one does not fit."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from weakref import WeakKeyDictionary
 
-import torch
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
 from raypref.core.config import InputError
 from raypref.core.ledger import join, read_bytes, write_bytes
-from raypref.core.rows import seed_of
+from raypref.models import adapters
 from raypref.models.lora_config import FILE_NAME, LoraConfig
-
-# The layers of each module that carry adapters. To look for them at every switch costs a twentieth
-# of a training of small networks.
-_adapted: WeakKeyDictionary[nn.Module, list[BaseTunerLayer]] = WeakKeyDictionary()
-
-
-def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:
-    """Add equal adapters to a module and freeze everything.
-
-    A is Gaussian with std 1/rank, B zero, so the module computes what it did before. The draw
-    depends on `seed` alone: not on precision, device or the global random state.
-
-    Args:
-        module: a diffusers denoiser; its own weights are frozen.
-        config: shape of the adapters.
-        names: adapter names; all hold the same values.
-        seed: seed of the initial values.
-    """
-    module.requires_grad_(False)
-    peft = PeftLoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works, the hint says int
-        target_modules=list(config.targets),
-    )
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        for name in names:
-            inject_adapter_in_model(peft, module, adapter_name=name)
-    generator = torch.Generator().manual_seed(seed_of(seed, "lora"))
-    for key, parameter in module.named_parameters():
-        if "lora_" in key and parameter.dtype in (torch.float16, torch.bfloat16):
-            # Half-precision base weights pass their dtype on; updates are too small for it.
-            parameter.data = parameter.data.float()
-        if f"lora_A.{names[0]}." in key:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / config.rank)
-    for name in names[1:]:
-        copy(module, names[0], name)
-    _adapted[module] = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
-    activate(module, names[0])
-
-
-def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
-    """Make one adapter the active one; only `train=True` makes it collect gradients."""
-    for layer in _adapted[module]:
-        layer.set_adapter(name, inference_mode=not train)
-
-
-def parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """The adapter's parameters in a fixed order."""
-    return [parameter for key, parameter in module.named_parameters() if f".{name}." in key]
-
-
-def copy(module: nn.Module, source: str, target: str) -> None:
-    """Overwrite one adapter's values with another's."""
-    with torch.no_grad():
-        for ours, theirs in zip(
-            parameters(module, target), parameters(module, source), strict=True
-        ):
-            ours.copy_(theirs)
-
-
-def state(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter's values by peft's key, without the adapter's name."""
-    return dict(get_peft_model_state_dict(module, adapter_name=name))
 
 
 def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, component: str) -> None:
@@ -96,7 +22,7 @@ def save(values: Mapping[str, Tensor], config: LoraConfig, *, folder: str, compo
     metadata (they assume just that) then apply the update at full strength.
 
     Args:
-        values: what `state` returned.
+        values: what `adapters.state` returned.
         config: the adapter's shape.
         folder: where `pytorch_lora_weights.safetensors` is written, local or URI.
         component: the pipeline's part it belongs to, `unet` or `transformer`.
@@ -123,11 +49,11 @@ def load_weights(
         raise InputError(f"no LoRA weights at {path}")
     tensors = {k.removeprefix(f"{component}."): v for k, v in decode(data).items()}
     values = convert_unet_state_dict_to_peft(tensors)
-    if wrong := misfit(values, state(module, name), config):
+    if wrong := misfit(values, adapters.state(module, name), config):
         raise InputError(f"the LoRA in {path} {wrong}")
     scale = config.alpha / config.rank
     unfolded = {k: v / scale if ".lora_B." in k else v for k, v in values.items()}
-    set_peft_model_state_dict(module, unfolded, adapter_name=name)
+    adapters.set_state(module, name, unfolded)
 
 
 def misfit(

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from raypref.core.device import send
+
 
 class Solver(Protocol):
     """A way from noise to an image in n steps, each sample on a grid of its own."""
@@ -63,26 +65,26 @@ class DPMSolverPP2M:
         schedule = alphas_cumprod_T.double().cpu()
         ratio = ((1 - schedule) / schedule).sqrt()[grid_nB]
         ratio = torch.cat([ratio, torch.zeros(1, grid_nB.shape[1], dtype=torch.float64)])
-        self.alpha = 1 / (ratio**2 + 1).sqrt()
-        self.sigma = ratio * self.alpha
-        self.log_snr = self.alpha.log() - self.sigma.log()  # +inf at the end, where sigma is 0
+        alpha = 1 / (ratio**2 + 1).sqrt()
+        sigma = ratio * alpha
+        log_snr = alpha.log() - sigma.log()  # +inf at the end, where sigma is 0
+        h = log_snr[1:] - log_snr[:-1]
+        scale = alpha[1:] * (torch.exp(-h) - 1)
+        second = torch.zeros_like(h)
+        second[1:] = 0.5 * scale[1:] * h[1:] / h[:-1]
         self.steps = len(grid_nB)
+        self._factors = _Factors(sigma[:-1], alpha[:-1], sigma[1:] / sigma[:-1], scale, second)
 
     def step(
         self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
     ) -> tuple[Tensor, Tensor]:
         """See `Solver.step`; the prediction is the noise."""
-        alpha, sigma, log_snr = (
-            values[:, first:] for values in (self.alpha, self.sigma, self.log_snr)
-        )
-        x0 = (x_BCHW - _like(sigma[i], x_BCHW) * prediction_BCHW) / _like(alpha[i], x_BCHW)
-        h = log_snr[i + 1] - log_snr[i]
-        scale = alpha[i + 1] * (torch.exp(-h) - 1)
-        following = _like(sigma[i + 1] / sigma[i], x_BCHW) * x_BCHW - _like(scale, x_BCHW) * x0
+        sigma, alpha, keeps, scale, second = self._factors.at(i, x_BCHW, first=first)
+        x0 = (x_BCHW - sigma * prediction_BCHW) / alpha
+        following = keeps * x_BCHW - scale * x0
         if 0 < i < self.steps - 1:
             assert last_x0 is not None
-            h_last = log_snr[i] - log_snr[i - 1]
-            following -= _like(0.5 * scale * h / h_last, x_BCHW) * (x0 - last_x0)
+            following -= second * (x0 - last_x0)
         return following, x0
 
 
@@ -96,18 +98,31 @@ class FlowEuler:
     """
 
     def __init__(self, sigmas_nB: Tensor) -> None:
-        self.sigmas = torch.cat([sigmas_nB, torch.zeros_like(sigmas_nB[:1])]).cpu()
+        following_nB = torch.cat([sigmas_nB[1:], torch.zeros_like(sigmas_nB[:1])])
+        self._factors = _Factors(sigmas_nB, following_nB - sigmas_nB)
 
     def step(
         self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
     ) -> tuple[Tensor, Tensor]:
         """See `Solver.step`; the prediction is the velocity, noise - x0."""
         del last_x0
-        now, then = self.sigmas[i : i + 2, first:]
-        following = x_BCHW + _like(then - now, x_BCHW) * prediction_BCHW
-        return following, x_BCHW - _like(now, x_BCHW) * prediction_BCHW
+        sigma, change = self._factors.at(i, x_BCHW, first=first)
+        return x_BCHW + change * prediction_BCHW, x_BCHW - sigma * prediction_BCHW
 
 
-def _like(values_B: Tensor, x_BCHW: Tensor) -> Tensor:
-    """One number per sample, to multiply latents by."""
-    return values_B.to(x_BCHW.device, x_BCHW.dtype).view(-1, 1, 1, 1)
+class _Factors:
+    """Numbers per step and sample, computed in float64 on the CPU and sent to the device at once.
+
+    Args:
+        *columns: each [n, B].
+    """
+
+    def __init__(self, *columns: Tensor) -> None:
+        self._values_nKB = torch.stack([column.cpu() for column in columns], dim=1)
+        self._sent: Tensor | None = None
+
+    def at(self, i: int, x_BCHW: Tensor, *, first: int) -> tuple[Tensor, ...]:
+        """Each column at step i for the samples from `first` on, to multiply latents by."""
+        if self._sent is None:
+            self._sent = send(self._values_nKB, x_BCHW.device, x_BCHW.dtype)
+        return self._sent[i, :, first:, None, None, None].unbind()

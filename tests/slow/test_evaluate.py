@@ -15,7 +15,7 @@ import torch
 
 from jobs import job, start
 from raypref.core.config import load
-from raypref.models import lora
+from raypref.models import adapters, lora
 from raypref.models.backbone import load_denoiser
 from raypref.models.lora_config import LoraConfig
 from raypref.run.config import RunConfig
@@ -41,11 +41,11 @@ def save_lora(run: Run, folder: Path, *, rank: int, seed: int) -> None:
     """A LoRA that changes the images, of any rank."""
     config = LoraConfig(rank=rank, alpha=rank)
     denoiser = load_denoiser(run.config.base, device=torch.device("cpu"))
-    lora.attach(denoiser.module, config, names=("learner",), seed=seed)
+    adapters.attach(denoiser.module, config, names=("learner",), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     values = {
         key: 0.1 * torch.randn(value.shape, generator=generator)
-        for key, value in lora.state(denoiser.module, "learner").items()
+        for key, value in adapters.state(denoiser.module, "learner").items()
     }
     lora.save(values, config, folder=str(folder), component=denoiser.component)
 

@@ -121,9 +121,8 @@ class SD15Denoiser:
         self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD15Conditioning
     ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W]."""
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return self.module(x_BCHW, timesteps_B, conditioning.sequence_BLD).sample
+        sequence_BLD = conditioning.sequence_BLD.to(self.dtype)
+        return self.module(x_BCHW.to(self.dtype), timesteps_B, sequence_BLD).sample
 
 
 FAMILY = Family(

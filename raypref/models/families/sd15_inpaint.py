@@ -47,7 +47,7 @@ class SD15InpaintDenoiser(SD15Denoiser):
     ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W]."""
         assert conditioning.surroundings_BKHW is not None
-        channels = torch.cat([x_BCHW, conditioning.surroundings_BKHW], dim=1)
+        channels = torch.cat([x_BCHW, conditioning.surroundings_BKHW.to(x_BCHW.dtype)], dim=1)
         return super().predict(channels, timesteps_B, conditioning)
 
 

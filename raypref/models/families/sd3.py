@@ -150,14 +150,12 @@ class SD3Denoiser:
 
     def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD3Conditioning) -> Tensor:
         """The network's prediction with the active adapter, [B, 16, H, W]."""
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            return self.module(
-                x_BCHW,
-                encoder_hidden_states=conditioning.sequence_BLD,
-                pooled_projections=conditioning.pooled_BP,
-                timestep=timesteps_B,
-            ).sample
+        return self.module(
+            x_BCHW.to(self.dtype),
+            encoder_hidden_states=conditioning.sequence_BLD.to(self.dtype),
+            pooled_projections=conditioning.pooled_BP.to(self.dtype),
+            timestep=timesteps_B,
+        ).sample
 
 
 FAMILY = Family(
