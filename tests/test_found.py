@@ -64,7 +64,8 @@ def test_masks_are_no_photographs_without_captions(tmp_path):
     files(tmp_path, captioned("a", "b") | photos("a.mask.png", "b.mask.png", "c.0001.png"))
     files(tmp_path, {"c.0001.txt": "c"})
     assert lines(tmp_path) == [
-        "2 images are not photographs: a.mask.png lies beside a.jpg and has no caption of its own"
+        "2 images are not photographs and not used: a.mask.png belongs to a.jpg and has no caption "
+        "of its own"
     ]
 
 
@@ -72,7 +73,9 @@ def test_entries_of_containers_are_counted_by_reason(tmp_path):
     shard(tmp_path / "0.tar", [("a.jpg", JPEG), ("a.seg.png", OTHER), ("a.txt", b"a")])
     (tmp_path / "1.tar").write_bytes(b"")
     assert lines(tmp_path) == [
-        "2 of 3 entries cannot be used: 1 not_a_photograph, 1 unreadable_archive"
+        "1 images are not photographs and not used: a.seg.png belongs to a.jpg and has no caption "
+        "of its own",
+        "1 of 2 entries cannot be used: 1 unreadable_archive",
     ]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from raypref.core.rows import Row
 from raypref.sources.captions import sidecar_names
 from raypref.sources.layouts.folder import IMAGE_SUFFIXES
-from raypref.sources.leftout import APPLE_DOUBLE, made_of
+from raypref.sources.leftout import APPLE_DOUBLE
+from raypref.sources.masks import REASON
 from raypref.sources.store import Store
 
 _MANY = 0.1  # of the photographs without a caption: more is no accident
@@ -42,6 +43,11 @@ def no_captions(
     return "; ".join(filter(None, said))
 
 
+def is_mask(row: Row) -> bool:
+    """Whether an entry is a picture that was made of a photograph."""
+    return (row["problem"] or "").startswith(f"{REASON}:")
+
+
 def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
     """Lines about photographs without a caption and files left out; none when all is well.
 
@@ -51,9 +57,12 @@ def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
     """
     count, bare = 0, set()
     reasons: Counter[str] = Counter()
-    seen: set[str] = set()
+    masks: list[str] = []  # what is wrong with each picture that was made of a photograph
     no_caption = 0
     for row in rows:
+        if is_mask(row):
+            masks.append(row["problem"])
+            continue
         count += 1
         if row["problem"] is not None:
             reasons[row["problem"].partition(":")[0]] += 1
@@ -61,19 +70,13 @@ def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
             no_caption += 1
             if row["id"] == row["uri"]:  # a file of its own
                 bare.add(row["uri"])
-        if row["id"] == row["uri"]:
-            seen.add(row["uri"])
-    made = {photo for photo in bare if made_of(photo, seen)}
-    bare, no_caption, count = bare - made, no_caption - len(made), count - len(made)
     if no_caption > _MANY * count:
         said = f"{no_caption} of {count} photographs have no caption and are not used"
         beside = _beside(store, bare) if bare else ""
         yield "; ".join(part for part in (said, beside) if part)
-    if made:
-        yield (
-            f"{len(made)} images are not photographs: {min(made)} lies beside "
-            f"{made_of(min(made), seen)} and has no caption of its own"
-        )
+    if masks:
+        first = min(masks).partition(": ")[2][:_LINE]
+        yield f"{len(masks)} images are not photographs and not used: {first}"
     if reasons:
         yield f"{sum(reasons.values())} of {count} entries cannot be used: {_counted(reasons)}"
     left_out = Counter(

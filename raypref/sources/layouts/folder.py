@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from raypref.core.config import InputError
 from raypref.core.rows import Row, index_row
+from raypref.sources import masks
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,
@@ -48,7 +49,8 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """What the folder lists, sorted by id.
 
     A photograph takes its captions from captions.csv in its own folder or one above, else from a
-    file beside it, else from Hugging Face's metadata.csv or metadata.jsonl.
+    file beside it, else from Hugging Face's metadata.csv or metadata.jsonl. A mask without a
+    caption beside its photograph (`masks`) is a row with a problem.
     """
     there = dict(store.files())
     rows: list[Row] = []
@@ -67,7 +69,7 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     sidecars = _by_form(there)
     bare: dict[str, Row] = {}
     for file, size in there.items():
-        if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in counts:
+        if _is_image(file) and file not in counts:
             text, problem = _sidecar(store, file, there, sidecars, columns)
             row = index_row(file, file, text, size=size, problem=problem)
             if text or problem:
@@ -79,7 +81,13 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
         for file, size, caption in _located(store, there, lines):
             if file in bare or file not in there:
                 add(file, size, caption)
-    rows += [row for file, row in bare.items() if not counts[file]]
+    left = {file: row for file, row in bare.items() if not counts[file]}
+    images = [file for file in there if _is_image(file)] if left else []
+    made = masks.made_of(left, images)
+    rows += [
+        row | {"problem": masks.problem(file, made[file])} if file in made else row
+        for file, row in left.items()
+    ]
     yield from sorted(rows, key=lambda row: row["id"])
 
 
@@ -182,8 +190,11 @@ def _sidecar(
 
 def _speaks(name: str) -> bool:
     """Whether a file is a table of captions or an image."""
-    end = posixpath.splitext(name)[1].lower()
-    return posixpath.basename(name) in (TABLE, *METADATA) or end in IMAGE_SUFFIXES
+    return posixpath.basename(name) in (TABLE, *METADATA) or _is_image(name)
+
+
+def _is_image(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 LAYOUT = Layout(
