@@ -31,6 +31,9 @@ MASKS = {
     "masks/train/c.png": "images/train/c.webp",
     "train/SegmentationClass/d.png": "train/JPEGImages/d.jpeg",
     "train_masks/a.png": "a.jpg",
+    "album.x/conditioning_images/b.png": "album.x/deep/b.jpg",
+    "album.x/gt/b.png": "album.x/deep/b.jpg",
+    "images/train/c_instanceIds.png": "images/train/c.webp",
     "depth/cafe\u0301.png": "photos/caf\xe9.jpg",
 }
 PHOTOGRAPHS = ["e_mask.png", "masks/e.png", "a_1.jpg", "unmasked/a.jpg", "mask.png", "a_masked.png"]

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 SYSTEM = frozenset(
     (
         *("@eadir", "#recycle", "@recycle", "lost+found", "__macosx", "$recycle.bin", "recycler"),
-        *("system volume information", "thumbs.db", "desktop.ini"),
+        *("system volume information", "thumbs.db", "desktop.ini", "#snapshot", "~snapshot"),
+        *("network trash folder", "temporary items"),
     )
 )
 APPLE_DOUBLE = "._"  # macOS puts such a file, no image whatever its name says, before each other

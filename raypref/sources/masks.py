@@ -15,7 +15,8 @@ from raypref.sources.names import one_form
 REASON = "not_a_photograph"
 _KINDS = (
     *("masks?", "mattes?", "alphas?", "trimaps?", "segs?", "segmentations?", "parsing", "labels?"),
-    *("annotations?", "saliency", "depths?", "depth ?maps?", "normals?", "edges?", "canny"),
+    *("annotations?", "gt", "ground ?truths?", "instances?", "(label|instance) ?ids?"),
+    *("saliency", "depths?", "depth ?maps?", "normals?", "edges?", "canny"),
     *("poses?", "controls?", "conditioning", "conditioning ?images?"),
     *("segmentation ?(class|object)",),  # Pascal VOC
 )
@@ -39,14 +40,16 @@ def made_of(pictures: Iterable[str], images: Collection[str]) -> dict[str, str]:
         images: all, these too.
     """
     wanted: dict[str, list[str]] = defaultdict(list)
-    for picture in pictures:
+    bare = set(pictures)
+    for picture in sorted(bare):
         for place in _photographs_of(picture):
             wanted[place].append(picture)
     if not wanted:
         return {}
     marked = {picture for found in wanted.values() for picture in found}
     found: dict[str, str] = {}
-    for image in sorted(set(images) - marked):
+    # Those with a caption come first: they are the photographs.
+    for image in sorted(set(images) - marked, key=lambda image: (image in bare, image)):
         for place in _places(image):
             for picture in wanted.get(place, ()):
                 found.setdefault(picture, image)

@@ -93,7 +93,7 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
 
 def _tables(there: Iterable[str], names: tuple[str, ...]) -> list[str]:
     """Tables of these names, those of upper folders first."""
-    found = [file for file in there if posixpath.basename(file) in names]
+    found = [file for file in there if _named(file, names)]
     return sorted(found, key=lambda file: (file.count("/"), file))
 
 
@@ -106,7 +106,7 @@ def _lines(
         InputError: the captions.csv of the source's own folder is broken.
     """
     for table in tables:
-        folder, name = posixpath.split(table)
+        folder = posixpath.dirname(table)
         try:
             for record in _records(store, table, columns):
                 if record.file is None:
@@ -116,15 +116,16 @@ def _lines(
                     file = posixpath.normpath(posixpath.join(folder, record.file))
                     yield _Listed(table, file, record.caption)
         except SourceError as error:
-            if table == TABLE:
+            if table.lower() == TABLE:
                 raise InputError(f"{store.path.rstrip('/')}/{error}") from None
-            if name == TABLE or error.reason != "bad_table":  # else it is a table of something else
+            # Another name may be that of a table of something else.
+            if _named(table, (TABLE,)) or error.reason != "bad_table":
                 problem = f"{error.reason}: {error.message}"
                 rows.append(index_row(f"{table}#//damaged", table, None, problem=problem))
 
 
 def _records(store: Store, table: str, columns: Columns) -> Iterator[Record]:
-    if table.endswith(".csv"):
+    if table.lower().endswith(".csv"):
         yield from csv_records(store, table, columns)
     elif is_index(store, table, columns):
         yield from json_records(store, table, columns)
@@ -190,7 +191,11 @@ def _sidecar(
 
 def _speaks(name: str) -> bool:
     """Whether a file is a table of captions or an image."""
-    return posixpath.basename(name) in (TABLE, *METADATA) or _is_image(name)
+    return _named(name, (TABLE, *METADATA)) or _is_image(name)
+
+
+def _named(file: str, names: tuple[str, ...]) -> bool:
+    return posixpath.basename(file).lower() in names
 
 
 def _is_image(name: str) -> bool:
