@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from raypref.core.rows import Row, index_row
-from raypref.sources.captions import sidecar_names
+from raypref.sources.captions import ENDS, sidecar_names
 from raypref.sources.layouts.folder import IMAGE_SUFFIXES
 from raypref.sources.leftout import APPLE_DOUBLE
 from raypref.sources.masks import REASON
@@ -142,30 +142,36 @@ def _beside(store: Store, photos: set[str]) -> str:
     known = {name for photo in photos for name in sidecar_names(photo)} if photos else set()
     names = {posixpath.basename(stem) for stem in stems}
     ends: Counter[str] = Counter()
-    elsewhere: Counter[str] = Counter()  # of the same names in other folders
+    elsewhere: list[str] = []  # texts of the same names in other folders
+    images: set[str] = set()  # their stems
     tables: list[str] = []
     for name, _ in store.files():
         stem, end = posixpath.splitext(name)
         plain, second = posixpath.splitext(stem)
         if _is_image(name) or name in photos:
-            continue
-        if stem in stems:
+            images.add(stem)
+        elif stem in stems:
             empty = f"{end} files without a caption" if name in known else f"{end} files"
             ends[empty] += 1
         elif second and plain in stems:
             ends[f"{second}{end} files"] += 1
         elif end.lower() in _TABLES and posixpath.dirname(name) in folders:
             tables.append(name)
-        elif posixpath.basename(stem) in names:
-            elsewhere[f"{posixpath.join(posixpath.dirname(name), '*')}{end}"] += 1
+        elif posixpath.basename(stem) in names and end.lower() in ENDS:
+            elsewhere.append(name)
     if ends:
         return f"beside them lie {_counted(ends)}"
     if tables:
         return f"beside them lies {tables[0]}" + (
             f" and {len(tables) - 1} other tables" if tables[1:] else ""
         )
-    if elsewhere:
-        return f"files of their names lie in other folders: {_counted(elsewhere)}"
+    others = Counter(
+        posixpath.join(posixpath.dirname(name), f"*{end}")
+        for name in elsewhere
+        if (split := posixpath.splitext(name)) and split[0] not in images and (end := split[1])
+    )
+    if others:
+        return f"files of their names lie in other folders: {_counted(others)}"
     return ""
 
 
