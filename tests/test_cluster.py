@@ -85,8 +85,7 @@ def test_a_head_on_this_machine_is_joined_while_it_answers(
     """The file that names it outlives a head that was killed."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert not cluster._joins("")
-    with pytest.raises(InputError, match=r"RAY_ADDRESS=auto: .*no `ray start --head` ran here"):
-        cluster._joins("auto")
+    assert cluster._joins("auto")  # Ray looks for others itself
     (tmp_path / "ray").mkdir()
     file = tmp_path / "ray" / "ray_current_cluster"
     file.write_text(head)

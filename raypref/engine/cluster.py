@@ -14,6 +14,7 @@ from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from raypref.core.config import InputError, Resources
+from raypref.core.messages import first_line
 from raypref.core.progress import waiting
 from raypref.models import hub
 
@@ -69,7 +70,11 @@ def start_ray() -> None:
             options |= {"address": "local"} | _short_folder()
         # The driver reports progress, errors come as exceptions; Ray's log files hold the rest.
         with waiting(what), _without_note(), _working_directory(), _short_listeners():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            try:
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            except ConnectionError as error:
+                said = first_line(error)
+                raise InputError(f"RAY_ADDRESS={where}: no Ray cluster answers: {said}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -93,9 +98,9 @@ def _joins(where: str) -> bool:
     if where == "local":
         return False
     address = _head_here() if where in ("", "auto") else where
-    if address is None and not where:
-        return False
-    failed = "no `ray start --head` ran here" if address is None else _no_answer(address)
+    if address is None:
+        return bool(where)  # with "auto" Ray looks for heads that left no file, too
+    failed = _no_answer(address)
     if failed is None:
         return True
     if where:
