@@ -2,8 +2,11 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import ray
 
@@ -44,18 +47,56 @@ def test_an_address_where_nothing_listens_is_refused(form: str) -> None:
         unused.bind(("127.0.0.1", 0))  # and no listen()
         address = form.format(unused.getsockname()[1])
         with pytest.raises(InputError, match=r"RAY_ADDRESS=.*no Ray cluster answers") as caught:
-            cluster._require_answer(address)
+            cluster._joins(address)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local"])
-def test_an_address_that_ray_finds_by_itself_is_not_asked(address: str) -> None:
-    cluster._require_answer(address)
+def test_an_address_that_accepts_and_says_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a head does whose process hangs."""
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        address = f"127.0.0.1:{hangs.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"RAY_ADDRESS={address}: .*within 0\.5 s"):
+            cluster._joins(address)
 
 
-def test_a_listening_address_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        cluster._require_answer(f"127.0.0.1:{head.getsockname()[1]}")
+@pytest.fixture
+def head() -> Iterator[str]:
+    """The address of a server that speaks as Ray's does."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def test_an_address_that_answers_is_joined(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert cluster._joins(head)
+    assert cluster._joins(f"ray://{head}")
+    assert not cluster._joins("local")
+
+
+def test_a_head_on_this_machine_is_joined_while_it_answers(
+    head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file that names it outlives a head that was killed."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert not cluster._joins("")
+    assert cluster._joins("auto")  # Ray looks for others itself
+    (tmp_path / "ray").mkdir()
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.write_text(head)
+    assert cluster._joins("") and cluster._joins("auto")
+    file.write_text("127.0.0.1:1")
+    assert not caplog.messages
+    assert not cluster._joins("")
+    (said,) = caplog.messages
+    assert said.startswith("the Ray head at 127.0.0.1:1 is gone (")
+    with pytest.raises(InputError, match=r"RAY_ADDRESS=auto: no Ray cluster answers there"):
+        cluster._joins("auto")
 
 
 def test_sockets_of_a_long_temporary_folder_go_to_a_short_one(
@@ -70,11 +111,16 @@ def test_sockets_of_a_long_temporary_folder_go_to_a_short_one(
     assert str(long) in caplog.text
 
 
-def test_a_head_on_this_machine_is_known_by_its_file(
+def test_ray_has_a_short_folder_for_sockets_of_multiprocessing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert not cluster._head_runs_here()
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")
-    assert cluster._head_runs_here()
+    """Its dashboard did not start in a long TMPDIR, and was waited for for a minute."""
+    long = str(tmp_path / ("node" * 20))
+    monkeypatch.setenv("TMPDIR", long)
+    monkeypatch.setattr(cluster, "gettempdir", lambda: long)
+    with cluster._short_listeners():
+        assert os.environ["TMPDIR"] == "/tmp"
+    assert os.environ["TMPDIR"] == long
+    monkeypatch.setattr(cluster, "gettempdir", lambda: "/short")
+    with cluster._short_listeners():
+        assert os.environ["TMPDIR"] == long

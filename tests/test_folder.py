@@ -85,7 +85,7 @@ def test_a_broken_table_in_a_folder_below_is_dropped_with_its_reason(tmp_path):
     root = files(
         tmp_path,
         photos("a.jpg", "b/a.jpg")
-        | {"a.txt": "a", "b/captions.csv": "file;caption\na.jpg;x\n", "b/a.txt": "beside"},
+        | {"a.txt": "a", "b/captions.csv": "file|caption\na.jpg|x\n", "b/a.txt": "beside"},
     )
     rows = {row["id"]: row for row in index(root)}
     assert {id_: row["caption"] for id_, row in rows.items()} == {
@@ -182,6 +182,36 @@ def test_a_file_that_the_table_names_exactly_is_no_other_lines(tmp_path):
     root = files(tmp_path, photos("a.jpg") | {"captions.csv": "file,caption\nA.jpg,x\na.jpg,y\n"})
     assert captions(root) == {"A.jpg": "x", "a.jpg": "y"}
     assert {row["id"]: row["size"] for row in index(root)} == {"A.jpg": None, "a.jpg": len(JPEG)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file;caption\na.jpg;a, b\nb.jpg;b\n",
+        "file\tcaption\r\na.jpg\ta, b\r\nb.jpg\tb\r\n",
+        'File,Caption\na.jpg,"a, b"\nb.jpg,b\n',
+        'file, caption \n a.jpg,"a, b"\nb.jpg ,b\n',
+        "id;TEXT;File_Name\n1;a, b;a.jpg\n2;b;B.JPG\n",
+    ],
+    ids=["semicolon", "tab", "upper case", "spaces", "other order"],
+)
+@pytest.mark.parametrize("name", ["captions.csv", "Captions.CSV", "METADATA.csv"])
+def test_tables_as_spreadsheets_write_them(text, name, tmp_path):
+    files(tmp_path, photos("a.jpg", "b.jpg") | {name: text})
+    assert captions(tmp_path) == {"a.jpg": "a, b", "b.jpg": "b"}
+
+
+def test_each_caption_of_a_list_in_json_lines_is_an_input(tmp_path):
+    lines = [{"file_name": "a.jpg", "text": ["one", "two"]}, {"file_name": "b.jpg", "text": []}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    files(tmp_path, photos("a.jpg", "b.jpg") | {"metadata.jsonl": text})
+    expected = {"a.jpg": "one", "a.jpg//1": "two", "b.jpg": None}
+    assert captions(tmp_path) == expected
+    assert captions(tmp_path, layout="jsonl") == {
+        "metadata.jsonl#000000001": "one",
+        "metadata.jsonl#000000001//1": "two",
+        "metadata.jsonl#000000002": None,
+    }
 
 
 def test_columns_may_have_any_name(tmp_path):

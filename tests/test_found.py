@@ -51,6 +51,47 @@ def test_a_table_is_named_where_no_file_has_the_photographs_name(tmp_path):
     assert lines(tmp_path) == [said]
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"b.caption.txt": "b", "c.jpeg.txt": "c"}, "1 .caption.txt files, 1 .jpeg.txt files"),
+        ({"txt/b.txt": "b", "txt/c.txt": "c"}, "lie in other folders: 2 txt/*.txt"),
+        ({"txt/b.txt": "b", "x/c.txt": "c", "x/c.jpg": JPEG}, "in other folders: 1 txt/*.txt"),
+        ({"TAGS.TSV": "b"}, "beside them lies TAGS.TSV"),
+    ],
+    ids=["double suffix", "folder of texts", "an image's text", "upper case"],
+)
+def test_what_could_be_captions_is_named(content, says, tmp_path):
+    files(tmp_path, captioned("a") | photos("b.jpg", "c.jpg") | content)
+    (said,) = lines(tmp_path)
+    assert said.startswith("2 of ") and "photographs have no caption and are not used; " in said
+    assert says in said
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_caption_of_two_images_is_said(packed, tmp_path):
+    """A mask of the photograph's own name looks like a photograph in another format."""
+    files(tmp_path, captioned("a", "b") | photos("a.png", "c.jpg", "c.webp", "c.x.png"))
+    files(tmp_path, {"c.txt": "c", "captions.csv": "file,caption\nc.jpg,c\nc.jpg,c\nc.webp,d\n"})
+    if packed:
+        (tmp_path / "packed").mkdir()
+        members = [(path.name, path.read_bytes()) for path in sorted(tmp_path.glob("a.*"))]
+        shard(tmp_path / "packed" / "0.tar", members)
+    root = tmp_path / "packed" if packed else tmp_path
+    first = "0.tar#a.jpg and 0.tar#a.png" if packed else "a.jpg and a.png"
+    said = [line for line in lines(root) if "two images" in line]
+    assert len(said) == 1
+    assert said[0].startswith("1 captions belong to two images that differ in their suffix")
+    assert first in said[0]
+
+
+def test_images_of_formats_that_nothing_reads_are_counted(tmp_path):
+    files(tmp_path, captioned("a", "b") | {"a.ARW": "", "b.arw": "", "c.jp2": "", "c.txt": "c"})
+    assert lines(tmp_path) == [
+        "3 image files have formats that are not read: 2 .arw, 1 .jp2; convert them to JPEG or PNG"
+    ]
+
+
 def test_files_left_out_are_counted_by_where_they_lie(tmp_path):
     files(tmp_path, captioned("a", "b") | captioned(".Trash-1000/files/x", ".Trash-1000/files/y"))
     files(tmp_path, photos("@eaDir/a.jpg/T.jpg", ".b.jpg", "runs/mine/export/1.png"))
@@ -64,7 +105,8 @@ def test_masks_are_no_photographs_without_captions(tmp_path):
     files(tmp_path, captioned("a", "b") | photos("a.mask.png", "b.mask.png", "c.0001.png"))
     files(tmp_path, {"c.0001.txt": "c"})
     assert lines(tmp_path) == [
-        "2 images are not photographs: a.mask.png lies beside a.jpg and has no caption of its own"
+        "2 images are not photographs and not used: a.mask.png belongs to a.jpg and has no caption "
+        "of its own"
     ]
 
 
@@ -72,7 +114,9 @@ def test_entries_of_containers_are_counted_by_reason(tmp_path):
     shard(tmp_path / "0.tar", [("a.jpg", JPEG), ("a.seg.png", OTHER), ("a.txt", b"a")])
     (tmp_path / "1.tar").write_bytes(b"")
     assert lines(tmp_path) == [
-        "2 of 3 entries cannot be used: 1 not_a_photograph, 1 unreadable_archive"
+        "1 images are not photographs and not used: a.seg.png belongs to a.jpg and has no caption "
+        "of its own",
+        "1 of 2 entries cannot be used: 1 unreadable_archive",
     ]
 
 

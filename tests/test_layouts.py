@@ -114,6 +114,19 @@ def test_without_a_single_caption_the_error_says_what_was_seen(content, settings
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"photos.zip": "PK", "b.zip": "", "x.ARW": ""}, "there are only 2 .zip, 1 .ARW files"),
+        ({}, "there are no files"),
+        ({".hidden/a.jpg": JPEG}, "there are no files"),
+    ],
+)
+def test_a_source_without_photographs_says_what_lies_there(content, says, tmp_path):
+    files(tmp_path, content)
+    assert f"no photographs in '{tmp_path}', {says}; expected" in refused(tmp_path)
+
+
 def test_columns_of_jsonl_can_be_named(tmp_path):
     text = '{"photo": "a.jpg", "TEXT": "x", "caption": "y", "file": "b.jpg"}\n'
     root = files(tmp_path, photos("a.jpg", "b.jpg") | {"x.jsonl": text})

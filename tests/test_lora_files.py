@@ -64,6 +64,23 @@ def test_a_transformers_lora_has_no_such_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["lora_up.weight", "lora_down.weight", "alpha"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_diverged_are_refused_before_any_work(name, value, tmp_path):
+    layer = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_k"
+    tensors = {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(6, 4)}
+    tensors = {f"{layer}.{end}": tensor for end, tensor in tensors.items()}
+    tensors[f"{layer}.alpha"] = torch.tensor(2.0)
+    file = str(tmp_path / "kohya.safetensors")
+    save_file(tensors, file)
+    lora_formats.read_lora(file, key="train.stage1.start", component="unet")
+    tensors[f"{layer}.{name}"].view(-1)[0] = value
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"train\.stage1\.start: .* not finite") as caught:
+        lora_formats.read_lora(file, key="train.stage1.start", component="unet")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"7", b"\xff", b"[" * 10**5])
 def test_a_damaged_configuration_of_peft_is_refused_in_one_line(tmp_path, content):
     save_file(

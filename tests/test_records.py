@@ -64,7 +64,7 @@ def test_a_jsonl_index(root: Path) -> None:
         ('{"file": "images", "caption": "x"}', "missing_file"),
         ('{"file": "a.jpg"}', "no_caption"),
         ('{"file": "a.jpg", "caption": null}', "no_caption"),
-        ('{"file": "a.jpg", "caption": ["x"]}', "no_caption"),
+        ('{"file": "a.jpg", "caption": [3, null]}', "no_caption"),
         ('{"file": "a.jpg", "caption": "\\ud800"}', "no_caption"),
         ('{"file": "a.jpg", "caption": "x\\u0000"}', "bad_caption"),
         ('{"file": "a.jpg", "caption": "' + "x" * 3000 + '"}', "caption_too_long"),

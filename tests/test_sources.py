@@ -202,7 +202,7 @@ def test_a_file_of_a_terabyte_is_not_read(photos):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("file;caption\na.jpg;x\n", ["file and caption", "file;caption"]),
+        ("file|caption\na.jpg|x\n", ["file and caption", "file|caption", "caption_column"]),
         ("", ["file and caption"]),
         ('file,caption\na.jpg,x\nb.PNG,"open\nsub/c.jpeg,y\n', ["line 3"]),
         ('file,"caption\na.jpg,x\n', ["line 1"]),
@@ -210,7 +210,7 @@ def test_a_file_of_a_terabyte_is_not_read(photos):
         (b"file,caption\na.jpg,caf\xe9\n", ["not UTF-8"]),
         ("file,caption\na.jpg,x\n".encode("utf-16"), ["not UTF-8"]),
     ],
-    ids=["semicolons", "empty", "open quote", "open header", "bare comma", "latin-1", "utf-16"],
+    ids=["other mark", "empty", "open quote", "open header", "bare comma", "latin-1", "utf-16"],
 )
 def test_a_broken_captions_csv_is_named_with_its_line(text, says, photos):
     table(photos, text)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -269,6 +270,18 @@ def test_a_database_that_is_being_written_or_is_newer_is_left_alone(store, tmp_p
     (said,) = [line for line in caplog.messages if "unreachable" in line]
     assert "\n" not in said
     assert not list(tmp_path.glob("mlflow.db.broken-*"))
+
+
+def test_a_database_of_another_shape_is_one_line(store, tmp_path, caplog, capfd):
+    """MLflow logs the whole traceback of SQLAlchemy by itself."""
+    shutil.copy(store / "mlflow.db", tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.execute("ALTER TABLE runs RENAME COLUMN deleted_time TO other")
+        connection.commit()
+    assert tracker(tmp_path, name="x").run_id is None
+    (said,) = [line for line in caplog.messages if "continuing without it" in line]
+    assert "\n" not in said
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
 
 
 def test_a_server_that_never_answers_costs_little(monkeypatch, tmp_path, caplog):

@@ -34,7 +34,7 @@ def test_masks_and_class_maps_are_no_photographs(tmp_path: Path) -> None:
     }
     assert sorted(outcome.values()) == ["not_a_photograph"] * 6 + ["ok"] * 3
     problem = next(row["problem"] for row in index(tmp_path) if row["id"] == "0.tar#a.seg.png")
-    assert problem.endswith("a.seg.png shares its key with a.jpg and has no caption of its own")
+    assert problem.endswith("a.seg.png belongs to a.jpg and has no caption of its own")
 
 
 def test_masks_are_known_wherever_they_lie(tmp_path: Path) -> None:

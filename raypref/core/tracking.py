@@ -99,7 +99,8 @@ class Tracker:
 
             # MLflow announces its database migrations on every start.
             logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            # And writes a traceback for an error of its database, which is told below in a line.
+            logging.getLogger("mlflow").setLevel(logging.CRITICAL)
             uri = uri or _default_uri(storage)
             client = mlflow.MlflowClient(tracking_uri=uri)
             known = client.get_experiment_by_name(config.experiment)

@@ -14,6 +14,7 @@ from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from raypref.core.config import InputError, Resources
+from raypref.core.messages import first_line
 from raypref.core.progress import waiting
 from raypref.models import hub
 
@@ -33,6 +34,7 @@ ALONE = "RAYPREF_OWN_RAY"  # set where this process started Ray: no node will jo
 ANSWER_SECONDS = 10.0
 LONGEST_SOCKET = 107  # bytes of a path
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+LISTENER = "pymp-01234567/listener-01234567"  # of Python's multiprocessing, in TMPDIR
 
 
 def submitted() -> bool:
@@ -58,18 +60,21 @@ def start_ray() -> None:
         what = f"joining the Ray cluster at {where}" if where else "starting Ray"
         log.info("%s", what)
         options: dict[str, Any] = {}
-        if where or _head_runs_here():
-            _require_answer(where)
+        if _joins(where):
             os.environ.pop(ALONE, None)
             options["runtime_env"] = {"env_vars": _worker_variables()}
         else:
             # Workers of a Ray started here inherit variables, and start quicker than with an
             # environment of their own. None of its nodes is taken away by a cloud.
             os.environ |= QUIET | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", ALONE: "1"}
-            options |= _short_folder()
+            options |= {"address": "local"} | _short_folder()
         # The driver reports progress, errors come as exceptions; Ray's log files hold the rest.
-        with waiting(what), _without_note(), _working_directory():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        with waiting(what), _without_note(), _working_directory(), _short_listeners():
+            try:
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            except ConnectionError as error:
+                said = first_line(error)
+                raise InputError(f"RAY_ADDRESS={where}: no Ray cluster answers: {said}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -81,27 +86,66 @@ def _temporary_folder() -> str:
     return os.environ.get("RAY_TMPDIR") or gettempdir()
 
 
-def _head_runs_here() -> bool:
-    """Whether `ray start` left the address of a head on this machine."""
-    return Path(_temporary_folder(), "ray", "ray_current_cluster").is_file()
+def _joins(where: str) -> bool:
+    """Whether there is a cluster to join; Ray would try a dead address for many minutes.
 
-
-def _require_answer(address: str) -> None:
-    """Ray would try a dead address for many minutes.
+    Args:
+        where: RAY_ADDRESS; empty: a head on this machine, if one runs.
 
     Raises:
-        InputError: nothing listens at the host and port.
+        InputError: the cluster that it names does not answer.
     """
+    if where == "local":
+        return False
+    address = _head_here() if where in ("", "auto") else where
+    if address is None:
+        return bool(where)  # with "auto" Ray looks for heads that left no file, too
+    failed = _no_answer(address)
+    if failed is None:
+        return True
+    if where:
+        raise InputError(
+            f"RAY_ADDRESS={where}: no Ray cluster answers there ({failed}); start it, correct the "
+            "address, or unset RAY_ADDRESS to start Ray on this machine"
+        )
+    log.warning("the Ray head at %s is gone (%s); starting Ray on this machine", address, failed)
+    return False
+
+
+def _head_here() -> str | None:
+    """The address that `ray start --head` left on this machine; a killed head leaves it too."""
+    try:
+        file = Path(_temporary_folder(), "ray", "ray_current_cluster")
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _no_answer(address: str) -> str | None:
+    """Why no Ray answers at a host and port; None where one does, or for another address."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
-        return  # such as "auto"
+        return None
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:
-        raise InputError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, correct the "
-            "address, or unset RAY_ADDRESS to start Ray on this machine"
-        ) from None
+        return str(error)
+    if os.environ.get("RAY_USE_TLS", "0") == "0":
+        return _no_server(f"{host}:{port}")
+    return None
+
+
+def _no_server(address: str) -> str | None:
+    """Why what listens is no Ray: Ray speaks gRPC, and one that hangs accepts and says nothing."""
+    import grpc
+
+    options = [("grpc.enable_http_proxy", 0)]  # as in Ray
+    with grpc.insecure_channel(address, options) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            return f"what listens there does not speak to Ray within {ANSWER_SECONDS:g} s"
+    return None
 
 
 def _short_folder() -> dict[str, str]:
@@ -114,6 +158,20 @@ def _short_folder() -> dict[str, str]:
         folder,
     )
     return {"_temp_dir": "/tmp/ray"}
+
+
+@contextmanager
+def _short_listeners() -> Iterator[None]:
+    """Ray's dashboard has sockets in TMPDIR: where that is too long, /tmp is Ray's."""
+    before = os.environ.get("TMPDIR")
+    if len(os.fsencode(f"{gettempdir()}/{LISTENER}")) <= LONGEST_SOCKET or before is None:
+        yield
+        return
+    os.environ["TMPDIR"] = "/tmp"
+    try:
+        yield
+    finally:
+        os.environ["TMPDIR"] = before
 
 
 @contextmanager

@@ -84,7 +84,18 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
     (rank,) = ranks
     alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
     folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
-    return Found(folded, rank, alpha, path)
+    return _finite(Found(folded, rank, alpha, path), key=key)
+
+
+def _finite(found: Found, *, key: str) -> Found:
+    """The weights; InputError where one is none: the first step would diverge, hours later."""
+    for name, value in found.values.items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"{key}: {found.path} holds numbers that are not finite, in {name}; take weights "
+                "saved before their training diverged"
+            )
+    return found
 
 
 def identity(ref: str, *, key: str) -> str:
@@ -147,7 +158,7 @@ def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
     if len(ranks) != 1 or len(tensors) > 3 * len(layers):
         what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
         raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
-    return Found(values, ranks.pop(), float(max(alphas)), path)
+    return _finite(Found(values, ranks.pop(), float(max(alphas)), path), key=key)
 
 
 def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:

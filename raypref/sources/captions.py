@@ -48,6 +48,7 @@ class Record(NamedTuple):
     file: str | None
     caption: str | None
     problem: str | None = None
+    again: int = 0  # of a list of captions, which
 
 
 ANY = Columns()
@@ -127,17 +128,20 @@ def csv_records(store: Store, table: str, columns: Columns = ANY) -> Iterator[Re
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{table} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
-        raise SourceError("unreadable_file", f"{table} is not UTF-8 text: {error}") from None
+        said = f"{table} is not UTF-8 text, save it as such: {error}"
+        raise SourceError("unreadable_file", said) from None
+    head = text.partition("\n")[0]
+    between = next((mark for mark in ",;\t" if mark in head), ",")  # as spreadsheets of any country
     # A quote left open would silently swallow the lines after it; strict parsing reports it.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     try:
-        names = reader.fieldnames or []
-        path = next((name for name in columns.paths if name in names), None)
-        caption = next((name for name in columns.captions if name in names), None)
+        names = list(reader.fieldnames or [])
+        path, caption = _column(names, columns.paths), _column(names, columns.captions)
         if path is None or caption is None:
             if what := pointer(data):
                 raise SourceError("unreadable_file", f"{table} is {what}")
             said = f"{table}: the first line must name the columns file and caption, it is {names}"
+            said += "; source.image_column and source.caption_column name others"
             raise SourceError("bad_table", said)
         for record in reader:
             if None in record:
@@ -152,6 +156,13 @@ def csv_records(store: Store, table: str, columns: Columns = ANY) -> Iterator[Re
         # The reader counts whole records: the broken one begins after them.
         said = f"{table}, line {reader.line_num + 1}: {error}"
         raise SourceError("unreadable_file", said) from None
+
+
+def _column(names: list[str], wanted: Iterable[str]) -> str | None:
+    """The first wanted name in a header; letter case and spaces around it count last."""
+    alike = {name.strip().lower(): name for name in reversed(names)}
+    exact = next((name for name in wanted if name in names), None)
+    return exact or next((alike[name.lower()] for name in wanted if name.lower() in alike), None)
 
 
 def json_records(store: Store, file: str, columns: Columns = ANY) -> Iterator[Record]:
@@ -174,15 +185,16 @@ def json_records(store: Store, file: str, columns: Columns = ANY) -> Iterator[Re
             if number == 1 and (what := pointer(line)):
                 raise SourceError("unreadable_file", f"{file} is {what}")
             if line.strip():
-                yield _record(file, number, line, columns)
+                yield from _records(file, number, line, columns)
 
 
-def _record(file: str, number: int, line: bytes, columns: Columns) -> Record:
+def _records(file: str, number: int, line: bytes, columns: Columns) -> Iterator[Record]:
     try:
         record = parse_captions(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError:
         problem = f"bad_encoding: line {number} of {file} is not UTF-8 text"
-        return Record(number, None, None, problem)
+        yield Record(number, None, None, problem)
+        return
     path = None
     if isinstance(record, dict):
         path = next((record[key] for key in columns.paths if key in record), None)
@@ -191,8 +203,18 @@ def _record(file: str, number: int, line: bytes, columns: Columns) -> Record:
         paths, captions = ", ".join(columns.paths[:4]), ", ".join(columns.captions)
         wanted = f"a file ({paths}) and a caption ({captions})"
         problem = f"bad_record: line {number} of {file} is no JSON object with {wanted}"
-        return Record(number, None, None, problem)
-    return Record(number, as_text(path), caption_of(record, columns))
+        yield Record(number, None, None, problem)
+        return
+    for again, caption in enumerate(_captions_of(record, columns)):
+        yield Record(number, as_text(path), caption, again=again)
+
+
+def _captions_of(record: dict[str, Any], columns: Columns) -> list[str | None]:
+    """Each caption of a list, or the only one; one None where there is none."""
+    found = next((record[key] for key in columns.captions if key in record), None)
+    texts = found if isinstance(found, list) else [found]
+    captions = [caption_of({"caption": text}) for text in texts]
+    return [caption for caption in captions if caption is not None] or [None]
 
 
 def is_index(store: Store, file: str, columns: Columns = ANY) -> bool:

@@ -26,7 +26,7 @@ from raypref.core.schemes import scheme_of
 from raypref.sources import cells
 from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, is_index
-from raypref.sources.found import no_captions
+from raypref.sources.found import is_mask, no_captions, nothing
 from raypref.sources.layouts import REGISTRY, giving, known
 from raypref.sources.reading import read
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
@@ -153,19 +153,21 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
     """The entries; InputError in the end when there were none, or none with a caption."""
     count, captions, problems, first = 0, 0, 0, ""
     for row in entries(config):
+        yield row
+        if is_mask(row):
+            continue
         count += 1
         captions += bool(row["caption"])
         problems += row["problem"] is not None
         first = first or row["problem"] or ""
-        yield row
     if captions:
         return
     store = config.store()
     if not count:
         raise InputError(
-            f"source.path: no photographs in '{config.path}'; expected image files with a "
-            "captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a .jsonl file; "
-            "source.layout names other layouts"
+            f"source.path: no photographs in '{config.path}', {nothing(store)}; expected image "
+            "files with a captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a "
+            ".jsonl file; source.layout names other layouts"
         )
     layout = _layout(config, store)
     loose, advice = layout == "folder", REGISTRY[layout].advice

@@ -9,17 +9,11 @@ from collections.abc import Collection, Iterable
 SYSTEM = frozenset(
     (
         *("@eadir", "#recycle", "@recycle", "lost+found", "__macosx", "$recycle.bin", "recycler"),
-        *("system volume information", "thumbs.db", "desktop.ini"),
+        *("system volume information", "thumbs.db", "desktop.ini", "#snapshot", "~snapshot"),
+        *("network trash folder", "temporary items"),
     )
 )
 APPLE_DOUBLE = "._"  # macOS puts such a file, no image whatever its name says, before each other
-# Second suffixes of pictures made of a photograph: photo.mask.png beside photo.jpg.
-_MADE_OF = frozenset(
-    (
-        *(".mask", ".masks", ".seg", ".segmentation", ".depth", ".alpha", ".matte", ".trimap"),
-        *(".saliency", ".normal", ".normals", ".edge", ".edges", ".canny", ".pose", ".control"),
-    )
-)
 RESULTS = frozenset(("started.json", "run.json", "mlflow.db"))  # a folder with one holds our own
 _BESIDE_RECORD = ("mlartifacts", "mlruns")  # lie where mlflow.db does
 
@@ -54,12 +48,3 @@ def left_out_by(name: str, results: Collection[str] = ()) -> str | None:
     return next(
         (way for way in ways if never_data(posixpath.basename(way)) or way in results), None
     )
-
-
-def made_of(name: str, photos: Collection[str]) -> str | None:
-    """The photograph that a picture was made of, told by the names of both; None: of none."""
-    stem, second = posixpath.splitext(posixpath.splitext(name)[0])
-    if second.lower() not in _MADE_OF:
-        return None
-    plain = (stem + end for end in (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG"))
-    return next((photo for photo in plain if photo in photos), None)

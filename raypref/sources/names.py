@@ -1,7 +1,7 @@
 """Names that mean the same file: other Unicode forms, backslashes, another letter case.
 
 macOS hands names on decomposed (e and an accent), tables have them composed; Windows writes
-backslashes and does not tell `A.JPG` from `a.jpg`.
+backslashes and does not tell `A.JPG` from `a.jpg`. Spreadsheets leave spaces around a name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def one_form(name: str) -> str:
 
 
 def no_case(name: str) -> str:
-    """That form, without regard to letter case."""
-    return unicodedata.normalize("NFC", one_form(name).casefold())
+    """That form, without regard to letter case and to spaces at either end."""
+    return unicodedata.normalize("NFC", one_form(name).casefold()).strip()
 
 
 class Alike:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from raypref.core.config import InputError
 from raypref.core.rows import Row, index_row
+from raypref.sources import masks
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,
@@ -48,7 +49,8 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     """What the folder lists, sorted by id.
 
     A photograph takes its captions from captions.csv in its own folder or one above, else from a
-    file beside it, else from Hugging Face's metadata.csv or metadata.jsonl.
+    file beside it, else from Hugging Face's metadata.csv or metadata.jsonl. A mask without a
+    caption beside its photograph (`masks`) is a row with a problem.
     """
     there = dict(store.files())
     rows: list[Row] = []
@@ -67,7 +69,7 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     sidecars = _by_form(there)
     bare: dict[str, Row] = {}
     for file, size in there.items():
-        if posixpath.splitext(file)[1].lower() in IMAGE_SUFFIXES and file not in counts:
+        if _is_image(file) and file not in counts:
             text, problem = _sidecar(store, file, there, sidecars, columns)
             row = index_row(file, file, text, size=size, problem=problem)
             if text or problem:
@@ -79,13 +81,19 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
         for file, size, caption in _located(store, there, lines):
             if file in bare or file not in there:
                 add(file, size, caption)
-    rows += [row for file, row in bare.items() if not counts[file]]
+    left = {file: row for file, row in bare.items() if not counts[file]}
+    images = [file for file in there if _is_image(file)] if left else []
+    made = masks.made_of(left, images)
+    rows += [
+        row | {"problem": masks.problem(file, made[file])} if file in made else row
+        for file, row in left.items()
+    ]
     yield from sorted(rows, key=lambda row: row["id"])
 
 
 def _tables(there: Iterable[str], names: tuple[str, ...]) -> list[str]:
     """Tables of these names, those of upper folders first."""
-    found = [file for file in there if posixpath.basename(file) in names]
+    found = [file for file in there if _named(file, names)]
     return sorted(found, key=lambda file: (file.count("/"), file))
 
 
@@ -98,7 +106,7 @@ def _lines(
         InputError: the captions.csv of the source's own folder is broken.
     """
     for table in tables:
-        folder, name = posixpath.split(table)
+        folder = posixpath.dirname(table)
         try:
             for record in _records(store, table, columns):
                 if record.file is None:
@@ -108,15 +116,16 @@ def _lines(
                     file = posixpath.normpath(posixpath.join(folder, record.file))
                     yield _Listed(table, file, record.caption)
         except SourceError as error:
-            if table == TABLE:
+            if table.lower() == TABLE:
                 raise InputError(f"{store.path.rstrip('/')}/{error}") from None
-            if name == TABLE or error.reason != "bad_table":  # else it is a table of something else
+            # Another name may be that of a table of something else.
+            if _named(table, (TABLE,)) or error.reason != "bad_table":
                 problem = f"{error.reason}: {error.message}"
                 rows.append(index_row(f"{table}#//damaged", table, None, problem=problem))
 
 
 def _records(store: Store, table: str, columns: Columns) -> Iterator[Record]:
-    if table.endswith(".csv"):
+    if table.lower().endswith(".csv"):
         yield from csv_records(store, table, columns)
     elif is_index(store, table, columns):
         yield from json_records(store, table, columns)
@@ -182,8 +191,15 @@ def _sidecar(
 
 def _speaks(name: str) -> bool:
     """Whether a file is a table of captions or an image."""
-    end = posixpath.splitext(name)[1].lower()
-    return posixpath.basename(name) in (TABLE, *METADATA) or end in IMAGE_SUFFIXES
+    return _named(name, (TABLE, *METADATA)) or _is_image(name)
+
+
+def _named(file: str, names: tuple[str, ...]) -> bool:
+    return posixpath.basename(file).lower() in names
+
+
+def _is_image(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 LAYOUT = Layout(

@@ -20,12 +20,16 @@ from raypref.sources.store import Store
 
 
 def photographs(store: Store, columns: Columns) -> Iterator[Row]:
-    """Lines such as `{"file": "a.jpg", "caption": "a dog"}`; an unreadable line is dropped."""
+    """Lines such as `{"file": "a.jpg", "caption": "a dog"}`; an unreadable line is dropped.
+
+    Of a list of captions each is an input of its own.
+    """
     look = lookup(store)
 
     def lines(file: str) -> Iterator[Row]:
         for record in json_records(store, file, columns):
-            id_ = f"{file}#{record.number:09d}"
+            again = f"//{record.again}" if record.again else ""
+            id_ = f"{file}#{record.number:09d}{again}"
             if record.file is None:
                 yield index_row(id_, file, None, problem=record.problem)
             else:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self
 
 from raypref.core.rows import Row, index_row
+from raypref.sources import masks
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,
@@ -45,7 +46,7 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
 
     That is `photo.0001.txt`, `.json` or `.caption` for `photo.0001.jpg`, or else that of the key,
     `photo.txt`; it may lie anywhere in the shard. `photo.mask.png` without a text of its own, in a
-    sample that has `photo.jpg`, is no photograph.
+    sample that has `photo.jpg`, is no photograph; nor is a mask of another name (`masks`).
 
     After the first one some shards are listed at once, each in memory as a whole: an object store
     answers many readers.
@@ -120,8 +121,10 @@ class _Shard:
             yield from self._images(sample)
             said = f"{self.shard} is damaged after {sum(self.seen.values())} images: {error}"
             damaged = _damaged(self.shard, damage(self.store, self.shard, said).message)
+        late = [name for _, name in self.waiting if name is not None]
+        made = masks.made_of(late, self.seen)
         for row, name in self.waiting:
-            yield row if name is None else self._late(row, name)
+            yield row if name is None else self._late(row, name, made.get(name))
         if damaged is not None:
             yield damaged
 
@@ -151,7 +154,7 @@ class _Shard:
                 self.texts[name].append(text)
 
     def _row(self, member: tarfile.TarInfo, caption: str | None, problem: str | None) -> Row:
-        name = member.name.encode("utf-8", "backslashreplace").decode()
+        name = _escaped(member.name)
         again = f"//{self.seen[name]}" if self.seen[name] else ""  # a tar may hold a name twice
         self.seen[name] += 1
         # Links would read what lies elsewhere; sparse files are not stored as they are.
@@ -167,11 +170,19 @@ class _Shard:
             problem=problem,
         )
 
-    def _late(self, row: Row, image: str) -> Row:
-        """The row of an image with the text that stood elsewhere in the shard."""
+    def _late(self, row: Row, image: str, of: str | None) -> Row:
+        """The row of an image with the text that stood elsewhere in the shard.
+
+        Args:
+            row: its row so far.
+            image: the member's name.
+            of: the photograph that its name says it was made of.
+        """
         own, shared = _text_names(image, self.texts)
         if not own and (made := self._made_of(image)):
             return row | {"problem": made}
+        if of is not None and not own and not shared:
+            return row | {"problem": _escaped(masks.problem(image, of))}
         caption, problem = first_caption(self._next(name) for name in [*own, *shared])
         return row | {"caption": caption, "problem": problem}
 
@@ -185,8 +196,7 @@ class _Shard:
         of = self.plain.get(_key(image))
         if of is None or _is_plain(image):
             return None
-        said = f"{image} shares its key with {of} and has no caption of its own"
-        return f"not_a_photograph: {said}".encode("utf-8", "backslashreplace").decode()
+        return _escaped(masks.problem(image, of))
 
     def _caption(self, member: tarfile.TarInfo) -> Text:
         """What a text member says, or the problem with it."""
@@ -218,6 +228,11 @@ class _Member(tarfile.TarInfo):
         if not 0 <= count <= LARGEST:
             raise tarfile.ReadError(f"a member of {count} bytes")
         return int(super()._block(count))  # type: ignore[misc]
+
+
+def _escaped(text: str) -> str:
+    """A text without what is not UTF-8: it comes escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _key(name: str) -> str:
