@@ -24,10 +24,11 @@ from raypref.core.config import Section, results_of, setting
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.progress import Work, counted
 from raypref.core.rows import INDEX, REJECT, Row, Transform
+from raypref.curate.cards import Provenance
 from raypref.curate.export import Format
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
-from raypref.curate.publish import CuratedLedgers, Provenance, publish
+from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.curate.select import (
     SOUND,

@@ -1,4 +1,4 @@
-"""What curation leaves for people: tables of photos, rejects and pairs, and the dataset card."""
+"""What curation leaves for people: tables of photos, rejects and pairs, each with its card."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypref.core.config import InputError
-from raypref.core.ledger import Ledger, join, part_name, write_bytes
+from raypref.core.ledger import Ledger, part_name
 from raypref.core.rows import IMAGE, REJECT, Row
+from raypref.curate.cards import Provenance, write_cards
 from raypref.curate.select import Ranking
 
 PHOTOS = pa.schema(
@@ -56,15 +57,6 @@ class CuratedLedgers(NamedTuple):
     twins: Ledger
 
 
-class Provenance(NamedTuple):
-    """What the dataset card tells of the pairs."""
-
-    licence: str  # of the photographs, as the model hub spells it
-    kind: str  # of the perturbation, `perturb.kind`
-    model: str  # that made the rejected images
-    scorer: str  # the PickScore model
-
-
 def publish(
     made: CuratedLedgers,
     ranking: Ranking,
@@ -84,7 +76,7 @@ def publish(
         photos: every input with its facts and what became of it.
         rejects: inputs that were dropped, with the reason.
         pairs: the selected pairs, by rank.
-        origin: for the dataset card.
+        origin: for the dataset cards.
 
     Returns:
         How many inputs ended for each reason; "pair" for those selected.
@@ -106,10 +98,10 @@ def publish(
         raise InputError(
             "no pair was left: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())
         )
+    pairs.begin()
+    write_cards(origin, counts, photos=photos, rejects=rejects, pairs=pairs)
     photos.commit(expected=total, counts=counts)
     rejects.commit(expected=unusable, counts=counts)
-    pairs.begin()
-    write_bytes(join(pairs.path, "README.md"), _card(origin, counts).encode())
     for number, table in enumerate(_pair_tables(made.twins, ranking.ranks)):
         pairs.write_part(table, part_name(f"{number:06d}"))
     pairs.commit(expected=len(ranking.ranks), counts=counts)
@@ -217,39 +209,3 @@ def _features() -> dict[str, object]:
         else:
             features[field.name] = {"dtype": kinds.get(field.type, "int32"), "_type": "Value"}
     return {"info": {"features": features}}
-
-
-_INPAINTED = "the same photograph with its salient region (`mask`) repainted from its caption by"
-_TWINS = {
-    **dict.fromkeys(("sd15", "sd35m", "pixart"), _INPAINTED),
-    "text2image": "a picture drawn from its caption alone by",
-}
-
-
-def _card(origin: Provenance, counts: Counter[str]) -> str:
-    """The dataset card beside the pairs."""
-    lines = [f"| {reason} | {number} |" for reason, number in sorted(counts.items())]
-    return "\n".join(
-        [
-            "---",
-            "configs:",
-            "- config_name: default",
-            '  data_files: "*.parquet"',
-            f"license: {origin.licence}",
-            "task_categories: [text-to-image]",
-            "---",
-            "",
-            "# Preference pairs from real photographs",
-            "",
-            f"`chosen` is a photograph, `rejected` {_TWINS[origin.kind]}",
-            f"`{origin.model}`. Scores are PickScore (`{origin.scorer}`).",
-            "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
-            "",
-            f"What became of the {sum(counts.values())} inputs:",
-            "",
-            "| outcome | inputs |",
-            "|---|---|",
-            *lines,
-            "",
-        ]
-    )

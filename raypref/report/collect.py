@@ -47,7 +47,8 @@ FILTERS = (
 )
 # What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
-    ("pairs/README.md", "pairs", "dataset card of the pairs"),
+    ("pairs/_README.md", "pairs", "dataset card of the pairs"),
+    ("pairs/README.md", "pairs", "dataset card of the pairs"),  # of a run made before
     ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
@@ -261,7 +262,7 @@ def _links(
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     links = [
         Link(what, text, f"../{path}")
-        for path, what, text in (*RESULTS[:1], *weights, *cards, *RESULTS[1:])
+        for path, what, text in (*RESULTS[:2], *weights, *cards, *RESULTS[2:])
         if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")

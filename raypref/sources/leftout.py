@@ -20,7 +20,8 @@ _MADE_OF = frozenset(
         *(".saliency", ".normal", ".normals", ".edge", ".edges", ".canny", ".pose", ".control"),
     )
 )
-RESULTS = frozenset(("started.json", "run.json", "mlflow.db"))  # a folder with one holds our own
+# A folder with one holds our own results; older ones have started.json.
+RESULTS = frozenset((".started.json", "started.json", "run.json", "mlflow.db"))
 _BESIDE_RECORD = ("mlartifacts", "mlruns")  # lie where mlflow.db does
 
 
