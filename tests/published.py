@@ -42,7 +42,7 @@ def photograph(number: int, *, bad: bool) -> Row:
     caption = f"a thing, no. {number}"
     row: Row = dict.fromkeys(REJECT.names)
     row |= {"id": f"{number:03d}.png", "uri": f"{number:03d}.png", "caption": caption}
-    row |= {"key": content_key(images["chosen"], caption), "width": 96, "height": 64, **images}
+    row |= {"key": content_key(images["chosen"], caption), "width": 120, "height": 80, **images}
     row |= {"colorfulness": 40.0 + number, "pickscore": 20.0 + number, "pickscore_rejected": 19.0}
     if bad:
         row |= {"key": None, "width": None, "height": None, "colorfulness": None}

@@ -177,6 +177,10 @@ class Ledger:
             return "stale"
         return "partial" if self._json(MANIFEST) is None else "complete"
 
+    def committed(self) -> bool:
+        """Whether it was declared complete, under whatever settings."""
+        return self._json(MANIFEST) is not None
+
     def changes(self) -> list[str]:
         """For a stale ledger: which settings differ, as `key: old -> new`."""
         started = self._json(STARTED) or {"settings": {}}
