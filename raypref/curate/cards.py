@@ -43,6 +43,9 @@ PHOTOS_COLUMNS = {
     "status": "`pair`, `not_selected` or `rejected` (dropped: it could not be used)",
     "reason": "why it is no pair, in a word; null for a pair",
 }
+WRITTEN_COLUMNS = {
+    "caption_source": "`given`, or the model that wrote the caption; null where there is none"
+}
 REJECTS_COLUMNS = {
     "id": _ID,
     "uri": _URI,
@@ -65,6 +68,7 @@ class Provenance(NamedTuple):
     kind: str  # of the perturbation, `perturb.kind`
     model: str  # that made the rejected images
     scorer: str  # the PickScore model
+    captioner: str = ""  # the model that wrote missing captions; empty for none
 
 
 def write_cards(
@@ -88,7 +92,7 @@ def _pairs(origin: Provenance, counts: Counter[str]) -> str:
     ]
     header = [*_header(origin.licence), "task_categories: [text-to-image]"]
     title = "Preference pairs from real photographs"
-    return _card(header, title, about, PAIRS_COLUMNS, counts)
+    return _card(header, title, *_written(origin, about, PAIRS_COLUMNS), counts)
 
 
 def _photos(origin: Provenance, counts: Counter[str]) -> str:
@@ -97,7 +101,8 @@ def _photos(origin: Provenance, counts: Counter[str]) -> str:
         f"images. Scores are PickScore (`{origin.scorer}`).",
     ]
     title = "Every input of a curation"
-    return _card(_header(origin.licence), title, about, PHOTOS_COLUMNS, counts)
+    columns = _written(origin, about, PHOTOS_COLUMNS)
+    return _card(_header(origin.licence), title, *columns, counts)
 
 
 def _rejects(origin: Provenance, counts: Counter[str]) -> str:
@@ -107,6 +112,16 @@ def _rejects(origin: Provenance, counts: Counter[str]) -> str:
     ]
     title = "Dropped inputs of a curation"
     return _card(_header(origin.licence), title, about, REJECTS_COLUMNS, counts)
+
+
+def _written(
+    origin: Provenance, about: list[str], columns: Mapping[str, str]
+) -> tuple[list[str], Mapping[str, str]]:
+    """The text and the columns, with what there is to say of captions that a model wrote."""
+    if not origin.captioner:
+        return about, columns
+    said = f"Photographs without a caption got one from `{origin.captioner}` (`caption_source`)."
+    return [*about, said], {**columns, **WRITTEN_COLUMNS}
 
 
 def _header(licence: str) -> list[str]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from raypref.core.config import InputError
 from raypref.core.ledger import Ledger, part_name
 from raypref.core.rows import IMAGE, REJECT, Row
+from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance, write_cards
 from raypref.curate.select import Ranking
 
@@ -87,7 +88,8 @@ def publish(
     photos.begin()
     rejects.begin()
     counts: Counter[str] = Counter()
-    all_parts, rejected_parts = _Parts(photos, PHOTOS), _Parts(rejects, REJECTS)
+    all_parts = _Parts(photos, _with_source(PHOTOS, made.measured))
+    rejected_parts = _Parts(rejects, REJECTS)
     for part in made.measured.parts():
         outcomes = list(_outcomes(made, part, ranking, repeated))
         counts.update(row["reason"] or row["status"] for row in outcomes)
@@ -106,6 +108,11 @@ def publish(
         pairs.write_part(table, part_name(f"{number:06d}"))
     pairs.commit(expected=len(ranking.ranks), counts=counts)
     return counts
+
+
+def _with_source(schema: pa.Schema, of: Ledger) -> pa.Schema:
+    """The columns of a table, and who wrote the captions where a model wrote some."""
+    return schema.append(pa.field(SOURCE, pa.string())) if SOURCE in of.schema().names else schema
 
 
 class _Parts:
@@ -178,7 +185,8 @@ def _pair_tables(twins: Ledger, ranks: Mapping[str, int]) -> Iterator[pa.Table]:
     where = {
         id_: part for part in twins.parts() for id_ in twins.part(part, ["id"])["id"].to_pylist()
     }
-    schema = PAIRS.with_metadata({"huggingface": json.dumps(_features())})
+    schema = _with_source(PAIRS, twins)
+    schema = schema.with_metadata({"huggingface": json.dumps(_features(schema))})
     best_first = sorted(ranks, key=ranks.__getitem__)
     for start in range(0, len(best_first), PAIRS_A_PART):
         ids = best_first[start : start + PAIRS_A_PART]
@@ -199,11 +207,11 @@ def _pair(row: Row, rank: int) -> Row:
     return {**row, **images, **scores}
 
 
-def _features() -> dict[str, object]:
+def _features(schema: pa.Schema) -> dict[str, object]:
     """Tells `datasets` which columns are images."""
     kinds = {pa.string(): "string", pa.float32(): "float32", pa.float64(): "float64"}
     features: dict[str, object] = {}
-    for field in PAIRS:
+    for field in schema:
         if field.type == IMAGE:
             features[field.name] = {"_type": "Image"}
         else:

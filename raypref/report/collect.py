@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -175,7 +176,7 @@ def _scores(folder: str) -> pd.DataFrame | None:
 def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
     photos = _read(join(folder, "photos"), ["status", "reason"])
     left = len(photos)
-    steps = [FunnelStep(name="photographs found", remaining=left)]
+    steps = [FunnelStep(name=f"photographs found{_captioned(folder)}", remaining=left)]
     rejected = photos[photos["status"] == "rejected"]["reason"].value_counts().to_dict()
     left -= sum(rejected.values())
     steps.append(FunnelStep(name="usable", remaining=left, dropped=rejected))
@@ -186,6 +187,16 @@ def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
         label = f"{name} (gap over {min_gap})" if "degradation" in reasons[0] else name
         steps.append(FunnelStep(name=label, remaining=left, dropped=dropped))
     return steps
+
+
+def _captioned(folder: str) -> str:
+    """How many captions a model wrote; empty where none was asked to."""
+    ledger = Ledger(join(folder, "photos"), {})
+    if "caption_source" not in ledger.schema().names:
+        return ""
+    sources = Counter(ledger.table(["caption_source"])["caption_source"].to_pylist())
+    models = sorted({*sources} - {None, "given"})
+    return "".join(f", {sources[model]} captioned by {model}" for model in models)
 
 
 def _histograms(folder: str, min_gap: float) -> list[Histogram]:
