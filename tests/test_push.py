@@ -250,3 +250,16 @@ def test_what_is_not_complete_does_not_go(run, hub, capsys, tmp_path, name, fix)
     err = capsys.readouterr().err
     assert f"{copy}/{name} is not complete" in err and fix in err
     assert not hub.sent
+
+
+def test_pairs_of_another_version_go_without_its_other_settings(run, hub, capsys, tmp_path):
+    copy = tmp_path / "old"
+    copy.mkdir()
+    text = '[source]\nlicense = "cc-by-4.0"\n[stage1]\nlr = 1\n'  # keys of before
+    (copy / "config.toml").write_text(text, encoding="utf-8")
+    for name in ("pairs", "stage2"):
+        (copy / name).symlink_to(run / name)
+    assert push(copy, "--yes", "--what", "pairs") == 0
+    assert push(copy, "--yes") == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(err) == 1 and "config.toml: " in err[0] and "stage1" in err[0]

@@ -10,8 +10,8 @@ import argparse
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from raypref.align import plan
 from raypref.core.config import InputError, build
@@ -48,14 +48,14 @@ def push(words: Sequence[str], program: str) -> int:
         print(parser.format_help(), end="")
         return DONE
     given = parser.parse_args(words)
-    folder, config = find_run(given.run)
-    licence = given.license or config.source.license
+    folder, settings = find_run(given.run)
+    licence = given.license or settings.get("source", {}).get("license", UNKNOWN)
     if not given.license and licence == UNKNOWN:
         raise InputError(
             "the licence of the photographs is not known, and others may read what is pushed; say "
             "it with --license as the hub spells it (cc-by-4.0; other where its list has none)"
         )
-    uploads = collect(folder, config, what=given.what, repo=given.repo, licence=licence)
+    uploads = collect(folder, settings, what=given.what, repo=given.repo, licence=licence)
     print(described(folder, uploads, public=given.public, licence=licence))
     if given.dry_run:
         return DONE
@@ -104,8 +104,8 @@ def _licence(text: str) -> str:
     return text
 
 
-def find_run(named: str) -> tuple[str, RunConfig]:
-    """A run's folder and settings, by its folder or its name.
+def find_run(named: str) -> tuple[str, dict[str, Any]]:
+    """A run's folder and settings, by its folder or its name; another version may have made it.
 
     Raises:
         InputError: there is none, or its settings cannot be read.
@@ -115,19 +115,21 @@ def find_run(named: str) -> tuple[str, RunConfig]:
         text = read_bytes(join(folder, "config.toml"))
         if text is not None:
             try:
-                return folder, build(RunConfig, tomllib.loads(text.decode()))
-            except (InputError, ValueError) as error:  # of text that is no TOML too
+                return folder, tomllib.loads(text.decode())
+            except ValueError as error:  # no TOML, no text
                 raise InputError(f"{join(folder, 'config.toml')}: {error}") from None
     said = " nor ".join(without_secrets(join(place, "config.toml")) for place in places)
     raise InputError(f"there is no run '{without_secrets(named)}': no {said}")
 
 
-def collect(folder: str, config: RunConfig, *, what: str, repo: str, licence: str) -> list[Upload]:
+def collect(
+    folder: str, settings: Mapping[str, Any], *, what: str, repo: str, licence: str
+) -> list[Upload]:
     """What of a run goes where: the pairs first.
 
     Args:
         folder: the run's.
-        config: its settings.
+        settings: its own.
         what: `pairs`, `lora` or `both`.
         repo: OWNER/NAME; a dataset and a model may share it.
         licence: of the photographs, for the cards.
@@ -139,7 +141,7 @@ def collect(folder: str, config: RunConfig, *, what: str, repo: str, licence: st
     if what != LORA:
         uploads.append(_pairs(folder, repo, licence))
     if what != PAIRS:
-        uploads.append(_lora(folder, config, repo, licence, with_pairs=what == BOTH))
+        uploads.append(_lora(folder, settings, repo, licence, with_pairs=what == BOTH))
     return uploads
 
 
@@ -155,9 +157,15 @@ def _pairs(folder: str, repo: str, licence: str) -> Upload:
     return Upload("dataset", repo, str(card), {n: join(ledger.path, n) for n in ledger.parts()})
 
 
-def _lora(folder: str, config: RunConfig, repo: str, licence: str, *, with_pairs: bool) -> Upload:
+def _lora(
+    folder: str, settings: Mapping[str, Any], repo: str, licence: str, *, with_pairs: bool
+) -> Upload:
     from huggingface_hub import ModelCard
 
+    try:
+        config = build(RunConfig, settings)
+    except InputError as error:
+        raise InputError(f"{join(folder, 'config.toml')}: {error}") from None
     final = plan.final(plan.in_order(config.trainings, config.train))
     ledger = Ledger(join(folder, final), {})
     if not ledger.committed():
