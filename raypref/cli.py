@@ -29,6 +29,7 @@ from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan
 from raypref.run.pipeline import Run
+from raypref.run.push import push
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -66,6 +67,13 @@ class Command(NamedTuple):
     flags: Mapping[str, str] = {}
     names_table: bool = False  # whether its first word is a table
     needed: str = ""  # overrides that must be given, for the usage line
+
+
+class OnRun(NamedTuple):
+    """A command on a finished run: it takes no settings and reads its words itself."""
+
+    what: str  # one sentence
+    work: Callable[[Sequence[str], str], int]  # the words, how it was called; the exit status
 
 
 USAGE = """\
@@ -117,9 +125,14 @@ def console(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"raypref {own_version()}")
         return DONE
+    if name in ON_RUNS:
+        return ended(lambda: ON_RUNS[name].work(rest, f"raypref {name}"))
     if name not in COMMANDS:
         print(f"error: {_no_command(name)}", file=sys.stderr)
-        print(f"usage: raypref {'|'.join(COMMANDS)} ...; see raypref --help", file=sys.stderr)
+        print(
+            f"usage: raypref {'|'.join([*COMMANDS, *ON_RUNS])} ...; see raypref --help",
+            file=sys.stderr,
+        )
         return WRONG_INPUT
     return main(name, rest, program=f"raypref {name}")
 
@@ -254,7 +267,9 @@ def _print_plan(run: Run, only: Collection[str]) -> None:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<11}{command.what}" for name, command in COMMANDS.items())
+    told = [(name, command.what) for name, command in COMMANDS.items()]
+    told += [(name, command.what) for name, command in ON_RUNS.items()]
+    commands = "\n".join(f"  {name:<11}{what}" for name, what in told)
     return USAGE.format(commands=commands, status=STATUS)
 
 
@@ -293,7 +308,7 @@ def _no_command(word: str) -> str:
     """What is wrong with a first word that is no command, and what may have been meant."""
     if word in presets() or word.endswith(".toml"):
         return f"'{word}' names settings; the command comes first: raypref run {word}"
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(word, [*COMMANDS, *ON_RUNS], n=1, cutoff=0.0)
     return f"no command '{word}'; the nearest is '{near[0]}'"
 
 
@@ -347,4 +362,7 @@ COMMANDS = {
         settings=JudgingConfig,
         needed="judge.pairs=FILE",
     ),
+}
+ON_RUNS = {
+    "push": OnRun("A run's pairs and LoRA to the model hub, with their cards.", push),
 }

@@ -109,7 +109,7 @@ def write_curation(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs
     fill(Ledger(str(folder / "curate" / "twins"), {}), scored, TWINS)
     ledger = Ledger(str(folder / "pairs"), {"pairs": pairs})
     fill(ledger, chosen, PAIRS)
-    write_bytes(str(folder / "pairs" / "README.md"), b"# Pairs")
+    write_bytes(str(folder / "pairs" / "_README.md"), b"# Pairs")
     return ledger
 
 

@@ -306,7 +306,10 @@ def test_an_unknown_command_names_the_nearest(word, says, capsys):
     first, second = err.splitlines()
     assert out == ""
     assert first.startswith("error: ") and says in first
-    assert second == "usage: raypref run|curate|align|evaluate|ablate|judge ...; see raypref --help"
+    assert (
+        second
+        == "usage: raypref run|curate|align|evaluate|ablate|judge|push ...; see raypref --help"
+    )
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -40,7 +40,7 @@ def test_a_part_on_a_full_disk(disk):
     first = ledger.write_part(small)
     with pytest.raises(NoRoomError, match=r"part-\w+\.parquet: no space left .*; make room"):
         ledger.write_part(large)
-    assert files(disk) == sorted([first, "started.json"]), "something was left of the attempt"
+    assert files(disk) == sorted([first, ".started.json"]), "something was left of the attempt"
     assert ledger.table().equals(small)
     resize(disk, kib=8192)
     ledger.write_part(large)

@@ -65,10 +65,10 @@ def test_stale_work_tells_each_changed_setting_and_is_never_begun_again(ledger):
 def test_begin_twice_keeps_what_was_done(ledger):
     ledger.begin()
     ledger.write_part(rows("a"))
-    before = (Path(ledger.path) / "started.json").stat().st_mtime_ns
+    before = (Path(ledger.path) / ".started.json").stat().st_mtime_ns
     ledger.begin()
     assert ledger.done_ids() == {"a"}
-    assert (Path(ledger.path) / "started.json").stat().st_mtime_ns == before
+    assert (Path(ledger.path) / ".started.json").stat().st_mtime_ns == before
 
 
 def test_done_ids_grow_part_by_part_and_the_table_is_sorted_by_id(ledger):
@@ -190,7 +190,7 @@ def test_a_writer_that_dies_in_the_middle_leaves_nothing_that_is_read(ledger):
     root = Path(__file__).parents[1]
     died = subprocess.run([sys.executable, "-c", code, argument], cwd=root, capture_output=True)
     assert died.returncode < 0, died.stderr.decode()
-    known = {"started.json", *ledger.parts()}
+    known = {".started.json", *ledger.parts()}
     (leftover,) = [p for p in Path(ledger.path).iterdir() if p.name not in known]
     assert 0 < leftover.stat().st_size <= 10_000
     assert ledger.done_ids() == {"b"}
@@ -224,7 +224,7 @@ def test_a_uri_is_the_same_ledger(ledger):
 def test_a_relative_path_is_below_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Ledger("runs/x", {}).begin()
-    assert (tmp_path / "runs" / "x" / "started.json").is_file()
+    assert (tmp_path / "runs" / "x" / ".started.json").is_file()
 
 
 def _write_from_elsewhere(ledger: Ledger, id_: str) -> str:

@@ -63,13 +63,13 @@ def test_what_is_complete_beside_it_is_left_alone(tmp_path: Path) -> None:
     first.begin()
     first.write_part(rows("a/1"))
     first.commit(expected=1, counts={})
-    before = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
+    before = (tmp_path / "a" / ".manifest.json").stat().st_mtime_ns
     more = group(tmp_path, "a", "b")
     more.begin()
     more.write_part(rows("b/1"))
     more.commit(expected=2, counts={})
     assert more.complete()
-    assert (tmp_path / "a" / "manifest.json").stat().st_mtime_ns == before
+    assert (tmp_path / "a" / ".manifest.json").stat().st_mtime_ns == before
     assert more.fingerprint != first.fingerprint
 
 

@@ -141,7 +141,7 @@ def test_a_ledger(bucket: str) -> None:
     assert other.state() == "stale" and other.changes() == ["a: 1 -> 2"]
     other.clear()
     assert ledger.state() == "absent"
-    assert read_bytes(join(ledger.path, "manifest.json")) is None
+    assert read_bytes(join(ledger.path, ".manifest.json")) is None
 
 
 def put_example(layout: str, bucket: str, folder: Path) -> str:

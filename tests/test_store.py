@@ -68,7 +68,9 @@ def test_own_results_below_the_source_change_nothing(tmp_path):
         root,
         photos("runs/mine/export/folders/0_chosen.png", "own/pairs/x.png", "mlartifacts/1/x.png")
         | {"runs/mlflow.db": "", "runs/mine/run.json": "{}", "own/pairs/started.json": "{}"}
-        | {"mlflow.db": "", "runs/mine/pairs/part-0.parquet": ""},
+        | {"mlflow.db": "", "runs/mine/pairs/part-0.parquet": ""}
+        | photos("new/pairs/x.png")
+        | {"new/pairs/.started.json": "{}"},
     )
     assert digest(SourceConfig(path=str(root))) == before
     assert [row["id"] for row in index(root / "runs" / "mine" / "export")] == [
@@ -78,7 +80,8 @@ def test_own_results_below_the_source_change_nothing(tmp_path):
 
 def test_results_are_told_by_the_names_of_all_files():
     names = ["a.jpg", "runs/x/run.json", "cache/started.json", "run.json", "deep/mlflow.db"]
-    assert results_among(names) == {"runs/x", "cache", "deep"}
+    names.append("new/.started.json")
+    assert results_among(names) == {"runs/x", "cache", "deep", "new"}
     assert left_out_by("runs/x/export/1.png", results_among(names)) == "runs/x"
     assert left_out_by("../escape.jpg") is None and left_out_by("./a.jpg") is None
 

@@ -165,7 +165,7 @@ def test_only_selected_rows_of_a_ledger_are_read_and_a_half_done_one_is_finished
     assert ledger.parts() == source.parts(), "a part keeps the name of what it was made of"
     lost = ledger.parts()[2]
     (Path(ledger.path) / lost).unlink()
-    (Path(ledger.path) / "manifest.json").unlink()
+    (Path(ledger.path) / ".manifest.json").unlink()
     calls = noted(tmp_path / "square").total()
     run(tmp_path, even, block_rows=64, workers=1, batch=4)
     assert ledger.table().to_pylist() == expected
@@ -221,7 +221,7 @@ def test_a_pass_fills_several_ledgers_and_finishes_the_half_done(tmp_path):
     assert all(row["reject_reason"] is None for row in whole["numbers"])
     assert sum(row["reject_reason"] == "three" for row in whole["squares"]) == 2
     lost = ledgers["numbers"].parts()[1]
-    for file in (lost, "manifest.json"):
+    for file in (lost, ".manifest.json"):
         (tmp_path / "numbers" / file).unlink()
     before = noted(tmp_path / "notes").total()
     attempt()
@@ -250,7 +250,8 @@ def test_what_is_not_begun_is_left_out_once_it_is_enough(tmp_path):
         assert ledger.state() == "complete"
         assert sorted(seen) == ledger.parts(), "all that was written was shown"
         assert noted(folder).total() == ledger.count() - before
-        assert not list(Path(ledger.path).glob(".*")), "a mark or half a part was left"
+        hidden = {path.name for path in Path(ledger.path).glob(".*")}
+        assert hidden == {".started.json", ".manifest.json"}, "a mark or half a part was left"
         return ledger.count()
 
     before, wanted = 0, 2

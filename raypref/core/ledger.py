@@ -1,9 +1,11 @@
 """The ledger: a directory of Parquet parts that is resumed row by row and committed at once.
 
-    <ledger>/started.json          the settings this work was begun with
+    <ledger>/.started.json         the settings this work was begun with
     <ledger>/part-<name>.parquet   finished rows; a part appears whole or not at all
-    <ledger>/manifest.json         written last: the ledger is complete
+    <ledger>/.manifest.json        written last: the ledger is complete
 
+pandas and `datasets` open the directory as one table: they pass over files whose names begin with
+a dot. Ledgers made before have `started.json` and `manifest.json`, which are read too.
 Any pyarrow filesystem serves: a local path, `s3://`, `gs://`. A part is named by the ids in it, or
 like the part of another ledger that it was made from, so writing it twice changes nothing.
 """
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 Where: TypeAlias = "pc.Expression | None"  # a condition on rows
 Place: TypeAlias = Callable[[str, str], str]  # name and fingerprint of a ledger -> its directory
 State = Literal["absent", "partial", "complete", "stale"]
+
+STARTED, MANIFEST = ".started.json", ".manifest.json"
+OLD_NAMES = {STARTED: "started.json", MANIFEST: "manifest.json"}  # in ledgers made before
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -165,16 +170,20 @@ class Ledger:
 
     def state(self) -> State:
         """Whether the work is not begun, half done, done, or done under other settings."""
-        started = self._json("started.json")
+        started = self._json(STARTED)
         if started is None:
             return "absent"
         if started["fingerprint"] != self.fingerprint:
             return "stale"
-        return "partial" if self._json("manifest.json") is None else "complete"
+        return "partial" if self._json(MANIFEST) is None else "complete"
+
+    def committed(self) -> bool:
+        """Whether it was declared complete, under whatever settings."""
+        return self._json(MANIFEST) is not None
 
     def changes(self) -> list[str]:
         """For a stale ledger: which settings differ, as `key: old -> new`."""
-        started = self._json("started.json") or {"settings": {}}
+        started = self._json(STARTED) or {"settings": {}}
         now = json.loads(json.dumps(dict(self.settings), default=str))
         return changed_keys(started["settings"], now)
 
@@ -182,13 +191,13 @@ class Ledger:
         """Record the settings. Does nothing when the work was begun before."""
         assert self.state() != "stale", f"{self.path} holds other work"
         if self.state() == "absent":
-            self._write_json("started.json", {"settings": dict(self.settings)})
+            self._write_json(STARTED, {"settings": dict(self.settings)})
 
     def clear(self) -> None:
         """Remove everything in the ledger."""
         fs, root = filesystem(self.path)
         # In this order: a kill in between must leave neither a complete ledger nor a new one.
-        for name in ("manifest.json", *self.parts()):
+        for name in (MANIFEST, OLD_NAMES[MANIFEST], *self.parts()):
             if fs.get_file_info(f"{root}/{name}").is_file:
                 fs.delete_file(f"{root}/{name}")
         if fs.get_file_info(root).type == pafs.FileType.Directory:
@@ -288,11 +297,11 @@ class Ledger:
             "versions": {"raypref": __version__, "pyarrow": pa.__version__},
             "settings": dict(self.settings),
         }
-        self._write_json("manifest.json", manifest)
+        self._write_json(MANIFEST, manifest)
 
     def manifest(self) -> dict[str, Any]:
         """What `commit` wrote. The ledger must be complete."""
-        manifest = self._json("manifest.json")
+        manifest = self._json(MANIFEST)
         assert manifest is not None, f"{self.path} is not complete"
         return manifest
 
@@ -321,6 +330,8 @@ class Ledger:
 
     def _json(self, name: str) -> dict[str, Any] | None:
         data = read_bytes(join(self.path, name))
+        if data is None:
+            data = read_bytes(join(self.path, OLD_NAMES[name]))
         return None if data is None else json.loads(data)
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The curation graph on one screen: photographs in, preference pairs out.
 
-    index -> measured (decode, colorfulness) -> mean -> scored (PickScore of the photographs)
+    index (-> captions, captioned) -> measured (decode, colorfulness) -> mean
+          -> scored (PickScore of the photographs)
           -> waves in rank order (saliency, inpaint, PickScore of the twin) until K have passed
           -> photos, rejects, pairs
 
@@ -24,10 +25,12 @@ from raypref.core.config import Section, results_of, setting
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.progress import Work, counted
 from raypref.core.rows import INDEX, REJECT, Row, Transform
+from raypref.curate.captions import GIVEN, SOURCE, CaptionsConfig, write_captions
+from raypref.curate.cards import Provenance
 from raypref.curate.export import Format
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.photographic import Photographic, PhotographicConfig
-from raypref.curate.publish import CuratedLedgers, Provenance, publish
+from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.curate.select import (
     SOUND,
@@ -82,6 +85,7 @@ class CurateConfig(Section):
     source: SourceConfig
     seed: int = setting(0, "seed of everything random")
     images: ImageConfig = ImageConfig()
+    captions: CaptionsConfig = CaptionsConfig()
     color: ColorConfig = ColorConfig()
     photographic: PhotographicConfig = PhotographicConfig()
     saliency: SaliencyConfig = SaliencyConfig()
@@ -108,12 +112,26 @@ class Curation:
     def index(self) -> Ledger:
         """What the source lists."""
         c = self.config
-        return self._ledger("curate/index", {"source.digest": digest(c.source), "source": c.source})
+        listed = digest(c.source, bare=c.captions.enabled)
+        return self._ledger("curate/index", {"source.digest": listed, "source": c.source})
+
+    @cached_property
+    def captions(self) -> Ledger:
+        """Captions that were written, of the photographs without one."""
+        c = self.config
+        return self._after(self.index, "curate/captions", images=c.images, captions=c.captions)
+
+    @cached_property
+    def listed(self) -> Ledger:
+        """What the source lists, with the captions that were written where they are asked for."""
+        if not self.config.captions.enabled:
+            return self.index
+        return self._after(self.captions, "curate/captioned")
 
     @cached_property
     def measured(self) -> Ledger:
         """Facts of every input."""
-        return self._after(self.index, "curate/measured", images=self.config.images)
+        return self._after(self.listed, "curate/measured", images=self.config.images)
 
     @cached_property
     def scored(self) -> Ledger:
@@ -155,8 +173,14 @@ class Curation:
     @cached_property
     def ledgers(self) -> tuple[Ledger, ...]:
         """All ledgers of curation, in the order in which they are filled."""
-        made = (self.index, self.measured, self.scored, self.twins)
+        written = (self.captions, self.listed) if self.config.captions.enabled else ()
+        made = (self.index, *written, self.measured, self.scored, self.twins)
         return (*made, self.photos, self.rejects, self.pairs)
+
+    @property
+    def _entry(self) -> list[str]:
+        """The columns of an entry that passes carry on."""
+        return [*_ENTRY, *([SOURCE] if self.config.captions.enabled else [])]
 
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
         return placed(self.place, name, results_of(parts))
@@ -178,15 +202,17 @@ class Curation:
             Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
         ]
         if self.index.state() != "complete":
-            write_index(c.source, self.index, part_rows=streaming.part_rows)
+            bare = c.captions.enabled
+            write_index(c.source, self.index, part_rows=streaming.part_rows, bare=bare)
             rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
-            for line in findings(rows, c.source.store()):
+            for line in findings(rows, c.source.store(), captioned=bare):
                 log.warning("source: %s", line)
-        busy = stream(
-            Selection(self.index),
+        busy = self.write_captions(streaming)
+        busy += stream(
+            Selection(self.listed),
             stages=[MeasurePhotograph(c.source, c.images)],
             ledger=self.measured,
-            keep=[*_ENTRY, *MeasurePhotograph.writes.names],
+            keep=[*self._entry, *MeasurePhotograph.writes.names],
             config=streaming,
         ).busy
         if count := ignored_profiles(self.measured):
@@ -211,13 +237,38 @@ class Curation:
             retained,
             stages=scoring,
             ledger=self.scored,
-            keep=[*_ENTRY, "key", "colorfulness", "pickscore"],
+            keep=[*self._entry, "key", "colorfulness", "pickscore"],
             config=streaming,
         ).busy
         ranking, made = self.make_twins(streaming)
         counts = self.publish(ranking, repeated)
         log.info("pairs: %d of %d inputs", counts["pair"], counts.total())
         return Work(counts.total(), "inputs", busy + made)
+
+    def write_captions(self, streaming: StreamConfig) -> float:
+        """Write missing captions where it is asked for; busy seconds of a worker."""
+        c = self.config
+        if not c.captions.enabled:
+            return 0.0
+        busy = write_captions(
+            c.captions,
+            c.source,
+            c.images,
+            index=self.index,
+            captions=self.captions,
+            captioned=self.listed,
+            streaming=streaming,
+        )
+        counts = self.listed.manifest()["counts"]
+        written, given = counts.get(c.captions.name, 0), counts.get(GIVEN, 0)
+        log.info(
+            "captions: %d written by %s, %d given, %d left without",
+            written,
+            c.captions.name,
+            given,
+            sum(counts.values()) - written - given,
+        )
+        return busy
 
     def make_twins(self, streaming: StreamConfig) -> tuple[Ranking, float]:
         """Make pairs in rank order, in waves sized by the pass rate so far, until K have passed.
@@ -229,6 +280,7 @@ class Curation:
         c = self.config
         numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
         ranking = Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)
+        written = [SOURCE] if c.captions.enabled else []
         seen: set[str] = set()
 
         def enough(part: str) -> bool:
@@ -245,7 +297,7 @@ class Curation:
                 wave.slice(0, 0 if ranking.complete else None).drop_columns(REJECT.names),
                 stages=self.twin_stages(),
                 ledger=self.twins,
-                keep=["key", "caption", "chosen", "rejected", "mask", *numbers],
+                keep=["key", "caption", "chosen", "rejected", "mask", *numbers, *written],
                 config=streaming,
                 enough=enough,
             ).busy
@@ -300,5 +352,6 @@ class Curation:
                 self.config.perturb.kind,
                 self.config.perturb.model,
                 self.config.pickscore.model,
+                self.config.captions.name if self.config.captions.enabled else "",
             ),
         )

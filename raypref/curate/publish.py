@@ -1,4 +1,4 @@
-"""What curation leaves for people: tables of photos, rejects and pairs, and the dataset card."""
+"""What curation leaves for people: tables of photos, rejects and pairs, each with its card."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypref.core.config import InputError
-from raypref.core.ledger import Ledger, join, part_name, write_bytes
+from raypref.core.ledger import Ledger, part_name
 from raypref.core.rows import IMAGE, REJECT, Row
+from raypref.curate.captions import SOURCE
+from raypref.curate.cards import Provenance, write_cards
 from raypref.curate.select import Ranking
 
 PHOTOS = pa.schema(
@@ -56,15 +58,6 @@ class CuratedLedgers(NamedTuple):
     twins: Ledger
 
 
-class Provenance(NamedTuple):
-    """What the dataset card tells of the pairs."""
-
-    licence: str  # of the photographs, as the model hub spells it
-    kind: str  # of the perturbation, `perturb.kind`
-    model: str  # that made the rejected images
-    scorer: str  # the PickScore model
-
-
 def publish(
     made: CuratedLedgers,
     ranking: Ranking,
@@ -84,7 +77,7 @@ def publish(
         photos: every input with its facts and what became of it.
         rejects: inputs that were dropped, with the reason.
         pairs: the selected pairs, by rank.
-        origin: for the dataset card.
+        origin: for the dataset cards.
 
     Returns:
         How many inputs ended for each reason; "pair" for those selected.
@@ -95,7 +88,8 @@ def publish(
     photos.begin()
     rejects.begin()
     counts: Counter[str] = Counter()
-    all_parts, rejected_parts = _Parts(photos, PHOTOS), _Parts(rejects, REJECTS)
+    all_parts = _Parts(photos, _with_source(PHOTOS, made.measured))
+    rejected_parts = _Parts(rejects, REJECTS)
     for part in made.measured.parts():
         outcomes = list(_outcomes(made, part, ranking, repeated))
         counts.update(row["reason"] or row["status"] for row in outcomes)
@@ -106,14 +100,19 @@ def publish(
         raise InputError(
             "no pair was left: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())
         )
+    pairs.begin()
+    write_cards(origin, counts, photos=photos, rejects=rejects, pairs=pairs)
     photos.commit(expected=total, counts=counts)
     rejects.commit(expected=unusable, counts=counts)
-    pairs.begin()
-    write_bytes(join(pairs.path, "README.md"), _card(origin, counts).encode())
     for number, table in enumerate(_pair_tables(made.twins, ranking.ranks)):
         pairs.write_part(table, part_name(f"{number:06d}"))
     pairs.commit(expected=len(ranking.ranks), counts=counts)
     return counts
+
+
+def _with_source(schema: pa.Schema, of: Ledger) -> pa.Schema:
+    """The columns of a table, and who wrote the captions where a model wrote some."""
+    return schema.append(pa.field(SOURCE, pa.string())) if SOURCE in of.schema().names else schema
 
 
 class _Parts:
@@ -186,7 +185,8 @@ def _pair_tables(twins: Ledger, ranks: Mapping[str, int]) -> Iterator[pa.Table]:
     where = {
         id_: part for part in twins.parts() for id_ in twins.part(part, ["id"])["id"].to_pylist()
     }
-    schema = PAIRS.with_metadata({"huggingface": json.dumps(_features())})
+    schema = _with_source(PAIRS, twins)
+    schema = schema.with_metadata({"huggingface": json.dumps(_features(schema))})
     best_first = sorted(ranks, key=ranks.__getitem__)
     for start in range(0, len(best_first), PAIRS_A_PART):
         ids = best_first[start : start + PAIRS_A_PART]
@@ -207,49 +207,13 @@ def _pair(row: Row, rank: int) -> Row:
     return {**row, **images, **scores}
 
 
-def _features() -> dict[str, object]:
+def _features(schema: pa.Schema) -> dict[str, object]:
     """Tells `datasets` which columns are images."""
     kinds = {pa.string(): "string", pa.float32(): "float32", pa.float64(): "float64"}
     features: dict[str, object] = {}
-    for field in PAIRS:
+    for field in schema:
         if field.type == IMAGE:
             features[field.name] = {"_type": "Image"}
         else:
             features[field.name] = {"dtype": kinds.get(field.type, "int32"), "_type": "Value"}
     return {"info": {"features": features}}
-
-
-_INPAINTED = "the same photograph with its salient region (`mask`) repainted from its caption by"
-_TWINS = {
-    **dict.fromkeys(("sd15", "sd35m", "pixart"), _INPAINTED),
-    "text2image": "a picture drawn from its caption alone by",
-}
-
-
-def _card(origin: Provenance, counts: Counter[str]) -> str:
-    """The dataset card beside the pairs."""
-    lines = [f"| {reason} | {number} |" for reason, number in sorted(counts.items())]
-    return "\n".join(
-        [
-            "---",
-            "configs:",
-            "- config_name: default",
-            '  data_files: "*.parquet"',
-            f"license: {origin.licence}",
-            "task_categories: [text-to-image]",
-            "---",
-            "",
-            "# Preference pairs from real photographs",
-            "",
-            f"`chosen` is a photograph, `rejected` {_TWINS[origin.kind]}",
-            f"`{origin.model}`. Scores are PickScore (`{origin.scorer}`).",
-            "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
-            "",
-            f"What became of the {sum(counts.values())} inputs:",
-            "",
-            "| outcome | inputs |",
-            "|---|---|",
-            *lines,
-            "",
-        ]
-    )

@@ -53,7 +53,7 @@ class MeasurePhotograph:
             if problem is not None:
                 reject(row, self.name, *problem)
                 continue
-            photo = _read(row, self.store, self.images, stage=self.name)
+            photo = read_photograph(row, self.store, self.images, stage=self.name)
             if photo is not None:
                 data, image = photo
                 row["key"] = content_key(data, row["caption"])
@@ -114,7 +114,7 @@ class Crop:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column; a file that changed since it was measured is rejected."""
         for row in rows:
-            photo = _read(row, self.store, self.images, stage=self.name)
+            photo = read_photograph(row, self.store, self.images, stage=self.name)
             if photo is None:
                 continue
             data, image = photo
@@ -124,9 +124,10 @@ class Crop:
                 row["chosen"] = center_square(image, self.images.size)
 
 
-def _read(
+def read_photograph(
     row: Row, store: Store, images: ImageConfig, *, stage: str
 ) -> tuple[bytes, Image.Image] | None:
+    """The bytes and the pixels of an entry; None for one that is dropped, with its reason."""
     try:
         data = fetch(row, store, max_bytes=images.max_bytes)
         return data, decode(data, images)

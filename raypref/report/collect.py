@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,7 +48,8 @@ FILTERS = (
 )
 # What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
-    ("pairs/README.md", "pairs", "dataset card of the pairs"),
+    ("pairs/_README.md", "pairs", "dataset card of the pairs"),
+    ("pairs/README.md", "pairs", "dataset card of the pairs"),  # of a run made before
     ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
@@ -174,7 +176,7 @@ def _scores(folder: str) -> pd.DataFrame | None:
 def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
     photos = _read(join(folder, "photos"), ["status", "reason"])
     left = len(photos)
-    steps = [FunnelStep(name="photographs found", remaining=left)]
+    steps = [FunnelStep(name=f"photographs found{_captioned(folder)}", remaining=left)]
     rejected = photos[photos["status"] == "rejected"]["reason"].value_counts().to_dict()
     left -= sum(rejected.values())
     steps.append(FunnelStep(name="usable", remaining=left, dropped=rejected))
@@ -185,6 +187,16 @@ def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
         label = f"{name} (gap over {min_gap})" if "degradation" in reasons[0] else name
         steps.append(FunnelStep(name=label, remaining=left, dropped=dropped))
     return steps
+
+
+def _captioned(folder: str) -> str:
+    """How many captions a model wrote; empty where none was asked to."""
+    ledger = Ledger(join(folder, "photos"), {})
+    if "caption_source" not in ledger.schema().names:
+        return ""
+    sources = Counter(ledger.table(["caption_source"])["caption_source"].to_pylist())
+    models = sorted({*sources} - {None, "given"})
+    return "".join(f", {sources[model]} captioned by {model}" for model in models)
 
 
 def _histograms(folder: str, min_gap: float) -> list[Histogram]:
@@ -261,7 +273,7 @@ def _links(
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     links = [
         Link(what, text, f"../{path}")
-        for path, what, text in (*RESULTS[:1], *weights, *cards, *RESULTS[1:])
+        for path, what, text in (*RESULTS[:2], *weights, *cards, *RESULTS[2:])
         if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")

@@ -164,6 +164,7 @@ class Run:
         base = partial(checks.check_base, c.base)
         reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
         artworks = (c.photographic.folder,) if c.photographic.enabled else ()
+        captioner = (c.captions.folder,) if c.captions.enabled else ()
         sides = tuple(
             partial(checks.check_side, c.base, side, key=key)
             for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
@@ -187,7 +188,10 @@ class Run:
                 "pairs",
                 lambda: self.curation.ledgers,
                 self._curate,
-                (c.saliency.file, partial(c.perturb.check, c.images.size), *reward, *artworks),
+                (
+                    *(c.saliency.file, partial(c.perturb.check, c.images.size)),
+                    *(*reward, *artworks, *captioner),
+                ),
             ),
             *(
                 [Step("export", self._exports, self._export, read=False)]

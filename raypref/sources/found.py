@@ -46,7 +46,8 @@ def no_captions(
         said.append(first.partition(": ")[2][:_LINE])
     if problems < count:
         photos = {file.name for file in store.files() if _is_image(file.name)}
-        said += [_beside(store, photos) if loose else "", advice]
+        written = "or captions.model=OWNER/REPO names a vision-language model that writes them"
+        said += [_beside(store, photos) if loose else "", advice, written]
     return "; ".join(filter(None, said))
 
 
@@ -55,12 +56,13 @@ def is_mask(row: Row) -> bool:
     return (row["problem"] or "").startswith(f"{REASON}:")
 
 
-def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
+def findings(rows: Iterable[Row], store: Store, *, captioned: bool = False) -> Iterator[str]:
     """Lines about photographs without a caption and files left out; none when all is well.
 
     Args:
         rows: the index: columns `id`, `uri`, `caption` and `problem`.
         store: of the source.
+        captioned: whether missing captions are written, so that none needs to be told of.
     """
     count, bare = 0, set()
     shared: list[str] = []  # images that have their caption from a file of another image's too
@@ -78,7 +80,7 @@ def findings(rows: Iterable[Row], store: Store) -> Iterator[str]:
         before = row
         if row["problem"] is not None:
             reasons[row["problem"].partition(":")[0]] += 1
-        elif not (row["caption"] or "").strip():
+        elif not captioned and not (row["caption"] or "").strip():
             no_caption += 1
             if row["id"] == row["uri"]:  # a file of its own
                 bare.add(row["uri"])

@@ -149,8 +149,13 @@ def _short(row: Row, longest: int) -> Row:
     return row | {"caption": caption[:longest], "problem": row["problem"] or problem}
 
 
-def _usable(config: SourceConfig) -> Iterator[Row]:
-    """The entries; InputError in the end when there were none, or none with a caption."""
+def _usable(config: SourceConfig, *, bare: bool) -> Iterator[Row]:
+    """The entries; InputError in the end when there were none, or none with a caption.
+
+    Args:
+        config: the source.
+        bare: whether it will do without captions: they are written later.
+    """
     count, captions, problems, first = 0, 0, 0, ""
     for row in entries(config):
         yield row
@@ -160,7 +165,7 @@ def _usable(config: SourceConfig) -> Iterator[Row]:
         captions += bool(row["caption"])
         problems += row["problem"] is not None
         first = first or row["problem"] or ""
-    if captions:
+    if captions or (bare and problems < count):
         return
     store = config.store()
     if not count:
@@ -188,27 +193,31 @@ def unchanged() -> Iterator[None]:
         _known = before
 
 
-def digest(config: SourceConfig) -> str:
+def digest(config: SourceConfig, *, bare: bool = False) -> str:
     """16 hex digits that change when an entry, a caption or an image's size changes.
 
     To list shards is to read them, which would cost what the first pass costs: of each its name,
     size and both ends are taken (`Layout.sampled`).
 
+    Args:
+        config: the source.
+        bare: whether it will do without captions.
+
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
     """
     if _known is None:
-        return _digest(config)
+        return _digest(config, bare)
     if config not in _known:
-        _known[config] = _digest(config)
+        _known[config] = _digest(config, bare)
     return _known[config]
 
 
-def _digest(config: SourceConfig) -> str:
+def _digest(config: SourceConfig, bare: bool) -> str:
     store, total = config.store(), hashlib.sha256()
     layout = REGISTRY[_layout(config, store)]
     if not layout.sampled:
-        for row in _usable(config):
+        for row in _usable(config, bare=bare):
             total.update(json.dumps([row[name] for name in INDEX.names]).encode())
         return total.hexdigest()[:16]
     files = [file for file in store.files() if file.name.endswith(layout.suffixes)]
@@ -235,15 +244,23 @@ def _ends(store: Store, file: File) -> bytes:
         return b""  # it is dropped later
 
 
-def write_index(config: SourceConfig, ledger: Ledger, *, part_rows: int) -> None:
+def write_index(
+    config: SourceConfig, ledger: Ledger, *, part_rows: int, bare: bool = False
+) -> None:
     """Fill a ledger with the entries, a part at a time; what a killed run left is made again.
+
+    Args:
+        config: the source.
+        ledger: gets a row per entry.
+        part_rows: rows per part.
+        bare: whether it will do without captions.
 
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
     """
     ledger.clear()
     ledger.begin()
-    listed, total = _usable(config), 0
+    listed, total = _usable(config, bare=bare), 0
     for number in itertools.count():
         rows = list(itertools.islice(listed, part_rows))
         if not rows:

@@ -14,7 +14,8 @@ SYSTEM = frozenset(
     )
 )
 APPLE_DOUBLE = "._"  # macOS puts such a file, no image whatever its name says, before each other
-RESULTS = frozenset(("started.json", "run.json", "mlflow.db"))  # a folder with one holds our own
+# A folder with one holds our own results; older ones have started.json.
+RESULTS = frozenset((".started.json", "started.json", "run.json", "mlflow.db"))
 _BESIDE_RECORD = ("mlartifacts", "mlruns")  # lie where mlflow.db does
 
 

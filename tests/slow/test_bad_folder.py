@@ -135,7 +135,7 @@ def test_pairs_open_elsewhere(curated) -> None:
 def test_the_dataset_card_says_what_became_of_the_inputs(folder, curated) -> None:
     hub = pytest.importorskip("huggingface_hub")
     run, _ = curated
-    card = hub.DatasetCard.load(run / "pairs" / "README.md")
+    card = hub.DatasetCard.load(run / "pairs" / "_README.md")
     assert card.data.license == "cc-by-4.0"
     assert card.data.configs == [{"config_name": "default", "data_files": "*.parquet"}]
     _, expected = folder

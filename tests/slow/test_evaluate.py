@@ -64,7 +64,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     for step in run.steps:
         if step.name not in ("evaluation", "report"):
             for ledger in step.ledgers():
-                for name in ("started.json", "manifest.json"):
+                for name in (".started.json", ".manifest.json"):
                     (Path(ledger.path) / name).unlink(missing_ok=True)
                 ledger.begin()
                 ledger.commit(expected=ledger.count(), counts={})
@@ -77,7 +77,7 @@ def run_folder(settings: tuple[str, ...]) -> Path:
 
 def parts(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every finished part, and of what says that a ledger is complete."""
-    files = [*folder.rglob("part-*.parquet"), *folder.rglob("manifest.json")]
+    files = [*folder.rglob("part-*.parquet"), *folder.rglob(".manifest.json")]
     found = {str(path.relative_to(folder)): path.stat() for path in files}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
@@ -122,7 +122,7 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     assert f"images: {IMAGES}/{IMAGES} rows" in output
     made = ids(images)
     assert made.total() == len(made) == (len(OURS) + 1) * IMAGES
-    for ledger in {manifest.parent for manifest in scores.rglob("manifest.json")}:
+    for ledger in {manifest.parent for manifest in scores.rglob(".manifest.json")}:
         measured = ids(ledger)
         assert measured.total() == len(measured) == IMAGES, ledger
     long = pd.read_parquet(folder / "evaluation" / "scores.parquet")

@@ -40,7 +40,8 @@ def test_a_training_on_a_disk_that_fills(
     def attempt() -> tuple[int, list[str]]:
         code, output = job("align", *PLAIN, f"storage={disk}", folder=tmp_path / "logs")
         assert "Traceback" not in output, output
-        temporary = [path for path in disk.rglob(".*") if path.is_file()]
+        hidden = [path for path in disk.rglob(".*") if path.is_file()]
+        temporary = [path for path in hidden if path.suffix != ".json"]  # a ledger has two
         assert not temporary, "half a file was left"
         return code, [line for line in output.splitlines() if line.startswith("error: ")]
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FILES = (
     "config.toml",
     "run.json",
-    "pairs/README.md",
+    "pairs/_README.md",
     "stage1/pytorch_lora_weights.safetensors",
     "stage1/metrics.parquet",
     "stage1/samples/step-00000000.png",
@@ -75,14 +75,14 @@ def test_everything_promised_is_there(full) -> None:
     for name in FILES:
         assert (run / name).stat().st_size > 0, name
     for name in LEDGERS:
-        manifest = json.loads((run / name / "manifest.json").read_text())
+        manifest = json.loads((run / name / ".manifest.json").read_text())
         parts = {path.name for path in (run / name).glob("part-*")}
         assert set(manifest["parts"]) == parts
         assert len(column(run / name, "id")) == manifest["rows"]
     # One group of workers for both trainings; one pool for all passes, which stays beside it.
     started = re.findall(r" (\w+): starting \d worker", output)
     assert started == ["scored", "stage1"]
-    left = [path for path in run.rglob(".*") if path.is_file()]
+    left = [path for path in run.rglob(".*") if path.is_file() and path.suffix != ".json"]
     assert not left, "unfinished files were left"
 
 

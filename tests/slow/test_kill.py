@@ -77,7 +77,7 @@ def test_driver_killed_while_it_curates(quiet: Path, tmp_path: Path) -> None:
     done = {str(row["id"]) for row in rows(twins)}
     expected = {str(row["id"]): row for row in rows(quiet / "curate" / "twins")}
     assert done < expected.keys(), "the kill came too late to test anything"
-    assert not (twins / "manifest.json").exists()
+    assert not (twins / ".manifest.json").exists()
     assert not (run / "pairs").exists()
     before = {name: parts(run / "curate" / name) for name in ("measured", "twins")}
 

@@ -60,7 +60,7 @@ set = { "train.stage2.beta" = -1 }
 
 def complete(storage: Path, pattern: str) -> dict[str, float]:
     """Finished ledgers among the shared ones, and when they were finished."""
-    found = (storage / "steps").glob(f"{pattern}/manifest.json")
+    found = (storage / "steps").glob(f"{pattern}/.manifest.json")
     return {str(path.parent): path.stat().st_mtime for path in found}
 
 
