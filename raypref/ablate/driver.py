@@ -215,8 +215,8 @@ def _write(
     if table.plot and found.summary["gain"].notna().any():
         places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
         keep("figure.svg", figures.draw(found, places=places))
-    for row_ in found.summary.itertuples():
-        tracker.metrics({f"{row_.model}/{row_.metric}": row_.mean}, step=0)
+    tracker.table("numbers", *results.as_rows(found))
+    tracker.describe(f"{table.title}. Table: `{join(folder, 'table.md')}`")
     tracker.finish("FINISHED")
     waits = {row.row.name for row in rows if not row.given}
     return Made(folder, text, {n: why for n, why in found.problems.items() if n not in waits})

@@ -212,6 +212,21 @@ def spread(results: Results) -> str:
     return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
 
 
+def as_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the summary, for trackers: labels, means, gains, published values."""
+    columns = ["mean", "low", "high", "gain", "gain_low", "gain_high"]
+    rows = [
+        [
+            results.labels[row["model"]],
+            plain_label(row["metric"]),
+            *(row[column] for column in columns),
+            results.published.get((row["model"], row["metric"]), math.nan),
+        ]
+        for row in results.summary.to_dict("records")
+    ]
+    return ["row", "metric", *columns, "paper"], rows
+
+
 def table_csv(results: Results) -> str:
     """The summary with the labels and published values, full precision; failed rows at the end."""
     known: Mapping[Any, float] = results.published

@@ -27,6 +27,7 @@ from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
 from raypref.run.pipeline import Run, Step, read_record
+from raypref.run.recorded import record_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -250,8 +251,13 @@ def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> Non
     """Log table and files of a job's steps to MLflow and close its run."""
     # A job that only curates has no prompts to know an evaluation by.
     if "evaluation" in steps and run.evaluation.complete:
-        for row in run.evaluation.summary.to_dict("records"):
-            tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
+        record_evaluation(
+            tracker,
+            run.evaluation.summary,
+            final=run.alignment.final,
+            labels=run.labels,
+            page=join(run.folder, "report", "index.html") if "report" in steps else "",
+        )
     tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
     pages = ["report/index.html", "report/side_by_side.html"]
     for name in ("config.toml", "run.json", *tables, *pages):
