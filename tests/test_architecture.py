@@ -44,6 +44,8 @@ ONLY_IN = {
         "ablate.sweep",
     },
     "mlflow": {"core.tracking_mlflow"},
+    "tensorboardX": {"core.tracking_tensorboard"},
+    "wandb": {"core.tracking_wandb"},
 }
 # Packages whose members share a protocol: a function's name may repeat among them.
 PROTOCOLS = {"align.objectives", "models.families", "report", "rewards", "sources.layouts"}

@@ -373,7 +373,7 @@ def test_a_call_that_is_interrupted_is_not_followed_by_another(store, caplog):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted.records[0]._try(never)
+        interrupted.records["MLflow"]._try(never)
     interrupted.finish("FAILED")
     assert len(calls) == 1
     assert not caplog.messages

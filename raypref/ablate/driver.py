@@ -30,7 +30,7 @@ from raypref.core.config import InputError, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import absolute, join, write_bytes
 from raypref.core.messages import without_secrets
-from raypref.core.tracking import Tracker
+from raypref.core.tracking import Tracker, require_trackers
 from raypref.evaluate.generate import BASE
 from raypref.models import hub
 from raypref.run.execute import carry_out
@@ -117,7 +117,8 @@ def _find_models(rows: Iterable[PlannedRow]) -> None:
 
 
 def _check(tables: dict[str, Table], config: AblateConfig) -> None:
-    """See before any work that a table can be decided and drawn; raises InputError."""
+    """See before any work that a table can be decided, drawn and recorded; raises InputError."""
+    require_trackers(config.tracking, storage=config.storage)
     settings = flatten(config)
     for name, table in tables.items():
         if table.x and not isinstance(settings.get(table.x), int | float):
@@ -161,7 +162,7 @@ def _begin(name: str, config: AblateConfig) -> Tracker:
     settings = flatten(config)
     record, identity = read_record(folder), fingerprint(settings)
     tracker = Tracker(
-        config.tracking,
+        config.tracking.model_copy(update={"also": ()}),  # its rows are recorded there as a group
         storage=config.storage,
         name=name,
         settings=settings,
@@ -184,7 +185,6 @@ def _write(
 ) -> Made:
     """Write a table and record it; returns what is printed."""
     from raypref.ablate import claims, figures, page, results
-    from raypref.ablate.sweep import record_shared
     from raypref.ablate.terminal import printed
 
     folder = absolute(join(config.storage, config.run, name))
@@ -198,7 +198,6 @@ def _write(
         ):
             only = step_names(row.run, row.model)
             carry_out(row.run, only=only, parent_run_id=tracker.run_id)
-            record_shared(row.run, only)
     reference = open_run(config, BASE)
     found = results.gather(table, rows, reference=reference, failed=own)
     tested = claims.tested(found, resamples=config.table.resamples)

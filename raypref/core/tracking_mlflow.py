@@ -145,7 +145,10 @@ class MlflowRecord:
         self.last[key] = max(steps, default=-1)
 
     def history(self, rows: Iterable[Mapping[str, float]], *, prefix: str) -> None:
-        """Record the metrics of many steps at once, each row with its `step`."""
+        """Record the metrics of many steps at once, each row with its `step`.
+
+        Steps that an earlier job recorded are left out.
+        """
         if self.client is None:
             return
         from mlflow.entities import Metric
@@ -155,7 +158,7 @@ class MlflowRecord:
             Metric(_allowed(f"{prefix}/{key}"), value, now, int(row["step"]))
             for row in rows
             for key, value in row.items()
-            if key != "step"
+            if key != "step" and row["step"] > self._last_step(f"{prefix}/{key}")
         ]
         for start in range(0, len(batch), METRIC_BATCH):
             part = batch[start : start + METRIC_BATCH]
