@@ -10,9 +10,11 @@ import pytest
 from ablated import made
 
 from raypref.ablate import claims, results
+from raypref.ablate.driver import make
 from raypref.ablate.page import Placed, render
 from raypref.ablate.plan import load_config
 from raypref.ablate.results import direction, embedded
+from raypref.ablate.table import Table
 from raypref.ablate.terminal import printed
 
 
@@ -146,3 +148,24 @@ def test_the_terminal_gets_no_line_wider_than_it_is(width):
 )
 def test_a_gain_has_a_direction_where_its_interval_has_one(metric, low, high, shown):
     assert direction(SimpleNamespace(metric=metric, gain_low=low, gain_high=high)) == shown
+
+
+def test_a_table_is_written_though_no_row_can_run(tmp_path):
+    """All files, without Ray; its tracker and its failed rows are told apart from waiting ones."""
+    rows = [
+        {"name": "base", "set": {"train.stage2.beta": -1}},
+        {"name": "waits", "copy": {"base.network": "ablate.spo"}},
+    ]
+    table = Table.model_validate({"title": "Nothing", "rows": rows})
+    words = [f"storage={tmp_path}", "tracking.uri=none"]
+    (made,) = make({"nothing": table}, load_config("tiny", words))
+    folder = tmp_path / "ablations" / "nothing"
+    assert made.page == f"{folder}/index.html"
+    assert {path.name for path in folder.iterdir()} == {
+        *("index.html", "table.md", "table.csv", "config.toml", "run.json")
+    }
+    assert made.failed.keys() == {"base"}
+    said = " ".join(read((folder / "index.html").read_text()).texts)
+    for where in (said, made.text, (folder / "table.md").read_text()):
+        assert "train.stage2.beta=-1: input should be greater than 0" in " ".join(where.split())
+        assert "not given: add ablate.spo=..." in " ".join(where.split())
