@@ -42,7 +42,9 @@ def printed(results: Results, tested: Sequence[Tested], *, width: int = 0) -> st
     if results.paper == REAL_MODELS:
         console.print(BANNER)
     for start in range(0, len(metrics), each):
+        console.print()
         console.print(_grid(results, metrics[start : start + each], label))
+    console.print()
     console.print(f"Means (gain over {results.table.base}). {SIGNS}")
     for line in _below(results, tested):
         console.print(line)
