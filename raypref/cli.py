@@ -233,7 +233,7 @@ def _ablate(given: Given) -> int:
         return DONE
     made = make(tables, config)
     for each in made:
-        print(f"\n{each.text}\nTable: {each.folder}/table.md")
+        print(f"\n{each.text}\nPage: {each.page}")
     return FAILED if any(each.failed for each in made) else DONE
 
 

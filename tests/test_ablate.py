@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from raypref.ablate import cost, table
-from raypref.ablate.cost import Rates
+from raypref.ablate.cost import Rates, describe_plan
 from raypref.ablate.driver import make, plan_text, tables_of
 from raypref.ablate.plan import (
     AblateConfig,
@@ -261,9 +262,37 @@ def test_estimates_come_from_what_was_measured(tiny, tmp_path):
     assert cost
     assert (cost.seconds, cost.gpus, cost.bytes) == (320.0, 0.0, 8000.0)
     assert Rates(str(tmp_path)).cost(steps["stage2"]) is None
+    # Said in the plan, with a sum that says that it is not all.
+    said = describe_plan([row], Rates(str(tmp_path)))
+    assert re.search(r"^stage1 +1 +0 +5 min 20 s +0  0 MiB$", said, re.MULTILINE)
+    assert re.search(
+        r"^stage2 +1 +0 +not measured +not measured  not measured$", said, re.MULTILINE
+    )
+    assert re.search(r"^all +\d +0 +5 min 20 s \+ +0 \+  0 MiB \+$", said, re.MULTILINE)
+    assert f"no run in {tmp_path} did such a step" in said
     # A record of an earlier version, whose `train` was a list, is left out.
     (folder / "config.toml").write_text('train = ["stage1"]\n[stage1]\nbatch = 8\n')
     assert Rates(str(tmp_path)).cost(steps["stage1"]) is None
+
+
+def test_photographs_that_a_run_counted_are_not_counted_again(tmp_path):
+    """Curation of a whole run in the storage says how long that of a table takes."""
+    told = {"pairs": {"seconds": 30.0, "amount": 300, "bytes": 600}}
+    photos, folder = tmp_path / "photos", tmp_path / "runs" / "run"
+    for each in (photos, folder):
+        each.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(photos / "a.png")
+    (photos / "a.txt").write_text("a square")
+    (folder / "run.json").write_text(json.dumps({"steps": told}))
+    words = [f"storage={tmp_path}/runs", f"source.path={photos}"]
+    row = plan_row("mine", Row(name="x"), load_config("tiny", words), seed=0)
+    (pairs,) = [step for step in distinct_steps([row]) if step.step.name == "pairs"]
+    settings = '[base]\nmodel = "tiny:sd15"\n[source]\npath = '
+    (folder / "config.toml").write_text(f'{settings}"elsewhere/"\n')
+    assert Rates(f"{tmp_path}/runs").cost(pairs) is None
+    (folder / "config.toml").write_text(f'{settings}"{photos}"\n')
+    cost = Rates(f"{tmp_path}/runs").cost(pairs)
+    assert cost and (cost.seconds, cost.bytes) == (30.0, 600.0)
 
 
 def test_records_in_an_object_store_are_looked_for_without_double_slashes(tmp_path):

@@ -1,51 +1,25 @@
 """Results of a table: its rows with their gains, the claims it tests, its figure."""
 
 import io
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from ablated import made
 
 from raypref.ablate import claims, figures, results
-from raypref.ablate.table import Claim, Table
-from raypref.evaluate import statistics, tables
-
-
-def made(means: dict[str, float], *, noise: float = 0.1, seeds: int = 1, **changes: Any) -> Any:
-    """Results of rows with known means: prompts differ widely, rows of a prompt by their means."""
-    rng = np.random.default_rng(0)
-    of_prompt = rng.normal(0, 5, 200)
-    frames = [
-        pd.DataFrame(
-            {
-                "prompt": "p",
-                "prompt_id": range(200),
-                "seed": f"{seed}/1",
-                "training_seed": seed,
-                "model": name,
-                "metric": "pickscore",
-                "score": of_prompt + mean + rng.normal(0, noise, 200),
-            }
-        )
-        for name, mean in means.items()
-        for seed in range(1 if name == "base" else seeds)
-    ]
-    scores = pd.concat(frames, ignore_index=True)
-    rows = [{"name": name} for name in means]
-    own = Table.model_validate({"title": "T", "rows": rows, **changes})
-    summary = statistics.summarise(scores, base="base", resamples=200)
-    labels = {name: name for name in means}
-    return results.Results(own, scores, summary, {}, labels, {})
+from raypref.ablate.table import Claim
+from raypref.evaluate import tables
 
 
 @pytest.mark.parametrize(
     ("contrast", "outcome"),
     [
-        ({"b": 1, "a": -1}, "holds"),
-        ({"a": 1, "b": -1}, "does not hold"),
+        ({"b": 1, "a": -1}, "confirmed"),
+        ({"a": 1, "b": -1}, "contradicted"),
         ({"c": 1, "b": -1}, "not decided"),
-        ({"b": 2, "a": -1, "c": -1}, "holds"),  # diminishing returns
+        ({"b": 2, "a": -1, "c": -1}, "confirmed"),  # diminishing returns
     ],
 )
 def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
@@ -56,12 +30,29 @@ def test_a_claim_is_tested_in_pairs_of_prompts(contrast, outcome):
     assert verdict.value == pytest.approx(sum(w * means[n] for n, w in contrast.items()))
     # The prompts' own spread of 5 would make the interval wider than 1 if it were not paired.
     assert verdict.high - verdict.low < 0.1
-    assert f"s: {outcome} by 1 of 1 metrics" in claims.what_moved(
-        made(
-            {"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0},
-            claims=[{"says": "s", "contrast": contrast}],
-        ),
-        resamples=500,
+    told = {
+        "confirmed": "confirmed by 1 of 1 metrics",
+        "contradicted": "confirmed by 0, contradicted by 1 of 1 metrics",
+        "not decided": "confirmed by 0 of 1 metrics",
+    }
+    own = [{"says": "s", "contrast": contrast}]
+    text = moved(made({"base": 0.0, "a": 1.0, "b": 2.0, "c": 2.0}, claims=own))
+    assert f"- s: {told[outcome]}\n  - PickScore: {outcome}, " in text
+
+
+def moved(found: results.Results) -> str:
+    return claims.what_moved(found, claims.tested(found, resamples=100))
+
+
+def test_a_difference_that_rounds_to_zero_is_told_with_more_digits():
+    """Texture detail is shown without decimals: a gain of a tenth that is sure is not +0 [0, 0]."""
+    verdict = claims.Verdict("texture_detail", 0.123, 0.061, 0.184, (1, 1), math.nan)
+    assert claims.verdict_text(verdict, paper="paper") == (
+        "Texture detail: confirmed, +0.1 [0.1, 0.2]"
+    )
+    undecided = claims.Verdict("texture_detail", 0.1, -0.1, 0.3, (1, 1), 2.0)
+    assert claims.verdict_text(undecided, paper="paper") == (
+        "Texture detail: not decided, +0.1 [-0.1, 0.3] (paper +2)"
     )
 
 
@@ -71,7 +62,7 @@ def test_less_is_better_where_it_is():
     (verdict,) = claims.verdicts(
         found, Claim(says="s", contrast={"a": 1, "base": -1}), resamples=99
     )
-    assert verdict.outcome == "holds"
+    assert verdict.outcome == "confirmed"
 
 
 def test_a_claim_about_a_row_that_failed_is_not_tested():
@@ -145,34 +136,37 @@ def test_a_claim_is_counted_apart_by_the_columns_of_the_paper():
     )
     worse = found.scores.assign(metric="colorfulness", score=-found.scores["score"])
     found.scores = pd.concat([found.scores, worse])
-    text = claims.what_moved(found, resamples=100)
-    assert "- s: holds by 1 of 1 metrics of the paper's; does not hold by 1 of 1 others" in text
+    text = moved(found)
+    expected = (
+        "paper's metrics: confirmed by 1 of 1; others: confirmed by 0, contradicted by 1 of 1"
+    )
+    assert f"- s: {expected}\n" in text
     found.scores = worse
-    text = claims.what_moved(found, resamples=100)
-    assert "- s: does not hold by 1 of 1 metrics, none of them the paper's" in text
+    text = moved(found)
+    assert "- s: confirmed by 0, contradicted by 1 of 1 metrics, none of them the paper's" in text
     assert "of another family" not in text
 
 
-@pytest.mark.parametrize("plot", ["bars", "curves"])
+@pytest.mark.parametrize("plot", ["", "bars", "curves"])
 def test_a_figure_is_drawn_and_the_same_numbers_give_the_same_file(plot):
     found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot=plot)
     found.published = {("base", "pickscore"): 20.0, ("a", "pickscore"): 20.5}
     places = {"a": 4.0, "b": 8.0}
-    svg = figures.draw(found, places=places)
-    assert svg == figures.draw(found, places=places)
+    svg = figures.draw(found, positions=places)
+    assert svg == figures.draw(found, positions=places)
     assert "this run" in svg
     assert "paper" in svg
 
 
 @pytest.mark.parametrize("plot", ["bars", "curves"])
 def test_a_figure_of_which_no_row_was_run_is_empty(plot):
-    assert figures.draw(made({"base": 0.0}, plot=plot), places={"a": 4.0}).startswith("<?xml")
+    assert figures.draw(made({"base": 0.0}, plot=plot), positions={"a": 4.0}).startswith("<?xml")
 
 
 def test_a_dollar_sign_in_a_label_is_no_formula():
     found = made({"base": 0.0, "a": 1.0, "b": 2.0}, plot="bars")
     found.labels["a"] = "costs $5_$"
-    assert "costs $5_$" in figures.draw(found, places={})
+    assert "costs $5_$" in figures.draw(found, positions={})
 
 
 def test_seeds_that_failed_are_not_replaced_by_others():

@@ -43,7 +43,9 @@ ONLY_IN = {
         "ablate.search",
         "ablate.sweep",
     },
-    "mlflow": {"core.tracking"},
+    "mlflow": {"core.tracking_mlflow"},
+    "tensorboardX": {"core.tracking_tensorboard"},
+    "wandb": {"core.tracking_wandb"},
 }
 # Packages whose members share a protocol: a function's name may repeat among them.
 PROTOCOLS = {"align.objectives", "models.families", "report", "rewards", "sources.layouts"}

@@ -317,6 +317,22 @@ def test_what_the_image_copies_is_what_docker_is_given() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_the_line_for_a_laptop_fits_the_image(tmp_path: Path) -> None:
+    """Its build file is there, its paths are mounted, its command is one that the image has."""
+    text = (ROOT / "docs/running.md").read_text().replace("\\\n", " ")
+    build = shlex.split(re.search(r"^docker build .*$", text, re.M)[0])
+    assert (ROOT / build[build.index("-f") + 1]).is_file()
+    arguments = [rest.partition("=")[0] for name, rest in instructions() if name == "ARG"]
+    assert build[build.index("--build-arg") + 1].partition("=")[0] in arguments
+    words = shlex.split(re.search(r"docker run .*$", text, re.M)[0])
+    at = words.index(build[build.index("-t") + 1])
+    mounts = {words[i + 1].split(":")[1] for i in range(at) if words[i] == "-v"}
+    program, command, preset, *given = words[at + 1 :]
+    assert (program, command) == ("raypref", "run")
+    config = load(RunConfig, preset, given)
+    assert {config.source.path, config.storage} == mounts
+
+
 @pytest.mark.parametrize(
     ("linter", "path"), [("hadolint", CLUSTERS / "Dockerfile"), ("shellcheck", SLURM)]
 )

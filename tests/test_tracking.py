@@ -1,5 +1,6 @@
 """Tracking against a real MLflow with SQLite; without one the job goes on."""
 
+import getpass
 import logging
 import math
 import shutil
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 
-from raypref.core import tracking
+from raypref.core import tracking_mlflow
 from raypref.core.config import flatten, load
 from raypref.core.tracking import Tracker, TrackingConfig
 from raypref.run.config import RunConfig
+from raypref.run.recorded import record_evaluation
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {"lr": 1}
 
 
@@ -134,7 +138,7 @@ def test_files_arrive_and_others_are_passed_by(store, tmp_path, caplog, monkeypa
     run.artifact(f"file://{tmp_path}/page.html")
     run.artifact(str(tmp_path / "absent.txt"))
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "read_bytes", unreadable)
+        patch.setattr(tracking_mlflow, "read_bytes", unreadable)
         run.artifact("s3://bucket/page.html")
     run.metrics({"loss": 1.0}, step=1)
     listed = client(store)
@@ -143,6 +147,70 @@ def test_files_arrive_and_others_are_passed_by(store, tmp_path, caplog, monkeypa
     assert next((store / "mlartifacts").rglob("table.md")).read_text() == "| a |"
     assert "s3://bucket/page.html could not be read (access denied)" in caplog.text
     assert len(listed.get_metric_history(run.run_id, "loss")) == 1
+
+
+def test_a_run_says_who_made_it_from_which_code(store):
+    tags = client(store).get_run(tracker(store, name="origin").run_id).data.tags
+    here = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    assert tags.get("mlflow.source.git.commit", "") == here.stdout.strip()
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("raypref", "LOCAL")
+
+
+@pytest.mark.parametrize("known", [None, {}, {"mlflow.experimentKind": "finetuning"}])
+def test_the_experiment_is_of_the_kind_that_trains_models(store, known):
+    """A new one, one of an earlier version, one that a person gave another kind."""
+    name = f"kind {known}"
+    if known is not None:
+        client(store).create_experiment(name, tags=known)
+    config = TrackingConfig(experiment=name)
+    Tracker(config, storage=str(store), name="x", settings={}, run_id=None)
+    kind = client(store).get_experiment_by_name(name).tags["mlflow.experimentKind"]
+    assert kind == ((known or {}).get("mlflow.experimentKind") or "custom_model_development")
+
+
+def evaluated() -> pd.DataFrame:
+    """Two models by two metrics, of which less of the second is better."""
+    metrics = {"pickscore": (20.0, 1.5), "cmmd": (1.25, -0.5)}
+    nothing = dict.fromkeys(("gain", "gain_low", "gain_high"), math.nan)
+    gains = {
+        m: {"gain": g, "gain_low": g - 0.2, "gain_high": g + 0.2} for m, (_, g) in metrics.items()
+    }
+    return pd.DataFrame(
+        [
+            {"model": model, "metric": metric, "mean": mean, "low": mean - 1, "high": mean + 1}
+            | (nothing if model == "base" else gains[metric])
+            for model in ("base", "stage1", "stage2")
+            for metric, (mean, _) in metrics.items()
+        ]
+    )
+
+
+def test_an_evaluation_is_a_table_few_metrics_and_a_sentence(store, monkeypatch):
+    run = tracker(store, name="evaluated")
+    labels = {"stage2": "stage 1 + stage 2"}
+    for _ in range(2):  # the job is run again: nothing stands twice
+        record_evaluation(
+            run, evaluated(), final="stage2", labels=labels, page="/runs/x/index.html"
+        )
+    told = client(store).get_run(run.run_id).data
+    assert told.metrics == {
+        "eval/stage2/pickscore": 20.0,
+        "eval/stage2/cmmd": 1.25,
+        "gain/stage2/pickscore": 1.5,
+        "gain/stage2/cmmd": -0.5,
+    }
+    assert told.tags["mlflow.note.content"] == (
+        "stage 1 + stage 2 against base: PickScore +1.50 [1.30, 1.70] (better), "
+        "CMMD -0.50 [-0.70, -0.30] (better). Page: `/runs/x/index.html`"
+    )
+    # As MLflow's own reader finds it, which goes by the environment.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client(store).get_run(run.run_id).info.experiment_id
+    table = client(store).load_table(experiment, "evaluation.json", [run.run_id])
+    assert len(table) == 6
+    assert list(table["gain"].dropna()) == [1.5, -0.5] * 2
+    assert set(table["model"]) == {"base", "stage1", "stage 1 + stage 2"}
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
@@ -285,7 +353,7 @@ def test_a_database_of_another_shape_is_one_line(store, tmp_path, caplog, capfd)
 
 
 def test_a_server_that_never_answers_costs_little(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tracking_mlflow, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = TrackingConfig(uri=uri)
@@ -318,7 +386,7 @@ def test_a_call_that_is_interrupted_is_not_followed_by_another(store, caplog):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted._try(never)
+        interrupted.records["MLflow"]._try(never)
     interrupted.finish("FAILED")
     assert len(calls) == 1
     assert not caplog.messages

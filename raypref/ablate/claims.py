@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ import pandas as pd
 from raypref.ablate.results import Results
 from raypref.ablate.table import Claim
 from raypref.evaluate import statistics
+from raypref.evaluate.labels import digits as digits_of
 from raypref.evaluate.labels import (
     gain_text,
-    interval_text,
     lower_is_better,
     metric_names,
     ordered,
@@ -28,7 +29,12 @@ from raypref.evaluate.labels import (
 )
 
 NOT_TESTED = "not tested: a row is missing"
-OUTCOMES = ("holds", "does not hold", "not decided")
+TESTED = (
+    "Tested: the stated difference of means against 0, 95% interval of a paired bootstrap over "
+    "prompts. Confirmed: the interval is above 0; contradicted: below; not decided: it includes 0. "
+    "Intervals do not cover the spread between trainings: see the seeds."
+)
+FINEST = 4  # decimals of a difference that the metric's own number of decimals would hide
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,14 @@ class Verdict:
         """Whether the interval is on one side of 0."""
         if math.isnan(self.low) or self.low <= 0 <= self.high:
             return "not decided"
-        return "holds" if self.low > 0 else "does not hold"
+        return "confirmed" if self.low > 0 else "contradicted"
+
+
+class Tested(NamedTuple):
+    """A claim with its verdicts, one per metric."""
+
+    claim: Claim
+    verdicts: list[Verdict]
 
 
 def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]:
@@ -128,54 +141,63 @@ def _by_seed(
     return values
 
 
-def what_moved(results: Results, *, resamples: int) -> str:
-    """Which of the table's claims hold in this run, each with the test behind it."""
+def tested(results: Results, *, resamples: int) -> list[Tested]:
+    """The table's claims about rows of the base's family, each with its verdicts."""
     claims = [c for c in results.table.claims if set(c.contrast) <= set(results.labels)]
-    if not claims:  # or all are about rows of another family
+    return [Tested(claim, verdicts(results, claim, resamples=resamples)) for claim in claims]
+
+
+def what_moved(results: Results, found: Sequence[Tested]) -> str:
+    """Which of the table's claims hold in this run, each with the test behind it, as Markdown."""
+    if not found:
         return ""
     lines = ["### What moved", ""]
-    for claim in claims:
-        tested = verdicts(results, claim, resamples=resamples)
-        lines.append(f"- {claim.says}: {_summary(tested, results.table.columns)}")
-        lines += [f"  - {_told(verdict)}" for verdict in tested]
-    lines += [
-        "",
-        "Tested: the stated difference of means against 0, 95% interval of a paired bootstrap "
-        "over prompts; 'not decided' where it holds 0. Intervals do not cover the spread between "
-        "trainings: see the seeds.",
-        "",
-    ]
-    return "\n".join(lines)
+    for claim, verdicts_ in found:
+        lines.append(f"- {claim.says}: {summary_of(verdicts_, results.table.columns)}")
+        lines += [f"  - {verdict_text(verdict, paper=results.paper)}" for verdict in verdicts_]
+    return "\n".join([*lines, "", TESTED, ""])
 
 
-def _summary(tested: Sequence[Verdict], columns: Collection[str]) -> str:
+def summary_of(found: Sequence[Verdict], columns: Collection[str]) -> str:
     """How often a claim holds; by the columns of the paper's table apart from other metrics."""
-    if not tested:
+    if not found:
         return NOT_TESTED
-    of_paper = [verdict for verdict in tested if verdict.metric in columns]
-    others = [verdict for verdict in tested if verdict.metric not in columns]
+    of_paper = [verdict for verdict in found if verdict.metric in columns]
+    others = [verdict for verdict in found if verdict.metric not in columns]
     if not columns or not others:
-        return f"{_counts(tested)} metrics"
+        return f"{_counts(found)} of {len(found)} metrics"
     if not of_paper:
-        return f"{_counts(others)} metrics, none of them the paper's"
-    return f"{_counts(of_paper)} metrics of the paper's; {_counts(others)} others"
+        return f"{_counts(others)} of {len(others)} metrics, none of them the paper's"
+    return (
+        f"paper's metrics: {_counts(of_paper)} of {len(of_paper)}; "
+        f"others: {_counts(others)} of {len(others)}"
+    )
 
 
-def _counts(tested: Sequence[Verdict]) -> str:
-    counts = Counter(verdict.outcome for verdict in tested)
-    told = [f"{outcome} by {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
-    return f"{', '.join(told)} of {len(tested)}"
+def _counts(found: Sequence[Verdict]) -> str:
+    counts = Counter(verdict.outcome for verdict in found)
+    against = f", contradicted by {counts['contradicted']}" if counts["contradicted"] else ""
+    return f"confirmed by {counts['confirmed']}{against}"
 
 
-def _told(verdict: Verdict) -> str:
-    metric = verdict.metric
-    parts = [
-        f"{plain_label(metric)}: {verdict.outcome},",
-        gain_text(metric, verdict.value),
-        interval_text(metric, verdict.low, verdict.high),
-    ]
+def verdict_text(verdict: Verdict, *, paper: str) -> str:
+    """A verdict in one line; `paper` is what the published value is called."""
+    digits = _digits(verdict)
+    parts = [f"{plain_label(verdict.metric)}: {verdict.outcome}, {verdict.value:+z.{digits}f}"]
+    if not math.isnan(verdict.low):
+        parts.append(f"[{verdict.low:z.{digits}f}, {verdict.high:z.{digits}f}]")
     if verdict.seeds[1] > 1:
         parts.append(f"in {verdict.seeds[0]} of {verdict.seeds[1]} seeds")
     if not math.isnan(verdict.paper):
-        parts.append(f"(paper {gain_text(metric, verdict.paper)})")
-    return " ".join(part for part in parts if part)
+        parts.append(f"({paper} {gain_text(verdict.metric, verdict.paper)})")
+    return " ".join(parts)
+
+
+def _digits(verdict: Verdict) -> int:
+    """Decimals with which a decided claim has no bound that reads as 0, and no other reads as 0."""
+    shown = digits_of(verdict.metric)
+    bounds = [abs(verdict.low), abs(verdict.high)]
+    needed = max(bounds) if verdict.outcome == "not decided" else min(bounds)
+    while shown < FINEST and round(needed, shown) == 0:
+        shown += 1
+    return shown

@@ -13,6 +13,8 @@ from pyarrow import fs as pafs
 
 from raypref.ablate.plan import STEPS, PlannedRow, PlannedStep, distinct_steps
 from raypref.core.ledger import absolute, filesystem, join, read_bytes
+from raypref.core.messages import without_secrets
+from raypref.core.progress import duration
 
 
 def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
@@ -26,14 +28,23 @@ def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
         for row in own:
             needs = row.problem or " > ".join(step.name for step in row.steps)
             lines.append(f"  {row.label:<{width}}  seed {row.seed}  {needs}")
-    lines += ["", f"{'step':<13} {'distinct':>8} {'done':>5} {'hours':>13} {'GPU-hours':>13}  disk"]
-    open_steps = [s for s in steps if not s.step.done]
+    lines += ["", f"{'step':<13} {'distinct':>8} {'done':>5} {'time':>13} {'GPU time':>13}  disk"]
+    every: list[Cost | None] = []
     for name in dict.fromkeys(step.step.name for step in steps):
         same = [step for step in steps if step.step.name == name]
         todo = [step for step in same if not step.step.done]
         costs = [rates.cost(step) for step in todo]
+        every += costs
         lines.append(f"{name:<13} {len(same):>8} {len(same) - len(todo):>5} {_costs(costs)}")
-    lines.append(f"{'all':<13} {len(steps):>8} {len(steps) - len(open_steps):>5}")
+    done = len(steps) - len(every)
+    lines.append(f"{'all':<13} {len(steps):>8} {done:>5} {_costs(every)}")
+    if any(cost is not None for cost in every):
+        lines.append(f"Time: one step after another, by what runs in {rates.storage} took.")
+    if None in every:
+        lines.append(
+            f"not measured: no run in {rates.storage} did such a step with this base model and "
+            "number of GPUs; a run of one row measures it."
+        )
     trained = [step for step in steps if step.trains]
     todo = [step for step in trained if not step.step.done]
     lines += [
@@ -53,14 +64,18 @@ class Cost:
 
 
 def _costs(costs: list[Cost | None]) -> str:
-    if not costs:
-        return f"{'0':>13} {'0':>13}  0"
-    if None in costs:
-        return f"{'not measured':>13} {'not measured':>13}  not measured"
+    """Sums over steps; where some are not measured, the sum of the others with a plus sign."""
     known = [cost for cost in costs if cost is not None]
-    hours = sum(cost.seconds for cost in known) / 3600
-    gpu = sum(cost.seconds * cost.gpus for cost in known) / 3600
-    return f"{hours:>13.2f} {gpu:>13.2f}  {sum(cost.bytes for cost in known) / 2**20:.0f} MiB"
+    if costs and not known:
+        return f"{'not measured':>13} {'not measured':>13}  not measured"
+    more = " +" if len(known) < len(costs) else ""
+    time = _time(sum(cost.seconds for cost in known)) + more
+    gpu = _time(sum(cost.seconds * cost.gpus for cost in known)) + more
+    return f"{time:>13} {gpu:>13}  {sum(cost.bytes for cost in known) / 2**20:.0f} MiB{more}"
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds else "0"
 
 
 class Rates:
@@ -71,12 +86,16 @@ class Rates:
     """
 
     def __init__(self, storage: str) -> None:
+        self.storage = without_secrets(storage)
         self.measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+        self.inputs: dict[str, float] = {}  # `source.path` to how many inputs it has
         for config, record in _records(storage):
             for name, step in record.get("steps", {}).items():
                 if not step.get("amount"):
                     continue
                 units = step["amount"] * _batch(config, name)
+                if name == "pairs":
+                    self.inputs[str(config.get("source", {}).get("path"))] = step["amount"]
                 taken = (step["seconds"] / units, step.get("bytes", 0) / units)
                 self.measured.setdefault(_kind(config, name), []).append(taken)
 
@@ -86,6 +105,8 @@ class Rates:
         name = planned.step.name
         taken = self.measured.get(_kind(config, name))
         amount = _amount(planned)
+        if amount is None and name == "pairs":
+            amount = self.inputs.get(planned.run.config.source.path)
         if not taken or amount is None:
             return None
         units = amount * _batch(config, name)

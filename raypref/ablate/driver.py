@@ -1,8 +1,8 @@
 """Tables from their files to their results: plan, run what is missing, record, write.
 
-What a table leaves in `<storage>/<run>/<table>/`: `table.md`, `table.csv`, `figure.svg`,
-`config.toml`, `run.json` and a folder for every row with its settings and record. Ledgers are in
-`<storage>/steps/`.
+What a table leaves in `<storage>/<run>/<table>/`: `index.html`, `table.md`, `table.csv`,
+`figure.svg`, `config.toml`, `run.json` and a folder for every row with its settings and record.
+Ledgers are in `<storage>/steps/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypref.ablate.cost import Rates, describe_plan
 from raypref.ablate.plan import (
@@ -30,21 +30,24 @@ from raypref.core.config import InputError, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import absolute, join, write_bytes
 from raypref.core.messages import without_secrets
-from raypref.core.tracking import Tracker
+from raypref.core.tracking import Tracker, require_trackers
 from raypref.evaluate.generate import BASE
 from raypref.models import hub
 from raypref.run.execute import carry_out
 from raypref.run.pipeline import read_record
 from raypref.sources.index import unchanged
 
+if TYPE_CHECKING:
+    from raypref.ablate.page import Placed
+
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Made:
-    """A table that was made: its folder, its text, and why rows failed that could have run."""
+    """A table that was made: its page, what is printed, why rows failed that could have run."""
 
-    folder: str
+    page: str
     text: str
     failed: dict[str, str]
 
@@ -114,7 +117,8 @@ def _find_models(rows: Iterable[PlannedRow]) -> None:
 
 
 def _check(tables: dict[str, Table], config: AblateConfig) -> None:
-    """See before any work that a table can be decided and drawn; raises InputError."""
+    """See before any work that a table can be decided, drawn and recorded; raises InputError."""
+    require_trackers(config.tracking, storage=config.storage)
     settings = flatten(config)
     for name, table in tables.items():
         if table.x and not isinstance(settings.get(table.x), int | float):
@@ -158,7 +162,7 @@ def _begin(name: str, config: AblateConfig) -> Tracker:
     settings = flatten(config)
     record, identity = read_record(folder), fingerprint(settings)
     tracker = Tracker(
-        config.tracking,
+        config.tracking.model_copy(update={"also": ()}),  # its rows are recorded there as a group
         storage=config.storage,
         name=name,
         settings=settings,
@@ -180,8 +184,8 @@ def _write(
     tracker: Tracker,
 ) -> Made:
     """Write a table and record it; returns what is printed."""
-    from raypref.ablate import claims, figures, results
-    from raypref.ablate.sweep import record_shared
+    from raypref.ablate import claims, figures, page, results
+    from raypref.ablate.terminal import printed
 
     folder = absolute(join(config.storage, config.run, name))
     own = {row: reason for (of, row), reason in failed.items() if of == name}
@@ -194,32 +198,48 @@ def _write(
         ):
             only = step_names(row.run, row.model)
             carry_out(row.run, only=only, parent_run_id=tracker.run_id)
-            record_shared(row.run, only)
     reference = open_run(config, BASE)
     found = results.gather(table, rows, reference=reference, failed=own)
-    resamples = config.table.resamples
+    tested = claims.tested(found, resamples=config.table.resamples)
+    runs = _placed(rows)
     parts = [
         results.table_markdown(found),
         results.spread(found),
-        claims.what_moved(found, resamples=resamples),
-        _where(rows),
+        claims.what_moved(found, tested),
+        _where(runs),
     ]
-    text = "\n".join(part for part in parts if part)
+    places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
+    html = page.render(
+        found,
+        tested,
+        lead=_lead(config, rows),
+        banner=results.BANNER if found.paper == results.REAL_MODELS else "",
+        positions=places,
+        runs=runs,
+    )
 
     def keep(file: str, content: str) -> None:
         write_bytes(join(folder, file), content.encode())
         tracker.artifact(join(folder, file))
 
-    keep("table.md", text)
+    keep("index.html", html)
+    keep("table.md", "\n".join(part for part in parts if part))
     keep("table.csv", results.table_csv(found))
-    if table.plot and found.summary["gain"].notna().any():
-        places = {r.row.name: _place(r, table.x) for r in rows if r.config and table.x}
-        keep("figure.svg", figures.draw(found, places=places))
-    for row_ in found.summary.itertuples():
-        tracker.metrics({f"{row_.model}/{row_.metric}": row_.mean}, step=0)
+    if found.summary["gain"].notna().any():
+        keep("figure.svg", figures.draw(found, positions=places))
+    tracker.table("numbers", *results.as_rows(found))
+    tracker.describe(f"{table.title}. Page: `{join(folder, 'index.html')}`")
     tracker.finish("FINISHED")
     waits = {row.row.name for row in rows if not row.given}
-    return Made(folder, text, {n: why for n, why in found.problems.items() if n not in waits})
+    problems = {name: why for name, why in found.problems.items() if name not in waits}
+    return Made(join(folder, "index.html"), printed(found, tested), problems)
+
+
+def _lead(config: AblateConfig, rows: Sequence[PlannedRow]) -> str:
+    """What was run, in one line."""
+    done = sum(1 for row in rows if row.config and _done(row))
+    seeds = f", {config.ablate.seeds} training seeds" if config.ablate.seeds > 1 else ""
+    return f"{done} of {len(rows)} runs are done; base model {config.base.model}{seeds}."
 
 
 def _place(row: PlannedRow, key: str) -> float:
@@ -227,12 +247,24 @@ def _place(row: PlannedRow, key: str) -> float:
     return float(flatten(row.config)[key])
 
 
-def _where(rows: Sequence[PlannedRow]) -> str:
+def _placed(rows: Sequence[PlannedRow]) -> list[Placed]:
     """Where each row's run is, in the storage and in MLflow."""
+    from raypref.ablate.page import Placed
+
+    return [
+        Placed(
+            row.label,
+            row.seed,
+            read_record(row.run.folder).get("mlflow_run_id") or "none",
+            row.run.folder,
+        )
+        for row in rows
+        if row.config and _done(row)
+    ]
+
+
+def _where(runs: Sequence[Placed]) -> str:
+    """The same as Markdown."""
     lines = ["| row | seed | MLflow run | folder |", "| --- | --- | --- | --- |"]
-    for row in rows:
-        if row.config and _done(row):
-            record = read_record(row.run.folder)
-            told = record.get("mlflow_run_id") or "none"
-            lines.append(f"| {row.label} | {row.seed} | {told} | {row.run.folder} |")
+    lines += [f"| {run.label} | {run.seed} | {run.mlflow} | {run.folder} |" for run in runs]
     return "\n".join([*lines, ""])

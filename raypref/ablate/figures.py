@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -13,49 +13,77 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raypref.ablate.results import Results
-from raypref.evaluate.labels import metric_names, ordered, plain_label
+from raypref.evaluate.labels import gain_text, plain_label
+from raypref.report.charts import ACCENT, INK, LINE, SOFT, WARM, figure, inline
 
-OURS, PAPER, GRID = "#1a7f5a", "#8a8a8a", "#dddddd"
+# The file is looked at on white paper, outside of a page that would give the colours.
+ON_WHITE = {ACCENT: "#1a7f5a", WARM: "#8a8a8a", LINE: "#dddddd", INK: "#000000", SOFT: "#555555"}
 COLUMNS = 3  # panels side by side
-PUBLISHED = "paper (same multiples)"
 # No random ids and no date: the same numbers give the same file.
 STABLE: Any = {"svg.hashsalt": "raypref", "svg.fonttype": "none", "font.size": 8}
 
 
-def draw(results: Results, *, places: Mapping[str, float]) -> str:
-    """One panel a metric, in gains over the table's base: those of the paper fit on the same axis.
+def draw(results: Results, *, positions: Mapping[str, float]) -> str:
+    """One panel per metric, in gains over the table's base: the paper's fit on the same axis.
 
     Args:
-        results: of a table whose `plot` is bars or curves.
-        places: curves: row's name to its value along the axis.
+        results: of a table that has gains.
+        positions: for curves, row's name to its value along the axis.
 
     Returns:
         An SVG file.
     """
-    summary = results.summary
-    metrics = ordered(summary["metric"], [*results.table.columns, *metric_names()])
+    metrics = results.metrics()
     height = math.ceil(len(metrics) / COLUMNS)
     with mpl.rc_context(STABLE):
-        figure = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
+        drawn = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
         for number, metric in enumerate(metrics):
-            axes = figure.add_subplot(height, COLUMNS, number + 1)
-            own = summary[(summary["metric"] == metric) & summary["gain"].notna()]
-            paper = _published_gains(results, metric)
-            if results.table.plot == "curves":
-                _curves(axes, own, paper, places)
-                axes.set_xlabel(results.table.x)
-            else:
-                _bars(axes, own, paper, results.labels)
-            axes.axhline(0, color="black", linewidth=0.7)
-            axes.grid(axis="y", color=GRID, linewidth=0.6)
-            axes.set_axisbelow(True)
+            axes = drawn.add_subplot(height, COLUMNS, number + 1)
+            _panel(axes, results, metric, positions)
             title = f"{plain_label(metric)}, gain over {results.table.base}"
             axes.set_title(title, parse_math=False)
             if number == 0:
                 axes.legend(frameon=False)
         target = io.BytesIO()
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue().decode()
+        drawn.savefig(target, format="svg", metadata={"Date": None})
+    text = target.getvalue().decode()
+    for colour, shown in ON_WHITE.items():
+        text = text.replace(colour, shown)
+    return text
+
+
+def panels(results: Results, *, positions: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """The same panels one by one in the colours of a page: (metric for people, `<svg>`)."""
+    for metric in results.metrics():
+        own = _gains(results, metric)
+        if own.empty:
+            continue
+        drawn, axes = figure(3.8, 2.7)
+        _panel(axes, results, metric, positions)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=SOFT)
+        axes.xaxis.label.set_color(SOFT)
+        told = "; ".join(
+            f"{results.labels[str(row.model)]} {gain_text(metric, row.gain)}"
+            for row in own.itertuples()
+        )
+        yield plain_label(metric), inline(drawn, f"{plain_label(metric)}, gains: {told}")
+
+
+def _panel(axes: Axes, results: Results, metric: str, positions: Mapping[str, float]) -> None:
+    own, paper = _gains(results, metric), _published_gains(results, metric)
+    if results.table.plot == "curves":
+        _curves(axes, own, paper, positions, name=f"{results.paper} (same multiples)")
+        axes.set_xlabel(results.table.x)
+    else:
+        _bars(axes, own, paper, results.labels, name=results.paper)
+    axes.axhline(0, color=INK, linewidth=0.7)
+    axes.grid(axis="y", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _gains(results: Results, metric: str) -> pd.DataFrame:
+    summary = results.summary
+    return summary[(summary["metric"] == metric) & summary["gain"].notna()]
 
 
 def _published_gains(results: Results, metric: str) -> dict[str, float]:
@@ -67,32 +95,42 @@ def _published_gains(results: Results, metric: str) -> dict[str, float]:
 
 
 def _curves(
-    axes: Axes, own: pd.DataFrame, paper: Mapping[str, float], places: Mapping[str, float]
+    axes: Axes,
+    own: pd.DataFrame,
+    paper: Mapping[str, float],
+    positions: Mapping[str, float],
+    *,
+    name: str,
 ) -> None:
-    own = own[own["model"].isin(list(places))]
-    own = own.assign(x=own["model"].map(places).astype(float)).sort_values("x")
-    axes.plot(own["x"], own["gain"], color=OURS, marker="o", markersize=4, label="this run")
-    axes.fill_between(own["x"], own["gain_low"], own["gain_high"], color=OURS, alpha=0.2)
-    points = sorted((places[name], gain) for name, gain in paper.items() if name in places)
+    own = own[own["model"].isin(list(positions))]
+    own = own.assign(x=own["model"].map(positions).astype(float)).sort_values("x")
+    axes.plot(own["x"], own["gain"], color=ACCENT, marker="o", markersize=4, label="this run")
+    axes.fill_between(own["x"], own["gain_low"], own["gain_high"], color=ACCENT, alpha=0.2)
+    points = sorted((positions[row], gain) for row, gain in paper.items() if row in positions)
     if points:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=PAPER, marker="D", markersize=3, linestyle="dashed", label=PUBLISHED)
+        axes.plot(x, y, color=WARM, marker="D", markersize=3, linestyle="dashed", label=name)
     axes.set_xticks(sorted(set(own["x"])), [f"{x:g}" for x in sorted(set(own["x"]))])
 
 
 def _bars(
-    axes: Axes, own: pd.DataFrame, paper: Mapping[str, float], labels: Mapping[str, str]
+    axes: Axes,
+    own: pd.DataFrame,
+    paper: Mapping[str, float],
+    labels: Mapping[str, str],
+    *,
+    name: str,
 ) -> None:
-    names = [name for name in labels if name in set(own["model"])]
+    names = [row for row in labels if row in set(own["model"])]
     rows = own.set_index("model").loc[names]
     spots = range(len(names))
-    axes.bar(spots, rows["gain"], 0.6, color=OURS, alpha=0.8, label="this run")
+    axes.bar(spots, rows["gain"], 0.6, color=ACCENT, alpha=0.8, label="this run")
     for spot, low, high in zip(spots, rows["gain_low"], rows["gain_high"], strict=True):
-        axes.plot([spot, spot], [low, high], color="black", linewidth=1)
-    shown = [(spot, paper[name]) for spot, name in zip(spots, names, strict=True) if name in paper]
+        axes.plot([spot, spot], [low, high], color=INK, linewidth=1)
+    shown = [(spot, paper[row]) for spot, row in zip(spots, names, strict=True) if row in paper]
     if shown:
         x, y = zip(*shown, strict=True)
-        axes.plot(x, y, "D", color=PAPER, markersize=4, label="paper")
-    told = [labels[name].replace(" + ", "\n+ ") for name in names]
+        axes.plot(x, y, "D", color=WARM, markersize=4, label=name)
+    told = [labels[row].replace(" + ", "\n+ ") for row in names]
     how: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
     axes.set_xticks(list(spots), told, **how)

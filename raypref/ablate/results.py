@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,27 @@ import pandas as pd
 
 from raypref.ablate.plan import PlannedRow
 from raypref.ablate.table import Table
+from raypref.core.schemes import SCHEMES
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
-from raypref.evaluate.labels import metric_label, metric_names, ordered, plain_label, score_text
+from raypref.evaluate.labels import (
+    lower_is_better,
+    metric_label,
+    metric_names,
+    ordered,
+    plain_label,
+    score_text,
+)
+from raypref.run.config import RunConfig
 from raypref.run.pipeline import Run
+
+PAPER = "paper"
+REAL_MODELS = "paper (real models)"  # beside scores of the embedded models
+BANNER = (
+    "These rows were made with the embedded models of 64x64 pictures and scored by models of the "
+    "same rendered world. Compare rows with each other. The published values are of real models, "
+    "on another scale."
+)
 
 
 @dataclass
@@ -30,6 +48,7 @@ class Results:
         labels: name of each row to what people read, in the order of the table.
         problems: rows without numbers, with the reason.
         notes: what a reader must know.
+        paper: what published values are called.
     """
 
     table: Table
@@ -39,6 +58,11 @@ class Results:
     labels: dict[str, str]
     problems: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    paper: str = PAPER
+
+    def metrics(self) -> list[str]:
+        """All metrics with numbers, the columns of the paper's table first; those without any."""
+        return list(dict.fromkeys(self.summary["metric"])) or [*self.table.columns] or ["pickscore"]
 
 
 def gather(
@@ -76,10 +100,11 @@ def gather(
         notes += _shortfall(row)
     resamples, family = reference.config.table.resamples, reference.config.base.family
     published = tables.published(table.published, family) if table.published else {}
+    paper = REAL_MODELS if embedded(reference.config) else PAPER
     if not frames:
         nothing = pd.DataFrame(columns=[*statistics.SCORES, "training_seed"])
         empty = pd.DataFrame(columns=list(statistics.SUMMARY))
-        return Results(table, nothing, empty, published, labels, problems, notes)
+        return Results(table, nothing, empty, published, labels, problems, notes, paper)
     scores = pd.concat(frames, ignore_index=True)
     summary = statistics.summarise(scores, base=table.base, resamples=resamples)
     others = _of_other_prompts(scores, base=table.base)
@@ -107,7 +132,13 @@ def gather(
         names = ", ".join(plain_label(metric) for metric in missing)
         notes.append(f"Columns of the paper that were not measured (metrics.rewards): {names}.")
     summary = statistics.arranged(summary, first=table.columns)
-    return Results(table, scores, summary, published, labels, problems, notes)
+    return Results(table, scores, summary, published, labels, problems, notes, paper)
+
+
+def embedded(config: RunConfig) -> bool:
+    """Whether the base model or the first scorer is one that is made up, as those of `tiny`."""
+    named = (config.base.model, config.pickscore.model)
+    return any(reference.partition(":")[0] in SCHEMES for reference in named)
 
 
 def _named(frame: pd.DataFrame, row: PlannedRow) -> pd.DataFrame:
@@ -138,10 +169,10 @@ def table_markdown(results: Results) -> str:
     labels = {name: _one_line(label) for name, label in results.labels.items()}
     summary = results.summary.assign(model=results.summary["model"].map(labels))
     paper = {(labels[m], k): v for (m, k), v in results.published.items() if m in labels}
-    metrics = list(dict.fromkeys(summary["metric"])) or [*results.table.columns] or ["pickscore"]
-    grid, under = tables.head(metrics), ""
+    metrics = results.metrics()
+    grid = tables.head(metrics)
     if not summary.empty:
-        grid, _, under = tables.markdown(summary, published=paper).partition("\n\n")
+        grid = tables.markdown(summary, published=paper).partition("\n\n")[0]
     head, rule, *lines = grid.splitlines()
     there = iter(lines)
     with_numbers = set(results.summary["model"])
@@ -151,18 +182,48 @@ def table_markdown(results: Results) -> str:
         else _without_numbers(label, results.problems.get(name, "no score"), metrics, paper)
         for name, label in labels.items()
     ]
-    if tables.PAPER not in under and any(metric in metrics for _, metric in paper):
-        under = f"{under.strip()} {tables.PAPER}"
-    notes = [
-        *(
-            f"{labels[n]}: {_one_line(why)}."
-            for n, why in results.problems.items()
-            if _is_part(results, n)
-        ),
-        *dict.fromkeys(results.notes),
+    if results.paper != PAPER:
+        body = [_renamed(line, results.paper) for line in body]
+    above = [f"> {BANNER}", ""] if results.paper == REAL_MODELS else []
+    text = [
+        f"## {results.table.title}",
+        "",
+        *above,
+        head,
+        rule,
+        *body,
+        "",
+        *under_table(results, marks=tables.MARKS),
     ]
-    text = [f"## {results.table.title}", "", head, rule, *body, "", under.strip(), *notes]
     return "\n".join(text) + "\n"
+
+
+def _renamed(line: str, paper: str) -> str:
+    """A row of the table whose published values are called something else."""
+    label, bar, cells = line.partition(" | ")
+    return label + bar + re.sub(r"\bpaper (?=-?\d)", f"{paper} ", cells)
+
+
+def under_table(results: Results, *, marks: str = "") -> list[str]:
+    """What stands under the table: how it was computed, rows in part, what a reader must know.
+
+    Args:
+        results: all numbers of the table.
+        marks: how the best means are marked; empty: they are not.
+    """
+    metrics = set(results.metrics())
+    lines = []
+    if not results.summary.empty:
+        lines.append(f"{tables.footnote(results.summary)} {marks}".strip())
+    shown = {key for key in results.published if key[0] in results.labels and key[1] in metrics}
+    if shown:
+        lines.append(tables.PAPER)
+    lines += [
+        f"{_one_line(results.labels[name])}: {_one_line(why)}."
+        for name, why in results.problems.items()
+        if _is_part(results, name)
+    ]
+    return [*lines, *dict.fromkeys(results.notes)]
 
 
 def _without_numbers(
@@ -189,14 +250,17 @@ def _is_part(results: Results, name: str) -> bool:
     return name in set(results.summary["model"])
 
 
-def spread(results: Results) -> str:
-    """Mean and standard deviation over training seeds; empty where there is but one."""
+def seed_rows(results: Results) -> list[list[str]]:
+    """Mean and standard deviation over training seeds: a head and one line per row, as texts.
+
+    Empty where there is but one seed.
+    """
     scores = results.scores
     if scores["training_seed"].nunique() < 2:
-        return ""
+        return []
     means = scores.groupby(["model", "metric", "training_seed"])["score"].mean()
     metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *metric_names()])
-    rows = [["over training seeds", *map(metric_label, metrics)], ["---"] * (len(metrics) + 1)]
+    rows = [["over training seeds", *map(metric_label, metrics)]]
     for name, label in results.labels.items():
         if name not in set(scores["model"]):
             continue
@@ -208,8 +272,45 @@ def spread(results: Results) -> str:
             cells.append(text + deviation)
         count = scores[scores["model"] == name]["training_seed"].nunique()
         rows.append([f"{_one_line(label)} ({count})", *cells])
-    lines = map(tables.markdown_row, rows)
+    return rows
+
+
+def spread(results: Results) -> str:
+    """`seed_rows` as Markdown; empty where there is but one seed."""
+    rows = seed_rows(results)
+    if not rows:
+        return ""
+    lines = map(tables.markdown_row, [rows[0], ["---"] * len(rows[0]), *rows[1:]])
     return "\n".join([*lines, "", "Mean ± standard deviation (number of training seeds).", ""])
+
+
+def direction(row: Any) -> tuple[str, str]:
+    """Which way a gain went beyond doubt (▲, ▼, ≈), and whether that is better, worse or flat.
+
+    Args:
+        row: of `statistics.summarise`; an interval that is NaN claims nothing.
+    """
+    if math.isnan(row.gain_low):
+        return "", "flat"
+    if row.gain_low <= 0 <= row.gain_high:
+        return "≈", "flat"
+    rises = row.gain_low > 0
+    return "▲" if rises else "▼", "better" if rises != lower_is_better(row.metric) else "worse"
+
+
+def as_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the summary, for trackers: labels, means, gains, published values."""
+    columns = ["mean", "low", "high", "gain", "gain_low", "gain_high"]
+    rows = [
+        [
+            results.labels[row["model"]],
+            plain_label(row["metric"]),
+            *(row[column] for column in columns),
+            results.published.get((row["model"], row["metric"]), math.nan),
+        ]
+        for row in results.summary.to_dict("records")
+    ]
+    return ["row", "metric", *columns, "paper"], rows
 
 
 def table_csv(results: Results) -> str:

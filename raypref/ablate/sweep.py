@@ -13,12 +13,10 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray import tune
 from ray.util.queue import Empty, Queue
@@ -26,12 +24,12 @@ from ray.util.queue import Empty, Queue
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError
-from raypref.core.ledger import absolute, filesystem, join, read_bytes
+from raypref.core.ledger import absolute, filesystem, join
 from raypref.engine.cluster import start_ray
 from raypref.engine.kept import leave_room, release
 from raypref.evaluate.generate import BASE
 from raypref.run.execute import carry_out
-from raypref.run.pipeline import Run, Step, read_record
+from raypref.run.pipeline import Run, Step
 
 log = logging.getLogger(__name__)
 
@@ -151,19 +149,9 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
         return str(error)
     finally:
         logger.removeHandler(handler)
-    record_shared(run, only)
     summary = run.evaluation.summary
     own = summary[summary["model"] == model]
     return dict(zip(own["metric"], own["mean"].astype(float), strict=True))
-
-
-def record_shared(run: Run, steps: Collection[str]) -> None:
-    """Give a row's MLflow run the curves of trainings that other rows did."""
-    own = read_record(run.folder)["steps"]
-    for name in set(steps) & run.trained.keys() - own.keys():
-        data = read_bytes(join(run.trained[name].path, "metrics.parquet"))
-        if data is not None and run.tracker is not None:
-            run.tracker.history(pq.read_table(pa.BufferReader(data)).to_pylist(), prefix=name)
 
 
 def run_rows(

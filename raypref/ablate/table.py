@@ -86,7 +86,7 @@ class Table(Section):
     grid: dict[str, tuple[Value, ...]] = Field({}, description="a row for each combination")
     grid_times: dict[str, tuple[float, ...]] = Field({}, description="the same, as multiples")
     search: Search | None = setting(None, "an open-ended sweep instead of rows")
-    plot: Literal["", "bars", "curves"] = setting("", "figure to draw")
+    plot: Literal["", "bars", "curves"] = setting("", "figure to draw; empty: bars")
     x: str = setting("", "curves: setting along the axis")
     claims: tuple[Claim, ...] = setting((), "statements to test")
 

@@ -48,6 +48,11 @@ def commit() -> str:
     return _git("describe", "--always", "--dirty", "--abbrev=12") if tracked else ""
 
 
+def commit_hash() -> str:
+    """The project's whole git commit; empty outside a checkout."""
+    return _git("rev-parse", "HEAD") if commit() else ""
+
+
 def _git(*words: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:

@@ -10,6 +10,7 @@ are read, prepared or written while the GPU works on another.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +137,7 @@ def stream(
     """
     return stream_branches(
         rows,
-        label=ledger.path.rstrip("/").rsplit("/", 1)[-1],
+        label=re.sub(r"-[0-9a-f]{12}$", "", ledger.path.rstrip("/").rsplit("/", 1)[-1]),
         stages=stages,
         branches=[Branch([], ledger, keep)],
         config=config,

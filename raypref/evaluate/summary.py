@@ -57,10 +57,11 @@ def _cell(row: Any) -> str:
 def _headline(row: Any) -> list[str]:
     interval = interval_text(row.metric, row.gain_low, row.gain_high)
     gain = f"{gain_text(row.metric, row.gain)} {interval}"
-    return [metric_label(row.metric), gain, _verdict(row)]
+    return [metric_label(row.metric), gain, verdict(row)]
 
 
-def _verdict(row: Any) -> str:
+def verdict(row: Any) -> str:
+    """Whether a model is better than the base by a row of `statistics.summarise`, in words."""
     if math.isnan(row.gain_low) or row.gain_low <= 0 <= row.gain_high:
         return "no clear difference"
     up = row.gain > 0

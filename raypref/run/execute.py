@@ -19,7 +19,7 @@ from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
 from raypref.core.messages import without_secrets
 from raypref.core.progress import waiting as waiting_for
-from raypref.core.tracking import Tracker
+from raypref.core.tracking import Tracker, require_trackers
 from raypref.core.versions import versions
 from raypref.engine.cluster import require_nodes, start_ray
 from raypref.engine.kept import released_after
@@ -27,6 +27,7 @@ from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
 from raypref.run.pipeline import Run, Step, read_record
+from raypref.run.recorded import record_curves, record_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
             "this variant a name of its own (run=NAME) or replace the old result with --redo"
         )
     _check(waiting)  # before anything is written or cleared
+    require_trackers(config.tracking, storage=config.storage)
     with only_job_in(run.folder):
         for ledger in stale:
             log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
@@ -128,6 +130,8 @@ def carry_out(
         except BaseException:
             run.tracker.finish("FAILED")
             raise
+    shared = {step.name for step in waiting if step.trains} - record["steps"].keys()
+    record_curves(run.tracker, {name: run.trained[name] for name in sorted(shared)})
     _store_results(run, run.tracker, steps={step.name for step in waiting})
 
 
@@ -215,13 +219,17 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
     settings = flatten(config)
     identity = fingerprint(settings)
     record = read_record(run.folder)
+    same = record.get("fingerprint") == identity
     tracker = Tracker(
         config.tracking,
         storage=config.storage,
         name=config.run.rsplit("/", 1)[-1] if parent_run_id else config.run,
         settings=settings,
-        run_id=record.get("mlflow_run_id") if record.get("fingerprint") == identity else None,
+        run_id=record.get("mlflow_run_id") if same else None,
         parent_run_id=parent_run_id,
+        folder=run.folder,
+        group=config.run.rpartition("/")[0],
+        ids=record.get("trackers", {}) if same else {},
     )
     # What a training that is not part of the run any more once took is not told of this run.
     names = {step.name for step in run.steps}
@@ -233,6 +241,7 @@ def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str
         "fingerprint": identity,
         "seed": config.seed,
         "mlflow_run_id": tracker.run_id,
+        "trackers": tracker.ids,
         "versions": versions(),
         # Of a model that no step needed this time, what it was then.
         "models": {ref: at for ref, at in before.items() if ref in settings.values()} | models,
@@ -250,8 +259,14 @@ def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> Non
     """Log table and files of a job's steps to MLflow and close its run."""
     # A job that only curates has no prompts to know an evaluation by.
     if "evaluation" in steps and run.evaluation.complete:
-        for row in run.evaluation.summary.to_dict("records"):
-            tracker.metrics({f"eval/{row['model']}/{row['metric']}": row["mean"]}, step=0)
+        record_evaluation(
+            tracker,
+            run.evaluation.summary,
+            final=run.alignment.final,
+            labels=run.labels,
+            page=join(run.folder, "report", "index.html") if "report" in steps else "",
+            images=run.evaluation.images.ledgers,
+        )
     tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
     pages = ["report/index.html", "report/side_by_side.html"]
     for name in ("config.toml", "run.json", *tables, *pages):

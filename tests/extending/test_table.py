@@ -69,5 +69,5 @@ def test_its_results_are_shown_and_its_claim_is_tested(table: dict[str, Table]) 
     assert lines[2] == "| model | PickScore ↑ | Colorfulness ↑ |"
     [line] = [line for line in lines if line.startswith("| no margin |")]
     assert "(+1.50)" in line
-    moved = claims.what_moved(found, resamples=50)
-    assert "The margin helps: holds by 1 of 1 metrics" in moved
+    moved = claims.what_moved(found, claims.tested(found, resamples=50))
+    assert "The margin helps: confirmed by 1 of 1 metrics" in moved

@@ -14,6 +14,7 @@ ORDER = (
     *("test_on_top.py", "test_kill_stream.py", "test_job_submit.py", "test_bad_folder.py"),
     *(
         "test_workers.py",
+        "test_examples.py",
         "test_interrupt.py",
         "test_full_disk.py",
         "test_remake.py",

@@ -120,7 +120,7 @@ def test_mlflow_has_one_finished_run(full) -> None:
     assert tracked.info.run_id == record["mlflow_run_id"]
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["train.stage1.steps"] == str(STEPS)
-    assert {"stage1/loss", "stage2/loss", "eval/base/pickscore"} <= tracked.data.metrics.keys()
+    assert {"stage1/loss", "stage2/loss", "gain/stage2/pickscore"} <= tracked.data.metrics.keys()
     steps = [m.step for m in client.get_metric_history(tracked.info.run_id, "stage1/loss")]
     assert sorted(steps) == list(range(1, STEPS + 1))
     artifacts = {file.path for file in client.list_artifacts(tracked.info.run_id)}
