@@ -26,6 +26,7 @@ from raypref.engine.cluster import connected, submitted
 from raypref.evaluate.summary import closing
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.models.lora_config import FILE_NAME
+from raypref.models.lora_formats import shared_name
 from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan
 from raypref.run.pipeline import Run
@@ -44,6 +45,7 @@ HELP = {"--help", "-h"}
 RESULTS = {
     "Pairs": "pairs",
     "LoRA": f"{{final}}/{FILE_NAME}",
+    "LoRA for ComfyUI": "{final}/{shared}",
     "Report": "report/index.html",
 }
 
@@ -204,8 +206,9 @@ def _run(given: Given, *, only: Collection[str], result: str) -> int:
             f"\n{closing(run.evaluation.summary, final=run.alignment.final, labels=run.labels)}\n"
         )
         print(f"Time: {duration(time.monotonic() - began)}")
+    names = {"final": run.alignment.final, "shared": shared_name(config.run, run.alignment.final)}
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
-        print(f"{name}: {run.folder}/{RESULTS[name].format(final=run.alignment.final)}")
+        print(f"{name}: {run.folder}/{RESULTS[name].format(**names)}")
     return DONE
 
 
@@ -323,7 +326,7 @@ COMMANDS = {
     ),
     "align": Command(
         "Preference pairs to an aligned LoRA: the trainings that `train` names.",
-        partial(_run, only=ALIGN, result="LoRA"),
+        partial(_run, only=ALIGN, result="LoRA for ComfyUI"),
         flags=_FLAGS,
     ),
     "evaluate": Command(

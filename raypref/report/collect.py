@@ -19,7 +19,7 @@ from raypref.evaluate.labels import digits, lower_is_better
 from raypref.evaluate.tables import Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
-from raypref.models.lora_formats import KOHYA_FILE
+from raypref.models.lora_formats import shared_name
 from raypref.report.gallery import gallery
 from raypref.report.samples import grids, metric_place, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
@@ -114,7 +114,7 @@ def collect(
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=_facts(record),
-        links=_links(folder, record, {n: labels[n] for n in trained}, tracking_uri),
+        links=_links(folder, name, record, {n: labels[n] for n in trained}, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
@@ -250,14 +250,18 @@ def _cost(step: str, facts: Mapping[str, Any]) -> StepCost:
 
 
 def _links(
-    folder: str, record: Mapping[str, Any], trained: Mapping[str, str], tracking_uri: str
+    folder: str,
+    run: str,
+    record: Mapping[str, Any],
+    trained: Mapping[str, str],
+    tracking_uri: str,
 ) -> list[Link]:
     fs, root = filesystem(folder)
     # Of these trainings alone: others may be there from settings that were replaced.
     weights = [(f"{name}/{FILE_NAME}", "LoRA", label) for name, label in trained.items()]
     for name, label in trained.items():
-        text = f"{label}, for ComfyUI and A1111"
-        weights.append((f"{name}/{KOHYA_FILE}", "LoRA", text))
+        text = f"{label}, for ComfyUI and others"
+        weights.append((f"{name}/{shared_name(run, name)}", "LoRA", text))
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     links = [
         Link(what, text, f"../{path}")

@@ -115,6 +115,7 @@ class Run:
             pairs=self.curation.pairs,
             place=self.place,
             seed=c.seed + c.training_seed,
+            run=c.run,
         )
 
     @property
@@ -312,6 +313,7 @@ class Run:
         c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
         if final.state() != "complete" or self.curation.pairs.state() != "complete":
             return Work(0, "cards")
+        self.alignment.write_missing_shared()
         trainings = self.alignment.trainings
         chain = plan.lineage(self.alignment.final, trainings)
         first = trainings[chain[0]].start
