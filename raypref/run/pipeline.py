@@ -43,6 +43,7 @@ from raypref.evaluate.graph import Evaluation
 from raypref.evaluate.samples import draw_samples
 from raypref.models import checks
 from raypref.models.fuse import fuse
+from raypref.models.lora_formats import shared_name
 from raypref.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -320,6 +321,8 @@ class Run:
         card = model_card(
             name=c.run,
             base=c.base,
+            draw=c.evaluate,
+            shared=shared_name(c.run, self.alignment.final),
             licence=c.model.license,
             photographs=c.source.license,
             counts=self.curation.pairs.manifest()["counts"],
