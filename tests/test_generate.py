@@ -17,6 +17,7 @@ from raypref.core.config import InputError, build
 from raypref.core.rows import Row
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, other_loras, rows_to_generate
+from raypref.evaluate.sets import read_set
 from raypref.models import lora
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning
@@ -83,7 +84,8 @@ def stage(trained) -> Generate:
 
 
 def make_rows(models: Sequence[str]) -> list[Row]:
-    return rows_to_generate([p.text for p in CONFIG.read()], CONFIG, models).to_pylist()
+    texts = [prompt.text for prompt in read_set("tiny:prompts", limit=2)]
+    return rows_to_generate(texts, CONFIG, models).to_pylist()
 
 
 def images(stage: Generate, rows: Sequence[Row], *, batch: int) -> dict[str, np.ndarray]:
@@ -143,7 +145,7 @@ def test_other_loras_are_known_by_their_bytes(trained, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     found = other_loras({"a": folder, "b": str(tmp_path / "copy")})
     assert found["a"].fingerprint == found["b"].fingerprint and found["b"].folder != folder
-    with pytest.raises(InputError, match=r"evaluate\.loras\.c: no pytorch_lora_weights"):
+    with pytest.raises(InputError, match=r"evaluate\.loras\.c: no LoRA weights in"):
         other_loras({"c": str(tmp_path)})
 
 

@@ -119,6 +119,15 @@ def identity(ref: str, *, key: str) -> str:
     return hashlib.sha256(_find(ref, key=key)[1]).hexdigest()
 
 
+def content(ref: str, *, key: str) -> bytes:
+    """The bytes of LoRA weights.
+
+    Raises:
+        InputError: there are none.
+    """
+    return _find(ref, key=key)[1]
+
+
 def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
     from raypref.models import lora

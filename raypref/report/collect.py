@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.evaluate.labels import digits, lower_is_better
-from raypref.evaluate.tables import Published
+from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
@@ -76,6 +76,7 @@ def collect(
     final: str,
     published: Published,
     tracking_uri: str = "",
+    sets: Sequence[NamedTable] = (),
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -95,6 +96,7 @@ def collect(
         final: the model that the run is about, by its name in the table.
         published: the paper's numbers beside it.
         tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
+        sets: the tables of all prompt sets, the one above first; empty: it is the only one.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -102,8 +104,9 @@ def collect(
     if final not in models:
         final = models[-1] if models else ""
     # Beside the table: scores of an evaluation that was replaced would not fit these images.
-    scores = _scores(folder) if table is not None else None
-    made = all(ledger.state() == "complete" for ledger in images.values())
+    at = join(folder, sets[0].at if sets else "evaluation")
+    scores = _scores(at) if table is not None else None
+    made = bool(images) and all(ledger.state() == "complete" for ledger in images.values())
     beside = (
         made
         and scores is not None
@@ -125,6 +128,7 @@ def collect(
         table=table,
         categories=categories,
         published=published,
+        sets=sets,
         labels=labels,
         final=final,
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
@@ -166,8 +170,8 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
     return views
 
 
-def _scores(folder: str) -> pd.DataFrame | None:
-    data = read_bytes(join(folder, "evaluation", "scores.parquet"))
+def _scores(evaluation: str) -> pd.DataFrame | None:
+    data = read_bytes(join(evaluation, "scores.parquet"))
     return None if data is None else pq.read_table(io.BytesIO(data)).to_pandas()
 
 
