@@ -15,7 +15,7 @@ from raypref.evaluate.graph import Evaluation
 from raypref.evaluate.samples import draw_samples
 from raypref.evaluate.sets import ROOT, PromptSet, PromptSets, earlier
 from raypref.evaluate.summary import closing
-from raypref.evaluate.tables import NamedTable, read_table
+from raypref.evaluate.tables import NamedTable, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ class Evaluations:
             for at, name in earlier(folder, known=known, loras=loras).items():
                 taken = name in {table.name for table in found}  # of a file that was changed
                 label = f"{name} ({at})" if taken else name
-                found.append(NamedTable(label, at, read_table(join(folder, at, "table.csv"))))
+                found.append(NamedTable(label, at, read_summary(join(folder, at, "table.csv"))))
         return found
 
     def closing(self, *, final: str, labels: Mapping[str, str]) -> str:

@@ -48,7 +48,7 @@ class PromptSet(NamedTuple):
     @property
     def identity(self) -> str:
         """What tells these prompts from others; part of the fingerprint of their images."""
-        return identity(self.prompts)
+        return prompt_identity(self.prompts)
 
 
 class PromptSets:
@@ -96,13 +96,15 @@ class PromptSets:
             ]
         same: dict[str, str] = {}
         for _, file, prompts in given:
-            if (other := same.setdefault(identity(prompts), file)) != file:
+            if (other := same.setdefault(prompt_identity(prompts), file)) != file:
                 raise InputError(f"evaluate.prompts: {other} and {file} hold the same prompts")
-        places = located(self.folder, {name: identity(prompts) for name, _, prompts in given})
+        places = located(
+            self.folder, {name: prompt_identity(prompts) for name, _, prompts in given}
+        )
         return [PromptSet(name, origin, own, places[name]) for name, origin, own in given]
 
 
-def identity(prompts: Sequence[Prompt]) -> str:
+def prompt_identity(prompts: Sequence[Prompt]) -> str:
     """How many prompts, and a hash of their texts in order."""
     texts = json.dumps([prompt.text for prompt in prompts]).encode()
     return f"{len(prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}"

@@ -111,7 +111,7 @@ class NamedTable(NamedTuple):
     table: pd.DataFrame  # of `statistics.summarise`
 
 
-def read_table(path: str) -> pd.DataFrame:
+def read_summary(path: str) -> pd.DataFrame:
     """The summary that `csv` wrote to a file, which must be there."""
     import pandas as pd
 
