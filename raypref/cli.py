@@ -43,8 +43,8 @@ HELP = {"--help", "-h"}
 # What jobs make, in order, with its path in the run's folder.
 RESULTS = {
     "Pairs": "pairs",
-    "LoRA": f"{{final}}/{FILE_NAME}",
     "LoRA for ComfyUI": "{final}/{shared}",
+    "LoRA": f"{{final}}/{FILE_NAME}",
     "Report": "report/index.html",
 }
 
@@ -328,7 +328,7 @@ COMMANDS = {
     ),
     "align": Command(
         "Preference pairs to an aligned LoRA: the trainings that `train` names.",
-        partial(_run, only=ALIGN, result="LoRA for ComfyUI"),
+        partial(_run, only=ALIGN, result="LoRA"),
         flags=_FLAGS,
     ),
     "evaluate": Command(

@@ -71,8 +71,6 @@ class Evaluations:
             streaming: how rows are cut into blocks.
         """
         first = self.first
-        for each in self.all:
-            log.info("prompt set %s: %s; in %s", each.set.name, each.set.origin, each.set.at)
         if first.metrics.distance and not first.distance:
             log.info("no CMMD and FID: they compare with the photographs of pairs; there are none")
         busy, count = 0.0, 0
@@ -88,6 +86,7 @@ class Evaluations:
                 streaming=streaming,
             )
         for each in self.all:
+            log.info("prompt set %s: %s; in %s", each.set.name, each.set.origin, each.set.at)
             work = each.run(streaming)
             busy, count = busy + work.busy, count + work.amount
         return Work(count, "images", busy)
