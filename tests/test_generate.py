@@ -18,7 +18,7 @@ from raypref.core.rows import Row
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, other_loras, rows_to_generate
 from raypref.evaluate.sets import read_set
-from raypref.models import lora
+from raypref.models import lora, lora_formats
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.lora_config import LoraConfig
@@ -179,6 +179,17 @@ def test_the_base_is_the_base_whatever_is_loaded_beside_it(stage):
     assert furthest(images(stage, rows, batch=4), expected) == 0
     plain = plain_pipeline()
     assert furthest({row["id"]: plain_image(plain, row) for row in rows}, expected) <= 1
+
+
+def test_a_lora_of_others_may_be_a_file_in_another_layout(trained, stage, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "theirs")
+    lora_formats.write_shared(str(tmp_path / "theirs"), name="k.safetensors", component="unet")
+    file = (tmp_path / "theirs" / "k.safetensors").rename(tmp_path / "k.safetensors")
+    found = other_loras({"ours": str(file)})["ours"]
+    assert found.folder == str(file)
+    theirs = loaded({"ours": found.folder})
+    rows = make_rows(["ours"])
+    assert furthest(images(theirs, rows, batch=2), images(stage, rows, batch=2)) == 0
 
 
 def test_two_loras_do_not_mix(trained, stage, tmp_path):
