@@ -21,6 +21,7 @@ from raypref.core.config import load
 from raypref.core.rows import Row, Transform
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, rows_to_generate
+from raypref.evaluate.sets import read_set
 from raypref.images.decode import as_png, open_png
 from raypref.rewards.base import Score
 from raypref.run.config import RunConfig
@@ -94,7 +95,8 @@ def main() -> None:
     score = Score(pickscore, columns={"image": "pickscore"}, prompt="prompt")
     for stage in (generate, score):
         stage.setup()
-    texts = [prompt.text for prompt in config.evaluate.read()]
+    limit = config.evaluate.limit or None
+    texts = [p.text for file in config.evaluate.files for p in read_set(file, limit=limit)]
     rows = rows_to_generate(texts, config.evaluate, [BASE]).to_pylist()[:IMAGES]
     assert len(rows) == IMAGES, f"the benchmark needs {IMAGES} images"
     through(generate, rows[:2])  # warm up

@@ -23,11 +23,11 @@ from raypref.core.key_help import describe
 from raypref.core.progress import duration
 from raypref.core.versions import own_version
 from raypref.engine.cluster import connected, submitted
-from raypref.evaluate.summary import closing
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.models.lora_config import FILE_NAME
+from raypref.models.lora_formats import shared_name
 from raypref.run.config import RunConfig
-from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan
+from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan, require_steps_before
 from raypref.run.pipeline import Run
 from raypref.run.push import push
 
@@ -44,6 +44,7 @@ HELP = {"--help", "-h"}
 # What jobs make, in order, with its path in the run's folder.
 RESULTS = {
     "Pairs": "pairs",
+    "LoRA for ComfyUI": "{final}/{shared}",
     "LoRA": f"{{final}}/{FILE_NAME}",
     "Report": "report/index.html",
 }
@@ -213,12 +214,14 @@ def _run(given: Given, *, only: Collection[str], result: str) -> int:
         return DONE
     run = execute(config, only=only, redo="--redo" in given.flags)
     if result == "Report":
-        print(
-            f"\n{closing(run.evaluation.summary, final=run.alignment.final, labels=run.labels)}\n"
-        )
+        print(f"\n{run.evaluations.closing(final=run.alignment.final, labels=run.labels)}\n")
         print(f"Time: {duration(time.monotonic() - began)}")
+    names = {"final": run.alignment.final, "shared": shared_name(config.run, run.alignment.final)}
+    untrained = () if run.alignment.final else ("Pairs", "LoRA", "LoRA for ComfyUI")
     for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
-        print(f"{name}: {run.folder}/{RESULTS[name].format(final=run.alignment.final)}")
+        if name in untrained:
+            continue
+        print(f"{name}: {run.folder}/{RESULTS[name].format(**names)}")
     return DONE
 
 
@@ -264,6 +267,8 @@ def _print_plan(run: Run, only: Collection[str]) -> None:
     print(f"# Steps of {run.folder}:")
     for line in plan(run, only=only):
         print(f"#   {line}")
+    sys.stdout.flush()
+    require_steps_before(run, only=only)  # the job itself would refuse in the same words
 
 
 def _usage() -> str:

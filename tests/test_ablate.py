@@ -188,7 +188,10 @@ def test_the_base_models_images_are_the_same_for_all_rows(tiny):
         ({"copy": {"base.model": "no.such"}}, "copy: there is no setting 'no.such'"),
         ({"model": "stage7"}, "model=stage7: the models of the run are base, stage1"),
         ({"set": {"evaluate.prompts": "/no/file.txt"}}, "/no/file.txt"),
-        ({"set": {"evaluate.loras": {"a": "/none"}}}, "evaluate.loras.a: no pytorch_lora_weights"),
+        (
+            {"set": {"evaluate.loras": {"a": "/none"}}},
+            "evaluate.loras.a: no folder or file '/none'",
+        ),
     ],
 )
 def test_an_impossible_row_is_planned_with_its_reason(row, reason, tiny):

@@ -13,11 +13,11 @@ import pytest
 from corpus import encode, scene
 
 from raypref import __version__, cli
-from raypref.cli import COMMANDS, Given
+from raypref.cli import COMMANDS, WRONG_INPUT, Given
 from raypref.core.config import InputError, flatten, load, presets
 from raypref.core.key_help import describe
 from raypref.run.config import RunConfig
-from raypref.run.execute import EVALUATE, _require_steps_before, plan
+from raypref.run.execute import EVALUATE, plan, require_steps_before
 from raypref.run.pipeline import Run
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +84,14 @@ def test_dry_run_tells_and_leaves_nothing(here, capsys, tmp_path_factory):
 
 
 def test_dry_run_of_a_part_says_what_is_not_its_own(capsys):
-    assert job("--dry-run", command="align") == 0
-    steps = capsys.readouterr().out.splitlines()[-len(STEPS) :]
+    assert job("--dry-run", command="align") == WRONG_INPUT
+    out, err = capsys.readouterr()
+    steps = out.splitlines()[-len(STEPS) :]
     mine = [line.split()[1] for line in steps if line.split()[2:] == ["run"]]
     assert mine == ["cache", "stage1", "stage2", "stage2_alone"]
+    assert job(command="align") == WRONG_INPUT  # the job itself says the same
+    assert capsys.readouterr().err == err
+    assert err.startswith("error: pairs of ")
 
 
 def test_the_preset_may_be_left_out_and_flags_stand_anywhere(capsys):
@@ -122,7 +126,10 @@ def test_a_file_of_settings(here, capsys):
         (["source.path=~nobody-here/p"], ["source.path", "~nobody-here/p"]),
         (["storage=s3://bucket/runs", "run=my run"], ["s3://bucket/runs/my run"]),
         (["storage=ftp://bob:secret@host/runs"], ["ftp://***@host/runs"]),
-        (["source.path=photos", "evaluate.prompts="], ["evaluate.prompts"]),
+        (
+            ["source.path=photos", "evaluate.prompts=prompts.txt,a.csv"],
+            ["evaluate.prompts", "'a.csv'"],
+        ),
         (["source.path=photos", "evaluate.prompts=lost.txt"], ["lost.txt"]),
         (["source.path=photos", "perturb.model=tiny:lost"], ["tiny:lost"]),
         (["source.path=photos", "saliency.weights=lost.pth"], ["saliency.weights", "lost.pth"]),
@@ -207,10 +214,10 @@ def test_an_export_asked_for_later_holds_up_no_other_job(here):
                 ledger.commit(expected=0, counts={})
     states = dict(line.split(maxsplit=1) for line in plan(run, only=EVALUATE))
     assert states["evaluation"] == "run"
-    _require_steps_before(run, [step for step in run.steps if step.name in EVALUATE])
+    require_steps_before(run, only=EVALUATE)
     next(step for step in run.steps if step.name == "cache").ledgers()[0].clear()
     with pytest.raises(InputError, match=r"^cache of .* is not complete"):
-        _require_steps_before(run, [step for step in run.steps if step.name in EVALUATE])
+        require_steps_before(run, only=EVALUATE)
 
 
 def test_every_command_has_one_script_and_every_script_a_command():

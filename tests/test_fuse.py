@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard
 
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, results_of
+from raypref.evaluate.generate import GenerateConfig
 from raypref.models import adapters, lora
 from raypref.models.backbone import BackboneConfig, load_denoiser
+from raypref.models.families.registry import family
 from raypref.models.fuse import fuse
 from raypref.models.lora_config import LoraConfig
 from raypref.report.card import model_card
@@ -101,6 +103,8 @@ def card(**changes: Any) -> str:
     given: dict[str, Any] = {
         "name": "my-run",
         "base": BackboneConfig(),
+        "draw": GenerateConfig(),
+        "shared": "my-run-stage2.safetensors",
         "licence": "creativeml-openrail-m",
         "photographs": "cc-by-4.0",
         "counts": COUNTS,
@@ -149,19 +153,48 @@ def test_it_tells_the_funnel_the_settings_and_the_table():
     assert "Not run." in card(table="")
 
 
-@pytest.mark.parametrize("network", [False, True])
-def test_the_lines_that_load_it_do(trained, tmp_path, network, monkeypatch):
-    monkeypatch.chdir(Path(small.path("sd15")).parent)  # so that the last name of a path is enough
-    base = BASE.model_copy(update={"network": BASE.model} if network else {})
-    text = card(base=base)
-    code = text.split("```python\n")[1].split("```")[0]
-    assert ("unet=UNet2DConditionModel" in code) == network
-    code = code.replace("path/to/this/folder", str(trained))
-    code = code.replace(").images", ", num_inference_steps=1, height=64, width=64).images")
+RUNS = [
+    (BASE, {}),
+    (BASE, {"network": BASE.model}),
+    (BASE, {"dtype": "bfloat16"}),
+    (BackboneConfig(model="tiny:sd15"), {}),  # whose text encoder is stored in half precision
+    (BackboneConfig(family="sd15_inpaint", model=str(small.path("sd15-inpaint"))), {}),
+    (BackboneConfig(family="sd35m", model=str(small.path("sd3"))), {}),
+]
+
+
+@pytest.mark.parametrize(("base", "changes"), RUNS)
+def test_the_example_runs_as_it_is_printed(base, changes, tmp_path, monkeypatch):
+    base = base.model_copy(update=changes)
+    denoiser = load_denoiser(base, device=torch.device("cpu"))
+    config = LoraConfig(rank=2, alpha=8, targets=family(base.family).targets)
+    adapters.attach(denoiser.module, config, names=("learner",), seed=3)
+    values = adapters.state(denoiser.module, "learner")
+    lora.save(values, config, folder=str(tmp_path), component=denoiser.component)
+    (tmp_path / "my-run-stage2.safetensors").write_bytes(b"not the one to load")
+    monkeypatch.chdir(tmp_path)
+    for ref in (base.model, base.network):  # a local folder is named by its last name
+        if ref and ":" not in ref and not (link := tmp_path / Path(ref).name).exists():
+            link.symlink_to(ref)
+    text = card(base=base, draw=GenerateConfig(steps=1, size=64, seeds=(5,)))
     made: dict[str, Any] = {}
-    exec(code, made)
+    exec(text.split("```python\n")[1].split("```")[0], made)
     assert made["image"].size == (64, 64)
+    assert (tmp_path / "image.png").is_file()
     assert made["pipe"].get_active_adapters()
+    assert next(made["pipe"].vae.parameters()).dtype == getattr(torch, base.dtype)
+
+
+def test_the_base_is_named_by_its_id_on_the_hub_or_not_at_all():
+    for base in (BASE, BackboneConfig(model="tiny:sd15"), BackboneConfig(network="./unet")):
+        assert "base_model" not in yaml.safe_load(card(base=base).split("---\n", 2)[1])
+    assert "is a toy model" in card(base=BackboneConfig(model="tiny:sd15"))
+    assert "is a toy model" not in card(base=BASE)
+    assert "base_model: some/model" in card(base=BackboneConfig(model="some/model@v1"))
+
+
+def test_the_file_for_other_programs_is_named():
+    assert "`my-run-stage2.safetensors` is the same LoRA for ComfyUI" in card()
 
 
 def test_no_path_of_the_machine_is_in_it():
@@ -181,6 +214,6 @@ def test_a_model_of_the_hub_is_named_with_its_commit():
     model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert f"`someone/unet` at `{'b' * 40}` in `{model}` at `{'a' * 40}`" in text
     assert f'StableDiffusionPipeline.from_pretrained("{model}", revision="{"a" * 40}"' in text
-    assert f'from_pretrained("someone/unet", revision="{"b" * 40}", subfolder="unet")' in text
+    assert f'from_pretrained("someone/unet", revision="{"b" * 40}", subfolder="unet", ' in text
     assert "going on from the LoRA `other/lora` at `v2`" in text  # as it is written
     assert "going on from the LoRA `lora`," in card(starts_from="/home/x/lora", commits=commits)

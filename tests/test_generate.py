@@ -17,7 +17,8 @@ from raypref.core.config import InputError, build
 from raypref.core.rows import Row
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import BASE, Generate, GenerateConfig, other_loras, rows_to_generate
-from raypref.models import adapters, lora
+from raypref.evaluate.sets import read_set
+from raypref.models import adapters, lora, lora_formats
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.lora_config import LoraConfig
@@ -81,7 +82,8 @@ def stage(trained) -> Generate:
 
 
 def make_rows(models: Sequence[str]) -> list[Row]:
-    return rows_to_generate([p.text for p in CONFIG.read()], CONFIG, models).to_pylist()
+    texts = [prompt.text for prompt in read_set("tiny:prompts", limit=2)]
+    return rows_to_generate(texts, CONFIG, models).to_pylist()
 
 
 def images(stage: Generate, rows: Sequence[Row], *, batch: int) -> dict[str, np.ndarray]:
@@ -141,7 +143,7 @@ def test_other_loras_are_known_by_their_bytes(trained, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     found = other_loras({"a": folder, "b": str(tmp_path / "copy")})
     assert found["a"].fingerprint == found["b"].fingerprint and found["b"].folder != folder
-    with pytest.raises(InputError, match=r"evaluate\.loras\.c: no pytorch_lora_weights"):
+    with pytest.raises(InputError, match=r"evaluate\.loras\.c: no LoRA weights in"):
         other_loras({"c": str(tmp_path)})
 
 
@@ -175,6 +177,17 @@ def test_the_base_is_the_base_whatever_is_loaded_beside_it(stage):
     assert furthest(images(stage, rows, batch=4), expected) == 0
     plain = plain_pipeline()
     assert furthest({row["id"]: plain_image(plain, row) for row in rows}, expected) <= 1
+
+
+def test_a_lora_of_others_may_be_a_file_in_another_layout(trained, stage, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "theirs")
+    lora_formats.write_shared(str(tmp_path / "theirs"), name="k.safetensors", component="unet")
+    file = (tmp_path / "theirs" / "k.safetensors").rename(tmp_path / "k.safetensors")
+    found = other_loras({"ours": str(file)})["ours"]
+    assert found.folder == str(file)
+    theirs = loaded({"ours": found.folder})
+    rows = make_rows(["ours"])
+    assert furthest(images(theirs, rows, batch=2), images(stage, rows, batch=2)) == 0
 
 
 def test_two_loras_do_not_mix(trained, stage, tmp_path):

@@ -1,15 +1,22 @@
 """LoRA weights in the layouts of others."""
 
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
+from torch import nn
+from training import BASES
 
 from raypref.core.config import InputError
 from raypref.models import adapters, lora, lora_formats
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.models.families.registry import FAMILIES, family
 from raypref.models.lora_config import LoraConfig
 
 
@@ -38,30 +45,195 @@ def test_a_kohya_file_is_read_at_the_strength_it_was_trained_with(tmp_path):
         torch.testing.assert_close(b @ a, delta)
 
 
-def test_our_lora_is_written_as_comfyui_knows_it_and_is_the_same_update(tmp_path):
-    config = LoraConfig(rank=3, alpha=6)
-    unet = UNet2DConditionModel.from_pretrained(small.path("sd15"), subfolder="unet")
-    adapters.attach(unet, config, names=("learner",), seed=1)
-    values = {k: torch.randn(v.shape) for k, v in adapters.state(unet, "learner").items()}
-    lora.save(values, config, folder=str(tmp_path), component="unet")
-    lora_formats.write_kohya(str(tmp_path), component="unet")
-    tensors = load_file(tmp_path / "kohya.safetensors")
-    # The names that kohya's trainer gives, and ComfyUI looks for.
-    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
-    assert {f"{layer}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")} <= {
-        *tensors
+# What ComfyUI looks for (comfy/lora.py: model_lora_keys_unet, load_lora): per network, its name
+# for a module of diffusers, and the ends of up and down. Without `.alpha` it multiplies by 1.
+COMFYUI = {
+    "unet": (
+        lambda module: "lora_unet_" + module.replace(".", "_"),
+        ".lora_up.weight",
+        ".lora_down.weight",
+    ),
+    "transformer": (lambda module: "transformer." + module, ".lora_B.weight", ".lora_A.weight"),
+}
+
+
+def trained_lora(base: BackboneConfig, folder: Path) -> tuple[nn.Module, LoraConfig]:
+    """A network with a LoRA of random values whose rank is not its alpha, and its two files."""
+    denoiser = load_denoiser(base, device=torch.device("cpu"))
+    config = LoraConfig(rank=3, alpha=7, targets=family(base.family).targets)
+    adapters.attach(denoiser.module, config, names=("learner",), seed=1)
+    noise = torch.Generator().manual_seed(1)
+    size = adapters.vector(denoiser.module, "learner").shape
+    adapters.fill(denoiser.module, "learner", 0.2 * torch.randn(size, generator=noise))
+    values = adapters.state(denoiser.module, "learner")
+    lora.save(values, config, folder=str(folder), component=denoiser.component)
+    lora_formats.write_shared(str(folder), name="mine.safetensors", component=denoiser.component)
+    return denoiser.module, config
+
+
+def drawn(base: BackboneConfig, file: Path | None) -> np.ndarray:
+    """A picture by the plain pipeline, with a LoRA file or without."""
+    pipeline = load_pipeline(base, device=torch.device("cpu"))
+    if file:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    arguments = family(base.family).arguments(["a red ball"], 2.0, 64)
+    generator = [torch.Generator().manual_seed(3)]
+    images = pipeline(
+        **arguments, num_inference_steps=2, generator=generator, output_type="np"
+    ).images
+    return np.asarray(images)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_our_second_file_is_the_same_lora_to_comfyui_and_to_diffusers(tmp_path, name):
+    base = BASES[name].model_copy(update={"dtype": "float32"})
+    network, config = trained_lora(base, tmp_path)
+    tensors = load_file(tmp_path / "mine.safetensors")
+    key_of, up_end, down_end = COMFYUI[family(name).component]
+    linear = [n for n, module in network.named_modules() if isinstance(module, nn.Linear)]
+    adapted = [n for n in linear if any(n.endswith(f".{target}") for target in config.targets)]
+    assert len(adapted) >= 8
+    values = adapters.state(network, "learner")
+    for module in adapted:
+        key = key_of(module)
+        up, down = tensors.pop(key + up_end), tensors.pop(key + down_end)
+        alpha = tensors.pop(f"{key}.alpha", None)
+        strength = 1.0 if alpha is None else alpha.item() / down.shape[0]
+        a, b = (values[f"{module}.lora_{part}.weight"] for part in "AB")
+        torch.testing.assert_close(strength * (up @ down), config.alpha / config.rank * (b @ a))
+    assert not tensors, "keys that ComfyUI does not load"
+    with_ours = drawn(base, tmp_path / "pytorch_lora_weights.safetensors")
+    assert np.array_equal(drawn(base, tmp_path / "mine.safetensors"), with_ours)
+    assert np.abs(with_ours - drawn(base, None)).mean() > 0.001
+
+
+# ------------------------------------------------------------------ starts
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd35m"])
+def test_our_second_file_is_a_start_too(tmp_path, name):
+    trained_lora(BASES[name], tmp_path)
+    component = family(name).component
+    found, again = (
+        lora_formats.read_lora(str(tmp_path / file), key="k", component=component)
+        for file in ("pytorch_lora_weights.safetensors", "mine.safetensors")
+    )
+    assert found.values.keys() == again.values.keys()
+    assert all(torch.equal(value, again.values[n]) for n, value in found.values.items())
+
+
+def bare(layer: str) -> str:
+    """A layer by the name of diffusers' scripts of 2023."""
+    block, _, target = layer.rpartition(".to_")
+    return f"{block}.processor.to_{target.removesuffix('.0')}_lora"
+
+
+@pytest.mark.parametrize(("layout", "alpha"), [("2023", None), ("peft", None), ("peft", 2.0)])
+def test_bare_names_are_a_start_at_the_strength_that_they_say(tmp_path, layout, alpha):
+    layers = [
+        f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{target}"
+        for target in ("to_q", "to_out.0")
+    ]
+    tensors, deltas = {}, {}
+    for seed, layer in enumerate(layers):
+        torch.manual_seed(seed)
+        down, up = torch.randn(4, 8), torch.randn(6, 4)
+        ends = (".down.weight", ".up.weight")
+        name = bare(layer)
+        if layout == "peft":
+            name, ends = layer, (".lora_A.weight", ".lora_B.weight")
+        tensors |= {name + ends[0]: down, name + ends[1]: up}
+        if alpha:
+            tensors[f"{layer}.alpha"] = torch.tensor(alpha)
+        deltas[layer] = up @ down * (alpha / 4 if alpha else 1)
+    save_file(tensors, tmp_path / "bare.safetensors")
+    file = str(tmp_path / "bare.safetensors")
+    found = lora_formats.read_lora(file, key="k", component="unet")
+    assert found.alpha == (alpha or 4)
+    for layer, delta in deltas.items():
+        a, b = (found.values[f"{layer}.lora_{part}.weight"] for part in "AB")
+        torch.testing.assert_close(b @ a, delta)
+
+
+def test_kohyas_sd3_layers_are_those_of_diffusers_own_converter(tmp_path):
+    """Its authors' code makes queries, keys and values in one layer; kohya trains that one."""
+    width, rank, alpha = 8, 2, 1.0
+    native = {
+        "x_block.attn.qkv": 3 * width,
+        "x_block.attn2.qkv": 3 * width,
+        "context_block.attn.qkv": 3 * width,
+        "x_block.attn.proj": width,
+        "x_block.attn2.proj": width,
+        "context_block.attn.proj": width,
+        "x_block.mlp.fc1": 4 * width,
+        "x_block.mlp.fc2": width,
+        "context_block.mlp.fc1": 4 * width,
+        "context_block.mlp.fc2": width,
     }
-    assert len(tensors) == 3 * len(values) // 2
-    found = lora_formats.read_lora(str(tmp_path / "kohya.safetensors"), key="k", component="unet")
-    for name in (key.removesuffix(".lora_A.weight") for key in values if ".lora_A." in key):
-        a, b = (values[f"{name}.lora_{part}.weight"] for part in "AB")
-        ours, theirs = (found.values[f"{name}.lora_{part}.weight"] for part in "AB")
-        torch.testing.assert_close(theirs @ ours, 2 * b @ a)  # alpha / rank
+    tensors, checkpoint = {}, sd3_checkpoint(width)
+    for seed, (layer, rows) in enumerate(native.items()):
+        torch.manual_seed(seed)
+        path = f"joint_blocks.0.{layer}"
+        columns = checkpoint[f"{path}.weight"].shape[1]
+        down, up = torch.randn(rank, columns), torch.randn(rows, rank)
+        name = "lora_unet_" + path.replace(".", "_")
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        checkpoint[f"{path}.weight"] = up @ down * (alpha / rank)
+    save_file(tensors, tmp_path / "sd3.safetensors")
+    file = str(tmp_path / "sd3.safetensors")
+    found = lora_formats.read_lora(file, key="k", component="transformer")
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
+    layers = {name.partition(".lora_")[0] for name in found.values}
+    assert len(layers) == 3 * 3 + 7
+    for layer in layers:
+        a, b = (found.values[f"{layer}.lora_{part}.weight"] for part in "AB")
+        torch.testing.assert_close(b @ a, converted[f"{layer}.weight"])
 
 
-def test_a_transformers_lora_has_no_such_file(tmp_path):
-    lora_formats.write_kohya(str(tmp_path), component="transformer")
-    assert not list(tmp_path.iterdir())
+def sd3_checkpoint(width: int) -> dict[str, torch.Tensor]:
+    """All weights of a small SD-3.5-Medium of two blocks, the first of dual attention, as its
+    authors name them: the last block's text stream ends in a norm."""
+    names = {"x_embedder.proj": (width, 4), "context_embedder": (width, width)}
+    names |= {f"{part}_embedder.mlp.{n}": (width, width) for part in "ty" for n in (0, 2)}
+    names |= {"final_layer.linear": (4, width), "final_layer.adaLN_modulation.1": (16, width)}
+    for block in (0, 1):
+        for stream in ("x_block", "context_block"):
+            path = f"joint_blocks.{block}.{stream}"
+            names[f"{path}.attn.qkv"] = (3 * width, width)
+            names[f"{path}.adaLN_modulation.1"] = (2 * width, width)
+            if (block, stream) == (1, "context_block"):
+                continue
+            names[f"{path}.attn.proj"] = (width, width)
+            names[f"{path}.mlp.fc1"] = (4 * width, width)
+            names[f"{path}.mlp.fc2"] = (width, 4 * width)
+    names |= {f"joint_blocks.0.x_block.attn2.{n}": (r * width, width) for n, r in SECOND}
+    weights = {f"{name}.weight": torch.zeros(shape) for name, shape in names.items()}
+    weights |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in names.items()}
+    return weights | {"pos_embed": torch.zeros(1, 4, width)}
+
+
+SECOND = (("qkv", 3), ("proj", 1))
+
+
+def test_onetrainers_names_are_those_of_the_transformer(tmp_path):
+    network = SD3Transformer2DModel.from_pretrained(small.path("sd3"), subfolder="transformer")
+    linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and ".attn" in n]
+    tensors = {}
+    for layer in linear:
+        name = "lora_transformer_" + layer.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = torch.ones(2, 4)
+        tensors[f"{name}.lora_up.weight"] = torch.ones(4, 2)
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "one.safetensors")
+    file = str(tmp_path / "one.safetensors")
+    found = lora_formats.read_lora(file, key="k", component="transformer")
+    assert {name.rpartition(".lora_")[0] for name in found.values} == set(linear)
+    assert found.alpha == 1.0
+    assert all((v == 0.5).all() for name, v in found.values.items() if "lora_B" in name)
+
+
+# ------------------------------------------------------------------ damage
 
 
 @pytest.mark.parametrize("name", ["lora_up.weight", "lora_down.weight", "alpha"])

@@ -73,6 +73,7 @@ def test_a_refusal_reaches_the_driver_from_any_rank(
         folder=str(tmp_path),
         start=None,
         seed=0,
+        shared="mine.safetensors",
     )
     desk, group = Desk(), rank._TorchGroup(number, world)
     if raises:

@@ -393,8 +393,8 @@ NAMES = [("stage1", "stage 1 + stage 2"), ("base", "stage 2"), ("sft", "SFT + st
 @pytest.mark.parametrize(("start", "shown"), NAMES)
 def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
     run = Run(load(RunConfig, "tiny", [f"train.stage2.start={start}", 'trainings=["stage2"]']))
-    results = {name: run.labels[name] for name in run.trained}
-    for name in (f"stage2/{FILE_NAME}", "stage2/kohya.safetensors", f"stage2_alone/{FILE_NAME}"):
-        write_bytes(f"{tmp_path}/run/{name}", b"x")  # the last: of settings that were replaced
-    links = [link.text for link in collect._links(f"{tmp_path}/run", {}, results, "")]
-    assert links == [shown, f"{shown}, for ComfyUI and A1111"]
+    labels = {name: run.labels[name] for name in run.trained}
+    for name in ("2/mine-stage2.safetensors", f"2/{FILE_NAME}", f"2_alone/{FILE_NAME}"):
+        write_bytes(f"{tmp_path}/stage{name}", b"x")  # the last: of settings that were replaced
+    links = [link.text for link in collect._links(str(tmp_path), "mine", {}, labels, "")]
+    assert links == [shown, f"{shown}, for ComfyUI and others"]

@@ -122,6 +122,10 @@ class PlannedRow:
 
 def open_run(config: RunConfig, model: str) -> Run:
     """The run of a row; its ledgers lie in the shared `steps/`. Without a model: the final one."""
+    if len(config.evaluate.files) != 1:
+        raise InputError(
+            "evaluate.prompts: a table compares its rows on one set of prompts: name one"
+        )
     place = by_content(absolute(join(config.storage, STEPS)))
     trained = align_plan.in_order(config.trainings, config.train)
     shown = model or align_plan.final(trained)

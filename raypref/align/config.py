@@ -214,3 +214,4 @@ class TrainingJob:
     folder: str
     start: str | None
     seed: int
+    shared: str  # name of the LoRA's second file, of `lora_formats.shared_name`

@@ -7,7 +7,7 @@ from functools import cached_property
 from raypref.align import plan
 from raypref.align.config import TrainingConfig, TrainingJob
 from raypref.core.config import InputError, results_of
-from raypref.core.ledger import Ledger, Place, placed
+from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.curate.publish import PAIRS
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
@@ -25,6 +25,7 @@ class Alignment:
         pairs: the pairs.
         place: where the run's ledgers lie.
         seed: of the trainings.
+        run: the run's name, for the files that are handed on.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Alignment:
         pairs: Ledger,
         place: Place,
         seed: int,
+        run: str,
     ) -> None:
         self.trainings = trainings
         self.base = base
@@ -45,6 +47,7 @@ class Alignment:
         self.pairs = pairs
         self.place = place
         self.seed = seed
+        self.run = run
         self.final = plan.final(trainings)  # whose LoRA the run is about
         self.weights = plan.weights(trainings)
 
@@ -75,6 +78,7 @@ class Alignment:
                 folder=self.trained[name].path,
                 start=starts.get(training.start),  # None: the base
                 seed=self.seed,
+                shared=lora_formats.shared_name(self.run, name),
             )
             for name, training in self.trainings.items()
         }
@@ -101,6 +105,14 @@ class Alignment:
         """All that is compared with the base, by name, in the order of the tables."""
         made = {**self.starts, **self.trained}
         return {name: made[name] for name in plan.labels(self.trainings) if name in made}
+
+    def write_missing_shared(self) -> None:
+        """Write the second file of LoRAs of a version that had none, or that named it otherwise."""
+        component = checks.component_of(self.base)
+        for name, ledger in self.trained.items():
+            shared = self.jobs[name].shared
+            if ledger.state() == "complete" and read_bytes(join(ledger.path, shared)) is None:
+                lora_formats.write_shared(ledger.path, name=shared, component=component)
 
     def check_training(self, name: str) -> None:
         """Raise InputError where a worker has no share of a step, or the pairs lack a fact."""

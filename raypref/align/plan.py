@@ -220,8 +220,11 @@ def lineage(name: str, trainings: Mapping[str, TrainingConfig]) -> list[str]:
 
 
 def final(trainings: Mapping[str, TrainingConfig]) -> str:
-    """The training that the run is about: with most trainings behind it, of equals the last."""
-    return max(reversed([*trainings]), key=lambda name: len(lineage(name, trainings)))
+    """The training that the run is about: with most trainings behind it, of equals the last.
+
+    Empty where nothing is trained.
+    """
+    return max(reversed([*trainings]), key=lambda name: len(lineage(name, trainings)), default="")
 
 
 def label(name: str, trainings: Mapping[str, TrainingConfig]) -> str:

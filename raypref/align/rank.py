@@ -24,7 +24,7 @@ from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import join, write_table
 from raypref.engine.memory import out_of_memory
 from raypref.models.backbone import load_denoiser
-from raypref.models.lora_formats import write_kohya
+from raypref.models.lora_formats import write_shared
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             on_step=partial(note, "step"),
         )
         if group.rank == 0:
-            write_kohya(job.folder, component=denoiser.component)
+            write_shared(job.folder, name=job.shared, component=denoiser.component)
             write_table(join(job.folder, "metrics.parquet"), _table(history))
             ray.get(tell("done"))
         return True

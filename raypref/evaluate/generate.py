@@ -5,40 +5,61 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import pick_device
-from raypref.core.ledger import absolute, join, read_bytes
+from raypref.core.ledger import absolute
 from raypref.core.rows import Row, seed_of
-from raypref.core.schemes import scheme_of
-from raypref.evaluate.prompts import read_prompts
 from raypref.images.decode import of_unit
 from raypref.models.backbone import BackboneConfig, load_pipeline
 from raypref.models.families.registry import family
-from raypref.models.lora_config import FILE_NAME
-from raypref.sources.prompts import Prompt
+from raypref.models.lora_formats import content, pipeline_weights
 
 BASE = "base"
+
+
+def _files(given: object) -> object:
+    """One file as it is; several, a list or `a.txt,b.csv`, as a tuple."""
+    if isinstance(given, str) and "," in given and not Path(given).expanduser().exists():
+        given = given.split(",")
+    if not isinstance(given, list | tuple) or not all(isinstance(file, str) for file in given):
+        return given
+    files = tuple(file.strip() for file in given if file.strip())
+    if twice := sorted({file for file in files if files.count(file) > 1}):
+        raise InputError(f"evaluate.prompts: {twice[0]} is named twice")
+    return files[0] if len(files) == 1 else files or ""
+
+
+PromptFiles = Annotated[Location | tuple[Location, ...], BeforeValidator(_files)]
 
 
 class GenerateConfig(Section):
     """The evaluation's images; defaults are the paper's for SD-1.5."""
 
     # What the prompts are decides the images, not where they came from.
-    prompts: Location = setting(
+    prompts: PromptFiles = setting(
         "",
         "prompt file (.txt, .csv, .tsv, .json, .jsonl, .parquet) or a folder of them, or "
-        "tiny:prompts for the embedded ones",
+        "tiny:prompts for the embedded ones; several, as a.txt,b.csv, make a table each; empty: "
+        "captions of photographs that are in no pair",
         affects_result=False,
     )
-    limit: int = setting(0, "use only the first N prompts; 0 uses all", affects_result=False, ge=0)
+    limit: int = setting(
+        0,
+        "use only the first N prompts of a set; 0 uses all, and 100 of the captions",
+        affects_result=False,
+        ge=0,
+    )
     loras: dict[str, str] = setting(
-        {}, "more LoRAs to compare: {name = 'folder'}, as of another run", affects_result=False
+        {},
+        "more LoRAs to compare: {name = 'folder, file or hub id'}, as of another run",
+        affects_result=False,
     )
     seeds: tuple[int, ...] = setting(
         (42, 123, 456, 789, 1000),
@@ -76,20 +97,11 @@ class GenerateConfig(Section):
                 )
         return loras
 
-    def read(self) -> list[Prompt]:
-        """The prompts.
-
-        Raises:
-            InputError: the file is missing or holds none.
-        """
-        if not self.prompts:
-            raise InputError("evaluate.prompts is required: add evaluate.prompts=FILE")
-        limit = self.limit or None
-        if embedded := scheme_of(self.prompts):
-            scheme, name = embedded
-            prompts: list[Prompt] = scheme.prompts(name, limit=limit)
-            return prompts
-        return read_prompts(self.prompts, limit=limit)
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The prompt files; none where the captions are taken."""
+        given = self.prompts
+        return given if isinstance(given, tuple) else (given,) if given else ()
 
 
 def _adapter(model: str) -> str:
@@ -100,7 +112,7 @@ def _adapter(model: str) -> str:
 class Adapter(NamedTuple):
     """A LoRA and what tells it from others."""
 
-    folder: str
+    folder: str  # or a file, or an id of the hub
     fingerprint: str
 
 
@@ -108,14 +120,14 @@ def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
     """The LoRAs of `evaluate.loras`, identified by their bytes.
 
     Raises:
-        InputError: a folder holds none.
+        InputError: there is none.
     """
     found = {}
-    for name, folder in loras.items():
-        data = read_bytes(join(folder, FILE_NAME))
-        if data is None:
-            raise InputError(f"evaluate.loras.{name}: no {FILE_NAME} in '{folder}'")
-        found[name] = Adapter(absolute(folder), hashlib.sha256(data).hexdigest()[:16])
+    for name, ref in loras.items():
+        data = content(ref, key=f"evaluate.loras.{name}")
+        local = "://" in ref or Path(ref).expanduser().exists()
+        where = absolute(str(ref)) if local else ref
+        found[name] = Adapter(where, hashlib.sha256(data).hexdigest()[:16])
     return found
 
 
@@ -171,14 +183,12 @@ class Generate:
 
     def setup(self) -> None:
         """Load the pipeline and every LoRA."""
-        from safetensors.torch import load
-
         device = pick_device(self.resources.num_gpus)
         self.pipeline = load_pipeline(self.base, device=device)
-        for model, folder in self.loras.items():
-            data = read_bytes(join(folder, FILE_NAME))
-            assert data is not None, f"no LoRA weights in {folder}"
-            self.pipeline.load_lora_weights(load(data), adapter_name=_adapter(model))
+        component = family(self.base.family).component
+        for model, ref in self.loras.items():
+            weights = pipeline_weights(ref, key=f"the LoRA of {model}", component=component)
+            self.pipeline.load_lora_weights(weights, adapter_name=_adapter(model))
 
     def prepare(self, rows: list[Row]) -> list[Row]:
         """The rows themselves: the pipeline reads text."""

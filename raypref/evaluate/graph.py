@@ -1,15 +1,17 @@
 """The evaluation graph on one screen: models and prompts in, images, scores and tables out.
 
+Of one prompt set, in its folder (`sets.py`):
+
     images/<model>/                one ledger per model: its images
     scores/<model>/<measure>/      one ledger per model and measure: values of its images
-    reference/<embedder>/          embeddings of the photographs, for the distances
+
+Of all: `evaluation/reference/<embedder>/`, embeddings of the photographs, for the distances.
 
 So a model that is added is generated alone, and a reward that is added reads stored images only.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -28,6 +30,7 @@ from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
 from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.sets import ABOUT, ROOT, PromptSet
 from raypref.models.backbone import BackboneConfig
 from raypref.rewards.base import Decode, Embed
 from raypref.rewards.config import RewardConfig
@@ -59,11 +62,14 @@ class Evaluation:
         others: the other rewards.
         metrics: what is measured.
         table: how scores become a table.
+        prompt_set: the prompts, and where the results lie. Called late: the default set is known
+            when the photographs are curated.
         pairs: whose photographs are the reference of the distances.
+        needs_pairs: whether there must be pairs; else there are distances where there are pairs.
         loras: the models besides the base, in the order of the tables. Called late, since it may
             read files.
         labels: names of the models for people, as `Run.labels`.
-        folder: where people look for its tables, local or URI.
+        run_folder: of the run, local or URI; people look for tables in the set's folder below it.
         place: where its ledgers lie.
     """
 
@@ -76,10 +82,12 @@ class Evaluation:
         metrics: MetricsConfig,
         table: TableConfig,
         *,
+        prompt_set: Callable[[], PromptSet],
         pairs: Ledger,
+        needs_pairs: bool,
         loras: Callable[[], Mapping[str, Adapter]],
         labels: Mapping[str, str],
-        folder: str,
+        run_folder: str,
         place: Place,
     ) -> None:
         self.base = base
@@ -88,16 +96,33 @@ class Evaluation:
         self.others = others
         self.metrics = metrics
         self.table = table
+        self.load_prompts = prompt_set
         self.pairs = pairs
+        self.needs_pairs = needs_pairs
         self.load_loras = loras
         self.labels = labels
-        self.folder = folder
+        self.run_folder = run_folder
         self.place = place
 
     @cached_property
+    def set(self) -> PromptSet:
+        """The prompts, their name, and where their results lie."""
+        return self.load_prompts()
+
+    @property
     def prompts(self) -> list[Prompt]:
         """The prompts."""
-        return self.generate.read()
+        return self.set.prompts
+
+    @property
+    def folder(self) -> str:
+        """Where people look for its tables, local or URI."""
+        return join(self.run_folder, self.set.at)
+
+    @cached_property
+    def distance(self) -> bool:
+        """Whether images are compared with the photographs of the pairs."""
+        return self.metrics.distance and (self.needs_pairs or self.pairs.state() == "complete")
 
     @cached_property
     def loras(self) -> Mapping[str, Adapter]:
@@ -107,17 +132,16 @@ class Evaluation:
     @cached_property
     def images(self) -> LedgerGroup:
         """The generated images."""
-        texts = json.dumps([prompt.text for prompt in self.prompts]).encode()
         common = {
             "base": self.base,
             "evaluate": self.generate,
-            "prompts": f"{len(self.prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}",
+            "prompts": self.set.identity,
         }
         of_model = {name: {"lora": lora.fingerprint} for name, lora in self.loras.items()}
         return LedgerGroup(
             join(self.folder, "images"),
             ledgers={
-                model: self._ledger(f"images/{model}", {**common, **own})
+                model: self._ledger(f"{self.set.at}/images/{model}", {**common, **own})
                 for model, own in {BASE: {}, **of_model}.items()
             },
         )
@@ -125,7 +149,8 @@ class Evaluation:
     @cached_property
     def measures(self) -> dict[str, Measure]:
         """What is measured, by the name of its ledgers."""
-        return measures(self.metrics, self.pickscore, self.others)
+        metrics = self.metrics.model_copy(update={"distance": self.distance})
+        return measures(metrics, self.pickscore, self.others)
 
     def scores(self, name: str) -> LedgerGroup:
         """What a measure says of the images."""
@@ -134,7 +159,8 @@ class Evaluation:
             join(self.folder, name),
             ledgers={
                 model: self._ledger(
-                    f"scores/{model}/{name}", {"images": images.fingerprint, **settings}
+                    f"{self.set.at}/scores/{model}/{name}",
+                    {"images": images.fingerprint, **settings},
                 )
                 for model, images in self.images.ledgers.items()
             },
@@ -144,16 +170,16 @@ class Evaluation:
     def reference(self) -> Ledger:
         """Embeddings of the photographs of the pairs."""
         parts = {"pairs": self.pairs.fingerprint, "embedder": self._embedder()}
-        return self._ledger(f"reference/{self.metrics.embedder}", parts)
+        return self._ledger(f"{ROOT}/reference/{self.metrics.embedder}", parts)
 
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
-        return placed(self.place, f"evaluation/{name}", results_of(parts))
+        return placed(self.place, name, results_of(parts))
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
         """All that `run` fills."""
         groups = [self.images, *map(self.scores, self.measures)]
-        distance = (self.reference,) if self.metrics.distance else ()
+        distance = (self.reference,) if self.distance else ()
         return (*(own for group in groups for own in group.ledgers.values()), *distance)
 
     @property
@@ -164,7 +190,7 @@ class Evaluation:
     def checks(self) -> list[Callable[[], object]]:
         """Each raises InputError for what is missing."""
         chosen = [reward(n, self.pickscore, self.others) for n in self.metrics.rewards]
-        distance = [self._embedder().check] if self.metrics.distance else []
+        distance = [self._embedder().check] if self.distance else []
         return [*(config.check for config in chosen), *distance, self._check_baseline]
 
     def _check_baseline(self) -> None:
@@ -199,7 +225,7 @@ class Evaluation:
         for lacking, chosen in groups.items():
             for together in passes(chosen):
                 busy += self._measure(together, lacking, streaming)
-        if self.metrics.distance and self.reference.state() != "complete":
+        if self.distance and self.reference.state() != "complete":
             busy += self._embed_photographs(streaming)
         return Work(count, "images", busy)
 
@@ -266,7 +292,7 @@ class Evaluation:
         resamples = self.table.resamples
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
         parts = [summary, statistics.human_preference(summary, base=BASE)]
-        if self.metrics.distance:
+        if self.distance:
             group = self.scores(self.metrics.embedding)
             embeddings = group.table(["model", "prompt_id", "embedding"]).to_pandas()
             real = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
@@ -305,6 +331,7 @@ class Evaluation:
             "categories.md": tables.categories_markdown(self.categories, labels=self.labels),
             "categories.csv": tables.plain_csv(self.categories),
             "wins.csv": tables.plain_csv(wins),
+            ABOUT: json.dumps({"name": self.set.name, "prompts": self.set.origin}, indent=1),
         }
         for name, text in texts.items():
             write_bytes(join(self.folder, name), text.encode())

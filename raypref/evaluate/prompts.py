@@ -41,7 +41,7 @@ def read_prompts(path: str, *, limit: int | None) -> list[Prompt]:
     """
     if "://" not in path and not Path(path).expanduser().exists():
         _must_be_known(path)
-        raise InputError(f"no prompt file '{path}'")
+        raise InputError(f"evaluate.prompts: no prompt file '{path}'")
     store = locate(path, key="evaluate.prompts")
     listed = _folder(store) if store.only is None else _file(store, store.only)
     prompts = list(islice(_distinct(listed), limit))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 from pyarrow import fs as pafs
@@ -14,12 +14,14 @@ from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_ge
 from raypref.images.decode import encode_png, open_png
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
+from raypref.sources.prompts import Prompt
 
 
 def draw_samples(
     base: BackboneConfig,
     config: GenerateConfig,
     *,
+    prompts: Sequence[Prompt],
     trained: Mapping[str, Ledger],
     folder: str,
     streaming: StreamConfig,
@@ -31,7 +33,8 @@ def draw_samples(
 
     Args:
         base: the model that was aligned.
-        config: prompts, seed and sampler settings of the evaluation.
+        config: seed and sampler settings of the evaluation.
+        prompts: the evaluation's; the first `samples` of them are drawn.
         trained: the stages and where they are.
         folder: the evaluation's folder.
         streaming: how rows are cut into blocks.
@@ -45,18 +48,18 @@ def draw_samples(
         for name, ledger in trained.items()
         for step in _steps(ledger.path)
     }
-    prompts = [prompt.text for prompt in config.read()[: config.samples]]
-    if not kept or not prompts:
+    texts = [prompt.text for prompt in prompts[: config.samples]]
+    if not kept or not texts:
         return 0.0
     loras = {model: trained[model.split("/")[0]].fingerprint for model in kept}
-    parts = {"base": base, "evaluate": config, "prompts": prompts, **loras}
+    parts = {"base": base, "evaluate": config, "prompts": texts, **loras}
     drawn = Ledger(join(folder, "samples"), results_of(parts))
     if drawn.state() == "stale":  # of an earlier training, whose strips went with it
         drawn.clear()
     first_seed = {"seeds": config.seeds[:1]}
     streamed = stream(
-        rows_to_generate(prompts, config.model_copy(update=first_seed), [BASE, *kept]),
-        stages=[Generate(base, _in_small_batches(config, len(prompts)), loras=kept)],
+        rows_to_generate(texts, config.model_copy(update=first_seed), [BASE, *kept]),
+        stages=[Generate(base, _in_small_batches(config, len(texts)), loras=kept)],
         ledger=drawn,
         keep=["model", "prompt_id", "image"],
         config=streaming,
@@ -66,7 +69,7 @@ def draw_samples(
         images[row["model"]][row["prompt_id"]] = open_png(row["image"])
     strips = {}
     for model, by_prompt in images.items():
-        strip = Image.new("RGB", (config.size * len(prompts), config.size))
+        strip = Image.new("RGB", (config.size * len(texts), config.size))
         for place, image in by_prompt.items():
             strip.paste(image, (config.size * place, 0))
         strips[model] = encode_png(strip)

@@ -5,13 +5,15 @@ The best mean of a metric is bold and the second underlined, in Markdown italic.
 
 from __future__ import annotations
 
+import io
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raypref.core.config import InputError
+from raypref.core.ledger import read_bytes
 from raypref.evaluate.labels import (
     gain_text,
     heading,
@@ -99,6 +101,32 @@ def csv(summary: pd.DataFrame, *, published: Published | None = None) -> str:
     pairs = zip(summary["model"], summary["metric"], strict=True)
     column = [known.get(pair, math.nan) for pair in pairs]
     return plain_csv(summary.assign(published=column))
+
+
+class NamedTable(NamedTuple):
+    """The table of one prompt set."""
+
+    name: str  # of the set
+    at: str  # its folder, below the run's
+    table: pd.DataFrame  # of `statistics.summarise`
+
+
+def read_summary(path: str) -> pd.DataFrame:
+    """The summary that `csv` wrote to a file, which must be there."""
+    import pandas as pd
+
+    data = read_bytes(path)
+    assert data is not None, path
+    return pd.read_csv(io.BytesIO(data)).drop(columns="published")
+
+
+def several(sets: Sequence[NamedTable], *, labels: Mapping[str, str] = NO_LABELS) -> str:
+    """The tables as Markdown, under the names of their sets where there is more than one."""
+    texts = [markdown(each.table, labels=labels) for each in sets]
+    if len(texts) < 2:
+        return "".join(texts)
+    named = zip(sets, texts, strict=True)
+    return "\n\n".join(f"### {each.name}\n\n{text.strip()}" for each, text in named) + "\n"
 
 
 def plain_csv(frame: pd.DataFrame) -> str:

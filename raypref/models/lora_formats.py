@@ -1,9 +1,10 @@
-"""LoRA weights as others publish them: found by path or hub id, read from any of three layouts.
+"""LoRA weights as others publish and read them: found by path or hub id, in any of four layouts.
 
 * diffusers: `pytorch_lora_weights.safetensors`, keys `unet.*` or `transformer.*`;
 * peft: `adapter_model.safetensors` and `adapter_config.json`, keys `base_model.model.*`, as
   Flow-GRPO's for SD-3.5-Medium;
-* kohya's, of a UNet: `lora_unet_*.lora_down.weight`, `.lora_up.weight` and `.alpha`.
+* kohya's and OneTrainer's: `lora_unet_*` or `lora_transformer_*` (`kohya.py`);
+* bare: the network's own names, as `down_blocks.*` of diffusers' older training scripts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypref.core.config import InputError
 from raypref.core.ledger import absolute, join, read_bytes, write_bytes
 from raypref.core.messages import first_line
+from raypref.models import kohya
 from raypref.models.hub import first_file, hub_id
 from raypref.models.lora_config import FILE_NAME, LoraConfig
 
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
-KOHYA_PREFIX = "lora_unet_"
-KOHYA_FILE = "kohya.safetensors"
-# The underscores that belong to a name; kohya writes the dots between names as underscores too.
-_NAMES = r"(down|up|transformer)\.(blocks)|(mid)\.(block)|(to)\.([qkv]|out)|(proj)\.(in|out)"
+# With these begin names that are not a network's own.
+PREFIXES = (
+    *("unet.", "transformer.", "text_encoder", "base_model.", "diffusion_model.", "model."),
+    *("lora_unet_", "lora_transformer_", "lora_te"),
+)
+ENDS = (".lora_A.weight", ".lora_B.weight")
 # What peft can do that one plain adapter of one rank cannot; each must be off.
 PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
@@ -60,31 +63,53 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
     from safetensors.torch import load as decode
 
     path, data, peft = _find(ref, key=key)
+    where = f"{key}: {path}"
     try:
         tensors = decode(data)
     except SafetensorError as error:
-        raise InputError(f"{key}: {path} is not a safetensors file ({error})") from None
-    if component == "unet" and tensors and all(name.startswith(KOHYA_PREFIX) for name in tensors):
+        raise InputError(f"{where} is not a safetensors file ({error})") from None
+    if peft is None and kohya.is_layout(tensors, component):
         return _kohya(tensors, path, key=key)
-    prefix = PEFT_PREFIX if peft is not None else f"{component}."
+    named = _named(tensors, component, peft=peft is not None, where=where)
+    alphas = {n.removesuffix(".alpha"): named.pop(n) for n in list(named) if n.endswith(".alpha")}
+    values = convert_unet_state_dict_to_peft({n: tensor.float() for n, tensor in named.items()})
+    # Scripts of 2023 name the attention's processor, which holds no weights any more.
+    values = {name.replace(".processor.", "."): value for name, value in values.items()}
+    ranks = {len(value) for name, value in values.items() if name.endswith(ENDS[0])}
+    others = [name for name in values if not name.endswith(ENDS)]
+    if len(ranks) != 1 or others:
+        what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
+        raise InputError(f"{where} holds {what}; a training starts from one LoRA of one rank")
+    (rank,) = ranks
+    alpha, scale = _scale(data, peft, rank, component=component, where=where)
+    layers = {name.rpartition(".lora_")[0] for name in values}
+    scales = dict.fromkeys(layers, scale)
+    for layer, given in alphas.items():
+        if layer not in layers or given.numel() != 1:
+            raise InputError(f"{where} has an alpha that is no layer's: {layer}.alpha")
+        alpha = float(given)
+        scales[layer] = alpha / rank
+    folded = {
+        n: v * scales[n.rpartition(".lora_")[0]] if ".lora_B." in n else v
+        for n, v in values.items()
+    }
+    return _finite(Found(folded, rank, alpha, path), key=key)
+
+
+def _named(
+    tensors: dict[str, Tensor], component: str, *, peft: bool, where: str
+) -> dict[str, Tensor]:
+    """The tensors by the network's own names."""
+    prefix = PEFT_PREFIX if peft else f"{component}."
+    if not peft and not any(name.startswith(PREFIXES) for name in tensors):
+        prefix = ""
     strange = sorted(name for name in tensors if not name.startswith(prefix))
     if strange or not tensors:
         raise InputError(
-            f"{key}: {path} holds {strange[0] if strange else 'nothing'}; only weights of the "
-            f"{component} are taken, named {prefix}*"
+            f"{where} holds {strange[0] if strange else 'nothing'}; only weights of the "
+            f"{component} are taken, named {prefix}* or {kohya.PREFIXES[component][0]}*"
         )
-    values = convert_unet_state_dict_to_peft(
-        {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
-    )
-    ranks = {len(value) for name, value in values.items() if name.endswith(".lora_A.weight")}
-    others = [n for n in values if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if len(ranks) != 1 or others:
-        what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
-        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
-    (rank,) = ranks
-    alpha, scale = _scale(data, peft, rank, component=component, where=f"{key}: {path}")
-    folded = {n: v * scale if ".lora_B." in n else v for n, v in values.items()}
-    return _finite(Found(folded, rank, alpha, path), key=key)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _finite(found: Found, *, key: str) -> Found:
@@ -105,6 +130,15 @@ def identity(ref: str, *, key: str) -> str:
     return hashlib.sha256(_find(ref, key=key)[1]).hexdigest()
 
 
+def content(ref: str, *, key: str) -> bytes:
+    """The bytes of LoRA weights.
+
+    Raises:
+        InputError: there are none.
+    """
+    return _find(ref, key=key)[1]
+
+
 def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
     from raypref.models import lora
@@ -115,47 +149,73 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
     lora.save(found.values, plain, folder=folder, component=component)
 
 
-def write_kohya(folder: str, *, component: str) -> None:
-    """Write a run's LoRA once more, in the layout that ComfyUI and A1111 know.
+def pipeline_weights(ref: str, *, key: str, component: str) -> dict[str, Tensor]:
+    """LoRA weights as a pipeline's `load_lora_weights` takes them.
+
+    Raises:
+        InputError: not there, or a layout that is not known.
+    """
+    from safetensors.torch import load
+
+    if (data := read_bytes(join(ref, FILE_NAME))) is not None:
+        return dict(load(data))  # the file as it is: diffusers reads its own, whatever else it has
+    values = read_lora(ref, key=key, component=component).values
+    return {f"{component}.{name}": value for name, value in values.items()}
+
+
+def shared_name(run: str, training: str) -> str:
+    """Name of the file that is handed on; programs list LoRAs by it."""
+    return f"{run.rpartition('/')[2]}-{training}.safetensors"
+
+
+def write_shared(folder: str, *, name: str, component: str) -> None:
+    """Write a run's LoRA once more, in the layout that ComfyUI and others know, as `name`.
+
+    Of a UNet that is kohya's. Of an SD-3 transformer ComfyUI knows diffusers' keys, which kohya's
+    cannot replace: there one layer makes queries, keys and values, and diffusers does not read it.
+    The scale alpha/rank is folded into B and alpha is the rank, said or assumed, as in `lora.save`.
 
     Args:
-        folder: holds what `lora.save` wrote; gets `kohya.safetensors`.
-        component: the network it belongs to. Those programs know this layout of UNets only: for a
-            transformer nothing is written.
+        folder: holds what `lora.save` wrote.
+        name: of the new file, of `shared_name`.
+        component: the network it belongs to, `unet` or `transformer`.
     """
-    if component != "unet":
-        return
     from diffusers.utils import convert_state_dict_to_kohya
     from safetensors.torch import save
 
     path = join(folder, FILE_NAME)
-    values = read_lora(path, key=path, component=component).values
-    tensors = convert_state_dict_to_kohya({f"unet.{name}": v for name, v in values.items()})
-    data = save({name: value.contiguous() for name, value in tensors.items()})
-    write_bytes(join(folder, KOHYA_FILE), data)
+    found = read_lora(path, key=path, component=component).values
+    tensors = {f"{component}.{layer}": value for layer, value in found.items()}
+    if component == "unet":
+        tensors = convert_state_dict_to_kohya(tensors)
+    data = save({n: value.contiguous() for n, value in tensors.items()}, {"format": "pt"})
+    write_bytes(join(folder, name), data)
 
 
 def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
     values: dict[str, Tensor] = {}
     ranks: set[int] = set()
     alphas: set[float] = set()
-    layers = {name.partition(".")[0] for name in tensors}
-    for layer in sorted(layers):
+    names = {name.partition(".")[0] for name in tensors}
+    for layer in sorted(names):
         down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
         given = tensors.get(f"{layer}.alpha")
         odd = given is not None and given.numel() != 1
-        if odd or down is None or up is None or min(down.dim(), up.dim()) < 2 or not len(down):
+        found = {}
+        if not (
+            odd or down is None or up is None or min(down.dim(), up.dim()) < 2 or not len(down)
+        ):
+            rank = len(down)
+            alpha = rank if given is None else float(given)
+            ranks.add(rank)
+            alphas.add(alpha)
+            found = kohya.layers(layer, down.float(), up.float() * (alpha / rank))
+        if not found:
             what = f"no sound lora_down, lora_up and alpha for {layer}"
             raise InputError(f"{key}: {path} has {what}; save it again with its own trainer")
-        rank = len(down)
-        alpha = rank if given is None else float(given)
-        dotted = layer.removeprefix(KOHYA_PREFIX).replace("_", ".")
-        name = re.sub(_NAMES, lambda found: "_".join(filter(None, found.groups())), dotted)
-        values[f"{name}.lora_A.weight"] = down.float()
-        values[f"{name}.lora_B.weight"] = up.float() * (alpha / rank)
-        ranks.add(rank)
-        alphas.add(alpha)
-    if len(ranks) != 1 or len(tensors) > 3 * len(layers):
+        for name, (a, b) in found.items():
+            values |= {f"{name}{ENDS[0]}": a, f"{name}{ENDS[1]}": b}
+    if len(ranks) != 1 or len(tensors) > 3 * len(names):
         what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
         raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
     return _finite(Found(values, ranks.pop(), float(max(alphas)), path), key=key)

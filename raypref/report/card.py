@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
+from PIL import Image
 
+from raypref.core.schemes import scheme_of
+from raypref.evaluate.generate import GenerateConfig
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
 from raypref.models.hub import LOCAL, hub_id
+from raypref.models.lora_config import FILE_NAME
 from raypref.report.collect import FILTERS
 
+PROMPT = "a photo of a red ball"
+EMBEDDED = (
+    "The base is a toy model of 64x64 pictures that comes with `raypref`. It knows its rendered "
+    "world only: the scores below mean nothing for photographs of your own."
+)
 METHOD = """\
 @article{realalign2026,
   title   = {When Preference Labels Fall Short: Aligning Diffusion Models from Real Data},
@@ -27,6 +37,8 @@ def model_card(
     *,
     name: str,
     base: BackboneConfig,
+    draw: GenerateConfig,
+    shared: str,
     licence: str,
     photographs: str,
     counts: Mapping[str, int],
@@ -42,6 +54,8 @@ def model_card(
     Args:
         name: the run's name.
         base: the model that was aligned.
+        draw: how the example draws its image: steps, guidance, side, first seed.
+        shared: name of the LoRA's second file, for ComfyUI and others.
         licence: of the LoRA.
         photographs: the photographs' licence.
         counts: what became of every input of the curation, by reason; "pair" for the pairs.
@@ -56,7 +70,8 @@ def model_card(
         _origin(ref, commits) for ref in (base.model, base.network, starts_from)
     )
     header = ModelCardData(
-        base_model=replaced.name or model.name,
+        # A local folder is no repository: the hub would refuse its name, or link to a stranger's.
+        base_model=(replaced if replaced.name else model).repo or None,
         library_name="diffusers",
         license=licence,
         pipeline_tag="text-to-image",
@@ -64,7 +79,9 @@ def model_card(
     )
     on = f"{replaced.text} in {model.text}" if replaced.name else model.text
     began = f", going on from the LoRA {began_from.text}" if starts_from else ""
-    merged = ["", "The same merged into the weights is in `fused/` of the run."] if fused else []
+    local = [each.name for each in (model, replaced) if each.name and not each.repo]
+    path = [f"`{name}` was a local folder: put its path there." for name in local]
+    merged = ["The same merged into the weights is in `fused/` of the run."] if fused else []
     return "\n".join(
         [
             "---",
@@ -75,11 +92,17 @@ def model_card(
             "",
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
+            *([EMBEDDED, ""] if scheme_of(base.model) else []),
             "## Use",
             "",
             "```python",
             *_loading(base, model, replaced),
+            *_drawing(base, draw),
             "```",
+            "",
+            *([] if scheme_of(base.model) else path),
+            f"`{shared}` is the same LoRA for ComfyUI and programs like it: put it where they look "
+            "for LoRAs.",
             *merged,
             "",
             "## Data",
@@ -115,6 +138,7 @@ class Origin(NamedTuple):
 
     name: str  # hub id without its revision, or the last name of a local path; empty for none
     revision: str  # commit, or what the reference names; empty for neither
+    repo: str = ""  # the hub's repository; empty for a local path
 
     @property
     def text(self) -> str:
@@ -131,7 +155,7 @@ def _origin(ref: str, commits: Mapping[str, str]) -> Origin:
     named, known = hub_id(ref), commits.get(ref, "")
     if named is None or "://" in ref or known == LOCAL:
         return Origin(_public(ref), "")
-    return Origin(f"{named.repo}/{named.file}".rstrip("/"), known or named.revision)
+    return Origin(f"{named.repo}/{named.file}".rstrip("/"), known or named.revision, named.repo)
 
 
 def _public(ref: str) -> str:
@@ -140,20 +164,56 @@ def _public(ref: str) -> str:
 
 
 def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]:
+    """The lines of the example that make the pipeline."""
     own = family(base.family)
     kind, component = own.pipeline, own.component
-    names, more = [kind], ""
+    names, more, where = [kind], "", model.arguments
+    dtype = f"dtype=torch.{base.dtype}"  # parts of a pipeline may be stored in several
+    embedded = scheme_of(base.model) is not None
+    if embedded:  # its folder is where the package is installed
+        where = "folder"
+    if base.variant:
+        more = f', variant="{base.variant}"'
     if replaced.name:
         names.append(own.network)
-        where = f'{replaced.arguments}, subfolder="{component}"'
-        more = f", {component}={own.network}.from_pretrained({where})"
+        of = f'{replaced.arguments}, subfolder="{component}", {dtype}'
+        more += f", {component}={own.network}.from_pretrained({of})"
     return [
-        f"from diffusers import {', '.join(names)}",
+        "import torch",
+        f"from diffusers import {', '.join(sorted(names))}",
+        *(["from PIL import Image"] if own.inpaints else []),
+        *(["from raypref.models.backbone import BackboneConfig"] if embedded else []),
         "",
-        f"pipe = {kind}.from_pretrained({model.arguments}{more})",
-        'pipe.load_lora_weights("path/to/this/folder")',
-        'image = pipe("a photo of a red ball").images[0]',
+        *([f'folder = BackboneConfig(model="{base.model}").folder()'] if embedded else []),
+        f"pipe = {kind}.from_pretrained({where}, {dtype}{more})",
+        "# From this folder; or the id of the repository that holds it.",
+        f'pipe.load_lora_weights(".", weight_name="{FILE_NAME}")',
+        'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
+
+
+def _drawing(base: BackboneConfig, draw: GenerateConfig) -> list[str]:
+    """The lines of the example that draw an image, as the evaluation does."""
+    given = family(base.family).arguments([PROMPT], draw.guidance, draw.size)
+    arguments = {name: _literal(value) for name, value in given.items()} | {
+        "num_inference_steps": str(draw.steps),
+        "generator": f"torch.Generator().manual_seed({draw.seeds[0]})",
+    }
+    return [
+        "image = pipe(",
+        *(f"    {name}={value}," for name, value in arguments.items()),
+        ").images[0]",
+        'image.save("image.png")',
+    ]
+
+
+def _literal(value: Any) -> str:
+    """An argument of a pipeline's call as Python's text; of a list its first."""
+    if isinstance(value, list):
+        return _literal(value[0])
+    if isinstance(value, Image.Image):  # of one colour
+        return f'Image.new("{value.mode}", {value.size}, {value.getpixel((0, 0))})'
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _funnel(counts: Mapping[str, int]) -> list[str]:

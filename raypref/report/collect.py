@@ -6,7 +6,7 @@ import datetime
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.evaluate.labels import digits, lower_is_better
-from raypref.evaluate.tables import Published
+from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
-from raypref.models.lora_formats import KOHYA_FILE
+from raypref.models.lora_formats import shared_name
 from raypref.report.gallery import gallery
 from raypref.report.samples import grids, metric_place, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
@@ -78,6 +78,7 @@ def collect(
     final: str,
     published: Published,
     tracking_uri: str = "",
+    sets: Sequence[NamedTable] = (),
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -97,6 +98,7 @@ def collect(
         final: the model that the run is about, by its name in the table.
         published: the paper's numbers beside it.
         tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
+        sets: the tables of all prompt sets, the one above first; empty: it is the only one.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -104,8 +106,9 @@ def collect(
     if final not in models:
         final = models[-1] if models else ""
     # Beside the table: scores of an evaluation that was replaced would not fit these images.
-    scores = _scores(folder) if table is not None else None
-    made = all(ledger.state() == "complete" for ledger in images.values())
+    at = join(folder, sets[0].at if sets else "evaluation")
+    scores = _scores(at) if table is not None else None
+    made = bool(images) and all(ledger.state() == "complete" for ledger in images.values())
     beside = (
         made
         and scores is not None
@@ -116,7 +119,7 @@ def collect(
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
         facts=_facts(record),
-        links=_links(folder, record, {n: labels[n] for n in trained}, tracking_uri),
+        links=_links(folder, name, record, {n: labels[n] for n in trained}, tracking_uri),
         funnel=_funnel(folder, min_gap) if curated else [],
         histograms=_histograms(folder, min_gap) if curated else [],
         rejects_examples=_rejects(folder) if curated else [],
@@ -127,6 +130,7 @@ def collect(
         table=table,
         categories=categories,
         published=published,
+        sets=sets,
         labels=labels,
         final=final,
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
@@ -168,8 +172,8 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
     return views
 
 
-def _scores(folder: str) -> pd.DataFrame | None:
-    data = read_bytes(join(folder, "evaluation", "scores.parquet"))
+def _scores(evaluation: str) -> pd.DataFrame | None:
+    data = read_bytes(join(evaluation, "scores.parquet"))
     return None if data is None else pq.read_table(io.BytesIO(data)).to_pandas()
 
 
@@ -262,14 +266,18 @@ def _cost(step: str, facts: Mapping[str, Any]) -> StepCost:
 
 
 def _links(
-    folder: str, record: Mapping[str, Any], trained: Mapping[str, str], tracking_uri: str
+    folder: str,
+    run: str,
+    record: Mapping[str, Any],
+    trained: Mapping[str, str],
+    tracking_uri: str,
 ) -> list[Link]:
     fs, root = filesystem(folder)
     # Of these trainings alone: others may be there from settings that were replaced.
     weights = [(f"{name}/{FILE_NAME}", "LoRA", label) for name, label in trained.items()]
     for name, label in trained.items():
-        text = f"{label}, for ComfyUI and A1111"
-        weights.append((f"{name}/{KOHYA_FILE}", "LoRA", text))
+        text = f"{label}, for ComfyUI and others"
+        weights.append((f"{name}/{shared_name(run, name)}", "LoRA", text))
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     links = [
         Link(what, text, f"../{path}")

@@ -7,6 +7,7 @@ only, and the page's own policy allows this very script and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,10 @@ def render(data: ReportData) -> str:
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,
         results=_results(data),
+        results_set=data.sets[0].name if len(data.sets) > 1 else "",
+        other_sets=[
+            (each, _results(dataclasses.replace(data, table=each.table))) for each in data.sets[1:]
+        ],
         forests=list(_forests(data)),
         compared=[]
         if data.table is None or data.table.empty

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from raypref.evaluate.tables import Published
+from raypref.evaluate.tables import NamedTable, Published
 
 
 class Picture(NamedTuple):
@@ -136,6 +136,7 @@ class ReportData:
     grids: Sequence[GridRow] = ()
     side_by_side: str = ""  # page of all images beside this one; empty where there is none
     table: pd.DataFrame | None = None  # of `statistics.summarise`
+    sets: Sequence[NamedTable] = ()  # the tables of all prompt sets, the one above first
     categories: pd.DataFrame | None = None  # of `statistics.by_category`
     published: Published = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)  # models' names for people

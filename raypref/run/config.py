@@ -37,9 +37,9 @@ class RunConfig(CurateConfig):
     cache: CacheConfig = CacheConfig()
     trainings: tuple[str, ...] = setting(
         ("stage1", "stage2", "stage2_alone"),
-        "trainings of this run, by their names in [train.NAME]; their starts are trained too",
+        "trainings of this run, by their names in [train.NAME]; their starts are trained too; []: "
+        "only the base and evaluate.loras are evaluated",
         affects_result=False,
-        min_length=1,
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
     training_seed: int = setting(

@@ -79,7 +79,7 @@ def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False
     run = Run(config)
     log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
     waiting = [step for step in run.steps if is_part(step, only)]
-    _require_steps_before(run, waiting)
+    require_steps_before(run, only=only)
     stale = _stale(waiting)
     if stale and not redo:
         raise InputError(
@@ -170,8 +170,15 @@ def _stale(steps: Iterable[Step]) -> list[Ledger]:
     return [own for step in steps for own in step.ledgers() if own.state() == "stale"]
 
 
-def _require_steps_before(run: Run, waiting: list[Step]) -> None:
-    """A job that does only part of the run needs the steps before it, under the same settings."""
+def require_steps_before(run: Run, *, only: Collection[str] = ()) -> None:
+    """A job that does only part of the run needs the steps before it, under the same settings.
+
+    Raises:
+        InputError: names a step that is not complete; or the job has no step at all.
+    """
+    waiting = [step for step in run.steps if is_part(step, only)]
+    if not waiting:
+        raise InputError("trainings=[]: nothing is to be trained; name a training, or evaluate")
     first = run.steps.index(waiting[0])
     for step in run.steps[:first]:
         if step.read and not step.done:
@@ -258,16 +265,20 @@ def _write_record(run: Run, record: dict[str, Any]) -> None:
 def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> None:
     """Log table and files of a job's steps to MLflow and close its run."""
     # A job that only curates has no prompts to know an evaluation by.
-    if "evaluation" in steps and run.evaluation.complete:
+    made = run.evaluations.complete if "evaluation" in steps else []
+    for number, ev in enumerate(made):
         record_evaluation(
             tracker,
-            run.evaluation.summary,
+            ev.summary,
+            at=ev.set.at,
+            main=number == 0,
             final=run.alignment.final,
             labels=run.labels,
             page=join(run.folder, "report", "index.html") if "report" in steps else "",
-            images=run.evaluation.images.ledgers,
+            images=ev.images.ledgers,
         )
-    tables = [f"evaluation/table.{kind}" for kind in ("md", "csv", "tex")]
+    places = dict.fromkeys(("evaluation", *(ev.set.at for ev in made)))
+    tables = [f"{at}/table.{kind}" for at in places for kind in ("md", "csv", "tex")]
     pages = ["report/index.html", "report/side_by_side.html"]
     for name in ("config.toml", "run.json", *tables, *pages):
         tracker.artifact(join(run.folder, name))

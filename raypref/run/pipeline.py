@@ -38,11 +38,13 @@ from raypref.curate.export import export
 from raypref.curate.graph import Curation
 from raypref.engine.stream import stream
 from raypref.evaluate import tables
+from raypref.evaluate.every import Evaluations
 from raypref.evaluate.generate import Adapter, other_loras
 from raypref.evaluate.graph import Evaluation
-from raypref.evaluate.samples import draw_samples
+from raypref.evaluate.sets import PromptSet, PromptSets
 from raypref.models import checks
 from raypref.models.fuse import fuse
+from raypref.models.lora_formats import shared_name
 from raypref.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ class Run:
             pairs=self.curation.pairs,
             place=self.place,
             seed=c.seed + c.training_seed,
+            run=c.run,
         )
 
     @property
@@ -128,8 +131,18 @@ class Run:
         return plan.labels(self.alignment.trainings)
 
     @cached_property
+    def evaluations(self) -> Evaluations:
+        """Images, scores and tables of all prompt sets."""
+        c, photos = self.config, self.curation.photos
+        sets = PromptSets(c.evaluate, folder=self.folder, photos=photos, seed=c.seed)
+        return Evaluations(sets, self._evaluation)
+
+    @property
     def evaluation(self) -> Evaluation:
-        """Images, scores, table."""
+        """Images, scores, table of the first prompt set."""
+        return self.evaluations.first
+
+    def _evaluation(self, prompt_set: Callable[[], PromptSet]) -> Evaluation:
         c = self.config
         return Evaluation(
             c.base,
@@ -138,10 +151,12 @@ class Run:
             c.rewards,
             c.metrics,
             c.table,
+            prompt_set=prompt_set,
             pairs=self.curation.pairs,
+            needs_pairs=bool(c.trainings),
             loras=self._adapters,
             labels=self.labels,
-            folder=join(self.folder, "evaluation"),
+            run_folder=self.folder,
             place=self.place,
         )
 
@@ -173,6 +188,10 @@ class Run:
         if align.weights:
             starts = (base, align.check_starts)
         adapter = partial(checks.check_adapter, c.base, c.lora)
+
+        def ledgers() -> tuple[Ledger, ...]:
+            return self.evaluations.ledgers
+
         train = [
             Step(
                 name,
@@ -192,21 +211,30 @@ class Run:
                     *(c.saliency.file, partial(c.perturb.check, c.images.size)),
                     *(*reward, *artworks, *captioner),
                 ),
+                read=bool(train),  # LoRAs of others can be evaluated without
             ),
             *(
                 [Step("export", self._exports, self._export, read=False)]
                 if c.export.formats
                 else []
             ),
-            Step("cache", lambda: (self.cache,), self._encode, (base, sides[0])),
+            *(
+                [Step("cache", lambda: (self.cache,), self._encode, (base, sides[0]))]
+                if train
+                else []
+            ),
             *(
                 [Step("start", lambda: tuple(align.starts.values()), self._bring_in, starts)]
                 if align.weights
                 else []
             ),
             *train,
-            Step("evaluation", lambda: ev.ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
-            *([Step("fused", lambda: (self.fused,), self._fuse)] if c.model.fused else []),
+            Step("evaluation", ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
+            *(
+                [Step("fused", lambda: (self.fused,), self._fuse)]
+                if c.model.fused and train
+                else []
+            ),
             Step("card", tuple, self._card),
             # The page is made again every time and tells the latest; its pictures are written once.
             Step("report", tuple, self._report),
@@ -283,16 +311,7 @@ class Run:
         return follow
 
     def _evaluate(self) -> Work:
-        # First the samples: the step counts as done when its ledgers, the evaluation's, are.
-        busy = draw_samples(
-            self.config.base,
-            self.config.evaluate,
-            trained=self.trained,
-            folder=self.evaluation.folder,
-            streaming=self.config.stream,
-        )
-        work = self.evaluation.run(self.config.stream)
-        return work._replace(busy=work.busy + busy)
+        return self.evaluations.run(trained=self.trained, streaming=self.config.stream)
 
     @cached_property
     def fused(self) -> Ledger:
@@ -313,22 +332,27 @@ class Run:
     def _card(self) -> Work:
         from raypref.report.card import model_card
 
-        c, ev, final = self.config, self.evaluation, self.trained[self.alignment.final]
-        if final.state() != "complete" or self.curation.pairs.state() != "complete":
+        c, final = self.config, self.trained.get(self.alignment.final)
+        if final is None or final.state() != "complete":
             return Work(0, "cards")
+        if self.curation.pairs.state() != "complete":
+            return Work(0, "cards")
+        self.alignment.write_missing_shared()
         trainings = self.alignment.trainings
         chain = plan.lineage(self.alignment.final, trainings)
         first = trainings[chain[0]].start
         card = model_card(
             name=c.run,
             base=c.base,
+            draw=c.evaluate,
+            shared=shared_name(c.run, self.alignment.final),
             licence=c.model.license,
             photographs=c.source.license,
             counts=self.curation.pairs.manifest()["counts"],
             starts_from=first if plan.is_weights(first, trainings) else "",
             trainings={name: _results_of(trainings[name]) for name in chain},
             lora=_results_of(c.lora),
-            table=tables.markdown(ev.summary, labels=self.labels) if ev.complete else "",
+            table=tables.several(self.evaluations.tables(), labels=self.labels),
             fused=c.model.fused,
             commits=read_record(self.folder).get("models", {}),
         )
@@ -339,7 +363,8 @@ class Run:
         from raypref.report.collect import collect
         from raypref.report.page import render
 
-        ev = self.evaluation
+        made = self.evaluations.complete
+        ev, found = made[0] if made else self.evaluation, self.evaluations.tables()
         data = collect(
             name=self.config.run,
             config_toml=without_secrets(to_toml(self.config)),
@@ -350,9 +375,10 @@ class Run:
             min_gap=self.config.select.min_gap,
             trained=self.trained,
             labels=self.labels,
-            images=ev.images.ledgers,
-            table=ev.tabulate() if ev.complete else None,
-            categories=ev.categories if ev.complete else None,
+            images=ev.images.ledgers if made else {},
+            table=found[0].table if found else None,
+            categories=ev.categories if made else None,
+            sets=found,
             final=self.alignment.final,
             published=ev.published() or {},
             tracking_uri=self.config.tracking.uri,

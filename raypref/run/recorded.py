@@ -31,6 +31,8 @@ def record_evaluation(
     final: str,
     labels: Mapping[str, str],
     page: str,
+    at: str = "evaluation",
+    main: bool = True,
     images: Mapping[str, Ledger] = NO_IMAGES,
 ) -> None:
     """Record an evaluation.
@@ -41,6 +43,8 @@ def record_evaluation(
         final: the model that the run is about; where it was not evaluated, the last one counts.
         labels: names of the models for people, as `Run.labels`.
         page: path of the run's page; empty: none was made.
+        at: its place in the run's folder, `evaluation` or `evaluation/NAME`.
+        main: whether it is the one that describes the run.
         images: the images of each model; a few of the base's and of the shown model's are recorded
             where something but MLflow keeps records.
     """
@@ -50,13 +54,16 @@ def record_evaluation(
         [model_label(row["model"], labels), label(row["metric"]), *(row[c] for c in COLUMNS)]
         for row in summary.to_dict("records")
     ]
-    tracker.table("evaluation", ["model", "metric", *COLUMNS], rows)
+    tracker.table(at, ["model", "metric", *COLUMNS], rows)
     own = summary[summary["model"] == shown]
     gains = own[own["gain"].notna()]
+    means, gained = (at.replace("evaluation", word, 1) for word in ("eval", "gain"))
     tracker.numbers(
-        {f"eval/{shown}/{m}": v for m, v in zip(own["metric"], own["mean"], strict=True)}
-        | {f"gain/{shown}/{m}": v for m, v in zip(gains["metric"], gains["gain"], strict=True)}
+        {f"{means}/{shown}/{m}": v for m, v in zip(own["metric"], own["mean"], strict=True)}
+        | {f"{gained}/{shown}/{m}": v for m, v in zip(gains["metric"], gains["gain"], strict=True)}
     )
+    if not main:
+        return
     said = sentence(gains, shown, base=models[0], labels=labels)
     if tracker.takes_images:
         for model in dict.fromkeys([models[0], shown]):

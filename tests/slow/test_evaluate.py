@@ -149,3 +149,26 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     }
     pd.testing.assert_frame_equal(*scores_of.values(), check_exact=True)
     assert pixels(again / "evaluation" / "images") == pixels(images)
+
+
+def test_prompt_sets_that_come_later_make_tables_of_their_own(settings: tuple[str, ...]) -> None:
+    folder = run_folder(settings)
+    storage, mine = folder.parent, folder.with_name("sets")
+    shutil.copytree(folder, mine, ignore=shutil.ignore_patterns("evaluation", "report"))
+    for name in ("a", "b", "c"):
+        (storage / f"{name}.txt").write_text(f"a red ball, {name}\na blue cube, {name}\n")
+    own = ("run=sets", "metrics.rewards=[]", "evaluate.seeds=[42]")
+    evaluate(settings, *own, f"evaluate.prompts={storage}/a.txt,{storage}/b.txt")
+    before = parts(mine / "evaluation")
+    output = evaluate(settings, *own, f"evaluate.prompts={storage}/c.txt")
+    images = 2 * len(OURS)
+    assert f"images: {images}/{images} rows" in output
+    after = parts(mine / "evaluation")
+    assert before.items() <= after.items()
+    assert {name.split("/")[0] for name in after.keys() - before} == {"c"}
+    made = ids(mine / "evaluation" / "images") + ids(mine / "evaluation" / "b" / "images")
+    assert made.total() == 2 * images
+    for at in ("", "b", "c"):
+        assert "stage 1" in (mine / "evaluation" / at / "table.md").read_text()
+    page = (mine / "report" / "index.html").read_text()
+    assert page.count('<table class="scores">') == 3

@@ -21,7 +21,7 @@ FILES = (
     "stage1/samples/step-00000000.png",
     "stage1/samples/step-00000012.png",
     "stage2/pytorch_lora_weights.safetensors",
-    "stage2/kohya.safetensors",
+    "stage2/{run}-stage2.safetensors",
     "stage2/metrics.parquet",
     "evaluation/scores.parquet",
     "evaluation/table.md",
@@ -73,7 +73,7 @@ def test_everything_promised_is_there(full) -> None:
     run, output = full
     assert output.splitlines()[-1] == f"Report: {run}/report/index.html"
     for name in FILES:
-        assert (run / name).stat().st_size > 0, name
+        assert (run / name.format(run=run.name)).stat().st_size > 0, name
     for name in LEDGERS:
         manifest = json.loads((run / name / ".manifest.json").read_text())
         parts = {path.name for path in (run / name).glob("part-*")}

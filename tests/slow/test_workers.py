@@ -133,6 +133,7 @@ def test_workers_do_what_one_process_does(
         folder=str(tmp_path),
         start=None,
         seed=0,
+        shared="mine.safetensors",
     )
     train_on_workers(job, on_step=on_step)
     release()
@@ -191,6 +192,7 @@ def test_what_would_happen_again_is_not_tried_again(
         folder=str(tmp_path),
         start=None,
         seed=0,
+        shared="mine.safetensors",
     )
     try:
         with pytest.raises(InputError, match=r"^the LoRA on this host is of another model$"):

@@ -1,0 +1,243 @@
+"""The prompt sets of an evaluation: what they are called, what they hold, where their results lie.
+
+The first set lies in `evaluation/`, others in `evaluation/NAME/`. A folder keeps the prompts that
+it was begun with: other prompts under the same name get `evaluation/NAME-<hash>/`. So another file
+never meets the results of an earlier one, and a set that is named again finds its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from pyarrow import fs as pafs
+
+from raypref.core.config import InputError
+from raypref.core.ledger import Ledger, filesystem, join, read_bytes
+from raypref.core.rows import seed_of
+from raypref.core.schemes import scheme_of
+from raypref.evaluate.generate import BASE, GenerateConfig
+from raypref.evaluate.plain_prompts import PLAIN
+from raypref.evaluate.prompts import read_prompts
+from raypref.sources.prompts import Prompt
+
+ROOT = "evaluation"
+DEFAULT = "held-out"  # the set that is taken where evaluate.prompts names none
+DEFAULT_COUNT = 100
+FEWEST = 8  # captions; of fewer no interval says anything
+RESERVED = frozenset(("images", "scores", "reference", "samples"))
+ABOUT = "prompts.json"  # beside a table: the name of its set, where the prompts came from
+# An image that repeats another has a caption that may be its pair's in other words.
+REPEATED = ("duplicate", "near_duplicate")
+
+
+class PromptSet(NamedTuple):
+    """The prompts that one table is about."""
+
+    name: str
+    origin: str  # where they come from, for people
+    prompts: list[Prompt]
+    at: str  # where its results lie, below the run's folder
+
+    @property
+    def identity(self) -> str:
+        """What tells these prompts from others; part of the fingerprint of their images."""
+        return prompt_identity(self.prompts)
+
+
+class PromptSets:
+    """The prompt sets of a run.
+
+    Args:
+        config: which files.
+        folder: the run's.
+        photos: what became of every photograph, for the set that is taken where no file is named.
+        seed: of its draw.
+    """
+
+    def __init__(self, config: GenerateConfig, *, folder: str, photos: Ledger, seed: int) -> None:
+        self.config = config
+        self.folder = folder
+        self.photos = photos
+        self.seed = seed
+
+    @property
+    def ready(self) -> bool:
+        """Whether the prompts are known: held-out captions are when the photographs are."""
+        return bool(self.config.files) or self.photos.state() == "complete"
+
+    @cached_property
+    def all(self) -> list[PromptSet]:
+        """The sets, in the order of `evaluate.prompts`.
+
+        Raises:
+            InputError: a file is missing or holds no prompt, two hold the same prompts, or no file
+                is named and the photographs are not curated.
+        """
+        if not self.config.files:
+            if not self.ready:
+                raise InputError(
+                    "evaluate.prompts is needed before the photographs are curated: add "
+                    "evaluate.prompts=FILE"
+                )
+            count = self.config.limit or DEFAULT_COUNT
+            prompts, origin = held_out(self.photos, count=count, seed=self.seed)
+            given = [(DEFAULT, origin, prompts)]
+        else:
+            given = [
+                (name, file, read_set(file, limit=self.config.limit or None))
+                for name, file in names_of(self.config.files).items()
+            ]
+        same: dict[str, str] = {}
+        for _, file, prompts in given:
+            if (other := same.setdefault(prompt_identity(prompts), file)) != file:
+                raise InputError(f"evaluate.prompts: {other} and {file} hold the same prompts")
+        places = located(
+            self.folder, {name: prompt_identity(prompts) for name, _, prompts in given}
+        )
+        return [PromptSet(name, origin, own, places[name]) for name, origin, own in given]
+
+
+def prompt_identity(prompts: Sequence[Prompt]) -> str:
+    """How many prompts, and a hash of their texts in order."""
+    texts = json.dumps([prompt.text for prompt in prompts]).encode()
+    return f"{len(prompts)}, sha256 {hashlib.sha256(texts).hexdigest()[:16]}"
+
+
+def read_set(file: str, *, limit: int | None) -> list[Prompt]:
+    """The prompts of a file, a folder, or of a scheme as `tiny:prompts`.
+
+    Raises:
+        InputError: it is missing or holds none.
+    """
+    if embedded := scheme_of(file):
+        scheme, name = embedded
+        prompts: list[Prompt] = scheme.prompts(name, limit=limit)
+        return prompts
+    return read_prompts(file, limit=limit)
+
+
+def names_of(files: Sequence[str]) -> dict[str, str]:
+    """A name per file or folder, from its own name; with its folder's where two are alike."""
+    names: dict[str, str] = {}
+    for file in files:
+        folder, _, last = file.rstrip("/").replace(":", "/").rpartition("/")
+        stem = _plain(posixpath.splitext(last)[0]) or "prompts"
+        name = f"{stem}-prompts" if stem in RESERVED else stem
+        if name in names:
+            name = _plain(f"{folder.rpartition('/')[2]}-{stem}")
+        number = 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names[name] = file
+    return names
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w-]+", "-", name).strip("-")
+
+
+def located(folder: str, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Where the results of each set lie or will lie, below the run's folder.
+
+    Args:
+        folder: the run's.
+        wanted: the sets' identities by name, the first set first.
+    """
+    places: dict[str, str] = {}
+    candidates = {
+        name: (ROOT, f"{ROOT}/{name}", f"{ROOT}/{name}-{_short(own)}")
+        for name, own in wanted.items()
+    }
+    held = {at: _held(join(folder, at)) for own in candidates.values() for at in own}
+    for name, own in wanted.items():
+        if here := [at for at in candidates[name] if held[at] == own]:
+            places[name] = here[0]
+    for name, own in wanted.items():
+        if name not in places:
+            free = (at for at in candidates[name] if held[at] is None)
+            places[name] = next(free, candidates[name][-1])
+            held[places[name]] = own
+    return places
+
+
+def _short(own: str) -> str:
+    return own.rpartition(" ")[2][:8]
+
+
+def _held(folder: str) -> str | None:
+    """The identity of the prompts whose images lie in a folder; None where there are none."""
+    return _settings(folder, BASE).get("prompts")
+
+
+def _settings(folder: str, model: str) -> dict[str, str]:
+    """The settings that a model's images were begun with."""
+    data = read_bytes(join(folder, "images", model, "started.json"))
+    return {} if data is None else dict(json.loads(data)["settings"])
+
+
+def earlier(folder: str, *, known: Sequence[str], loras: Mapping[str, str]) -> dict[str, str]:
+    """The sets of earlier commands, whose tables are still about the same models.
+
+    Args:
+        folder: the run's.
+        known: the places that this command's sets have.
+        loras: the fingerprint of each model's LoRA.
+
+    Returns:
+        Place to name, in the order of the places.
+    """
+    fs, root = filesystem(join(folder, ROOT))
+    found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    below = sorted(f"{ROOT}/{f.base_name}" for f in found if f.type == pafs.FileType.Directory)
+    sets = {}
+    for at in (ROOT, *below):
+        about = read_bytes(join(folder, at, ABOUT))
+        if at in known or read_bytes(join(folder, at, "table.csv")) is None:
+            continue
+        if about is None and at != ROOT:
+            continue
+        drawn = {model: _settings(join(folder, at), model).get("lora") for model in loras}
+        if all(own in (None, loras[model]) for model, own in drawn.items()):
+            # Of an older version, which had one set and no name for it.
+            sets[at] = "first" if about is None else str(json.loads(about)["name"])
+    return sets
+
+
+def held_out(photos: Ledger, *, count: int, seed: int) -> tuple[list[Prompt], str]:
+    """Captions of photographs that are in no pair, drawn by the seed; and what they are, in words.
+
+    They show what the person's own photographs show, and no training saw them. Where fewer than
+    `FEWEST` are left, the embedded plain prompts are taken instead.
+
+    Args:
+        photos: the complete ledger of all inputs.
+        count: how many, at most.
+        seed: decides which; neither the order of the photographs nor the rest of them does.
+    """
+    used: set[str] = set()
+    others: set[str] = set()
+    for batch in photos.batches(["caption", "status", "reason"]):
+        for row in batch.to_pylist():
+            text = (row["caption"] or "").strip()
+            if row["status"] == "pair":
+                used.add(text)
+            elif text and row["reason"] not in REPEATED:
+                others.add(text)
+    left = others - used
+    if len(left) < FEWEST:
+        prompts = [Prompt(text) for text in PLAIN[:count]]
+        return prompts, (
+            f"{len(prompts)} plain prompts that come with raypref, since "
+            f"{len(left) or 'no'} captions are left that are in no pair"
+        )
+    drawn = heapq.nsmallest(count, left, key=lambda text: (seed_of(seed, "held-out", text), text))
+    return [Prompt(text) for text in drawn], (
+        f"{len(drawn)} captions of the {len(left):,} that are in no pair, drawn by the seed"
+    )
