@@ -103,7 +103,7 @@ def test_images_load_on_every_page_of_the_gallery(opened: Opened) -> None:
             break
         button.click()
     assert seen == list(range(1, 131))
-    assert any("-photograph.png" in url for url in opened.requests)  # the last pages' lie beside
+    assert any("-chosen.png" in url for url in opened.requests)  # the last pages' lie beside
 
 
 def test_sorting_is_over_all_pairs(opened: Opened) -> None:
@@ -150,7 +150,8 @@ def test_the_slider_shows_two_models_of_a_prompt(opened: Opened) -> None:
 def test_a_page_sent_alone_shows_what_is_within(browser: Any, run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "report" / "index.html", tmp_path)
     alone = Opened(browser, tmp_path / "index.html")
-    assert all("images-" in source or "pairs-" in source for source in alone.broken())
+    beside = ("images-", "pairs-", "dropped-")
+    assert all(any(name in source for name in beside) for source in alone.broken())
     assert alone.page.locator("#pairs img.gone").count() == 0
     compared = alone.page.locator('[data-part="left-image"]')
     assert str(compared.get_attribute("src")).startswith("data:")
@@ -177,9 +178,10 @@ def test_a_second_report_writes_no_picture_again(run: Path) -> None:
     old.mkdir()
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
     data = gather(run, pairs)
-    assert times() == before and len(before) == 3 * 130 + 4 * 20
+    dropped, strips = 32 + 16, 2 * 5
+    assert times() == before and len(before) == 3 * 130 + 4 * 20 + dropped + strips
     assert len(data.pairs) == 130
-    next((run / "report" / "files").glob("pairs-*/*-twin.png")).unlink()
+    next((run / "report" / "files").glob("pairs-*/*-rejected.png")).unlink()
     gather(run, pairs)
     assert times().keys() == before.keys() and not old.exists()
 
@@ -192,12 +194,14 @@ def test_what_the_run_holds_is_gathered(run: Path) -> None:
     assert len(colors.values) == 178 and len(gaps.values) == 146 and gaps.threshold == 0.02
     assert colors.threshold is not None and 40 < colors.threshold < 60
     assert [strip.step for strip in data.training[0].strips] == [0, 50, 100, 150, 200]
-    links = {(link.what, link.href) for link in data.links}
-    assert ("LoRA", "../stage2/pytorch_lora_weights.safetensors") in links
-    assert not [href for _, href in links if "sft" in href]  # of settings that were replaced
+    links = {(link.what, link.text) for link in data.links}
+    lora = "stage2/pytorch_lora_weights.safetensors (stage 1 + stage 2)"
+    assert ("LoRA", lora) in links
+    assert not [text for _, text in links if "sft" in text]  # of settings that were replaced
+    assert not [link for link in data.links if link.href.startswith("..")]
     assert data.costs[0].device_share == 0.42 and data.costs[1].device_share is None
-    assert data.links[-1].text.endswith(f"sqlite:///{run.parent}/mlflow.db")
-    assert _mlflow("1f", "https://me:secret@host/x", "runs/a").href == "https://host/x/#/runs/1f"
+    assert data.links[-1].text.endswith("sqlite:///mlflow.db") and str(run) not in str(data.links)
+    assert _mlflow("1f", "https://me:secret@host/x").href == "https://host/x/#/runs/1f"
 
 
 def test_prompt_gains_count_wins_ties_and_losses() -> None:
