@@ -39,7 +39,6 @@ def write_page(run: Run) -> bool:
 
 def _html(run: Run) -> str:
     from raypref.report.collect import collect
-    from raypref.report.embedded import banner
     from raypref.report.page import render
     from raypref.run.pipeline import read_record
 
@@ -62,7 +61,7 @@ def _html(run: Run) -> str:
         final=run.alignment.final,
         published=(ev.published() or {}) if complete else {},
         tracking_uri=c.tracking.uri,
-        banner=banner((c.base.model, c.pickscore.model), c.source.path),
+        banner=run.banner,
         steps=_steps(run),
         sampled=[prompt.text for prompt in ev.prompts[: c.evaluate.samples]] if images else [],
         use=_use(run),

@@ -306,6 +306,15 @@ class Run:
         ledger.commit(expected=0, counts={})
         return Work(1, "pipelines")
 
+    @property
+    def banner(self) -> str:
+        """What must be said before any number of the run; empty for nothing."""
+        from raypref.report.embedded import banner
+
+        return banner(
+            (self.config.base.model, self.config.pickscore.model), self.config.source.path
+        )
+
     def _card(self) -> Work:
         from raypref.report.card import model_card
 
@@ -327,6 +336,7 @@ class Run:
             table=tables.markdown(ev.summary, labels=self.labels) if ev.complete else "",
             fused=c.model.fused,
             commits=read_record(self.folder).get("models", {}),
+            banner=self.banner,
         )
         write_bytes(join(final.path, "README.md"), card.encode())
         return Work(1, "cards")
