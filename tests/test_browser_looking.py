@@ -1,5 +1,6 @@
 """A run's page in a real browser, looked at closely: lightbox, dropped files, charts, code."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_dropped_photographs_are_looked_through_by_reason(opened: Opened) -> Non
     page = opened.page
     page.locator('#photographs .reasons a[href="#dropped-low_colorfulness"]').click()
     grey = page.locator("#dropped-low_colorfulness")
-    page.wait_for_function("document.getElementById('dropped-low_colorfulness').open")
+    page.locator("#dropped-low_colorfulness[open]").wait_for()
     assert grey.locator("li").count() == 7
     assert "color.enabled=false keeps all" in str(grey.text_content())
     grey.locator("a[data-zoom]").nth(3).click()
@@ -133,9 +134,7 @@ def test_the_section_that_is_read_is_marked(opened: Opened) -> None:
     marked = opened.page.locator("nav a[aria-current]")
     for section in ("results", "photographs", "pairs"):
         opened.page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
-        opened.page.wait_for_function(
-            f"document.querySelector('nav a[aria-current]')?.hash === '#{section}'"
-        )
+        opened.page.locator(f'nav a[aria-current][href="#{section}"]').wait_for()
         assert marked.count() == 1
 
 
@@ -143,7 +142,7 @@ def test_the_code_can_be_copied(browser: Any, run: Path) -> None:
     opened = Opened(browser, run / "report" / "index.html")
     button = opened.page.locator("button[data-copy]")
     button.click()
-    opened.page.wait_for_function("document.querySelector('[data-copy]').textContent !== 'Copy'")
+    opened.page.get_by_text(re.compile("^(Copied|Selected)")).wait_for()
     assert opened.complaints == []
     opened.page.close()
 
