@@ -34,7 +34,7 @@ from raypref.report.views import (
 )
 
 MODELS = ["base", "stage2_alone", "stage1", "stage2"]
-SECTIONS = ["pairs", "results", "samples", "use", "photographs", "training"]
+SECTIONS = ["pairs", "results", "samples", "use", "photographs", "dropped", "training"]
 SECTIONS += ["costs", "configuration"]
 ATTACK = """"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}"""
 

@@ -41,6 +41,8 @@ from raypref.report.views import (
 )
 
 COLORFULNESS = "Colorfulness"
+REPAINTED = "the same, with the tinted region repainted from its caption"
+DRAWN = "a picture drawn from the caption alone"
 # The filters in their order, with the reasons they give.
 FILTERS = (
     ("distinct", ("duplicate", "near_duplicate")),
@@ -145,6 +147,7 @@ def collect(
         dropped=_dropped(folder, curated_by, report, histograms) if curated else [],
         source=without_secrets(curated_by.source.path),
         pairs=gallery(pairs, report=report) if curated else [],
+        rejected_is=DRAWN if curated_by.perturb.kind == "text2image" else REPAINTED,
         training=[
             view
             for n, ledger in trained.items()

@@ -7,7 +7,8 @@
   dialog.className = "lightbox";
   dialog.setAttribute("aria-label", "Picture, enlarged");
   const make = (tag, className) => dialog.appendChild(Object.assign(document.createElement(tag), { className }));
-  const image = make("img", ""), words = make("p", "words"), place = make("p", "place small");
+  const frame = make("div", "frame"), image = frame.appendChild(document.createElement("img"));
+  const words = make("p", "words"), place = make("p", "place small");
   place.setAttribute("role", "status");
   const button = (className, label, text, act) => {
     const node = make("button", className);

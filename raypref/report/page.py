@@ -107,6 +107,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, bool]]:
         ("samples", "Before and after", bool(data.grids)),
         ("use", "Use it", bool(data.use)),
         ("photographs", "Photographs", bool(data.funnel)),
+        ("dropped", "Dropped", bool(data.dropped)),
         ("training", "Training", any(not view.metrics.empty for view in data.training)),
         ("costs", "Cost", bool(data.costs)),
         ("configuration", "Configuration", True),

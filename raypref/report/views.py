@@ -165,6 +165,7 @@ class ReportData:
     dropped: Sequence[DroppedFor] = ()
     source: str = ""  # where the dropped files are
     pairs: Sequence[PairView] = ()  # all of them, by rank
+    rejected_is: str = ""  # how the rejected images were made, after "Right the rejected one:"
     training: Sequence[TrainingView] = ()
     medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()
