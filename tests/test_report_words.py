@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from PIL import Image
 
 from raypref.core.config import load
-from raypref.core.ledger import write_bytes
-from raypref.core.progress import duration
+from raypref.core.ledger import Ledger, write_bytes
+from raypref.core.progress import Work, duration
 from raypref.evaluate import statistics
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
@@ -22,9 +23,10 @@ from raypref.report.embedded import BANNER, banner
 from raypref.report.samples import middle, ranked
 from raypref.report.use import snippet
 from raypref.report.views import FunnelStep, ReportData, StepCost
+from raypref.run import execute
 from raypref.run.config import RunConfig
 from raypref.run.page import write_page
-from raypref.run.pipeline import Run
+from raypref.run.pipeline import Run, Step
 
 ROOT = Path(__file__).parents[1]
 ALONE = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
@@ -234,3 +236,33 @@ def test_a_page_that_fails_stops_nothing(tmp_path, caplog):
     write_bytes(f"{tmp_path}/own/run.json", b"no json")
     assert not write_page(run_in(tmp_path))
     assert "could not be written" in caplog.text
+
+
+def test_the_page_is_written_after_every_step_that_shows_something(tmp_path, monkeypatch):
+    run, told = run_in(tmp_path), []
+    monkeypatch.setattr(execute, "write_page", lambda _: told.append([*record["steps"]][-1]))
+    record = {"steps": {}}
+
+    def step(name: str, *, fills: bool = True) -> Step:
+        ledgers = (Ledger(str(tmp_path / name), {}),) if fills else ()
+
+        def work() -> Work:
+            for ledger in ledgers:
+                ledger.begin()
+                ledger.commit(expected=0, counts={})
+            return Work(0, "rows")
+
+        return Step(name, lambda: ledgers, work)
+
+    def take(*steps: Step, pages: bool = True) -> list[str]:
+        told.clear()
+        execute._take(run, [*steps], record, nullcontext, pages=pages)
+        return [*told]
+
+    ends = step("card", fills=False), step("report", fills=False)
+    # The report itself is the page: none is written right before it.
+    assert take(step("pairs"), step("stage1"), step("evaluation"), *ends) == ["pairs", "stage1"]
+    assert take(step("pairs"), step("stage1"), *ends) == [], "all skipped"
+    assert take(step("cache"), step("stage2")) == ["cache", "stage2"], "a job without the report"
+    assert take(step("a"), step("pairs"), ends[1]) == [], "what is done does not count as a step"
+    assert take(step("b"), pages=False) == []
