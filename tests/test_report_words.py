@@ -29,6 +29,7 @@ from raypref.run.page import write_page
 from raypref.run.pipeline import Run, Step
 
 ROOT = Path(__file__).parents[1]
+HOW = {"steps": 3, "guidance": 2.5}
 ALONE = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
 
 
@@ -176,7 +177,7 @@ def test_the_code_runs_as_printed(tmp_path):
                 weight.fill_(0.5)
     folder = tmp_path / 'a "run"' / "stage2"
     StableDiffusionPipeline.save_lora_weights(folder, get_peft_model_state_dict(unet))
-    code = snippet(base, lora=str(folder), prompt='a "red" ball\\', side=64)
+    code = snippet(base, lora=str(folder), prompt='a "red" ball\\', side=64, **HOW)
     again = [line for line in code.splitlines() if not line.startswith("pipe.load_lora_weights")]
     paths = {}
     for name, text in (("with", code), ("without", "\n".join(again))):
@@ -190,19 +191,20 @@ def test_the_code_runs_as_printed(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
+        assert "deprecated" not in done.stderr
     drawn, plain = (np.asarray(Image.open(paths[n] / "image.png")) for n in ("with", "without"))
     assert drawn.shape == (64, 64, 3) and (drawn != plain).any()
 
 
 def test_the_code_names_commits_networks_and_remote_folders():
     base = BackboneConfig(model="a/b@main", network="c/d", variant="fp16")
-    code = snippet(base, lora="s3://runs/one/stage2", prompt="p", side=512)
+    code = snippet(base, lora="s3://runs/one/stage2", prompt="p", side=512, **HOW)
     compile(code, "snippet", "exec")
     assert '"a/b", revision="main"' in code and 'variant="fp16"' in code
     assert 'UNet2DConditionModel.from_pretrained("c/d", subfolder="unet"' in code
     assert 'load_lora_weights("stage2")  # copied from s3://runs/one/stage2' in code
     painting = snippet(
-        BackboneConfig(family="sd15_inpaint", model="a/b"), lora="/l", prompt="p", side=512
+        BackboneConfig(family="sd15_inpaint", model="a/b"), lora="/l", prompt="p", side=512, **HOW
     )
     compile(painting, "snippet", "exec")
     assert "mask_image=" in painting and "from PIL import Image" in painting

@@ -10,7 +10,9 @@ from raypref.models.families.registry import family
 from raypref.models.hub import hub_id
 
 
-def snippet(base: BackboneConfig, *, lora: str, prompt: str, side: int) -> str:
+def snippet(
+    base: BackboneConfig, *, lora: str, prompt: str, side: int, steps: int, guidance: float
+) -> str:
     """The code.
 
     Args:
@@ -18,10 +20,17 @@ def snippet(base: BackboneConfig, *, lora: str, prompt: str, side: int) -> str:
         lora: the folder of the LoRA, local or URI.
         prompt: one to try.
         side: of the image, pixels.
+        steps: of denoising.
+        guidance: classifier-free guidance scale.
     """
     own = family(base.family)
     inpaints = "Inpaint" in own.pipeline
-    call = [_quoted(prompt), f"height={side}, width={side}", "generator=torch.manual_seed(0)"]
+    call = [
+        _quoted(prompt),
+        f"height={side}, width={side}",
+        f"num_inference_steps={steps}, guidance_scale={guidance}",
+        "generator=torch.manual_seed(0)",
+    ]
     if inpaints:
         call.insert(1, 'image=Image.open("photo.png"), mask_image=Image.open("mask.png")')
     return "\n".join(
@@ -49,17 +58,17 @@ def _base(base: BackboneConfig) -> list[str]:
     own = family(base.family)
     lines, model = [], _arguments(base.model)
     if scheme_of(base.model):
-        lines = ["from raypref.models.backbone import BackboneConfig"]
-        model = f"BackboneConfig(model={_quoted(base.model)}).folder()"
-    options = ["torch_dtype=dtype"]
+        folder = f"BackboneConfig(model={_quoted(base.model)}).folder()"
+        lines = ["from raypref.models.backbone import BackboneConfig", "", f"base = {folder}"]
+        model = "base"
+    options = ["dtype=dtype"]
     if base.variant:
         options.append(f"variant={_quoted(base.variant)}")
     if base.network:
-        network = f'{_arguments(base.network)}, subfolder="{own.component}", torch_dtype=dtype'
+        network = f'{_arguments(base.network)}, subfolder="{own.component}", dtype=dtype'
         options.append(f"{own.component}={own.network}.from_pretrained({network})")
     return [
-        *lines,
-        "",
+        *(lines or [""]),
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         'dtype = torch.float16 if device == "cuda" else torch.float32',
         f"pipe = {own.pipeline}.from_pretrained({model}, {', '.join(options)}).to(device)",

@@ -103,4 +103,11 @@ def _use(run: Run) -> str:
         return ""
     prompts = run.evaluation.prompts if _images(run) else []
     prompt = prompts[0].text if prompts else "a photograph"
-    return snippet(c.base, lora=lora.path, prompt=prompt, side=c.evaluate.size)
+    return snippet(
+        c.base,
+        lora=lora.path,
+        prompt=prompt,
+        side=c.evaluate.size,
+        steps=c.evaluate.steps,
+        guidance=c.evaluate.guidance,
+    )
