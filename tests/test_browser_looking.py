@@ -64,16 +64,18 @@ def test_pictures_open_large_and_are_gone_through_by_keys(opened: Opened) -> Non
         focus = page.evaluate("document.activeElement.tagName")
         assert page.evaluate(inside) or focus == "BODY", "the focus stays in the dialog"
     page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
     first = page.locator("#pairs article a[data-zoom]").first
     assert first.evaluate("(link) => link === document.activeElement")
     page.keyboard.press("Enter")
-    assert dialog.count() == 1
+    dialog.wait_for()
     dialog.locator("button.close").click()
+    dialog.wait_for(state="detached")
     for group in (".medians", "#samples .samples"):
         page.locator(f"{group} a[data-zoom]").first.click()
         assert opened.broken() == []
         page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
 
 
 def test_the_first_screen_has_the_result_and_its_pictures(opened: Opened) -> None:
@@ -97,6 +99,7 @@ def test_dropped_photographs_are_looked_through_by_reason(opened: Opened) -> Non
     assert dialog.locator(".place").text_content() == "4 of 7"
     assert "photo-" in str(dialog.locator(".words").text_content())
     page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
     broken = page.locator("#dropped-unreadable")
     assert "no picture" in str(broken.text_content()) and "<b>.png" in str(broken.text_content())
     assert opened.broken() == []

@@ -147,4 +147,4 @@ def test_pictures_open_large(page: Any) -> None:
     words = str(dialog.locator(".words").text_content())
     assert words.startswith("stage 1 + stage 2: ") and words.endswith(ATTACK)
     page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
