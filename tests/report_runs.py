@@ -10,11 +10,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from raypref.align.watch import StepMetrics
 from raypref.core.ledger import Ledger, write_bytes, write_table
+from raypref.core.rows import INDEX
+from raypref.curate.graph import CurateConfig
 from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
 from raypref.evaluate import statistics, tables
 from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.report.views import ReportData
+from raypref.sources.index import SourceConfig
 
 MODELS = ("base", "stage2_alone", "stage1", "stage2")
 LABELS = {
@@ -100,6 +103,7 @@ def write_curation(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs
     chosen.sort(key=lambda row: -float(str(row["pickscore_chosen"])))
     for rank, row in enumerate(chosen):
         row["rank"] = rank
+    write_source(folder, outcomes, [photo for photo, _, _ in images])
     broken = {"id": "broken", "uri": "<b>.png", "status": "rejected", "reason": "unreadable"}
     outcomes.append(broken)
     reject = {"id": "broken", "uri": "<b>.png", "stage": "decode", "reason": "unreadable"}
@@ -111,6 +115,18 @@ def write_curation(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs
     fill(ledger, chosen, PAIRS)
     write_bytes(str(folder / "pairs" / "_README.md"), b"# Pairs")
     return ledger
+
+
+def write_source(folder: Path, outcomes: list[dict[str, object]], photos: list[bytes]) -> None:
+    """The photographs that became no pair, and where curation found them."""
+    entries = []
+    for number, row in enumerate(outcomes):
+        if row["status"] != "pair":
+            write_bytes(str(folder / "photographs" / str(row["uri"])), photos[number % len(photos)])
+        entries.append({"id": row["id"], "uri": row["uri"], "caption": row["caption"]})
+    entries.append({"id": "broken", "uri": "<b>.png", "caption": "broken"})
+    write_bytes(str(folder / "photographs" / "<b>.png"), b"no image")
+    fill(Ledger(str(folder / "curate" / "measured"), {}), entries, INDEX)
 
 
 def history(stage: str, steps: int) -> list[StepMetrics]:
@@ -208,7 +224,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         },
         folder=str(folder),
         pairs=pairs,
-        min_gap=0.02,
+        curated_by=CurateConfig(source=SourceConfig(path=str(folder / "photographs"))),
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
         labels=LABELS,
         images=image_ledgers(folder),
@@ -216,6 +232,8 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         categories=statistics.by_category(scores, groups, resamples=200),
         published=tables.published("table3"),
         tracking_uri="",
+        sampled=[f"prompt {place}" for place in range(8)],
+        use="import diffusers\n",
     )
 
 

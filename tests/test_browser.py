@@ -1,6 +1,5 @@
 """A run's page in a real browser: it shows, sorts, compares, and asks nobody for anything."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from browsing import Opened, chromium
 from PIL import Image, ImageOps
 from report_runs import gather, make, scene, write_page
 
@@ -16,59 +16,13 @@ from raypref.core.ledger import Ledger, write_bytes
 from raypref.evaluate import statistics
 from raypref.report.collect import _mlflow, prompt_gains
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ATTACK = """</script><script>alert(1)</script><img src=x onerror='alert(2)'>"""
-
-
-class Opened:
-    """A page in the browser, and what it did."""
-
-    def __init__(self, browser: Any, file: Path, *, width: int = 1280, dark: bool = False) -> None:
-        scheme = "dark" if dark else "light"
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri(), wait_until="commit")
-        self.page.wait_for_selector("#pairs article img")
-
-    def broken(self) -> list[str]:
-        """Images that were to be seen and are not; the lazy ones are asked for first."""
-        return self.page.evaluate(
-            """async () => {
-                const images = [...document.images].filter((image) => image.getAttribute("src"));
-                for (const image of images) image.loading = "eager";
-                const decoded = images.map((image) => image.decode().then(() => 1, () => 0));
-                const loaded = await Promise.all(decoded);
-                return images.filter((_, place) => !loaded[place]).map((i) => i.src.slice(0, 99));
-            }"""
-        )
-
-    def ranks(self) -> list[int]:
-        texts = self.page.locator('[data-part="list"] [data-part="rank"]').all_text_contents()
-        return [int(text.replace(",", "")) for text in texts]
-
-    def numbers(self, part: str) -> list[float]:
-        texts = self.page.locator(f'[data-part="list"] [data-part="{part}"]').all_text_contents()
-        return [float(text) for text in texts]
-
-    def choose(self, part: str, value: str) -> None:
-        self.page.locator(f'[data-part="{part}"]').select_option(value)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; CHROMIUM=PATH names one")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +57,7 @@ def test_images_load_on_every_page_of_the_gallery(opened: Opened) -> None:
             break
         button.click()
     assert seen == list(range(1, 131))
-    assert any("-photograph.png" in url for url in opened.requests)  # the last pages' lie beside
+    assert any("-chosen.png" in url for url in opened.requests)  # the last pages' lie beside
 
 
 def test_sorting_is_over_all_pairs(opened: Opened) -> None:
@@ -150,7 +104,8 @@ def test_the_slider_shows_two_models_of_a_prompt(opened: Opened) -> None:
 def test_a_page_sent_alone_shows_what_is_within(browser: Any, run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "report" / "index.html", tmp_path)
     alone = Opened(browser, tmp_path / "index.html")
-    assert all("images-" in source or "pairs-" in source for source in alone.broken())
+    beside = ("images-", "pairs-", "dropped-")
+    assert all(any(name in source for name in beside) for source in alone.broken())
     assert alone.page.locator("#pairs img.gone").count() == 0
     compared = alone.page.locator('[data-part="left-image"]')
     assert str(compared.get_attribute("src")).startswith("data:")
@@ -177,9 +132,10 @@ def test_a_second_report_writes_no_picture_again(run: Path) -> None:
     old.mkdir()
     pairs = Ledger(str(run / "pairs"), {"pairs": 130})
     data = gather(run, pairs)
-    assert times() == before and len(before) == 3 * 130 + 4 * 20
+    dropped, strips = 32 + 16, 2 * 5
+    assert times() == before and len(before) == 3 * 130 + 4 * 20 + dropped + strips
     assert len(data.pairs) == 130
-    next((run / "report" / "files").glob("pairs-*/*-twin.png")).unlink()
+    next((run / "report" / "files").glob("pairs-*/*-rejected.png")).unlink()
     gather(run, pairs)
     assert times().keys() == before.keys() and not old.exists()
 
@@ -192,12 +148,14 @@ def test_what_the_run_holds_is_gathered(run: Path) -> None:
     assert len(colors.values) == 178 and len(gaps.values) == 146 and gaps.threshold == 0.02
     assert colors.threshold is not None and 40 < colors.threshold < 60
     assert [strip.step for strip in data.training[0].strips] == [0, 50, 100, 150, 200]
-    links = {(link.what, link.href) for link in data.links}
-    assert ("LoRA", "../stage2/pytorch_lora_weights.safetensors") in links
-    assert not [href for _, href in links if "sft" in href]  # of settings that were replaced
+    links = {(link.what, link.text) for link in data.links}
+    lora = "stage2/pytorch_lora_weights.safetensors (stage 1 + stage 2)"
+    assert ("LoRA", lora) in links
+    assert not [text for _, text in links if "sft" in text]  # of settings that were replaced
+    assert not [link for link in data.links if link.href.startswith("..")]
     assert data.costs[0].device_share == 0.42 and data.costs[1].device_share is None
-    assert data.links[-1].text.endswith(f"sqlite:///{run.parent}/mlflow.db")
-    assert _mlflow("1f", "https://me:secret@host/x", "runs/a").href == "https://host/x/#/runs/1f"
+    assert data.links[-1].text.endswith("sqlite:///mlflow.db") and str(run) not in str(data.links)
+    assert _mlflow("1f", "https://me:secret@host/x").href == "https://host/x/#/runs/1f"
 
 
 def test_prompt_gains_count_wins_ties_and_losses() -> None:

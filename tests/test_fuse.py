@@ -131,6 +131,12 @@ def test_the_header_is_what_the_hub_reads():
     assert body.startswith("\n# my-run")
 
 
+def test_the_banner_stands_before_any_number():
+    body = card(banner="Scores mean nothing.").split("---\n", 2)[2]
+    assert body.index("> **Scores mean nothing.**") < body.index("## Use")
+    assert ">" not in card().split("## Use")[0].split("---\n", 2)[2]
+
+
 def test_it_tells_the_funnel_the_settings_and_the_table():
     text = card()
     total = sum(COUNTS.values())

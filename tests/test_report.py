@@ -14,32 +14,28 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from raypref.core.config import load
-from raypref.core.ledger import write_bytes
-from raypref.core.progress import duration
 from raypref.evaluate import statistics, tables
-from raypref.models.lora_config import FILE_NAME
-from raypref.report import collect
 from raypref.report.collect import prompt_gains
 from raypref.report.page import render
 from raypref.report.pictures import overlay, picture, strip
 from raypref.report.views import (
+    BeforeAfter,
+    Dropped,
+    DroppedFor,
     FunnelStep,
     GridRow,
     Histogram,
     Link,
     PairView,
-    Reject,
     ReportData,
     StepCost,
     StripView,
     TrainingView,
 )
-from raypref.run.config import RunConfig
-from raypref.run.pipeline import Run
 
 MODELS = ["base", "stage2_alone", "stage1", "stage2"]
-SECTIONS = ["photographs", "pairs", "training", "samples", "results", "costs", "configuration"]
+SECTIONS = ["pairs", "results", "samples", "use", "photographs", "dropped", "training"]
+SECTIONS += ["costs", "configuration"]
 ATTACK = """"><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}"""
 
 
@@ -65,9 +61,9 @@ def pair(photo: Image.Image, prompt: str, rank: int, size: int) -> PairView:
     gap = 2.5 / (1 + rank)
     return PairView(
         prompt=prompt,
-        photograph=picture(png(chosen), full=f"files/{rank}.png"),
-        overlay=picture(overlay(png(chosen), png(mask))),
-        twin=picture(png(Image.composite(blurred, chosen, mask))),
+        chosen=picture(png(chosen), full=f"files/{rank}.png"),
+        region=picture(overlay(png(chosen), png(mask))),
+        rejected=picture(png(Image.composite(blurred, chosen, mask))),
         pickscore_chosen=23.4 - 0.1 * rank,
         pickscore_rejected=23.4 - 0.1 * rank - gap,
         colorfulness=71.5 - rank,
@@ -127,7 +123,11 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
         title="Evening run",
         subtitle="preset sd15 · seed 0 · 21 November 2025",
         config_toml='seed = 0\n\n[stage2]\nbeta = 2000.0\nnote = "</pre><b>"\n',
-        links=[Link("LoRA", "stage 1", "../stage1/pytorch_lora_weights.safetensors")],
+        links=[
+            Link("LoRA", "stage1/pytorch_lora_weights.safetensors (stage 1)"),
+            Link("MLflow", "run 1f", "https://host/#/runs/1f"),
+        ],
+        use="import diffusers",
         facts=[("raypref", "0.1.0"), ("git commit", "3f2a91c"), ("torch", "2.11.0")],
         funnel=[
             FunnelStep(name="photographs found", remaining=25_096),
@@ -149,20 +149,25 @@ def report(photos: list[tuple[Image.Image, str]], *, size: int = 256) -> ReportD
             FunnelStep(name="best by PickScore", remaining=512, dropped={"beyond_top_k": 3_529}),
         ],
         histograms=[Histogram("Colorfulness", "photographs", rng.normal(50, 9, 900), 48.25)],
-        rejects_examples=[
-            Reject("a/broken.jpg", "decode", "cannot_decode", "the file ends after 812 bytes"),
-            Reject("<b>.png", "decode", "too_small", "12 x 9 px; at least 64 are needed"),
+        dropped=[
+            DroppedFor(
+                reason="too_small",
+                count=20,
+                keep="images.min_side sets the limit.",
+                shown=[Dropped("<b>.png", "", "12 x 9 px; at least 64 are needed", None)],
+            )
         ],
         pairs=pairs,
         training=[
             TrainingView(
                 name="Stage 1 (Diffusion-DRO)",
                 metrics=curves(1600, rng),
-                strips=[StripView(step=50, picture=strip(png(made_photo(1)), full="../a.png"))],
+                strips=[StripView(step=50, picture=strip(png(made_photo(1)), full="files/a.png"))],
             ),
             TrainingView(name="Stage 2 (Diffusion-DPO)", metrics=curves(30, rng)),
         ],
         grids=grids,
+        medians=[BeforeAfter(photos[0][1], pairs[0].rejected, pairs[0].chosen, "PickScore +0.4")],
         table=statistics.summarise(judged, resamples=200),
         final="stage2",
         labels={"stage2": "stage 1 + stage 2"},
@@ -236,8 +241,8 @@ def test_every_section_is_there_and_reachable(page: Page) -> None:
     assert [a["id"] for a in page.all("section")] == SECTIONS
     targets = [str(a["href"]) for a in page.all("a") if "href" in a]
     inner = {target.removeprefix("#") for target in targets if target.startswith("#")}
-    assert inner == set(SECTIONS)
-    assert "../stage1/pytorch_lora_weights.safetensors" in targets
+    assert inner >= set(SECTIONS) and "dropped-too_small" in page.ids()
+    assert "stage1/pytorch_lora_weights.safetensors (stage 1)" in page.text
     assert len(page.ids()) == len(set(page.ids()))
     assert page.text.count("not run") == 0
 
@@ -254,8 +259,8 @@ def test_nothing_is_loaded_from_outside(page: Page, page_text: str) -> None:
         assert tag != "link" or attributes == {"rel": "icon", "href": "data:,"}
         for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
             value = attributes.get(name) or "#"
-            # Links are not loaded; those of the page stay within the run's folder.
-            inside = ("#", "data:", "../", "files/") if tag == "a" else ("#", "data:")
+            # Links are not loaded; but for a web address those of the page stay in its folder.
+            inside = ("#", "data:", "https://host/", "files/") if tag == "a" else ("#", "data:")
             assert value.startswith(inside), (tag, name, value[:80])
     assert set(re.findall(r"url\((.)", page_text)) <= {"#"}
     assert "@import" not in page_text
@@ -272,7 +277,7 @@ def test_only_the_own_script_may_run(page: Page, page_text: str) -> None:
 
 def test_captions_are_text_and_nothing_else(page: Page, page_text: str) -> None:
     assert page_text.count("<script") == 2 and "onerror='" not in page_text
-    assert page.text.count(ATTACK) == 2  # the grid's caption and the choice of its prompt
+    assert page.text.count(ATTACK) == 3  # the median's, the grid's, the choice of its prompt
     assert f"base: {ATTACK}" in [a["alt"] for a in page.all("img")]
     (_, data), _ = page.scripts
     assert "<" not in data and json.loads(data)["pairs"][0][0] == ATTACK
@@ -282,11 +287,10 @@ def test_captions_are_text_and_nothing_else(page: Page, page_text: str) -> None:
 
 def test_counts_scores_and_costs_are_shown(page: Page) -> None:
     text = " ".join(page.text.split())
-    assert "25,096 photographs = 512 kept + 24,584 left out for the reasons below." in text
+    assert "25,096 photographs = 512 pairs + 24,584 dropped for the reasons below." in text
     for shown in ("6,434 negligible degradation", "61 cannot decode", "kept above 48.25", "88%"):
         assert shown in text
     assert "5 h 34 min" in text  # 20,020 s
-    assert "4 steps" in text
     assert "paper 21.04" in text and "stage 1 + stage 2" in text
     assert "not made" in text  # the second grid row has no image of the last model
 
@@ -299,7 +303,7 @@ def test_lost_rows_are_not_hidden(made: ReportData) -> None:
 
 def test_images_are_whole_lazy_and_described(page: Page) -> None:
     images = [a for a in page.all("img") if "data-model" in a]
-    assert len(images) == 1 + 4 + 3
+    assert len(images) == 1 + 4 + 3 + 2
     for attributes in images:
         assert attributes["loading"] == "lazy" and attributes["decoding"] == "async"
         assert attributes["alt"]
@@ -307,7 +311,7 @@ def test_images_are_whole_lazy_and_described(page: Page) -> None:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
             image.load()
             assert [str(side) for side in image.size] == [attributes["width"], attributes["height"]]
-        assert attributes["class"] == "pixelated"
+        assert attributes["class"] == ("pixelated" if image.width <= 128 else "smooth")
 
 
 def test_large_images_are_made_small_and_small_ones_kept() -> None:
@@ -342,7 +346,7 @@ def test_less_is_better_where_the_table_says_so(made: ReportData) -> None:
     assert made.table is not None
     distance = made.table[made.table["metric"] == "pickscore"].assign(metric="cmmd")
     text = render(dataclasses.replace(made, table=distance, published={}, prompt_gains=[]))
-    assert '<span class="worse">▲ +' in text and "less is better" in text
+    assert '<span class="worse">▲ +' in text and "lower is better" in text
 
 
 def test_a_gain_without_an_interval_claims_nothing(made: ReportData) -> None:
@@ -353,12 +357,10 @@ def test_a_gain_without_an_interval_claims_nothing(made: ReportData) -> None:
     assert not re.findall(r'<span class="\w+">[▲▼≈]', text)
 
 
-def test_an_unfinished_run_says_so() -> None:
-    page = Page(render(ReportData(title="t", subtitle="s", config_toml="seed = 0")))
-    assert [a["id"] for a in page.all("section")] == SECTIONS
-    missing = ("Curation", "Pairs", "Training", "Images of the trained models", "Evaluation")
-    for part in (*missing, "Steps"):
-        assert f"{part}: not run." in page.text
+def test_what_a_run_has_not_made_is_left_out() -> None:
+    page = Page(render(ReportData(title="t", subtitle="s", config_toml="", to_come=["pairs"])))
+    assert [a["id"] for a in page.all("section")] == ["configuration"]
+    assert "There are no pairs yet." in page.text and "Still to come: pairs." in page.text
 
 
 def test_an_evaluation_without_a_base_has_no_gains(made: ReportData) -> None:
@@ -371,30 +373,3 @@ def test_an_evaluation_without_a_base_has_no_gains(made: ReportData) -> None:
 
 def test_the_same_data_gives_the_same_page(made: ReportData, page_text: str) -> None:
     assert render(made) == page_text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.42, "0.4 s"),
-        (43, "43 s"),
-        (200, "3 min 20 s"),
-        (8040, "2 h 14 min"),
-        (266_400, "3 d 2 h"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-NAMES = [("stage1", "stage 1 + stage 2"), ("base", "stage 2"), ("sft", "SFT + stage 2")]
-
-
-@pytest.mark.parametrize(("start", "shown"), NAMES)
-def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
-    run = Run(load(RunConfig, "tiny", [f"train.stage2.start={start}", 'trainings=["stage2"]']))
-    labels = {name: run.labels[name] for name in run.trained}
-    for name in ("2/mine-stage2.safetensors", f"2/{FILE_NAME}", f"2_alone/{FILE_NAME}"):
-        write_bytes(f"{tmp_path}/stage{name}", b"x")  # the last: of settings that were replaced
-    links = [link.text for link in collect._links(str(tmp_path), "mine", {}, labels, "")]
-    assert links == [shown, f"{shown}, for ComfyUI and others"]

@@ -137,3 +137,14 @@ def test_search_and_strangers_words(page: Any) -> None:
     assert titles == ["a disc, number 7 · seed 42", "a disc, number 7 · seed 123"]
     page.locator('[data-part="search"]').fill("alert(1)")
     assert ATTACK in page.locator('[data-part="list"] > figure > figcaption').first.text_content()
+
+
+def test_pictures_open_large(page: Any) -> None:
+    page.locator('[data-part="list"] a[data-zoom]').nth(2).click()
+    dialog = page.locator("dialog.lightbox")
+    assert dialog.locator(".place").text_content() == "3 of 40"  # ten rows of four models
+    page.keyboard.press("ArrowRight")
+    words = str(dialog.locator(".words").text_content())
+    assert words.startswith("stage 1 + stage 2: ") and words.endswith(ATTACK)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")

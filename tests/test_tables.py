@@ -248,7 +248,7 @@ def test_the_smallest_is_best_where_less_is_better() -> None:
     means = {"base": {"fid": 3.0}, "dpo": {"fid": 2.0}, "both": {"fid": 1.0}}
     text = tables.markdown(of_means(means))
     assert "FID ↓" in text and "**1.0**" in text and "_2.0_" in text
-    assert "biased by the number of images" in text
+    assert "depends on the number of images" in text
 
 
 def test_latex() -> None:

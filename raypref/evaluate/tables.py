@@ -195,7 +195,9 @@ def footnote(summary: pd.DataFrame, *, published: Published | None = None) -> st
     if "human_preference" in metrics:
         sentences.append("Human preference is min-max normalised over these models.")
     if "fid" in metrics:
-        sentences.append("FID is biased by the number of images: compare models of one number.")
+        sentences.append(
+            "FID depends on the number of images: compare only models with the same number."
+        )
     scored = set(zip(summary["model"], summary["metric"], strict=True))
     if published and scored & set(published):
         sentences.append(PAPER)

@@ -48,6 +48,7 @@ def model_card(
     table: str,
     fused: bool,
     commits: Mapping[str, str],
+    banner: str = "",
 ) -> str:
     """The card's text.
 
@@ -65,6 +66,7 @@ def model_card(
         table: the evaluation's table as Markdown; empty where nothing was evaluated.
         fused: whether the merged pipeline is in the run's folder too.
         commits: of models of the hub, by their references.
+        banner: what a reader must know before any number; empty for nothing.
     """
     model, replaced, began_from = (
         _origin(ref, commits) for ref in (base.model, base.network, starts_from)
@@ -90,6 +92,7 @@ def model_card(
             "",
             f"# {name}: a LoRA aligned from real photographs",
             "",
+            *([f"> **{banner}**", ""] if banner else []),
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
             *([EMBEDDED, ""] if scheme_of(base.model) else []),

@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raypref.report.cursor import Cursor, attribute
+
 # Drawn in these colours, shown in the page's variables of the same names.
 INK, SOFT, LINE, ACCENT, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
 BAD, FILL = "#060606", "#070707"
@@ -73,7 +75,9 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     label = (
         f"{name}, {len(values)} points up to step {int(steps[-1])}, from {first:.4g} to {last:.4g}"
     )
-    return inline(drawn, label)
+    thin = _thinned(values)
+    texts = [f"{value:.4g}" for value in values[thin]]
+    return inline(drawn, label, Cursor(steps[thin].tolist(), texts, lead="step"))
 
 
 def against_reference(steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> str:
@@ -92,8 +96,14 @@ def against_reference(steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarra
         spans.append(_span(values, trend))
     axes.axhline(0, color=SOFT, linewidth=1.0)
     _over_steps(axes, min(0.0, *(low for low, _ in spans)), max(0.0, *(high for _, high in spans)))
-    label = f"errors less the reference's, up to step {int(steps[-1])}: photographs "
-    return inline(drawn, label + f"{smoothed(chosen)[-1]:.4g}, others {smoothed(rejected)[-1]:.4g}")
+    label = (
+        f"errors relative to the reference, up to step {int(steps[-1])}: chosen images "
+        f"{smoothed(chosen)[-1]:.4g}, rejected images {smoothed(rejected)[-1]:.4g}"
+    )
+    thin = _thinned(steps)
+    both = zip(chosen[thin], rejected[thin], strict=True)
+    texts = [f"chosen {one:+.3g}, rejected {other:+.3g}" for one, other in both]
+    return inline(drawn, label, Cursor(steps[thin].tolist(), texts, lead="step"))
 
 
 def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) -> str:
@@ -126,7 +136,15 @@ def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) 
     label = f"{name}, gain over the base: " + "; ".join(
         f"{row.label} {row.gain:+z.{digits}f}" for row in rows
     )
-    return inline(drawn, label)
+    texts = [f"{row.label}: {_gain(row, digits)}" for row in rows]
+    return inline(drawn, label, Cursor(range(len(rows)), texts, vertical=True))
+
+
+def _gain(row: Gain, digits: int) -> str:
+    text = f"{row.gain:+z.{digits}f}"
+    if not math.isnan(row.low):
+        text += f" [{row.low:z.{digits}f}, {row.high:z.{digits}f}]"
+    return text if row.paper is None else f"{text}, paper {row.paper:+z.{digits}f}"
 
 
 def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
@@ -165,7 +183,11 @@ def histogram(name: str, values: np.ndarray, *, threshold: float | None) -> str:
     kept = int((values > cut).sum())
     label = f"{name}: {kept} of {len(values)} values are above "
     label += "no threshold" if threshold is None else f"{threshold:.4g}"
-    return inline(drawn, label)
+    counts, _ = np.histogram(inside, edges)
+    bars = zip(edges[:-1], edges[1:], counts, strict=True)
+    texts = [f"{left:.4g} to {right:.4g}: {count:,}" for left, right, count in bars]
+    middles = (edges[:-1] + edges[1:]) / 2
+    return inline(drawn, label, Cursor(middles.tolist(), texts))
 
 
 def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
@@ -186,7 +208,13 @@ def versus_base(name: str, gains: np.ndarray, *, digits: int) -> str:
     axes.margins(x=0.01)
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     label = f"{name}, {len(gains)} prompts from {gains[0]:+z.{digits}f} to {gains[-1]:+z.{digits}f}"
-    return inline(drawn, label)
+    thin = _thinned(gains)
+    at = np.arange(len(gains))[thin]
+    texts = [
+        f"prompt {i + 1} of {len(gains)}: {gain:+z.{digits}f}"
+        for i, gain in zip(at, gains[thin], strict=True)
+    ]
+    return inline(drawn, label, Cursor((at + 0.5).tolist(), texts))
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -218,11 +246,16 @@ def _line(
     thin_color: str,
 ) -> None:
     """Every value as a thin line, the trend as a thick one."""
-    thin = slice(None, None, math.ceil(len(values) / POINTS))
+    thin = _thinned(values)
     axes.plot(steps[thin], values[thin], color=thin_color, linewidth=0.7, alpha=0.5)
     # One value is a line without length: it shows as a point.
     marker = "o" if len(values) == 1 else ""
     axes.plot(steps[thin], trend[thin], color=color, linewidth=2.0, marker=marker)
+
+
+def _thinned(values: np.ndarray) -> slice:
+    """At most `POINTS` of the values, evenly spread."""
+    return slice(None, None, max(1, math.ceil(len(values) / POINTS)))
 
 
 def _span(values: np.ndarray, trend: np.ndarray) -> tuple[float, float]:
@@ -258,8 +291,14 @@ def _number(value: float, decimals: int, *, small: bool) -> str:
     return f"{value:.3g}".replace("e-0", "e-") if small else f"{value:z,.{decimals}f}"
 
 
-def inline(drawn: Figure, label: str) -> str:
-    """The drawing as an `<svg>` element in the page's colours, with its accessible label."""
+def inline(drawn: Figure, label: str, cursor: Cursor | None = None) -> str:
+    """The drawing as an `<svg>` element in the page's colours, with its accessible label.
+
+    Args:
+        drawn: of one pair of axes.
+        label: for those who do not see it.
+        cursor: the values that are shown under the pointer.
+    """
     buffer = io.StringIO()
     # The salt makes clip-path ids the same in every run and different from chart to chart.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
@@ -273,6 +312,7 @@ def inline(drawn: Figure, label: str) -> str:
         text = text.replace(color, f"var(--{variable})")
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
-    opening = f'<svg {box.group()} role="img" aria-label="{html.escape(label)}">'
+    values = attribute(drawn.axes[0], cursor) if cursor else ""
+    opening = f'<svg {box.group()} role="img" aria-label="{html.escape(label)}"{values}>'
     text = re.sub(r"<svg [^>]*>", lambda _: opening, text, count=1, flags=re.S)
     return re.sub(r"\s*\n\s*", " ", text).strip()

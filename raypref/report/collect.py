@@ -16,34 +16,41 @@ import pyarrow.parquet as pq
 
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
+from raypref.curate.graph import CurateConfig
 from raypref.evaluate.labels import digits, lower_is_better
 from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
+from raypref.report.dropped import dropped
 from raypref.report.gallery import gallery
-from raypref.report.samples import grids, metric_place, strips
+from raypref.report.samples import grids, metric_place, middle, ranked, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
 from raypref.report.side_by_side import write_side_by_side
 from raypref.report.views import (
+    BeforeAfter,
+    DroppedFor,
     FunnelStep,
+    GridRow,
     Histogram,
     Link,
     PromptGains,
-    Reject,
     ReportData,
     StepCost,
+    StepState,
     TrainingView,
 )
 
-MOST_REJECTS = 30
+COLORFULNESS = "Colorfulness"
+REPAINTED = "the same, with the tinted region repainted from its caption"
+DRAWN = "a picture drawn from the caption alone"
 # The filters in their order, with the reasons they give.
 FILTERS = (
     ("distinct", ("duplicate", "near_duplicate")),
     ("above the mean colorfulness", ("low_colorfulness",)),
-    ("tried, best by PickScore first", ("not_needed",)),
+    ("tried, best PickScore first", ("not_needed",)),
     ("visibly degraded", ("negligible_degradation",)),
-    ("more colorful than their twin", ("less_colorful_than_twin",)),
+    ("more colorful than the rejected image", ("less_colorful_than_twin",)),
     ("best by PickScore", ("beyond_top_k",)),
 )
 # What a run leaves behind for others besides its LoRAs, with the words for people.
@@ -68,8 +75,8 @@ def collect(
     seed: int,
     record: Mapping[str, Any],
     folder: str,
+    curated_by: CurateConfig,
     pairs: Ledger,
-    min_gap: float,
     trained: Mapping[str, Ledger],
     labels: Mapping[str, str],
     images: Mapping[str, Ledger],
@@ -79,6 +86,10 @@ def collect(
     published: Published,
     tracking_uri: str = "",
     sets: Sequence[NamedTable] = (),
+    banner: str = "",
+    steps: Sequence[StepState] = (),
+    sampled: Sequence[str] = (),
+    use: str = "",
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -88,17 +99,21 @@ def collect(
         seed: the run's seed.
         record: content of `run.json`.
         folder: the run's folder; pictures are written to `report/files` in it.
+        curated_by: the settings of the curation.
         pairs: the pairs.
-        min_gap: the gap filter's threshold, for funnel and histogram.
         trained: the trainings by name.
         labels: names of the models for people, by name.
-        images: the evaluation's images, by model.
+        images: the evaluation's images, by model; none before there are any.
         table: the evaluation's summary, if there is one.
         categories: the same by category, if there is one.
         final: the model that the run is about, by its name in the table.
         published: the paper's numbers beside it.
         tracking_uri: where MLflow keeps the run; empty is the SQLite file beside the runs.
         sets: the tables of all prompt sets, the one above first; empty: it is the only one.
+        banner: what a reader must know before any number.
+        steps: the run's steps that a reader of the page knows.
+        sampled: prompts of the samples that trainings draw, in order.
+        use: Python code that loads the LoRA, if there is one.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -114,19 +129,40 @@ def collect(
         and scores is not None
         and write_side_by_side(images, scores, report=report, labels=labels)
     )
+    rows = [] if scores is None else ranked(scores, model=final, base="base")
+    shown: list[GridRow] = []
+    both: list[BeforeAfter] = []
+    if made:
+        sides = ("base", final)
+        shown, both = grids(images, report=report, scores=scores, medians=middle(rows), pair=sides)
+    known = {step.name: step.label for step in steps}
+    histograms = _histograms(folder, curated_by.select.min_gap) if curated else []
     return ReportData(
-        title=f"raypref: {name}",
+        title=name,
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         config_toml=config_toml,
+        banner=banner,
+        done=[step.label for step in steps if step.done],
+        to_come=[step.label for step in steps if not step.done],
+        seconds=record.get("total_seconds"),
         facts=_facts(record),
         links=_links(folder, name, record, {n: labels[n] for n in trained}, tracking_uri),
-        funnel=_funnel(folder, min_gap) if curated else [],
-        histograms=_histograms(folder, min_gap) if curated else [],
-        rejects_examples=_rejects(folder) if curated else [],
+        funnel=_funnel(folder, curated_by.select.min_gap) if curated else [],
+        histograms=histograms,
+        dropped=_dropped(folder, curated_by, report, histograms) if curated else [],
+        source=without_secrets(curated_by.source.path),
         pairs=gallery(pairs, report=report) if curated else [],
-        training=[view for n in trained if (view := _training(folder, n, labels[n]))],
-        grids=grids(images, report=report, scores=scores) if made else [],
+        rejected_is=DRAWN if curated_by.perturb.kind == "text2image" else REPAINTED,
+        training=[
+            view
+            for n, ledger in trained.items()
+            if (view := _training(ledger, labels[n], report, sampled))
+        ],
+        medians=both,
+        grids=shown,
+        opening=_nearest_the_median(shown, [own.prompt for own in both]),
         side_by_side=SIDE_BY_SIDE if beside else "",
+        use=use,
         table=table,
         categories=categories,
         published=published,
@@ -134,8 +170,24 @@ def collect(
         labels=labels,
         final=final,
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
-        costs=[_cost(step, facts) for step, facts in record["steps"].items()],
+        costs=[_cost(known.get(step, step), facts) for step, facts in record["steps"].items()],
     )
+
+
+def _dropped(
+    folder: str, config: CurateConfig, report: str, histograms: Sequence[Histogram]
+) -> list[DroppedFor]:
+    mean = next((h.threshold for h in histograms if h.title == COLORFULNESS), None)
+    if config.color.variant != "paper":
+        mean = None
+    order = [reason for _, reasons in FILTERS for reason in reasons]
+    return dropped(folder, config, report=report, mean=mean, order=order)
+
+
+def _nearest_the_median(rows: Sequence[GridRow], medians: Sequence[str]) -> int:
+    """The grid of the comparison's first sight: of a median prompt where one is among them."""
+    places = [place for place, row in enumerate(rows) if row.prompt in medians]
+    return places[0] if places else 0
 
 
 def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptGains]:
@@ -211,9 +263,9 @@ def _histograms(folder: str, min_gap: float) -> list[Histogram]:
     cut = (distinct["reason"] == "low_colorfulness").any()
     threshold = math.fsum(values) / len(values) if cut else None
     shown = [
-        Histogram("Colorfulness", "usable, distinct photographs", values, threshold),
+        Histogram(COLORFULNESS, "usable, distinct photographs", values, threshold),
         Histogram(
-            "PickScore gap", "photograph minus twin, of all pairs tried", _gaps(folder), min_gap
+            "PickScore gap", "chosen minus rejected, all pairs tried", _gaps(folder), min_gap
         ),
     ]
     return [histogram for histogram in shown if len(histogram.values)]
@@ -221,7 +273,7 @@ def _histograms(folder: str, min_gap: float) -> list[Histogram]:
 
 def _gaps(folder: str) -> np.ndarray:
     ledger = Ledger(join(folder, "curate", "twins"), {})
-    if not ledger.parts():  # someone made room
+    if not ledger.parts():  # removed to save space
         return np.empty(0)
     # Workers may have made a few pairs more than were needed, a different few in every run.
     photos = _read(join(folder, "photos"), ["reason"])
@@ -230,12 +282,6 @@ def _gaps(folder: str) -> np.ndarray:
     scores = scores[scores["id"].isin(tried)]
     gaps = (scores["pickscore"] - scores["pickscore_rejected"]).to_numpy(np.float64)
     return gaps[np.isfinite(gaps)]
-
-
-def _rejects(folder: str) -> list[Reject]:
-    columns = ["uri", "stage", "reason", "message"]
-    rows = _read(join(folder, "rejects"), columns).head(MOST_REJECTS)
-    return [Reject(*row) for row in rows[columns].itertuples(index=False)]
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -247,15 +293,18 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _training(folder: str, name: str, label: str) -> TrainingView | None:
-    data = read_bytes(join(folder, name, "metrics.parquet"))
+def _training(
+    trained: Ledger, label: str, report: str, prompts: Sequence[str]
+) -> TrainingView | None:
+    data = read_bytes(join(trained.path, "metrics.parquet"))
     if data is None:
         return None
     metrics = pq.read_table(io.BytesIO(data)).to_pandas()
     return TrainingView(
         name=label,
         metrics=metrics.rename(columns={"seconds": "seconds_per_step"}),
-        strips=strips(folder, name),
+        strips=strips(trained, report=report),
+        prompts=prompts,
     )
 
 
@@ -279,26 +328,29 @@ def _links(
         text = f"{label}, for ComfyUI and others"
         weights.append((f"{name}/{shared_name(run, name)}", "LoRA", text))
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
+    # As text: a page that is copied without the run must not have dead links.
     links = [
-        Link(what, text, f"../{path}")
+        Link(what, f"{path} ({text})")
         for path, what, text in (*RESULTS[:2], *weights, *cards, *RESULTS[2:])
         if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")
     if run_id:
-        links.append(_mlflow(run_id, tracking_uri, folder))
+        links.append(_mlflow(run_id, tracking_uri))
     return links
 
 
-def _mlflow(run_id: str, uri: str, folder: str) -> Link:
+def _mlflow(run_id: str, uri: str) -> Link:
     address = urlsplit(uri)
     if address.scheme in ("http", "https"):
         # A name and password in the address are nobody's business who gets the page.
         host = address.netloc.rpartition("@")[2]
         web = f"{address.scheme}://{host}{address.path.rstrip('/')}"
         return Link("MLflow", f"run {run_id}", f"{web}/#/runs/{run_id}")
-    store = without_secrets(uri) or f"sqlite:///{folder.rsplit('/', 1)[0]}/mlflow.db"
-    return Link("MLflow", f"run {run_id}; mlflow ui --backend-store-uri {store}")
+    # Where a file lies on this machine is no news to who gets the page.
+    store = without_secrets(uri) or "sqlite:///mlflow.db"
+    where = "" if uri else "in the folder of the runs: "
+    return Link("MLflow", f"run {run_id}; {where}mlflow ui --backend-store-uri {store}")
 
 
 def _read(folder: str, columns: list[str]) -> pd.DataFrame:

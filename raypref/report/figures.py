@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from raypref.report.charts import ACCENT, BAD, INK, LINE, SOFT, WARM, figure, inline
+from raypref.report.cursor import Cursor
 
 # Of the models in the order of the tables: the base is grey, the last green.
 COLOURS = (SOFT, WARM, BAD, INK)
@@ -119,7 +120,12 @@ def bars(name: str, rows: Sequence[Bar], *, digits: int) -> str:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     said = "; ".join(f"{row.label} {row.value:z.{digits}f}" for row in rows)
-    return inline(drawn, f"{name}: {said}")
+    return inline(drawn, f"{name}: {said}", Cursor(range(len(rows)), [*map(_bar, rows)]))
+
+
+def _bar(row: Bar) -> str:
+    text = f"{row.label}: {row.value:.4g}"
+    return text if math.isnan(row.low) else f"{text} [{row.low:.4g}, {row.high:.4g}]"
 
 
 def radar(name: str, categories: Sequence[str], lines: Sequence[Line]) -> str:

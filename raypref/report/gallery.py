@@ -19,7 +19,7 @@ from raypref.report.views import PairView, Picture
 INLINE = 96  # pairs whose small pictures lie within the page, the best ones: four pages
 THREADS = 8  # Pillow and the filesystems release the interpreter's lock
 PROGRESS_SECONDS = 10.0
-KINDS = ("photograph", "overlay", "twin")
+KINDS = ("chosen", "region", "rejected")
 NUMBERS = ("prompt", "pickscore_chosen", "pickscore_rejected", "colorfulness", "rank")
 IMAGES = ("chosen", "rejected", "mask")
 
@@ -75,8 +75,8 @@ def _some(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _write(row: Mapping[str, Any], folder: Folder, side: int) -> None:
-    photograph, twin, mask = (row[name]["bytes"] for name in ("chosen", "rejected", "mask"))
-    full = (photograph, overlay(photograph, mask), twin)
+    chosen, rejected, mask = (row[name]["bytes"] for name in IMAGES)
+    full = (chosen, overlay(chosen, mask), rejected)
     names = _names(row["rank"], side)
     files = dict(zip(names, (*full, *map(small_file, full)), strict=True))
     for name, data in files.items():
@@ -94,7 +94,7 @@ def _view(row: Mapping[str, Any], folder: Folder, side: int, within: list[str] |
         pickscore_chosen=row["pickscore_chosen"],
         pickscore_rejected=row["pickscore_rejected"],
         colorfulness=row["colorfulness"],
-        photograph=pictures[0],
-        overlay=pictures[1],
-        twin=pictures[2],
+        chosen=pictures[0],
+        region=pictures[1],
+        rejected=pictures[2],
     )

@@ -24,6 +24,7 @@ def render(*, accuracy: pd.DataFrame, agreement: pd.DataFrame, bias: pd.DataFram
     return fill(
         "judged.html",
         filters={"label": _label, "number": _number},
+        scripts=("cursor.js",),
         accuracy=accuracy.to_dict("records"),
         agreement=agreement.to_dict("records"),
         bias=bias.to_dict("records"),

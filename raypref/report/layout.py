@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ HERE = Path(__file__).parent
 
 
 def fill(
-    template: str, *, filters: Mapping[str, Callable[..., Any]], script: str = "", **values: Any
+    template: str,
+    *,
+    filters: Mapping[str, Callable[..., Any]],
+    scripts: Sequence[str] = (),
+    **values: Any,
 ) -> str:
     """A page as HTML text, with style and script inside.
 
     Args:
         template: a file of this folder that extends `layout.html`.
         filters: what its expressions may call by name.
-        script: the file of this folder that the page runs; empty: none.
+        scripts: files of this folder that the page runs, one after another.
         values: what the template knows.
     """
     environment = jinja2.Environment(
@@ -33,7 +37,7 @@ def fill(
         lstrip_blocks=True,
     )
     environment.filters.update(filters)
-    source = (HERE / script).read_text(encoding="utf-8") if script else ""
+    source = "\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
     return environment.get_template(template).render(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(source),

@@ -14,11 +14,11 @@
 
   function gallery(section) {
     const data = JSON.parse(document.getElementById("pairs-data").textContent);
-    const PROMPT = 0, RANK = 1, PHOTOGRAPH = 2, TWIN = 3, COLOR = 4, IMAGES = 5;
+    const PROMPT = 0, RANK = 1, CHOSEN = 2, REJECTED = 3, COLOR = 4, IMAGES = 5;
     const keys = {
       rank: (pair) => pair[RANK],
-      pickscore: (pair) => pair[PHOTOGRAPH],
-      gap: (pair) => pair[PHOTOGRAPH] - pair[TWIN],
+      pickscore: (pair) => pair[CHOSEN],
+      gap: (pair) => pair[CHOSEN] - pair[REJECTED],
       colorfulness: (pair) => pair[COLOR],
     };
     const list = part(section, "list"), template = section.querySelector("template");
@@ -33,14 +33,14 @@
       order = data.pairs
         .filter((pair) => words.every((word) => pair[PROMPT].toLowerCase().includes(word)))
         .sort((a, b) => sign * (key(a) - key(b)) || a[RANK] - b[RANK]);
-      turn.textContent = falling ? "↓ highest first" : "↑ lowest first";
+      turn.textContent = falling ? "sorted: highest first" : "sorted: lowest first";
       page = 0;
       show();
     }
 
     function card(pair) {
       const node = template.content.cloneNode(true);
-      const names = { photograph: "Photograph", overlay: "Salient region, tinted", twin: "Degraded twin" };
+      const names = { chosen: "Chosen", region: "Salient region, tinted", rejected: "Rejected" };
       Object.entries(names).forEach(([name, words], place) => {
         const image = part(node, name);
         image.width = image.height = data.side;
@@ -49,8 +49,8 @@
         image.src = pair[IMAGES + 2 * place];
         image.parentNode.href = pair[IMAGES + 2 * place + 1];
       });
-      part(node, "photograph-score").textContent = number(pair[PHOTOGRAPH], 2);
-      part(node, "twin-score").textContent = number(pair[TWIN], 2);
+      part(node, "chosen-score").textContent = number(pair[CHOSEN], 2);
+      part(node, "rejected-score").textContent = number(pair[REJECTED], 2);
       part(node, "prompt").textContent = part(node, "prompt").title = pair[PROMPT];
       part(node, "rank").textContent = count(pair[RANK]);
       part(node, "gap").textContent = number(keys.gap(pair), 2);
@@ -64,7 +64,7 @@
       list.replaceChildren(...shown.map(card));
       status.textContent = shown.length
         ? `${count(first + 1)} to ${count(first + shown.length)} of ${count(order.length)} ${order.length === 1 ? "pair" : "pairs"}`
-        : "no caption holds these words";
+        : "no prompt holds these words";
       for (const pager of pagers) {
         part(pager, "place").textContent = `page ${count(page + 1)} of ${count(pages)}`;
         for (const [name, target] of [["first", 0], ["back", page - 1], ["next", page + 1], ["last", pages - 1]]) {
@@ -124,7 +124,54 @@
     card.hidden = false;
   }
 
+  // The section that is being read is marked in the navigation.
+  function contents(nav) {
+    const links = [...nav.querySelectorAll("a")], list = nav.querySelector("ol");
+    const sections = links.map((link) => document.getElementById(link.hash.slice(1)));
+    let waiting = false, now = -1;
+    function mark() {
+      waiting = false;
+      const end = innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
+      const passed = sections.filter((own) => own.getBoundingClientRect().top < innerHeight / 3).length;
+      const place = end ? sections.length - 1 : passed - 1;
+      if (place === now) return;
+      links.forEach((link, i) => (i === place ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+      now = place;
+      if (place >= 0) list.scrollLeft = links[place].offsetLeft - list.clientWidth / 3;
+    }
+    addEventListener("scroll", () => {
+      if (!waiting) requestAnimationFrame(mark);
+      waiting = true;
+    }, { passive: true });
+    mark();
+  }
+
+  function copying(button) {
+    const text = document.getElementById(button.dataset.copy);
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      let copied = true;
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+      } catch {
+        getSelection().selectAllChildren(text);
+        copied = document.execCommand("copy");
+      }
+      button.textContent = copied ? "Copied" : "Selected: press Ctrl+C";
+    });
+  }
+
+  // A link to photographs of a reason opens their list, which may be folded.
+  function unfold() {
+    const target = location.hash.startsWith("#dropped-") && document.getElementById(location.hash.slice(1));
+    if (target) target.open = true;
+  }
+
   const pairs = document.getElementById("pairs"), card = document.getElementById("compare");
   if (document.getElementById("pairs-data")) gallery(pairs);
   if (card) compare(card);
+  contents(document.querySelector('nav[aria-label="Contents"]'));
+  document.querySelectorAll("button[data-copy]").forEach(copying);
+  addEventListener("hashchange", unfold);
+  unfold();
 })();

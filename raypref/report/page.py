@@ -11,14 +11,15 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
 from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
-from raypref.report import charts
+from raypref.report import charts, headline
 from raypref.report.compared import compared
 from raypref.report.layout import fill
 from raypref.report.views import (
@@ -33,27 +34,29 @@ from raypref.report.views import (
 PAGE_OF_PAIRS = 24
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
 TWO_LINES = (
-    'on <span class="better">chosen images</span>, where it should fall, and on '
-    '<span class="paper">rejected ones</span>; zero is the reference'
+    '0 = unchanged: <span class="better">chosen images</span> should fall, '
+    '<span class="paper">rejected images</span> should rise'
 )
+RELATIVE = "error relative to the reference"
+SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_norm")  # the first two
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
 EXTREMES = 5  # prompts named at each end of the gains
 
 # Training metrics we know, in the order they are shown, with what a reader should look for.
 CURVES = {
     "loss": "the objective; lower is better",
-    "chosen_gap": "error on the chosen images, less the reference's; below zero is better",
-    "rejected_gap": "the same on the rejected ones",
+    "chosen_gap": "error on the chosen images relative to the reference; below 0 is better",
+    "rejected_gap": "the same on the rejected images",
     "ref_chosen": "error of the reference on the chosen images",
     "ref_rejected": "error of the reference on the rejected ones",
-    "diff": "the first of the two minus the second; falls below zero",
+    "diff": "chosen_gap minus rejected_gap; below 0 is better",
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as preferred; 0.5 is chance",
     "grad_norm": "before clipping",
     "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",
     "seconds_per_step": "wall time of one optimizer step",
-    "images_per_second": "photographs per second, each with what it is compared to",
+    "images_per_second": "chosen images per second, each with its rejected one",
 }
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
 GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while both get worse
@@ -70,11 +73,13 @@ def render(data: ReportData) -> str:
             "number": _number,
             "img": _img,
         },
-        script="page.js" if gallery or data.grids else "",
+        scripts=("lightbox.js", "cursor.js", "page.js"),
         data=data,
-        tiles=list(_tiles(data)),
+        sentence=headline.sentence(data),
+        about=headline.about(data),
+        progress=headline.progress(data),
+        sections=_sections(data),
         account=_account(data.funnel),
-        pair_count=_pair_count(data),
         histograms=[
             (h, Markup(charts.histogram(h.title, h.values, threshold=h.threshold)))
             for h in data.histograms
@@ -94,17 +99,24 @@ def render(data: ReportData) -> str:
         else list(compared(data.table, data.categories, data.published, data.labels)),
         prompt_gains=[_prompt_gains(view) for view in data.prompt_gains if view.gains],
         device_shares=any(cost.device_share is not None for cost in data.costs),
-        seconds=sum(cost.seconds for cost in data.costs),
+        seconds=headline.seconds(data),
         model_label=lambda model: labels.model_label(model, data.labels),
     )
 
 
-@dataclass(frozen=True)
-class _Tile:
-    label: str
-    value: str
-    note: str
-    trend: str = ""  # "better", "worse", "flat" or ""
+def _sections(data: ReportData) -> list[tuple[str, str, bool]]:
+    """Id, name and whether it is there, in the order of the page."""
+    return [
+        ("pairs", "Pairs", bool(data.pairs)),
+        ("results", "Results", data.table is not None and not data.table.empty),
+        ("samples", "Before and after", bool(data.grids)),
+        ("use", "Use it", bool(data.use)),
+        ("photographs", "Photographs", bool(data.funnel)),
+        ("dropped", "Dropped", bool(data.dropped)),
+        ("training", "Training", any(not view.metrics.empty for view in data.training)),
+        ("costs", "Cost", bool(data.costs)),
+        ("configuration", "Configuration", True),
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,6 @@ class _Score:
     mean: str
     interval: str
     gain: str
-    gain_interval: str
     trend: str  # "better", "worse", "flat" or ""
     mark: str  # which way the number went
     paper: str
@@ -126,11 +137,19 @@ class _Results:
     final: str  # the model of the summary
 
 
+class _Curve(NamedTuple):
+    metric: str
+    meaning: str
+    drawing: Markup
+
+
 @dataclass(frozen=True)
 class _Curves:
     name: str
-    charts: list[tuple[str, str, Markup]]  # metric, meaning, drawing
+    shown: list[_Curve]
+    more: list[_Curve]
     strips: Sequence[StripView]
+    prompts: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -140,36 +159,6 @@ class _Gains:
     counts: PromptGains
     best: list[tuple[str, str]]  # (prompt, gain)
     worst: list[tuple[str, str]]
-
-
-def _tiles(data: ReportData) -> Iterator[_Tile]:
-    pairs = _pair_count(data)
-    found = f"from {data.funnel[0].remaining:,} photographs" if data.funnel else ""
-    yield _Tile("preference pairs", f"{pairs:,}" if pairs else "not run", found)
-    if data.costs:
-        spent = sum(cost.seconds for cost in data.costs)
-        yield _Tile("wall time", duration(spent), f"{len(data.costs)} steps")
-    if data.table is None or data.table.empty:
-        yield _Tile("evaluation", "not run", "")
-        return
-    best = _final_model(data)
-    for row in data.table[data.table["model"] == best].itertuples():
-        score = _score(row, data.published)
-        note = (
-            f"{score.gain} {score.gain_interval}"
-            if score.gain
-            else labels.model_label(best, data.labels)
-        )
-        yield _Tile(labels.metric_label(str(row.metric)), score.mean, note, score.trend)
-
-
-def _final_model(data: ReportData) -> str:
-    assert data.table is not None
-    return data.final or str(data.table["model"].iloc[-1])
-
-
-def _pair_count(data: ReportData) -> int:
-    return data.funnel[-1].remaining if data.funnel else len(data.pairs)
 
 
 def _account(funnel: Sequence[FunnelStep]) -> tuple[int, int, int, int] | None:
@@ -185,11 +174,11 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
     """What the script shows, sorts and searches: every pair as one short list."""
     if not data.pairs:
         return None
-    side = data.pairs[0].photograph.width
+    side = data.pairs[0].chosen.width
     return {
         "size": PAGE_OF_PAIRS,
         "side": side,
-        "pixelated": data.pairs[0].photograph.pixelated,
+        "pixelated": data.pairs[0].chosen.pixelated,
         # prompt, rank, PickScore of both, colorfulness, then small and full of each picture
         "pairs": [
             [
@@ -198,9 +187,9 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
                 _rounded(pair.pickscore_chosen),
                 _rounded(pair.pickscore_rejected),
                 _rounded(pair.colorfulness),
-                *pair.photograph[:2],
-                *pair.overlay[:2],
-                *pair.twin[:2],
+                *pair.chosen[:2],
+                *pair.region[:2],
+                *pair.rejected[:2],
             ]
             for pair in data.pairs
         ],
@@ -218,7 +207,7 @@ def _rounded(value: float) -> float | None:
 
 def _training(view: TrainingView) -> _Curves:
     numbers = view.metrics.sort_values("step")
-    steps = numbers["step"].to_numpy()
+    steps = numbers["step"].to_numpy(np.int64)
     columns = [
         name
         for name in numbers.select_dtypes(["number", "bool"]).columns
@@ -228,16 +217,36 @@ def _training(view: TrainingView) -> _Curves:
     columns.sort(key=lambda name: (known.index(name) if name in CURVES else len(known), name))
     gaps = [numbers[name].to_numpy(np.float64) for name in GAPS if name in columns]
     together = len(gaps) == len(GAPS) and bool(np.isfinite(gaps).all())
-    drawn: list[tuple[str, str, Markup]] = []
+    drawn: list[_Curve] = []
     for name in columns:
         values = numbers[name].to_numpy(np.float64)
         if together and name == GAPS[0]:
-            svg = charts.against_reference(steps, *gaps)
-            drawn.append(("error less the reference's", Markup(TWO_LINES), Markup(svg)))
+            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps))
+            drawn.append(_Curve(RELATIVE, Markup(TWO_LINES), Markup(svg)))
         elif not together or name not in GAPS:
-            svg = charts.curve(name, steps, values, smooth=name not in PLANNED)
-            drawn.append((name, CURVES.get(name, ""), Markup(svg)))
-    return _Curves(view.name, drawn, view.strips)
+            svg = _curve(name, steps.tobytes(), values.tobytes(), smooth=name not in PLANNED)
+            drawn.append(_Curve(name, CURVES.get(name, ""), Markup(svg)))
+    names = [curve.metric for curve in drawn]
+    first = [name for name in SHOWN_CURVES if name in names][:2] or names[:2]
+    return _Curves(
+        view.name,
+        shown=[curve for curve in drawn if curve.metric in first],
+        more=[curve for curve in drawn if curve.metric not in first],
+        strips=view.strips,
+        prompts=view.prompts,
+    )
+
+
+# The page is written after every step: curves of trainings that are done are drawn once.
+@lru_cache(maxsize=512)
+def _curve(name: str, steps: bytes, values: bytes, *, smooth: bool) -> str:
+    return charts.curve(name, np.frombuffer(steps, np.int64), np.frombuffer(values), smooth=smooth)
+
+
+@lru_cache(maxsize=64)
+def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes) -> str:
+    gaps = np.frombuffer(chosen), np.frombuffer(rejected)
+    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps)
 
 
 def _results(data: ReportData) -> _Results | None:
@@ -257,7 +266,7 @@ def _results(data: ReportData) -> _Results | None:
             for model in dict.fromkeys(data.table["model"])
         ],
         footnote=tables.footnote(data.table, published=data.published),
-        final=labels.model_label(_final_model(data), data.labels),
+        final=labels.model_label(headline.final_model(data), data.labels),
     )
 
 
@@ -272,7 +281,6 @@ def _score(row: Any, published: tables.Published) -> _Score:
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
         gain=labels.gain_text(row.metric, row.gain) if has_gain else "",
-        gain_interval=labels.interval_text(row.metric, row.gain_low, row.gain_high),
         trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
         mark=("▲" if rises else "▼" if falls else "≈" if level else "") if has_gain else "",
         paper="" if paper is None else labels.score_text(row.metric, paper),

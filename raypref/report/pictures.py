@@ -115,7 +115,7 @@ def overlay(photograph: bytes, mask: bytes) -> bytes:
     tint = Image.new("RGB", photo.size, TINT)
     tinted = Image.blend(photo.convert("L").convert("RGB"), tint, 0.5)
     mixed = Image.composite(tinted, photo, open_image(mask).convert("L"))
-    return _encode(mixed, "PNG" if is_pixelated(photo.size) else "JPEG")
+    return encode(mixed, "PNG" if is_pixelated(photo.size) else "JPEG")
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -130,6 +130,14 @@ def open_image(encoded: bytes) -> Image.Image:
         raise ValueError(f"an image of the report is not {', '.join(FORMATS)}") from None
 
 
+def encode(image: Image.Image, kind: str) -> bytes:
+    """The image as PNG, or as JPEG of the page's quality."""
+    buffer = io.BytesIO()
+    options = {"compress_level": 1} if kind == "PNG" else {"quality": 85}
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def _small(encoded: bytes, side: int) -> tuple[bytes, str, tuple[int, int], bool]:
     """Bytes, MIME type, size and whether to enlarge with hard pixels."""
     image = open_image(encoded)
@@ -138,11 +146,4 @@ def _small(encoded: bytes, side: int) -> tuple[bytes, str, tuple[int, int], bool
     small = image.convert("RGB")
     # The gap lets Pillow halve a large image cheaply before it resamples with care.
     small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return _encode(small, "JPEG"), FORMATS["JPEG"], small.size, False
-
-
-def _encode(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    options = {"compress_level": 1} if kind == "PNG" else {"quality": 85}
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encode(small, "JPEG"), FORMATS["JPEG"], small.size, False

@@ -2,36 +2,117 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, read_bytes
-from raypref.evaluate.labels import metric_label, metric_names, score_text
+from raypref.evaluate.labels import (
+    gain_text,
+    lower_is_better,
+    metric_label,
+    metric_names,
+    plain_label,
+    score_text,
+)
 from raypref.report.pictures import Folder, list_files, picture, strip
-from raypref.report.views import GridRow, StripView
+from raypref.report.views import BeforeAfter, GridRow, Picture, StripView
 
 MOST_GRIDS = 24  # the first prompts, whatever they show: a choice would flatter
 MOST_STRIPS = 12
+MEDIANS = 4  # prompts around the median gain, on the first screen
+
+
+class Ranked(NamedTuple):
+    """A prompt with what the model gains on it, and the seed it is shown with."""
+
+    prompt_id: int
+    seed: int
+    gain: float  # mean over the seeds, in the metric's own direction
+    metric: str
+
+
+def ranked(scores: pd.DataFrame, *, model: str, base: str) -> list[Ranked]:
+    """All prompts by their gain in the first metric of the table, the best first.
+
+    Args:
+        scores: of single images, the columns `statistics.SCORES`.
+        model: the model.
+        base: what it is compared with.
+    """
+    metric = min(scores["metric"].unique(), key=metric_place)
+    own = scores[scores["metric"] == metric]
+    means = own.pivot_table(index="prompt_id", columns="model", values="score")
+    if model == base or not {model, base} <= set(means.columns):
+        return []
+    gains = (means[model] - means[base]).dropna()
+    gains = gains.sort_values(ascending=lower_is_better(metric), kind="stable")
+    seeds = own.groupby("prompt_id")["seed"].min()
+    return [Ranked(int(i), int(seeds[i]), float(gain), metric) for i, gain in gains.items()]
+
+
+def middle(rows: Sequence[Ranked], most: int = MEDIANS) -> list[Ranked]:
+    """Those around the median."""
+    first = max(0, (len(rows) - most + 1) // 2)
+    return list(rows[first : first + most])
 
 
 def grids(
-    images: Mapping[str, Ledger], *, report: str, scores: pd.DataFrame | None = None
-) -> list[GridRow]:
+    images: Mapping[str, Ledger],
+    *,
+    report: str,
+    scores: pd.DataFrame | None = None,
+    medians: Sequence[Ranked] = (),
+    pair: tuple[str, str] = ("base", ""),
+) -> tuple[list[GridRow], list[BeforeAfter]]:
     """The images of all models for the first prompts; writes the full ones beside the page.
 
     Args:
         images: the complete ledgers of the evaluation's images, by model.
         report: the folder of the page, local or URI.
         scores: of single images, the columns `statistics.SCORES`; the first metric's are shown.
+        medians: further prompts, of which two models are shown.
+        pair: these two models, before and after.
+
+    Returns:
+        The first prompts, and `medians` before and after.
     """
     texts = {} if scores is None else _texts(scores)
     columns = ["model", "prompt_id", "prompt", "seed"]
     facts = [row for own in images.values() for row in own.table(columns).to_pylist()]
     places = sorted({(row["seed"], row["prompt_id"]) for row in facts})[:MOST_GRIDS]
-    shown = {row["id"]: row for row in facts if (row["seed"], row["prompt_id"]) in places}
+    also = {(one.seed, one.prompt_id) for one in medians}
+    shown = {row["id"]: row for row in facts if (row["seed"], row["prompt_id"]) in {*places, *also}}
+    folder = _written(images, shown, report)
+    rows = []
+    for place in places:
+        own = {r["model"]: r for r in shown.values() if (r["seed"], r["prompt_id"]) == place}
+        pictures, said = {}, {}
+        for model in (name for name in images if name in own):
+            pictures[model] = _picture(folder, own[model])
+            if (*place, model) in texts:
+                said[model] = texts[*place, model]
+        prompt = next(iter(own.values()))["prompt"]
+        rows.append(GridRow(prompt=prompt, seed=place[0], images=pictures, scores=said))
+    found = {(row["seed"], row["prompt_id"], row["model"]): row for row in shown.values()}
+    both = []
+    for one in medians:
+        before, after = (found.get((one.seed, one.prompt_id, model)) for model in pair)
+        if before is not None and after is not None:
+            gain = f"{plain_label(one.metric)} {gain_text(one.metric, one.gain)}"
+            sides = (_picture(folder, before), _picture(folder, after))
+            both.append(BeforeAfter(before["prompt"], *sides, gain))
+    return rows, both
+
+
+def _written(
+    images: Mapping[str, Ledger], shown: Mapping[str, Mapping[str, Any]], report: str
+) -> Folder:
+    """The folder with the full images of the rows that are shown."""
     made = fingerprint({model: ledger.fingerprint for model, ledger in images.items()})
     folder = Folder(report, f"files/images-{made}")
     if not {_name(row) for row in shown.values()} <= folder.before:
@@ -40,22 +121,12 @@ def grids(
                 if row["id"] in shown:
                     folder.write(_name(shown[row["id"]]), row["image"])
         folder.remove_others(prefix="images-")
-    rows = []
-    for seed, prompt_id in places:
-        own = {
-            r["model"]: r
-            for r in shown.values()
-            if (r["seed"], r["prompt_id"]) == (seed, prompt_id)
-        }
-        pictures, said = {}, {}
-        for model in (name for name in images if name in own):
-            file = _name(own[model])
-            pictures[model] = picture(folder.read(file), full=f"{folder.name}/{file}")
-            if (seed, prompt_id, model) in texts:
-                said[model] = texts[seed, prompt_id, model]
-        prompt = next(iter(own.values()))["prompt"]
-        rows.append(GridRow(prompt=prompt, seed=seed, images=pictures, scores=said))
-    return rows
+    return folder
+
+
+def _picture(folder: Folder, row: Mapping[str, Any]) -> Picture:
+    file = _name(row)
+    return picture(folder.read(file), full=f"{folder.name}/{file}")
 
 
 def metric_place(metric: str) -> tuple[int, str]:
@@ -64,25 +135,30 @@ def metric_place(metric: str) -> tuple[int, str]:
     return (known.index(metric) if metric in known else len(known), metric)
 
 
-def strips(folder: str, training: str) -> list[StripView]:
-    """The samples a training drew on its way, at most `MOST_STRIPS` moments of it.
+def strips(trained: Ledger, *, report: str) -> list[StripView]:
+    """The samples a training drew, at most `MOST_STRIPS` moments of it; copies them to the page.
 
     Args:
-        folder: the run's folder, local or URI.
-        training: its name; its strips are `<training>/samples/step-00000050.png`; step 0
+        trained: the training's ledger; its strips are `samples/step-00000050.png` in it; step 0
             is the base.
+        report: the folder of the page, local or URI.
     """
-    names = list_files(join(folder, training, "samples"))
+    training = trained.path.rstrip("/").rpartition("/")[2]
+    names = list_files(join(trained.path, "samples"))
     steps = sorted((int(m[1]), n) for n in names if (m := re.fullmatch(r"step-(\d+)\.png", n)))
-    views = []
-    for step, name in _spread(steps, MOST_STRIPS):
-        data = read_bytes(join(folder, training, "samples", name))
-        assert data is not None
-        # The file of the run itself is the full one: the page lies in the folder beside.
-        views.append(
-            StripView(step=step, picture=strip(data, full=f"../{training}/samples/{name}"))
-        )
-    return views
+    shown = _spread(steps, MOST_STRIPS)
+    files = {name: read_bytes(join(trained.path, "samples", name)) or b"" for _, name in shown}
+    # By their content: other prompts draw other samples of the same training.
+    made = fingerprint({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    folder = Folder(report, f"files/samples-{training}.{made}")
+    for name, data in files.items():
+        folder.write(name, data)
+    if files and not {*files} <= folder.before:
+        folder.remove_others(prefix=f"samples-{training}.")
+    return [
+        StripView(step=step, picture=strip(files[name], full=f"{folder.name}/{name}"))
+        for step, name in shown
+    ]
 
 
 def _texts(scores: pd.DataFrame) -> dict[tuple[int, int, str], str]:
@@ -96,7 +172,7 @@ def _texts(scores: pd.DataFrame) -> dict[tuple[int, int, str], str]:
     return texts
 
 
-def _name(row: dict[str, object]) -> str:
+def _name(row: Mapping[str, Any]) -> str:
     model = re.sub(r"[^\w-]", "_", str(row["model"]))
     return f"{row['prompt_id']:05d}-{row['seed']}-{model}.png"
 

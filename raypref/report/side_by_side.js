@@ -33,7 +33,7 @@
       });
     }
     turn.disabled = model.disabled = metric.value === "";
-    turn.textContent = rising ? "↑ losses first" : "↓ wins first";
+    turn.textContent = rising ? "sorted: losses first" : "sorted: wins first";
     page = 0;
     show();
   }
@@ -77,7 +77,11 @@
         [image.width, image.height] = data.side;
         image.alt = `${label}: ${row[PROMPT]}`;
         image.src = row[IMAGES][at];
-        own.append(image);
+        const link = element("a");
+        link.href = image.src;
+        link.dataset.zoom = "";
+        link.append(image);
+        own.append(link);
       } else {
         own.append(element("div", "absent", "not made"));
       }

@@ -73,7 +73,7 @@ def render(data: Mapping[str, Any], *, made: str = "") -> str:
     return fill(
         "side_by_side.html",
         filters={},
-        script="side_by_side.js",
+        scripts=("lightbox.js", "side_by_side.js"),
         data=data,
         made=made,
     )

@@ -22,13 +22,23 @@ class Picture(NamedTuple):
     pixelated: bool  # so small a source that it is enlarged with hard pixels
 
 
-class Reject(NamedTuple):
-    """One input that was turned away."""
+class Dropped(NamedTuple):
+    """One photograph that became no pair."""
 
-    file: str
-    stage: str
+    file: str  # where the source has it
+    caption: str
+    note: str  # what is wrong with it, or what was measured; may be empty
+    picture: Picture | None  # None where it cannot be drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedFor:
+    """The photographs of one reason."""
+
     reason: str
-    message: str
+    count: int
+    keep: str  # what the reason means and what would keep them
+    shown: Sequence[Dropped]  # some of them
 
 
 class StepCost(NamedTuple):
@@ -41,12 +51,20 @@ class StepCost(NamedTuple):
     device_share: float | None = None  # share of the time the device computed, where measured
 
 
+class StepState(NamedTuple):
+    """A step of the run."""
+
+    name: str  # as in `run.json`
+    label: str  # for people
+    done: bool
+
+
 class Link(NamedTuple):
     """Where something of the run is."""
 
     what: str
     text: str
-    href: str = ""  # relative to the page, or a web address; empty where there is none
+    href: str = ""  # a web address, or a file in the page's folder; empty: text is a path
 
 
 class Histogram(NamedTuple):
@@ -76,9 +94,9 @@ class PairView:
     pickscore_chosen: float
     pickscore_rejected: float
     colorfulness: float
-    photograph: Picture
-    overlay: Picture  # the photograph with the salient region tinted
-    twin: Picture  # the photograph with that region painted anew
+    chosen: Picture
+    region: Picture  # the chosen image with the salient region tinted
+    rejected: Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +114,7 @@ class TrainingView:
     name: str
     metrics: pd.DataFrame
     strips: Sequence[StripView] = ()
+    prompts: Sequence[str] = ()  # of the images in a strip, from left to right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +125,15 @@ class GridRow:
     seed: int
     images: Mapping[str, Picture]  # by model
     scores: Mapping[str, str] = field(default_factory=dict)  # by model, "PickScore 21.34"
+
+
+class BeforeAfter(NamedTuple):
+    """One prompt by the base and by the model the run is about."""
+
+    prompt: str
+    before: Picture
+    after: Picture
+    gain: str  # "PickScore +0.41"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +149,29 @@ class PromptGains:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything the page shows. A part that is empty is shown as "not run"."""
+    """Everything the page shows. A part that is empty is left out."""
 
     title: str
     subtitle: str  # seed, date
     config_toml: str
+    banner: str = ""  # what a reader must know before any number
+    done: Sequence[str] = ()  # steps for people
+    to_come: Sequence[str] = ()
+    seconds: float | None = None  # of the whole run; None takes the sum of the steps
     facts: Sequence[tuple[str, str]] = ()  # versions, git commit, ...
     links: Sequence[Link] = ()
     funnel: Sequence[FunnelStep] = ()  # from the photographs found to the pairs
     histograms: Sequence[Histogram] = ()
-    rejects_examples: Sequence[Reject] = ()
+    dropped: Sequence[DroppedFor] = ()
+    source: str = ""  # where the dropped files are
     pairs: Sequence[PairView] = ()  # all of them, by rank
+    rejected_is: str = ""  # how the rejected images were made, after "Right the rejected one:"
     training: Sequence[TrainingView] = ()
+    medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()
+    opening: int = 0  # the grid that the comparison opens with
     side_by_side: str = ""  # page of all images beside this one; empty where there is none
+    use: str = ""  # Python code that loads the LoRA; empty where there is none
     table: pd.DataFrame | None = None  # of `statistics.summarise`
     sets: Sequence[NamedTable] = ()  # the tables of all prompt sets, the one above first
     categories: pd.DataFrame | None = None  # of `statistics.by_category`

@@ -26,6 +26,7 @@ from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
+from raypref.run.page import write_page
 from raypref.run.pipeline import Run, Step, read_record
 from raypref.run.recorded import record_curves, record_evaluation
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
 TRAININGS = "trainings"
-CURATE = ("pairs", "export")
+CURATE = ("pairs", "export", "report")
 ALIGN = ("cache", "start", TRAININGS)
 EVALUATE = ("evaluation", "fused", "card", "report")
 # Sections of the settings whose models a step needs in any case, where they are not its own name.
@@ -126,7 +127,7 @@ def carry_out(
         run.tracker, record = _open_record(run, parent_run_id)
     with released_after():
         try:
-            _take(run, waiting, record, turn)
+            _take(run, waiting, record, turn, pages=parent_run_id is None)
         except BaseException:
             run.tracker.finish("FAILED")
             raise
@@ -137,12 +138,14 @@ def carry_out(
 
 def _take(
     run: Run,
-    waiting: Iterable[Step],
+    waiting: list[Step],
     record: dict[str, Any],
     turn: Callable[[Step], AbstractContextManager[object]],
+    *,
+    pages: bool,
 ) -> None:
-    """Run one step after another, and record each."""
-    for step in waiting:
+    """Run one step after another, and record each; `pages`: write the page after each."""
+    for place, step in enumerate(waiting):
         if step.done:
             log.info("%s: skipped, complete", step.name)
             continue
@@ -163,6 +166,15 @@ def _take(
         }
         _write_record(run, record)
         log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
+        if pages and _shows(step, waiting[place + 1 :]):
+            with waiting_for("page: writing it"):
+                write_page(run)
+
+
+def _shows(step: Step, following: Iterable[Step]) -> bool:
+    """Whether a step leaves something new for the page, and the page is not the next step."""
+    ahead = [other.name for other in following if not other.done and other.name != "card"]
+    return bool(step.ledgers()) and ahead[:1] != ["report"]
 
 
 def _stale(steps: Iterable[Step]) -> list[Ledger]:

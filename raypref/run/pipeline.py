@@ -20,7 +20,7 @@ from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.graph import Alignment
 from raypref.align.latents import Encode, rows_to_encode
-from raypref.core.config import InputError, Section, results_of, to_toml
+from raypref.core.config import InputError, Section, results_of
 from raypref.core.ledger import (
     Ledger,
     Place,
@@ -31,7 +31,6 @@ from raypref.core.ledger import (
     read_bytes,
     write_bytes,
 )
-from raypref.core.messages import without_secrets
 from raypref.core.progress import Progress, Work
 from raypref.core.tracking import Tracker
 from raypref.curate.export import export
@@ -93,6 +92,7 @@ class Run:
         self.place = place or in_folder(self.folder)
         self.models = models
         self.tracker: Tracker | None = None  # set when the run is executed
+        self.page_told = False  # whether the log says where the page is
 
     @cached_property
     def curation(self) -> Curation:
@@ -236,7 +236,7 @@ class Run:
                 else []
             ),
             Step("card", tuple, self._card),
-            # The page is made again every time and tells the latest; its pictures are written once.
+            # Made again after every step, too; its pictures are written once.
             Step("report", tuple, self._report),
         ]
 
@@ -329,6 +329,15 @@ class Run:
         ledger.commit(expected=0, counts={})
         return Work(1, "pipelines")
 
+    @property
+    def banner(self) -> str:
+        """What must be said before any number of the run; empty for nothing."""
+        from raypref.report.embedded import banner
+
+        return banner(
+            (self.config.base.model, self.config.pickscore.model), self.config.source.path
+        )
+
     def _card(self) -> Work:
         from raypref.report.card import model_card
 
@@ -355,36 +364,15 @@ class Run:
             table=tables.several(self.evaluations.tables(), labels=self.labels),
             fused=c.model.fused,
             commits=read_record(self.folder).get("models", {}),
+            banner=self.banner,
         )
         write_bytes(join(final.path, "README.md"), card.encode())
         return Work(1, "cards")
 
     def _report(self) -> Work:
-        from raypref.report.collect import collect
-        from raypref.report.page import render
+        from raypref.run.page import write_page
 
-        made = self.evaluations.complete
-        ev, found = made[0] if made else self.evaluation, self.evaluations.tables()
-        data = collect(
-            name=self.config.run,
-            config_toml=without_secrets(to_toml(self.config)),
-            seed=self.config.seed,
-            record=read_record(self.folder),
-            folder=self.folder,
-            pairs=self.curation.pairs,
-            min_gap=self.config.select.min_gap,
-            trained=self.trained,
-            labels=self.labels,
-            images=ev.images.ledgers if made else {},
-            table=found[0].table if found else None,
-            categories=ev.categories if made else None,
-            sets=found,
-            final=self.alignment.final,
-            published=ev.published() or {},
-            tracking_uri=self.config.tracking.uri,
-        )
-        write_bytes(join(self.folder, "report", "index.html"), render(data).encode())
-        return Work(1, "pages")
+        return Work(int(write_page(self)), "pages")
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return placed(self.place, name, results_of(parts))

@@ -1,0 +1,21 @@
+"""What must be said where embedded models meet someone's own photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+EMBEDDED = "tiny:"
+BANNER = (
+    "Embedded 64x64 models: this run checks your data; scores mean nothing for your photographs."
+)
+
+
+def banner(models: Iterable[str], source: str) -> str:
+    """The sentence where one of the models is embedded and the photographs are not; else empty.
+
+    Args:
+        models: references of the base and of the scorers.
+        source: `source.path`.
+    """
+    own = not source.startswith(EMBEDDED)
+    return BANNER if own and any(ref.startswith(EMBEDDED) for ref in models) else ""

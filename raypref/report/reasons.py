@@ -1,0 +1,68 @@
+"""Why photographs became no pair, in words: what each reason means and what would keep them."""
+
+from __future__ import annotations
+
+from raypref.curate.graph import CurateConfig
+
+DAMAGED = "The file is damaged: replace it."
+MISSING = "The file cannot be read: put it where its table or caption says, or remove the entry."
+
+
+def keeps(reason: str, config: CurateConfig, *, mean: float | None) -> str:
+    """What a reason means and what would keep such photographs; empty for an unknown one.
+
+    Args:
+        reason: the word in the tables.
+        config: the settings that the photographs were dropped by.
+        mean: the mean colorfulness of the set; None where the filter did not use it.
+    """
+    text = _fixed().get(reason) or _limits(config).get(reason)
+    if reason == "low_colorfulness" and mean is not None:
+        return (
+            f"Not above the mean of the set, {mean:.2f}: about half of any set. "
+            "color.enabled=false keeps all."
+        )
+    return text or ""
+
+
+def _fixed() -> dict[str, str]:
+    """Reasons that depend on no setting's value."""
+    captions = "Write a caption: a line in captions.csv, or a .txt file beside the photograph."
+    return {
+        "duplicate": "The same photograph with the same caption was kept once.",
+        "near_duplicate": "Looks like a photograph that was kept. "
+        "images.near_duplicates=false keeps both.",
+        "low_colorfulness": "Not colorful enough. color.enabled=false keeps all.",
+        "less_colorful_than_twin": "Its rejected image came out more colorful. "
+        "color.enabled=false keeps all; color.variant=paper compares with the set instead.",
+        "no_salient_region": "Nothing stands out that could be repainted.",
+        "not_a_photograph": "An artwork, the model says. photographic.enabled=false keeps all.",
+        "no_caption": captions,
+        "bad_caption": "Its caption holds a NUL character: write it anew.",
+        "changed": "The file changed during curation: run again with run=NEW.",
+        "bad_score": "The reward gave no number for it.",
+        "animated": "An animation. images.animated=first_frame takes its first picture.",
+        "unsupported_format": "Convert it to JPEG or PNG.",
+        "unsupported_mode": "Its kind of pixels is not read: convert it to 8-bit RGB.",
+        **dict.fromkeys(("empty", "unreadable", "truncated", "truncated_archive"), DAMAGED),
+        **dict.fromkeys(("missing_file", "unreadable_file", "outside_root", "no_image"), MISSING),
+    }
+
+
+def _limits(config: CurateConfig) -> dict[str, str]:
+    """Reasons that name a limit of the settings."""
+    images, select = config.images, config.select
+    return {
+        "not_needed": f"select.top_k={select.top_k} pairs were reached before its turn: a larger "
+        "select.top_k takes more (0 takes all).",
+        "beyond_top_k": f"Its pair passed, but {select.top_k} ranked higher: a larger "
+        "select.top_k takes more (0 takes all).",
+        "negligible_degradation": "Its rejected image scored about as high or higher, gap at most "
+        f"{select.min_gap}: a smaller select.min_gap keeps more, select.negligible=false all.",
+        "too_small": f"A side is below {images.min_side} pixels: images.min_side sets the limit.",
+        "too_large": f"More than {images.max_pixels:,} pixels: images.max_pixels sets the limit.",
+        "too_many_bytes": f"More than {images.max_bytes:,} bytes, or unpacks to too many: "
+        "images.max_bytes sets the limit.",
+        "bad_aspect": f"More than {images.max_aspect:g} times as long as wide: images.max_aspect "
+        "sets the limit.",
+    }

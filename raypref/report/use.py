@@ -1,0 +1,97 @@
+"""Python code that loads a run's LoRA: runs as it is printed, with diffusers."""
+
+from __future__ import annotations
+
+import json
+
+from raypref.core.schemes import scheme_of
+from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import family
+from raypref.models.hub import hub_id
+
+
+def snippet(
+    base: BackboneConfig, *, lora: str, prompt: str, side: int, steps: int, guidance: float
+) -> str:
+    """The code.
+
+    Args:
+        base: the model that was aligned.
+        lora: the folder of the LoRA, local or URI.
+        prompt: one to try.
+        side: of the image, pixels.
+        steps: of denoising.
+        guidance: classifier-free guidance scale.
+    """
+    own = family(base.family)
+    inpaints = "Inpaint" in own.pipeline
+    call = [
+        _quoted(prompt),
+        f"height={side}, width={side}",
+        f"num_inference_steps={steps}, guidance_scale={guidance}",
+        "generator=torch.manual_seed(0)",
+    ]
+    if inpaints:
+        call.insert(1, 'image=Image.open("photo.png"), mask_image=Image.open("mask.png")')
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {', '.join(_classes(base))}",
+            *(["from PIL import Image"] if inpaints else []),
+            *_base(base),
+            f"pipe.load_lora_weights({_quoted(_place(lora))}){_note(lora)}",
+            "image = pipe(",
+            *(f"    {argument}," for argument in call),
+            ").images[0]",
+            'image.save("image.png")',
+        ]
+    )
+
+
+def _classes(base: BackboneConfig) -> list[str]:
+    own = family(base.family)
+    return [own.pipeline, *([own.network] if base.network else [])]
+
+
+def _base(base: BackboneConfig) -> list[str]:
+    """Lines that load the pipeline onto the device there is."""
+    own = family(base.family)
+    lines, model = [], _arguments(base.model)
+    if scheme_of(base.model):
+        folder = f"BackboneConfig(model={_quoted(base.model)}).folder()"
+        lines = ["from raypref.models.backbone import BackboneConfig", "", f"base = {folder}"]
+        model = "base"
+    options = ["dtype=dtype"]
+    if base.variant:
+        options.append(f"variant={_quoted(base.variant)}")
+    if base.network:
+        network = f'{_arguments(base.network)}, subfolder="{own.component}", dtype=dtype'
+        options.append(f"{own.component}={own.network}.from_pretrained({network})")
+    return [
+        *(lines or [""]),
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        'dtype = torch.float16 if device == "cuda" else torch.float32',
+        f"pipe = {own.pipeline}.from_pretrained({model}, {', '.join(options)}).to(device)",
+    ]
+
+
+def _arguments(ref: str) -> str:
+    """A folder or hub id as `from_pretrained` takes it."""
+    named = hub_id(ref)
+    if named is None:
+        return _quoted(ref)
+    revision = f", revision={_quoted(named.revision)}" if named.revision else ""
+    return _quoted(named.repo) + revision
+
+
+def _quoted(text: str) -> str:
+    """A Python literal."""
+    return json.dumps(text)
+
+
+def _place(lora: str) -> str:
+    return lora.rpartition("/")[2] if "://" in lora else lora
+
+
+def _note(lora: str) -> str:
+    return f"  # copied from {lora}" if "://" in lora else ""
