@@ -62,7 +62,7 @@ def test_a_lora_is_called_what_the_table_calls_it(start, shown, tmp_path):
         write_bytes(f"{tmp_path}/run/{name}", b"x")  # the last: of settings that were replaced
     links = [link.text for link in collect._links(f"{tmp_path}/run", "mine", {}, results, "")]
     lora, kohya = f"stage2/{FILE_NAME} ({shown})", f"({shown}, for ComfyUI and others)"
-    assert links == [lora, f"{mine} {kohya}"]
+    assert links == [lora, f"stage2/mine-stage2.safetensors {kohya}"]
 
 
 # ------------------------------------------------------------------ the result
