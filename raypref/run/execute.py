@@ -18,6 +18,7 @@ from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
 from raypref.core.messages import without_secrets
+from raypref.core.progress import at_step, counted, since_start
 from raypref.core.progress import waiting as waiting_for
 from raypref.core.tracking import Tracker
 from raypref.core.versions import versions
@@ -26,71 +27,48 @@ from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
+from raypref.run.outlook import changes_of, command_of, is_part, needs_of_step, steps_lacking
 from raypref.run.pipeline import Run, Step, read_record
 
 log = logging.getLogger(__name__)
 
-# The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
-TRAININGS = "trainings"
-CURATE = ("pairs", "export")
-ALIGN = ("cache", "start", TRAININGS)
-EVALUATE = ("evaluation", "fused", "card", "report")
-# Sections of the settings whose models a step needs in any case, where they are not its own name.
-PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
 
-
-def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
-    """What each step would do, one line per step, without doing it."""
-    lines = []
-    for step in run.steps:
-        outlook = _outlook(step) if is_part(step, only) else "not part of this job"
-        lines.append(f"{step.name:<13} {outlook}")
-    return lines
-
-
-def is_part(step: Step, only: Collection[str]) -> bool:
-    """Whether a job does a step: it is named, or a training where all are; empty names all."""
-    return not only or step.name in only or (step.trains and TRAININGS in only)
-
-
-def _outlook(step: Step) -> str:
-    ledgers = step.ledgers()
-    stale = [ledger for ledger in ledgers if ledger.state() == "stale"]
-    if stale:
-        changes = "; ".join(stale[0].changes())
-        return f"was made with other settings (--redo replaces it): {changes}"
-    if step.done:
-        return "skip, complete"
-    return "resume" if any(ledger.state() != "absent" for ledger in ledgers) else "run"
-
-
-def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
+def execute(
+    config: RunConfig,
+    *,
+    only: Collection[str] = (),
+    redo: bool = False,
+    announce: Callable[[Run], None] = lambda run: None,
+) -> Run:
     """Run the steps of a job that are not done yet.
 
     Args:
         config: all settings.
         only: names of the steps of this job; empty for all.
         redo: replace results that were made with other settings, instead of refusing.
+        announce: called before the work begins, once nothing is known to be wrong.
 
     Raises:
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
-    log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
     waiting = [step for step in run.steps if is_part(step, only)]
-    _require_steps_before(run, waiting)
+    _require_steps_before(run, only)
     stale = _stale(waiting)
     if stale and not redo:
+        step = next(step for step in waiting if changes_of(step))
         raise InputError(
-            f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
-            "this variant a name of its own (run=NAME) or replace the old result with --redo"
+            f"{step.name} of {run.folder}: {changes_of(step)}. Give this variant a name of its own "
+            "(run=NAME) or replace the old result with --redo"
         )
-    _check(waiting)  # before anything is written or cleared
+    with waiting_for("looking for the models and the data"):
+        _check(waiting)  # before anything is written or cleared
+    announce(run)
     with only_job_in(run.folder):
         for ledger in stale:
             log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
             ledger.clear()
-        carry_out(run, only=only)
+        carry_out(run, only=only, before=since_start())
     return run
 
 
@@ -100,6 +78,7 @@ def carry_out(
     only: Collection[str] = (),
     turn: Callable[[Step], AbstractContextManager[object]] = nullcontext,
     parent_run_id: str | None = None,
+    before: float = 0.0,
 ) -> None:
     """Run the steps of a run that are not done yet.
 
@@ -108,10 +87,12 @@ def carry_out(
         only: names of the steps of this job; empty for all.
         turn: held around a step: waits while another run does the same one.
         parent_run_id: the MLflow run that this one is a child of.
+        before: seconds that the command had taken, which count among the run's.
 
     Raises:
         InputError: wrong settings or data, or missing models.
     """
+    began = time.monotonic() - before
     waiting = [step for step in run.steps if is_part(step, only)]
     with waiting_for("looking for the models and the data"):
         _check(waiting)
@@ -124,7 +105,7 @@ def carry_out(
         run.tracker, record = _open_record(run, parent_run_id)
     with released_after():
         try:
-            _take(run, waiting, record, turn)
+            _take(run, waiting, record, turn, began)
         except BaseException:
             run.tracker.finish("FAILED")
             raise
@@ -136,8 +117,10 @@ def _take(
     waiting: Iterable[Step],
     record: dict[str, Any],
     turn: Callable[[Step], AbstractContextManager[object]],
+    began: float,
 ) -> None:
     """Run one step after another, and record each."""
+    earlier = record.get("seconds", 0.0)
     for step in waiting:
         if step.done:
             log.info("%s: skipped, complete", step.name)
@@ -146,10 +129,13 @@ def _take(
             if step.done:  # another run did it in the meantime
                 log.info("%s: shared, complete", step.name)
                 continue
-            began = time.monotonic()
-            with waiting_for(f"{step.name}: working"):
+            # Before the page is made, which tells the same time as the terminal.
+            record["seconds"] = earlier + time.monotonic() - began
+            _write_record(run, record)
+            step_began = time.monotonic()
+            with at_step(step.name), waiting_for(f"{step.name}: working"):
                 work = step.run()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - step_began
         record["steps"][step.name] = {
             "seconds": seconds,
             "amount": work.amount,
@@ -158,7 +144,8 @@ def _take(
             "device_share": work.busy / seconds if work.busy else None,
         }
         _write_record(run, record)
-        log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
+        amount = counted(work.amount, work.unit)
+        log.info("%s: done, %s, %.0f s", step.name, amount, seconds)
 
 
 def _stale(steps: Iterable[Step]) -> list[Ledger]:
@@ -166,18 +153,15 @@ def _stale(steps: Iterable[Step]) -> list[Ledger]:
     return [own for step in steps for own in step.ledgers() if own.state() == "stale"]
 
 
-def _require_steps_before(run: Run, waiting: list[Step]) -> None:
+def _require_steps_before(run: Run, only: Collection[str]) -> None:
     """A job that does only part of the run needs the steps before it, under the same settings."""
-    first = run.steps.index(waiting[0])
-    for step in run.steps[:first]:
-        if step.read and not step.done:
-            stale = _stale([step])
-            changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
-            raise InputError(
-                f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
-                "job before this one, or the whole run (raypref run, or jobs/full_pipeline.py), "
-                "with the same settings"
-            )
+    for step in steps_lacking(run, only=only):
+        changes = changes_of(step)
+        raise InputError(
+            f"{run.folder} has no {step.name} for these settings yet"
+            f"{f' ({changes})' if changes else ''}. Run raypref {command_of(step)} or raypref run "
+            "with the same settings first"
+        )
 
 
 def _check(waiting: Iterable[Step]) -> None:
@@ -198,15 +182,8 @@ def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
     for step in waiting:
         if not step.needs or step.done:
             continue
-        if step.trains:  # it begins with all its workers, a pool with one
-            training = config.train[step.name]
-            workers = training.min_workers or training.resources.workers
-            require_nodes(f"train.{step.name}.resources", training.resources, workers=workers)
-            continue
-        for name in PASSES.get(step.name, (step.name,)):
-            need = getattr(getattr(config, name, None), "resources", None)
-            if need is not None:
-                require_nodes(f"{name}.resources", need, workers=1)
+        for key, need, workers in needs_of_step(config, step):
+            require_nodes(key, need, workers=workers)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:

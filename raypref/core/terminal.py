@@ -1,0 +1,125 @@
+"""What a command says and in which form: lines, bars on a terminal, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from raypref.core.progress import current_step, shown_on
+
+FORMS = ("auto", "lines", "json")  # auto: bars on a terminal, else lines
+QUIET = ("httpx", "urllib3", "ray", "datasets", "alembic")  # libraries that say too much
+
+log = logging.getLogger(__name__)
+_form = "lines"  # of this process: lines, bars or json
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line.
+
+    `time` (UTC), `level`, `step` of the run, `pass` within it, `done`, `total`, `rate` (units per
+    second) and `message`; null where there is none.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        empty = dict.fromkeys(("pass", "done", "total", "rate"))
+        message = record.getMessage()
+        if record.exc_info:
+            message += f"\n{self.formatException(record.exc_info)}"
+        return json.dumps(
+            {
+                "time": datetime.fromtimestamp(record.created, UTC).isoformat(
+                    timespec="milliseconds"
+                ),
+                "level": record.levelname.lower(),
+                "step": current_step(),
+                **(getattr(record, "progress", None) or empty),
+                "message": message,
+            },
+            ensure_ascii=False,
+        )
+
+
+@contextmanager
+def spoken(form: str) -> Iterator[None]:
+    """While this lasts, what the command says goes to stdout in this form.
+
+    Args:
+        form: one of `FORMS`.
+    """
+    global _form
+    before, root = _form, logging.getLogger()
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    _form = "bars" if form == "auto" and terminal else form.replace("auto", "lines")
+    for library in QUIET:
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # Ray's advice on its own settings is not for the people who run a job.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
+    handler: logging.Handler
+    with ExitStack() as left:
+        if _form == "bars":
+            from rich.console import Console
+
+            from raypref.core.bars import Bars, Lines
+
+            console = Console(highlight=False)
+            handler, bars = Lines(console), Bars(console)
+        else:
+            handler = logging.StreamHandler(sys.stdout)
+        plain = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        handler.setFormatter(JsonLines() if _form == "json" else plain)
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        left.callback(root.setLevel, level)
+        left.callback(root.removeHandler, handler)
+        if _form == "bars":
+            left.enter_context(bars)
+            left.enter_context(shown_on(bars))
+        try:
+            yield
+        finally:
+            left.close()
+            _form = before
+
+
+def say(text: str = "") -> None:
+    """A result, for the person who gave the command."""
+    if _form != "json":
+        print(text, flush=True)
+    elif text.strip():
+        log.info("%s", text.strip())
+
+
+def say_error(text: str) -> None:
+    """What went wrong, on stderr."""
+    if _form == "json":
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None)
+        text = JsonLines().format(record)
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_place(name: str, path: str) -> None:
+    """Where a result is; a terminal opens it.
+
+    Args:
+        name: of the result.
+        path: absolute path, or URI.
+    """
+    if _form != "bars" or "://" in path:
+        say(f"{name}: {path}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    link = f"link file://{quote(str(Path(path)))}"
+    Console(highlight=False).print(Text.assemble(f"{name}: ", (path, link)), soft_wrap=True)
