@@ -33,11 +33,7 @@ from raypref.core.versions import own_version
 from raypref.engine.cluster import connected
 from raypref.judge.job import JudgingConfig
 from raypref.run.config import RunConfig
-from raypref.run.outlook import (
-    ALIGN,
-    CURATE,
-    EVALUATE,
-)
+from raypref.run.execute import ALIGN, CURATE, EVALUATE
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

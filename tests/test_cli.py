@@ -17,8 +17,8 @@ from raypref.cli import COMMANDS
 from raypref.commands import Given
 from raypref.core.config import InputError, fields_of, flatten, load, presets
 from raypref.run.config import RunConfig
-from raypref.run.execute import _require_steps_before
-from raypref.run.outlook import EVALUATE, step_states
+from raypref.run.execute import EVALUATE, _require_steps_before
+from raypref.run.outlook import step_states
 from raypref.run.pipeline import Run
 
 ROOT = Path(__file__).parents[1]

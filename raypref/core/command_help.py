@@ -97,13 +97,14 @@ def settings_help(settings: type[Section], topic: Sequence[str]) -> str:
     Raises:
         InputError: no setting matches.
     """
-    lines = describe(settings) if [*topic] == ["all"] else found(settings, topic)
-    if not lines:
+    told = describe(settings) if [*topic] == ["all"] else found(settings, topic)
+    if not told:
         raise InputError(
             f"no setting has '{' '.join(topic)}' in its name or meaning; the sections are "
             f"{', '.join(sections(settings))}"
         )
-    return "\n".join(["Each setting with its type and default, and what it does:", "", *lines, ""])
+    head = "Each setting with its type and default, and what it does:"
+    return "\n".join([head, "", *(textwrap.indent(text, "  ") for text in told), ""])
 
 
 def print_to_a_reader(text: str) -> None:

@@ -12,22 +12,19 @@ from pydantic.fields import FieldInfo
 from raypref.core.config import NAME, Section, fields_of, named_tables
 
 WIDTH = 100  # columns
-_MEANING = " " * 6
+_INDENT = " " * 4
 _PLAIN = {str: "text", int: "integer", float: "number", bool: "true|false"}
 
 
 def describe(model: type[Section], keys: Iterable[str] | None = None) -> list[str]:
-    """Lines for settings: the key with type and default, and below it what it does.
+    """A text per setting: the key with type and default, and on the next lines what it does.
 
     Args:
         model: the settings.
         keys: those wanted, in this order; None: all, in order of declaration.
     """
     fields = dict(fields_of(model))
-    lines = []
-    for key in fields if keys is None else keys:
-        lines += _described(key, fields[key])
-    return lines
+    return [_described(key, fields[key]) for key in (fields if keys is None else keys)]
 
 
 def sections(model: type[Section]) -> list[str]:
@@ -41,7 +38,7 @@ def sections(model: type[Section]) -> list[str]:
 
 
 def found(model: type[Section], words: Sequence[str]) -> list[str]:
-    """Lines for the settings that words ask for; none where none does.
+    """A text per setting that words ask for, as of `describe`.
 
     Args:
         model: the settings.
@@ -87,19 +84,21 @@ def _trainings(model: type[Section]) -> set[str]:
     return {name for table in tables if isinstance(table, dict) for name in table}
 
 
-def _described(key: str, field: FieldInfo) -> list[str]:
+def _described(key: str, field: FieldInfo) -> str:
     default = "required" if field.is_required() else f"default {_shown(field.default)}"
-    head = f"  {key}  ({type_name(field.annotation)}, {default})"
-    lines = textwrap.wrap(head, WIDTH, subsequent_indent=_MEANING, break_on_hyphens=False)
-    about = textwrap.wrap(
-        field.description or "",
-        WIDTH,
-        initial_indent=_MEANING,
-        subsequent_indent=_MEANING,
+    head = f"{key}  ({type_name(field.annotation)}, {default})"
+    return "\n".join([_filled(head, first=""), _filled(field.description or "", first=_INDENT)])
+
+
+def _filled(text: str, *, first: str) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH - 2,  # the help begins each line with two spaces
+        initial_indent=first,
+        subsequent_indent=_INDENT,
         break_on_hyphens=False,
+        replace_whitespace=False,
     )
-    # A line begins with the key, whatever is wrapped.
-    return [f"  {lines[0].strip()}", *lines[1:], *about]
 
 
 def type_name(annotation: Any) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from raypref.core.config import InputError, flatten, to_toml
+from raypref.core.config import InputError, Resources, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
@@ -27,10 +27,59 @@ from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.run.config import RunConfig
-from raypref.run.outlook import changes_of, command_of, is_part, needs_of_step, steps_lacking
 from raypref.run.pipeline import Run, Step, read_record
 
 log = logging.getLogger(__name__)
+
+# The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
+TRAININGS = "trainings"
+CURATE = ("pairs", "export")
+ALIGN = ("cache", "start", TRAININGS)
+EVALUATE = ("evaluation", "fused", "card", "report")
+# Sections of the settings whose models a step needs in any case, where they are not its own name.
+PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
+
+
+def is_part(step: Step, only: Collection[str]) -> bool:
+    """Whether a job does a step: it is named, or a training where all are; empty names all."""
+    return not only or step.name in only or (step.trains and TRAININGS in only)
+
+
+def steps_lacking(run: Run, *, only: Collection[str]) -> list[Step]:
+    """The steps before a job's own that it reads and that are not done."""
+    first = next(i for i, step in enumerate(run.steps) if is_part(step, only))
+    return [step for step in run.steps[:first] if step.read and not step.done]
+
+
+def command_of(step: Step) -> str:
+    """The command that does a step, as a part of the run."""
+    parts = {"curate": CURATE, "align": ALIGN, "evaluate": EVALUATE}
+    return next(name for name, steps in parts.items() if is_part(step, steps))
+
+
+def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resources, int]]:
+    """What a step asks for: key of the resources, the resources, workers that it begins with."""
+    if step.trains:  # it begins with all its workers, a pool with one
+        training = config.train[step.name]
+        workers = training.min_workers or training.resources.workers
+        yield f"train.{step.name}.resources", training.resources, workers
+        return
+    for name in PASSES.get(step.name, (step.name,)):
+        need = getattr(getattr(config, name, None), "resources", None)
+        if need is not None:
+            yield f"{name}.resources", need, 1
+
+
+def changes_of(step: Step) -> str:
+    """Which settings a step was made with that differ now; empty: it was made with these."""
+    for ledger in step.ledgers():
+        if ledger.state() == "stale":
+            changes = ledger.changes()
+            other = [change for change in changes if not change.startswith("source.digest:")]
+            if len(other) < len(changes):
+                other.insert(0, "made from other photographs (what source.path lists changed)")
+            return "; ".join(other)
+    return ""
 
 
 def execute(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from raypref.core.config import Resources, Section, flatten
+from raypref.core.config import Section, flatten
 from raypref.core.ledger import join
 from raypref.core.messages import without_secrets
 from raypref.core.progress import counted, duration
@@ -16,16 +16,9 @@ from raypref.core.schemes import scheme_of
 from raypref.models.hub import hub_id
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
+from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
 from raypref.run.pipeline import Run, Step
 from raypref.sources.index import counts_of
-
-# The steps of the jobs that do a part of the run; TRAININGS stands for all trainings.
-TRAININGS = "trainings"
-CURATE = ("pairs", "export")
-ALIGN = ("cache", "start", TRAININGS)
-EVALUATE = ("evaluation", "fused", "card", "report")
-# Sections of the settings whose models a step needs in any case, where they are not its own name.
-PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
 
 WIDTH = 100  # columns
 MOST = 4  # names on a line
@@ -99,48 +92,6 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
 def step_states(run: Run, *, only: Collection[str] = ()) -> dict[str, str]:
     """The steps of a job: to do, half done, done, or changed (made with other settings)."""
     return {step.name: _state(step) for step in run.steps if is_part(step, only)}
-
-
-def is_part(step: Step, only: Collection[str]) -> bool:
-    """Whether a job does a step: it is named, or a training where all are; empty names all."""
-    return not only or step.name in only or (step.trains and TRAININGS in only)
-
-
-def steps_lacking(run: Run, *, only: Collection[str]) -> list[Step]:
-    """The steps before a job's own that it reads and that are not done."""
-    first = next(i for i, step in enumerate(run.steps) if is_part(step, only))
-    return [step for step in run.steps[:first] if step.read and not step.done]
-
-
-def command_of(step: Step) -> str:
-    """The command that does a step, as a part of the run."""
-    parts = {"curate": CURATE, "align": ALIGN, "evaluate": EVALUATE}
-    return next(name for name, steps in parts.items() if is_part(step, steps))
-
-
-def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resources, int]]:
-    """What a step asks for: key of the resources, the resources, workers that it begins with."""
-    if step.trains:  # it begins with all its workers, a pool with one
-        training = config.train[step.name]
-        workers = training.min_workers or training.resources.workers
-        yield f"train.{step.name}.resources", training.resources, workers
-        return
-    for name in PASSES.get(step.name, (step.name,)):
-        need = getattr(getattr(config, name, None), "resources", None)
-        if need is not None:
-            yield f"{name}.resources", need, 1
-
-
-def changes_of(step: Step) -> str:
-    """Which settings a step was made with that differ now; empty: it was made with these."""
-    for ledger in step.ledgers():
-        if ledger.state() == "stale":
-            changes = ledger.changes()
-            other = [change for change in changes if not change.startswith("source.digest:")]
-            if len(other) < len(changes):
-                other.insert(0, "made from other photographs (what source.path lists changed)")
-            return "; ".join(other)
-    return ""
 
 
 def shows_embedded_models(config: RunConfig) -> bool:
