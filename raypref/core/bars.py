@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Live
 from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
 from raypref.core.progress import Progress, duration, waited_for
@@ -17,22 +19,24 @@ REFRESHES = 4  # per second
 
 
 class Bars(Live):
-    """Shows passes as bars below the lines of the log. Used as a context.
+    """Shows passes as bars below the lines of the log, on stdout. Used as a context."""
 
-    Args:
-        console: of the terminal.
-    """
-
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", table_column=Column(no_wrap=True)),
         )
         self.spinner = Spinner("dots")
         self.shown: dict[int, TaskID] = {}
-        super().__init__(*columns, console=console, transient=True, refresh_per_second=REFRESHES)
+        super().__init__(
+            *columns,
+            console=Console(highlight=False),
+            transient=True,
+            refresh_per_second=REFRESHES,
+            redirect_stderr=sys.stderr.isatty(),  # else errors would leave their file for stdout
+        )
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Bars, or the spinner."""
@@ -41,6 +45,17 @@ class Bars(Live):
         elif text := waited_for():
             self.spinner.update(text=Text(text))
             yield self.spinner
+
+    def write(self, text: str, linked: str = "", *, link: str = "") -> None:
+        """Write a line above the bars, as wide as it is.
+
+        Args:
+            text: its beginning.
+            linked: its end, which opens an address.
+            link: the address.
+        """
+        line = Text.assemble(text, (linked, f"link {link}" if link else ""))
+        self.console.print(line, soft_wrap=True)
 
     def advanced(self, progress: Progress, note: str) -> None:
         """Show a pass where it is now."""
@@ -56,19 +71,20 @@ class Bars(Live):
         """Take the bar of a pass away."""
         if (task := self.shown.pop(id(progress), None)) is not None:
             self.remove_task(task)
+            self.refresh()
 
 
 class Lines(logging.Handler):
     """Writes the lines of the log above the bars.
 
     Args:
-        console: of the terminal.
+        bars: the display.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, bars: Bars) -> None:
         super().__init__()
-        self.console = console
+        self.bars = bars
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, as wide as it is."""
-        self.console.print(Text(self.format(record)), soft_wrap=True)
+        """Write a line."""
+        self.bars.write(self.format(record))

@@ -10,16 +10,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from raypref.core.progress import current_step, shown_on
+
+if TYPE_CHECKING:
+    from raypref.core.bars import Bars
 
 FORMS = ("auto", "lines", "json")  # auto: bars on a terminal, else lines
 QUIET = ("httpx", "urllib3", "ray", "datasets", "alembic")  # libraries that say too much
 
 log = logging.getLogger(__name__)
-_form = "lines"  # of this process: lines, bars or json
+_form = "lines"  # of what this process says: lines, bars or json
+_bars: Bars | None = None  # where the form is bars
 
 
 class JsonLines(logging.Formatter):
@@ -56,7 +60,7 @@ def spoken(form: str) -> Iterator[None]:
     Args:
         form: one of `FORMS`.
     """
-    global _form
+    global _form, _bars
     before, root = _form, logging.getLogger()
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     _form = "bars" if form == "auto" and terminal else form.replace("auto", "lines")
@@ -64,40 +68,36 @@ def spoken(form: str) -> Iterator[None]:
         logging.getLogger(library).setLevel(logging.WARNING)
     # Ray's advice on its own settings is not for the people who run a job.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
-    handler: logging.Handler
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
     with ExitStack() as left:
         if _form == "bars":
-            from rich.console import Console
-
             from raypref.core.bars import Bars, Lines
 
-            console = Console(highlight=False)
-            handler, bars = Lines(console), Bars(console)
-        else:
-            handler = logging.StreamHandler(sys.stdout)
+            _bars = Bars()
+            handler = Lines(_bars)
+            left.enter_context(_bars)
+            left.enter_context(shown_on(_bars))
         plain = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
         handler.setFormatter(JsonLines() if _form == "json" else plain)
-        level = root.level
+        left.callback(root.setLevel, root.level)
+        left.callback(root.removeHandler, handler)
         root.addHandler(handler)
         root.setLevel(logging.INFO)
-        left.callback(root.setLevel, level)
-        left.callback(root.removeHandler, handler)
-        if _form == "bars":
-            left.enter_context(bars)
-            left.enter_context(shown_on(bars))
         try:
             yield
         finally:
-            left.close()
-            _form = before
+            _form, _bars = before, None
 
 
 def say(text: str = "") -> None:
     """A result, for the person who gave the command."""
-    if _form != "json":
+    if _bars is not None:
+        _bars.write(text)
+    elif _form == "json":
+        if text.strip():
+            log.info("%s", text.strip())
+    else:
         print(text, flush=True)
-    elif text.strip():
-        log.info("%s", text.strip())
 
 
 def say_error(text: str) -> None:
@@ -115,11 +115,7 @@ def say_place(name: str, path: str) -> None:
         name: of the result.
         path: absolute path, or URI.
     """
-    if _form != "bars" or "://" in path:
+    if _bars is not None and "://" not in path:
+        _bars.write(f"{name}: ", path, link=f"file://{quote(path)}")
+    else:
         say(f"{name}: {path}")
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    link = f"link file://{quote(str(Path(path)))}"
-    Console(highlight=False).print(Text.assemble(f"{name}: ", (path, link)), soft_wrap=True)
