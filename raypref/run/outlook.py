@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,9 @@ from raypref.run.pipeline import Run, Step
 from raypref.sources.index import counts_of
 
 WIDTH = 100  # columns
-MOST = 4  # names on a line
+MOST = 3  # names on a line
+LONG = ("steps", "changed", "downloads", "note")  # may take two lines
+PATHS = ("photographs", "page")
 # What the weights of a family need, told by the presets: GB on disk, GB of GPU memory. Worked out,
 # not measured.
 KNOWN = {"sd15": (12, 24), "sd35m": (33, 24)}
@@ -76,17 +78,23 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         told["page"] = join(run.folder, "report", "index.html")
     if shows_embedded_models(run.config):
         told["note"] = EMBEDDED
-    lines = [f"run folder   {without_secrets(run.folder)}"]
+    return [f"run folder   {without_secrets(run.folder)}", *_lines(told)]
+
+
+def _lines(told: Mapping[str, str]) -> Iterator[str]:
     for name, text in told.items():
-        lines += textwrap.wrap(
-            f"{name:<12} {text}",
+        line = f"{name:<12} {text}"
+        if name in PATHS:  # to be opened or copied: whole, however long
+            yield line
+            continue
+        yield from textwrap.wrap(
+            line,
             WIDTH,
             subsequent_indent=" " * 13,
-            max_lines=2,
-            break_long_words=False,
+            max_lines=2 if name in LONG else 1,
+            placeholder=" ...",
             break_on_hyphens=False,
         )
-    return lines
 
 
 def step_states(run: Run, *, only: Collection[str] = ()) -> dict[str, str]:
@@ -201,7 +209,7 @@ def _downloads(run: Run, waiting: list[Step]) -> str:
     if not names:
         return "none"
     size = KNOWN.get(run.config.base.family)
-    return _few(names) + (f" ({size[0]} GB for all models of the preset)" if size else "")
+    return _few(names) + (f" (all of the preset: about {size[0]} GB)" if size else "")
 
 
 def _few(names: list[str]) -> str:
