@@ -16,7 +16,16 @@ from typing import NamedTuple
 
 from raypref.ablate import table
 from raypref.ablate.plan import AblateConfig
-from raypref.commands import DONE, FAILED, Given, judge, make_tables, run_steps
+from raypref.commands import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WRONG_INPUT,
+    Given,
+    judge,
+    make_tables,
+    run_steps,
+)
 from raypref.core.command_help import (
     HelpOf,
     commands_help,
@@ -39,7 +48,6 @@ from raypref.run.execute import ALIGN, CURATE, EVALUATE
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-WRONG_INPUT, INTERRUPTED = 2, 130
 HELP = {"--help", "-h"}
 OPTIONS = {"--log": FORMS}
 

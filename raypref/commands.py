@@ -20,7 +20,7 @@ from raypref.run.execute import execute
 from raypref.run.outlook import EMBEDDED, Estimate, Expected, outlook, shows_embedded_models
 from raypref.run.pipeline import Run, Step, read_record
 
-DONE, FAILED = 0, 1
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig)
 
