@@ -118,7 +118,6 @@ def judge(given: Given) -> int:
     if "--resolved" in given.flags:
         print(to_toml(config), end="")
         return DONE
-    say(f"judging {', '.join(config.judge.rewards)} by the pairs of {config.judge.pairs}")
     folder, tables = judge_rewards(config)
     for name, made in tables.items():
         say(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")

@@ -326,6 +326,13 @@ def test_a_table_that_is_not_named_is_asked_for(capsys):
     assert line.startswith("error: name a table: ") and "table3" in line
 
 
+def test_ablate_first_says_what_it_does(capsys):
+    assert job("table3", "tiny", "--dry-run", command="ablate") == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("table3: ") and len(first) > 20
+    assert second == "table3:"  # the plan
+
+
 def test_the_console_command_lists_the_others(capsys):
     for words in (["--help"], ["-h"], ["--help", "run"]):
         assert cli.console(words) == 0

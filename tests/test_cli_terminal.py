@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
@@ -164,3 +165,14 @@ def test_time_counts_from_the_start_of_the_process():
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     assert since_start() == pytest.approx(uptime - ticks / os.sysconf("SC_CLK_TCK"), abs=2)
+
+
+def test_advice_of_ray_on_its_own_settings_is_not_shown():
+    def work() -> int:
+        for module in ("ray.data._internal.execution", "raypref.engine.pool"):
+            warnings.warn_explicit(f"from {module}", UserWarning, "file.py", 1, module=module)
+        return 0
+
+    with pytest.warns(UserWarning) as seen:
+        assert cli.ended(work) == 0
+    assert [str(one.message) for one in seen] == ["from raypref.engine.pool"]

@@ -66,10 +66,11 @@ def spoken(form: str) -> Iterator[None]:
     _form = "bars" if form == "auto" and terminal else form.replace("auto", "lines")
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
-    # Ray's advice on its own settings is not for the people who run a job.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     with ExitStack() as left:
+        left.enter_context(warnings.catch_warnings())
+        # Ray's advice on its own settings is not for the people who run a job.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
         if _form == "bars":
             from raypref.core.bars import Bars, Lines
 
