@@ -70,9 +70,11 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
 
 
 def _time(run: Run) -> str:
-    """What the run took, as the page tells it, and of it this command where others were before."""
+    """What the run took, as the page tells it; and this command, where others were before it."""
     whole, own = read_record(run.folder).get("seconds", 0.0), since_start()
-    return duration(whole) + (f", of which this command {duration(own)}" if whole > own else "")
+    if whole <= own:
+        return duration(whole or own)  # a record of an earlier version has no time
+    return f"{duration(whole)} for the run, {duration(own)} for this command"
 
 
 def _estimate(storage: str) -> Estimate:

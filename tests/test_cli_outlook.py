@@ -252,14 +252,28 @@ def test_the_last_lines_name_what_there_is(here):
     }
 
 
-def test_the_time_of_a_run_is_that_of_all_its_commands(here, monkeypatch):
-    """A command of 100 s before the first step, then steps; the record is kept up to the page."""
-    monkeypatch.setattr(execute_module, "_write_record", lambda run, record: seen.append(record))
-    seen: list[dict[str, float]] = []
-    work = SimpleNamespace(amount=1, unit="cards", busy=0.0)
-    step = SimpleNamespace(name="card", done=False, run=lambda: work, ledgers=tuple)
+def test_the_time_of_a_run_is_that_of_all_its_commands(monkeypatch):
+    """Earlier commands took 50 s, this one 100 s before its first step, each step takes 10 s."""
+    now, told = [0.0], []
+    monkeypatch.setattr(execute_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(execute_module, "_write_record", lambda run, record: None)
+
+    def work() -> SimpleNamespace:
+        told.append(record["seconds"])  # what a page that is made now reads
+        now[0] += 10
+        return SimpleNamespace(amount=1, unit="cards", busy=0.0)
+
+    ledger = SimpleNamespace(path="absent")
+    monkeypatch.setattr(execute_module, "size", lambda path: 0)
+    steps = [
+        SimpleNamespace(name="stage1", done=False, run=work, ledgers=lambda: (ledger,)),
+        SimpleNamespace(name="report", done=False, run=work, ledgers=tuple),
+    ]
     record = {"steps": {}, "seconds": 50.0}
-    began = execute_module.time.monotonic() - 100
-    execute_module._take(None, [step], record, lambda step: nullcontext(), began)  # type: ignore[arg-type]
-    assert record["seconds"] == pytest.approx(150, abs=5)
-    assert len(seen) == 2, "before the page is made, and after"
+    execute_module._take(None, steps[:1], record, lambda step: nullcontext(), -100.0)  # type: ignore[arg-type]
+    assert record["seconds"] == 160, "a job that ends with a training counts it"
+    record = {"steps": {}, "seconds": 50.0}
+    now[0], told[:] = 0.0, []
+    execute_module._take(None, steps, record, lambda step: nullcontext(), -100.0)  # type: ignore[arg-type]
+    assert told == [150, 160]
+    assert record["seconds"] == told[-1], "the terminal says what the page says"

@@ -178,7 +178,7 @@ def _take(
             if step.done:  # another run did it in the meantime
                 log.info("%s: shared, complete", step.name)
                 continue
-            # Before the page is made, which tells the same time as the terminal.
+            # The page tells the time of this moment, and the terminal the same one.
             record["seconds"] = earlier + time.monotonic() - began
             _write_record(run, record)
             step_began = time.monotonic()
@@ -192,6 +192,8 @@ def _take(
             "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
         }
+        if step.ledgers():  # not the page: it is written, and a job may end with another step
+            record["seconds"] = earlier + time.monotonic() - began
         _write_record(run, record)
         amount = counted(work.amount, work.unit)
         log.info("%s: done, %s, %.0f s", step.name, amount, seconds)

@@ -158,13 +158,17 @@ def _expected(run: Run, waiting: list[Step], estimate: Estimate) -> dict[str, st
         time, disk = "not measured on this machine", "not measured"
     else:
         but = f"; not measured: {_few(lacking)}" if lacking else ""
-        time = f"about {_minutes(sum(t.seconds for t in found))} by earlier runs here{but}"
-        disk = f"about {gib(sum(t.bytes for t in found))}{' and more' if lacking else ''}"
-    return {"time": time, "disk": disk + (f"; {gib(free)} free" if free is not None else "")}
+        time = f"{_minutes(sum(t.seconds for t in found))} by earlier runs here{but}"
+        disk = f"about {_size(sum(t.bytes for t in found))}{' and more' if lacking else ''}"
+    return {"time": time, "disk": disk + (f"; {_size(free)} free" if free is not None else "")}
 
 
 def _minutes(seconds: float) -> str:
-    return duration(seconds if seconds < 60 else 60 * round(seconds / 60)).removesuffix(" 0 s")
+    """A rough time: `less than 10 s`, `about 43 s`, `about 12 min`, `about 2 h 14 min`."""
+    if seconds < 10:
+        return "less than 10 s"
+    rounded = seconds if seconds < 60 else 60 * round(seconds / 60)
+    return f"about {duration(rounded).removesuffix(' 0 s')}"
 
 
 def _amount(run: Run, step: Step) -> float | None:
@@ -189,9 +193,9 @@ def _free_bytes(storage: str) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def gib(count: float) -> str:
-    """Bytes for people: `35 MiB`, `1.2 GiB`."""
-    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+def _size(count: float) -> str:
+    """Bytes for people: `1 MiB` and more, `1.2 GiB`."""
+    return f"{max(count / 2**20, 1):.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
 def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
