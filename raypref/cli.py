@@ -140,8 +140,7 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
         start = " ".join(filter(None, [program, named, presets()[-1]]))
         raise InputError(f"name a preset ({', '.join(presets())}) or FILE.toml, as in: {start}")
     source = bare.pop(0)
-    data = Path(source).expanduser()
-    if source not in presets() and not source.endswith(".toml") and data.exists():
+    if source not in presets() and not source.endswith(".toml") and Path(source).exists():
         key = "judge.pairs" if command.settings is JudgingConfig else "source.path"
         raise InputError(f"'{source}' is no preset or TOML file; data is named so: {key}={source}")
     if bare:

@@ -162,6 +162,7 @@ def test_a_file_of_settings(here, capsys):
         (["evaluate.seeds=1,b"], ["evaluate.seeds", "'b'", "integer"]),
         (["sd51"], ["'sd51'", "sd15, sd35m, tiny"]),
         (["lost.toml"], ["'lost.toml'"]),
+        (["~nobody-here/p"], ["'~nobody-here/p'", "sd15, sd35m, tiny"]),
         (["sd15"], ["source.path=VALUE"]),
         (["source.path=lost"], ["source.path", "'lost'"]),
         (["source.path=empty"], ["source.path", "empty'", "captions.csv"]),
@@ -180,7 +181,9 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, here, capsys):
     (here / "empty").mkdir()
     (here / "plain").mkdir()
     (here / "plain" / "a.jpg").write_bytes(encode(scene(), "JPEG"))
-    named = {"sd51", "sd15", "lost.toml", "photos/", "prompts.txt", "tiny"} & {*arguments}
+    named = {"sd51", "sd15", "lost.toml", "photos/", "prompts.txt", "~nobody-here/p", "tiny"} & {
+        *arguments
+    }
     assert job(*([] if named else ["tiny"]), *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

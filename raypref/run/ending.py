@@ -75,10 +75,10 @@ def result_paths(run: Run, *, result: str) -> dict[str, str]:
         found["LoRA"] = join(run.folder, final, FILE_NAME)
     if result == "Report":
         found["Report"] = join(run.folder, "report", "index.html")
-    return found
+    return {name: without_secrets(path) for name, path in found.items()}
 
 
 def _record(run: Run) -> str:
     """MLflow's store."""
     uri = run.config.tracking.uri
-    return without_secrets(uri) if uri else join(absolute(run.config.storage), "mlflow.db")
+    return uri or join(absolute(run.config.storage), "mlflow.db")

@@ -59,23 +59,18 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
     states = step_states(run, only=only)
     steps = {step.name: step for step in run.steps}
     waiting = [steps[name] for name, state in states.items() if state != "done"]
-    lacking = steps_lacking(run, only=only)
     told = {
         "photographs": _photographs(run),
         "steps": " > ".join(states),
         **_by_state(states),
-        **(
-            {"needs first": f"{lacking[0].name} (raypref {command_of(lacking[0])})"}
-            if lacking
-            else {}
-        ),
+        **_needs(steps_lacking(run, only=only)),
         **_changed(steps[name] for name, state in states.items() if state == "changed"),
         **_expected(run, waiting, estimate),
         "GPU memory": _gpu_memory(run.config, waiting),
         "downloads": _downloads(run, waiting),
     }
     if "report" in states:
-        told["page"] = join(run.folder, "report", "index.html")
+        told["page"] = without_secrets(join(run.folder, "report", "index.html"))
     if shows_embedded_models(run.config):
         told["note"] = EMBEDDED
     return [f"run folder   {without_secrets(run.folder)}", *_lines(told)]
@@ -135,6 +130,12 @@ def _by_state(states: dict[str, str]) -> dict[str, str]:
         for state in ("done", "half done")
     }
     return {state: names for state, names in found.items() if names}
+
+
+def _needs(lacking: list[Step]) -> dict[str, str]:
+    """The first step that must be done before, by another command."""
+    first = next(iter(lacking), None)
+    return {"needs first": f"{first.name} (raypref {command_of(first)})"} if first else {}
 
 
 def _changed(steps: Iterable[Step]) -> dict[str, str]:
