@@ -115,7 +115,8 @@ def main(name: str, arguments: Sequence[str], *, program: str) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
-    return ended(lambda: command.work(given), form=given.log)
+    form = "lines" if "--resolved" in given.flags else given.log  # TOML is TOML in any form
+    return ended(lambda: command.work(given), form=form)
 
 
 def parse_command(command: Command, arguments: Sequence[str], *, program: str) -> Given:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+import tomllib
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -74,12 +75,12 @@ def test_lines_are_plain_and_whole(capsys):
 
 
 def test_json_is_one_object_per_line_with_the_step_and_the_pass(capsys):
-    before = datetime.now(UTC)
+    before = datetime.now(UTC).replace(microsecond=0)  # lines tell milliseconds
     assert cli.ended(a_pass, form="json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     keys = ["time", "level", "step", "pass", "done", "total", "rate", "message"]
     assert all([*line] == keys for line in lines)
-    assert all(before <= datetime.fromisoformat(line["time"]) for line in lines[1:])
+    assert all(before <= datetime.fromisoformat(line["time"]) for line in lines)
     passes = [line for line in lines if line["pass"]]
     assert [(x["step"], x["pass"], x["done"], x["total"]) for x in passes] == [
         ("pairs", "scored", done, 4) for done in (1, 2, 3, 4)
@@ -107,6 +108,22 @@ def test_what_goes_wrong_is_json_too(error, status, level, says, capsys):
     lines = [json.loads(line) for line in (out + err).splitlines()]
     assert says in lines[0]["message"] and lines[0]["level"] == level
     assert len(lines) == (2 if status == 2 else 1)
+
+
+def test_what_libraries_print_is_json_too(capsys):
+    def work() -> int:
+        print("\x1b[33m(raylet)\x1b[0m WARNING: 8 PYTHON", "worker processes")
+        print("without an end", end="")
+        return 0
+
+    assert cli.ended(work, form="json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["message"] == "(raylet) WARNING: 8 PYTHON worker processes"
+
+
+def test_settings_are_toml_in_any_form(capsys):
+    assert cli.console(["run", "tiny", "--resolved", "--log", "json"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["run"] == "run"
 
 
 def test_a_terminal_shows_bars_and_links(terminal):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -53,6 +55,21 @@ class JsonLines(logging.Formatter):
         )
 
 
+class _Foreign(io.TextIOBase):
+    """Stands for stdout: what libraries print, as Ray does, becomes lines of the log."""
+
+    def __init__(self) -> None:
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        """Log the lines that are whole."""
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line := re.sub(r"\x1b\[[\d;]*m", "", line).strip():
+                log.info("%s", line)
+        return len(text)
+
+
 @contextmanager
 def spoken(form: str) -> Iterator[None]:
     """While this lasts, what the command says goes to stdout in this form.
@@ -71,6 +88,8 @@ def spoken(form: str) -> Iterator[None]:
         left.enter_context(warnings.catch_warnings())
         # Ray's advice on its own settings is not for the people who run a job.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
+        if _form == "json":
+            left.enter_context(redirect_stdout(_Foreign()))
         if _form == "bars":
             from raypref.core.bars import Bars, Lines
 
