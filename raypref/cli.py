@@ -1,6 +1,6 @@
 """The command line of all jobs: `raypref COMMAND`, and the same as scripts, `jobs/*.py`.
 
-Every command takes a preset or TOML file, then `key=value`, and flags anywhere.
+Every command takes a preset or TOML file, then `key=value` or `--key value`, and flags anywhere.
 """
 
 from __future__ import annotations
@@ -9,54 +9,48 @@ import difflib
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from raypref.ablate import table
-from raypref.ablate.plan import AblateConfig, load_config
-from raypref.core.config import InputError, Section, load, load_sections, presets, to_toml
+from raypref.ablate.plan import AblateConfig
+from raypref.commands import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WRONG_INPUT,
+    Given,
+    judge,
+    make_tables,
+    run_steps,
+)
+from raypref.core.command_help import (
+    HelpOf,
+    commands_help,
+    print_to_a_reader,
+    settings_help,
+    short_help,
+    usage_line,
+)
+from raypref.core.command_line import sorted_words
+from raypref.core.config import InputError, Section, flatten, load, presets
 from raypref.core.exhausted import exhausted
-from raypref.core.key_help import describe
-from raypref.core.progress import duration
+from raypref.core.terminal import FORMS, say_error, spoken
 from raypref.core.versions import own_version
-from raypref.engine.cluster import connected, submitted
-from raypref.judge.job import JudgingConfig, judge_rewards
-from raypref.models.lora_config import FILE_NAME
-from raypref.models.lora_formats import shared_name
+from raypref.engine.cluster import connected
+from raypref.judge.job import JudgingConfig
 from raypref.run.config import RunConfig
-from raypref.run.execute import ALIGN, CURATE, EVALUATE, execute, plan, require_steps_before
-from raypref.run.pipeline import Run
+from raypref.run.execute import ALIGN, CURATE, EVALUATE
 from raypref.run.push import push
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig)
-
-DEFAULT_PRESET = "tiny"
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {"--help", "-h"}
-
-# What jobs make, in order, with its path in the run's folder.
-RESULTS = {
-    "Pairs": "pairs",
-    "LoRA for ComfyUI": "{final}/{shared}",
-    "LoRA": f"{{final}}/{FILE_NAME}",
-    "Report": "report/index.html",
-}
-
-
-class Given(NamedTuple):
-    """What a command line says."""
-
-    table: str  # the first word of `ablate`; empty for other commands
-    source: str  # preset or TOML file
-    overrides: list[str]
-    flags: frozenset[str]
+OPTIONS = {"--log": FORMS}
 
 
 class Command(NamedTuple):
@@ -64,8 +58,9 @@ class Command(NamedTuple):
 
     what: str  # one sentence
     work: Callable[[Given], int]  # returns the exit status
-    settings: type[Section] = RunConfig
-    flags: Mapping[str, str] = {}
+    settings: type[Section]
+    flags: Mapping[str, str]
+    first: str  # keys of the settings that people set first
     names_table: bool = False  # whether its first word is a table
     needed: str = ""  # overrides that must be given, for the usage line
 
@@ -77,36 +72,7 @@ class OnRun(NamedTuple):
     work: Callable[[Sequence[str], str], int]  # the words, how it was called; the exit status
 
 
-USAGE = """\
-usage: raypref COMMAND [PRESET | FILE.toml] [key=value ...] [--dry-run] [--redo]
-
-Align text-to-image diffusion models from real photographs, on one machine or a Ray cluster.
-
-Commands:
-{commands}
-
-  --version    the version, and the commit in a checkout
-  --help       this text; after a command its arguments and settings
-
-Examples:
-  raypref run tiny                    # the whole job on embedded models, no network
-  raypref run sd15 source.path=photos/ evaluate.prompts=prompts.txt --dry-run
-
-{status}
-"""
 STATUS = "Exit status: 0 done, 2 wrong settings or input, 1 failed."
-COMMAND_USAGE = """\
-usage: {program} {arguments}
-
-{what}
-
-{words}
-
-{status}
-
-Settings (key, type, default, meaning):
-{settings}
-"""
 
 
 def console(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +87,7 @@ def console(arguments: Sequence[str] | None = None) -> int:
         return WRONG_INPUT
     name, *rest = words
     if name in HELP:
-        _print_to_a_reader(_usage())
+        print_to_a_reader(_usage())
         return DONE
     if name == "--version":
         print(f"raypref {own_version()}")
@@ -147,224 +113,198 @@ def main(name: str, arguments: Sequence[str], *, program: str) -> int:
         program: how it was called, for the help text: `raypref run`, `python jobs/curate.py`.
     """
     command = COMMANDS[name]
-    if HELP & {*arguments} or (command.names_table and not arguments):
-        _print_to_a_reader(_command_usage(command, program))
-        return DONE
-    return ended(lambda: command.work(parse_command(command, arguments)))
+    about = _help_of(command, program)
+    if not arguments:
+        print(f"{usage_line(about)}\n\n{about.what}", file=sys.stderr)
+        print(f"Presets: {', '.join(presets())}. See {program} --help.", file=sys.stderr)
+        return WRONG_INPUT
+    try:
+        if asked := [number for number, word in enumerate(arguments) if word in HELP]:
+            topic = [word for word in arguments[asked[0] + 1 :] if not word.startswith("-")]
+            text = settings_help(command.settings, topic) if topic else short_help(about)
+            print_to_a_reader(text)
+            return DONE
+        given = parse_command(command, arguments, program=program)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    form = "lines" if "--resolved" in given.flags else given.log  # TOML is TOML in any form
+    return ended(lambda: command.work(given), form=form)
 
 
-def parse_command(command: Command, arguments: Sequence[str]) -> Given:
+def parse_command(command: Command, arguments: Sequence[str], *, program: str) -> Given:
     """Sort the words after a command into table, source, overrides and flags.
 
+    Args:
+        command: whose words they are.
+        arguments: the words; flags and settings stand anywhere.
+        program: how the command was called, for errors.
+
     Raises:
-        InputError: a flag that the command does not have, or no table where it needs one.
+        InputError: a flag that the command does not have, or no table, preset or file.
     """
-    flags = frozenset(word for word in arguments if word.startswith("-"))
-    if unknown := flags - {*command.flags}:
-        raise InputError(f"unknown option {' '.join(sorted(unknown))}; see --help")
-    words = [word for word in arguments if word not in flags]
-    if command.names_table and not words:
-        raise InputError(f"name a table: {', '.join(table.names())}, all, or a FILE.toml")
-    named = words.pop(0) if command.names_table else ""
-    source = words.pop(0) if words and "=" not in words[0] else DEFAULT_PRESET
-    return Given(named, source, words, flags)
-
-
-def ended(work: Callable[[], int]) -> int:
-    """Do a job's work; returns its exit status, having told what went wrong."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    words = sorted_words(
+        arguments, keys=_keys(command.settings), flags=command.flags, options=OPTIONS
     )
-    for library in ("httpx", "urllib3", "ray", "datasets", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    try:
-        return work()
-    except InputError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr, flush=True)
-        if connected():
-            # Not by the interpreter's own way out: while Ray is left there, a thread that still
-            # waits for it ends the process with status 1. A Ray started here ends with its driver.
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-        return INTERRUPTED
-    except Exception as error:
-        if line := exhausted(error):
-            print(f"error: {line}", file=sys.stderr)
-            return FAILED
-        logging.exception("failed; the same command resumes from the last finished block or step")
-        return FAILED
+    bare = words.bare
+    if command.names_table and not bare:
+        raise InputError(f"name a table: {', '.join(table.names())}, all, or a FILE.toml")
+    named = bare.pop(0) if command.names_table else ""
+    if not bare:
+        start = " ".join(filter(None, [program, named, presets()[-1]]))
+        raise InputError(f"name a preset ({', '.join(presets())}) or FILE.toml, as in: {start}")
+    source = bare.pop(0)
+    if source not in presets() and not source.endswith(".toml") and Path(source).exists():
+        key = "judge.pairs" if command.settings is JudgingConfig else "source.path"
+        raise InputError(f"'{source}' is no preset or TOML file; data is named so: {key}={source}")
+    if bare:
+        raise InputError(f"'{bare[0]}' is not key=value (for example train.stage2.beta=1000)")
+    return Given(named, source, words.overrides, words.flags, words.options.get("--log", "auto"))
 
 
-def _run(given: Given, *, only: Collection[str], result: str) -> int:
-    """Run steps of the pipeline: all, or those that `only` names; print what they made.
+@cache
+def _keys(settings: type[Section]) -> list[str]:
+    """The settings as they are written: with the names of the trainings that every run has."""
+    whole = RunConfig if settings is JudgingConfig else settings
+    return [*flatten(load(whole, "tiny"))]
+
+
+def ended(work: Callable[[], int], *, form: str = "auto") -> int:
+    """Do a job's work; returns its exit status, having told what went wrong.
 
     Args:
-        given: the command line.
-        only: names of the steps; empty for all.
-        result: what the job makes, one of `RESULTS`; named at the end with what it came from.
+        work: the job.
+        form: of what is said, one of `FORMS`.
     """
-    began = time.monotonic()
-    config = settle_storage(load(RunConfig, given.source, given.overrides))
-    if "--dry-run" in given.flags:
-        _print_plan(Run(config), only)
-        return DONE
-    run = execute(config, only=only, redo="--redo" in given.flags)
-    if result == "Report":
-        print(f"\n{run.evaluations.closing(final=run.alignment.final, labels=run.labels)}\n")
-        print(f"Time: {duration(time.monotonic() - began)}")
-    names = {"final": run.alignment.final, "shared": shared_name(config.run, run.alignment.final)}
-    untrained = () if run.alignment.final else ("Pairs", "LoRA", "LoRA for ComfyUI")
-    for name in [*RESULTS][: [*RESULTS].index(result) + 1]:
-        if name in untrained:
-            continue
-        print(f"{name}: {run.folder}/{RESULTS[name].format(**names)}")
-    return DONE
-
-
-def _ablate(given: Given) -> int:
-    """Make tables, or print their plan."""
-    from raypref.ablate.driver import make, plan_text, tables_of
-
-    tables = tables_of(given.table)
-    config = settle_storage(load_config(given.source, given.overrides))
-    if "--dry-run" in given.flags:
-        print(plan_text(tables, config))
-        return DONE
-    made = make(tables, config)
-    for each in made:
-        print(f"\n{each.text}\nPage: {each.page}")
-    return FAILED if any(each.failed for each in made) else DONE
-
-
-def _judge(given: Given) -> int:
-    """Compare rewards with people's choices."""
-    config = load_sections(JudgingConfig, given.source, given.overrides, of=RunConfig)
-    folder, tables = judge_rewards(settle_storage(config))
-    for name, made in tables.items():
-        print(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")
-    print(f"\nPage: {folder}/index.html")
-    return DONE
-
-
-def settle_storage(config: C) -> C:
-    """A submitted job runs in a copy of the working directory that Ray deletes: do not write there.
-
-    A relative storage then means a folder below the home directory.
-    """
-    if not submitted() or "://" in config.storage or config.storage.startswith(("/", "~")):
-        return config
-    storage = str(Path.home() / config.storage)
-    logging.info("submitted as a Ray job: storage=%s is %s", config.storage, storage)
-    return config.model_copy(update={"storage": storage})
-
-
-def _print_plan(run: Run, only: Collection[str]) -> None:
-    print(to_toml(run.config))
-    print(f"# Steps of {run.folder}:")
-    for line in plan(run, only=only):
-        print(f"#   {line}")
-    sys.stdout.flush()
-    require_steps_before(run, only=only)  # the job itself would refuse in the same words
+    with spoken(form):
+        try:
+            return work()
+        except InputError as error:
+            for line in str(error).splitlines():
+                say_error(f"error: {line}")
+            return WRONG_INPUT
+        except KeyboardInterrupt:
+            say_error("Interrupted. Run the same command again to resume.")
+        except Exception as error:
+            if line := exhausted(error):
+                say_error(f"error: {line}")
+            else:
+                logging.exception(
+                    "failed; the same command resumes from the last finished block or step"
+                )
+            return FAILED
+    if connected():
+        # Not by the interpreter's own way out: while Ray is left there, a thread that still waits
+        # for it ends the process with status 1. A Ray started here ends with its driver.
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+    return INTERRUPTED
 
 
 def _usage() -> str:
-    told = [(name, command.what) for name, command in COMMANDS.items()]
-    told += [(name, command.what) for name, command in ON_RUNS.items()]
-    commands = "\n".join(f"  {name:<11}{what}" for name, what in told)
-    return USAGE.format(commands=commands, status=STATUS)
+    about = {name: command.what for name, command in COMMANDS.items()}
+    about |= {name: command.what for name, command in ON_RUNS.items()}
+    return commands_help(about, status=STATUS)
 
 
-def _command_usage(command: Command, program: str) -> str:
-    first = {
+def _help_of(command: Command, program: str) -> HelpOf:
+    of_table = {
         "TABLE": f"one of: {', '.join(table.names())}",
-        "all": "every table and figure of the paper; or FILE.toml: your own table or sweep",
-    }
-    words = {
-        **(first if command.names_table else {}),
-        "PRESET": f"one of: {', '.join(presets())}   (default {DEFAULT_PRESET})",
-        "FILE.toml": 'your own settings; may begin with: extends = "PRESET"',
-        "key=value": "overrides one setting, as train.stage2.beta=1000",
-        **command.flags,
-        "--help": "this text",
+        "all": "every table and figure of the paper; or TABLE.toml: your own table or sweep",
     }
     arguments = [
-        *(["TABLE|FILE.toml|all"] if command.names_table else []),
-        "[PRESET | FILE.toml]",
+        *(["TABLE|TABLE.toml|all"] if command.names_table else []),
+        "PRESET|FILE.toml",
         *([command.needed] if command.needed else []),
         "[key=value ...]",
-        *(f"[{flag}]" for flag in command.flags),
+        *(f"[{flag}]" for flag in [*command.flags, "--log FORM"]),
     ]
+    words = {
+        **(of_table if command.names_table else {}),
+        "PRESET": f"one of: {', '.join(presets())}",
+        "FILE.toml": 'your own settings; may begin with: extends = "PRESET"',
+        "key=value": "a setting, e.g. train.stage2.beta=1000 or --train.stage2.beta 1000; a list "
+        "is a,b",
+        **command.flags,
+        "--log": "lines: no progress bars, also on a terminal; json: one JSON object per line",
+        "--help": "this text; --help WORD ...: the settings of a section, or with these words, "
+        "e.g. --help stage2; --help all: every setting",
+    }
     failed = ", also where a row failed" if command.names_table else ""
-    return COMMAND_USAGE.format(
-        program=program,
-        arguments=" ".join(arguments),
-        what=command.what,
-        words="\n".join(f"  {word:<11}{meaning}" for word, meaning in words.items()),
-        status=STATUS.removesuffix(".") + f"{failed}.",
-        settings="\n".join(f"  {line}" for line in describe(command.settings)),
-    )
+    status = STATUS.removesuffix(".") + f"{failed}."
+    settings, first = command.settings, command.first.split()
+    return HelpOf(program, command.what, arguments, words, settings, first, status)
 
 
 def _no_command(word: str) -> str:
     """What is wrong with a first word that is no command, and what may have been meant."""
     if word in presets() or word.endswith(".toml"):
         return f"'{word}' names settings; the command comes first: raypref run {word}"
+    if word and Path(word).is_dir():
+        return f"'{word}' is a folder; of photographs: raypref run tiny source.path={word}"
     near = difflib.get_close_matches(word, [*COMMANDS, *ON_RUNS], n=1, cutoff=0.0)
     return f"no command '{word}'; the nearest is '{near[0]}'"
 
 
-def _print_to_a_reader(text: str) -> None:
-    """Print a text; its reader may stop in the middle, as `head` does."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        # What is still buffered would raise again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
+_RESOLVED = {"--resolved": "print all settings as TOML, then stop"}
 _FLAGS = {
-    "--dry-run": "print the resolved settings and what each step would do, then stop",
+    "--dry-run": "print what the job would do and what that takes, then stop",
+    **_RESOLVED,
     "--redo": "replace results in the run's folder that were made with other settings",
 }
 COMMANDS = {
     "run": Command(
         "Photographs to an aligned LoRA, an evaluation table and a page: the whole run.",
-        partial(_run, only=(), result="Report"),
-        flags=_FLAGS,
+        partial(run_steps, only=(), result="Report"),
+        RunConfig,
+        _FLAGS,
+        first="source.path evaluate.prompts run storage seed select.top_k lora.rank trainings "
+        "train.NAME.steps metrics.rewards",
     ),
     "curate": Command(
         "Photographs to preference pairs.",
-        partial(_run, only=CURATE, result="Pairs"),
-        flags=_FLAGS,
+        partial(run_steps, only=CURATE, result="Pairs"),
+        RunConfig,
+        _FLAGS,
+        first="source.path source.layout source.limit run storage seed images.size color.enabled "
+        "select.top_k select.min_gap",
     ),
     "align": Command(
-        "Preference pairs to an aligned LoRA: the trainings that `train` names.",
-        partial(_run, only=ALIGN, result="LoRA"),
-        flags=_FLAGS,
+        "Preference pairs to an aligned LoRA: the trainings that `trainings` names.",
+        partial(run_steps, only=ALIGN, result="LoRA"),
+        RunConfig,
+        _FLAGS,
+        first="run storage trainings train.NAME.objective train.NAME.start train.NAME.steps "
+        "train.NAME.lr lora.rank lora.alpha training_seed",
     ),
     "evaluate": Command(
         "The base model and a run's LoRAs on prompts: images, scores, table, page.",
-        partial(_run, only=EVALUATE, result="Report"),
-        flags=_FLAGS,
+        partial(run_steps, only=EVALUATE, result="Report"),
+        RunConfig,
+        _FLAGS,
+        first="run storage evaluate.prompts evaluate.limit evaluate.seeds evaluate.loras "
+        "evaluate.steps evaluate.guidance evaluate.size metrics.rewards",
     ),
     "ablate": Command(
         "Tables and figures of the paper, or a sweep of your own.",
-        _ablate,
-        settings=AblateConfig,
-        flags={
+        make_tables,
+        AblateConfig,
+        {
             "--dry-run": "print the rows, the distinct steps, what is done and what the rest "
-            "costs, then stop"
+            "costs, then stop",
+            **_RESOLVED,
         },
+        first="source.path evaluate.prompts run storage ablate.seeds ablate.at_once ablate.retries "
+        "train.NAME.steps evaluate.seeds metrics.rewards",
         names_table=True,
     ),
     "judge": Command(
         "How often rewards agree with people's choices and with each other, and what sways them.",
-        _judge,
-        settings=JudgingConfig,
+        judge,
+        JudgingConfig,
+        _RESOLVED,
+        first="judge.pairs judge.layout judge.images judge.limit judge.rewards "
+        "judge.min_confidence run storage pickscore.model table.resamples",
         needed="judge.pairs=FILE",
     ),
 }

@@ -26,6 +26,7 @@ LAYERS = [
     "judge",
     "run",
     "ablate",
+    "commands",
     "cli",
     "__main__",
     "jobs",

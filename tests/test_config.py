@@ -286,8 +286,8 @@ def test_an_unknown_source_lists_the_presets(source):
 
 
 def test_describe_lists_each_leaf_once_with_type_default_and_meaning():
-    lines = describe(Outer)
-    assert [line.split()[0] for line in lines] == [
+    texts = describe(Outer)
+    assert [text.split()[0] for text in texts] == [
         "name",
         "path",
         "sizes",
@@ -296,26 +296,27 @@ def test_describe_lists_each_leaf_once_with_type_default_and_meaning():
         "inner.fast",
         *(f"inner.resources.{name}" for name in Resources.model_fields),
     ]
-    assert lines[0].split() == ["name", "str", "x", "a", "name"]
-    assert lines[1].split() == ["path", "str", "required", "a", "required", "path"]
-    assert "tuple[int, ...]" in lines[2]
+    assert texts[0] == "name  (text, default x)\n    a name"
+    assert texts[1] == "path  (text, required)\n    a required path"
+    assert texts[2].startswith("sizes  (list of integer, ")
     # The group's own default, not the one of its class.
-    assert lines[3].split() == ["inner.rate", "float", "0.25", "learning", "rate"]
-    assert lines[4].split() == ["inner.kind", "'a'|'b'", "a", "which", "kind"]
-    assert lines[7].split()[:3] == ["inner.resources.batch", "int", "3"]
+    assert texts[3] == "inner.rate  (number, default 0.25)\n    learning rate"
+    assert texts[4] == "inner.kind  (a|b, default a)\n    which kind"
+    assert texts[5].startswith("inner.fast  (true|false, default ")
+    assert texts[7].startswith("inner.resources.batch  (integer, default 3)\n")
 
 
 def test_describe_of_a_run_says_what_flatten_says():
-    lines = describe(RunConfig)
+    texts = describe(RunConfig)
     config = load(RunConfig, "sd15", REQUIRED["sd15"])
     own = [re.sub(r"^train\.\w+\.", "train.NAME.", key) for key in flatten(config)]
-    told = [line.split()[0] for line in lines]
+    told = [text.split()[0] for text in texts]
     assert set(own) <= set(told)
     assert [k for k in told if "NAME" not in k] == [k for k in own if "NAME" not in k]
     # Those of all objectives, with the objectives that have them.
-    (margin,) = [line for line in lines if line.startswith("train.NAME.margin ")]
+    (margin,) = [text for text in texts if text.startswith("train.NAME.margin ")]
     assert " dro: m: samples that beat" in margin
-    assert all(len(line.split()) > 3 for line in lines), "a setting without a meaning"
+    assert all(text.partition("\n")[2].strip() for text in texts), "a setting without a meaning"
 
 
 def test_results_leave_out_how_the_work_is_done():

@@ -19,6 +19,10 @@ LATE = HEAVY | {"pandas", "matplotlib", "scipy", "optuna", "huggingface_hub"}
 
 COMMANDS = [
     (["full_pipeline", "--help"], 0, "train.stage2.beta"),
+    (["full_pipeline", "--help", "all"], 0, "train.NAME.resources.num_gpus"),
+    (["full_pipeline", "--help", "lora", "rank"], 0, "lora.alpha"),
+    (["full_pipeline"], 2, "usage: python jobs/full_pipeline.py PRESET|FILE.toml"),
+    (["full_pipeline", "tiny", "--resolved"], 0, "[train.stage2]"),
     (["curate", "--help"], 0, "select.top_k"),
     (["align", "--help"], 0, "lora.rank"),
     (["evaluate", "--help"], 0, "evaluate.seeds"),
@@ -26,7 +30,7 @@ COMMANDS = [
     (["ablate", "--help"], 0, "ablate.seeds"),
     (["full_pipeline", "tiny", "train.stage2.bta=1"], 2, "train.stage2.beta"),
     (["judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
-    (["full_pipeline", "tiny", "--dry-run"], 0, "#   evaluation    run"),
+    (["full_pipeline", "tiny", "--dry-run"], 0, " > evaluation > card > report"),
     (["ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
     (["raypref", "--help"], 0, "raypref run tiny"),
     (["raypref", "--version"], 0, "raypref 0."),
@@ -34,7 +38,7 @@ COMMANDS = [
     (["raypref", "evalute"], 2, "the nearest is 'evaluate'"),
     (["raypref", "judge", "--help"], 0, "judge.pairs"),
     (["raypref", "judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
-    (["raypref", "run", "tiny", "--dry-run"], 0, "#   evaluation    run"),
+    (["raypref", "run", "tiny", "--dry-run"], 0, " > evaluation > card > report"),
     (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
 ]
 SECONDS = 2.0  # of CPU time, for a command by itself

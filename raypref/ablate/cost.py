@@ -99,12 +99,12 @@ class Rates:
                 taken = (step["seconds"] / units, step.get("bytes", 0) / units)
                 self.measured.setdefault(_kind(config, name), []).append(taken)
 
-    def cost(self, planned: PlannedStep) -> Cost | None:
-        """What a step would take; None where nothing like it was measured."""
+    def cost(self, planned: PlannedStep, amount: float | None = None) -> Cost | None:
+        """What a step of so many units would take; None where nothing like it was measured."""
         config = planned.run.config.model_dump()
         name = planned.step.name
         taken = self.measured.get(_kind(config, name))
-        amount = _amount(planned)
+        amount = _amount(planned) if amount is None else amount
         if amount is None and name == "pairs":
             amount = self.inputs.get(planned.run.config.source.path)
         if not taken or amount is None:

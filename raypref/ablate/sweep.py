@@ -25,6 +25,7 @@ from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join
+from raypref.core.progress import counted
 from raypref.engine.cluster import start_ray
 from raypref.engine.kept import leave_room, release
 from raypref.evaluate.generate import BASE
@@ -211,7 +212,7 @@ def rows_at_once(
     how.reuse_actors = True  # to start one takes longer than a small row
     how.max_concurrent_trials = _at_once(config, rows)
     folder, name = absolute(join(config.storage, config.run, "tune")), uuid.uuid4().hex[:8]
-    log.info("running up to %d rows at once", how.max_concurrent_trials)
+    log.info("running up to %s at once", counted(how.max_concurrent_trials, "row"))
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL),
         param_space=space,

@@ -18,6 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from raypref.core.values import parse_value
 
 PRESETS = Path(__file__).parents[1] / "presets"
 NAME = "NAME"  # stands in `--help` for the name of a table that the user names
@@ -125,6 +128,9 @@ class Tables:
             field = field._copy()
             if key == self.key:
                 field.annotation = Literal[*kinds]  # type: ignore[assignment]
+                field.default = PydanticUndefined
+                told = (f"{n}: {kind.model_fields[key].description}" for n, kind in kinds.items())
+                field.description = "; ".join(told)
             if len(own) < len(kinds):
                 field.description = f"{', '.join(own)}: {field.description}"
             yield f"{NAME}.{key}", field
@@ -137,8 +143,7 @@ def load(model: type[S], source: str, overrides: Iterable[str] = ()) -> S:
         model: the section class to build, usually `RunConfig`.
         source: the name of a preset, or the path of a TOML file. A file may begin with
             `extends = "preset or path"`, a path being relative to the file it stands in.
-        overrides: strings such as `"train.stage2.beta=1000"`; values are read as TOML, and as plain
-            text where they are not valid TOML or the setting is text (`run=2024-05-01`).
+        overrides: strings such as `"train.stage2.beta=1000"`; `parse_value` reads the values.
 
     Raises:
         InputError: unknown preset, file, key or value; the message names it.
@@ -247,7 +252,7 @@ def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[
         if "=" not in override or not key:
             raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
         kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
-        _assign(given, key, _parse(text, kind))
+        _assign(given, key, parse_value(text, kind))
     values = _layered(model, _read(model, source), given)
     refuse_renamed(model, values)
     return values
@@ -327,14 +332,6 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _parse(text: str, kind: Any) -> Any:
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return text if kind is str and not isinstance(value, str) else value
-
-
 def _section_class(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
@@ -397,4 +394,5 @@ def _explain_error(model: type[Section], error: Any, prefix: str) -> str:
         return f"unknown key '{key}'; the nearest known key is '{near[0]}' (--help lists all)"
     if error["type"] == "missing":
         return f"'{key}' is required: add {key}=VALUE"
-    return f"{key}={error['input']!r}: {error['msg'].lower()}"
+    said = error["msg"].lower().replace("tuple", "list").replace(" after validation", "")
+    return f"{key}={error['input']!r}: {said}"

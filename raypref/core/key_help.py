@@ -1,29 +1,126 @@
-"""The lines of `--help`: every key with its type, default and what it does."""
+"""What `--help` says of settings: the first ones, those of a section, those that match words."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import textwrap
+from collections.abc import Iterable, Sequence
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
-from raypref.core.config import Section, fields_of
+from pydantic.fields import FieldInfo
 
+from raypref.core.config import NAME, Section, fields_of, named_tables
 
-def describe(model: type[Section]) -> list[str]:
-    """Lines `key  type  default  what it does` for every setting, in order of declaration."""
-    rows = []
-    for key, field in fields_of(model):
-        default = "required" if field.is_required() else _toml_value(field.default)
-        kind = _type_name(field.annotation)
-        rows.append((key, kind, default, field.description or ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return [f"{k:<{widths[0]}}  {t:<{widths[1]}}  {d:<14}  {doc}" for k, t, d, doc in rows]
+WIDTH = 100  # columns
+_INDENT = " " * 4
+_PLAIN = {str: "text", int: "integer", float: "number", bool: "true|false"}
 
 
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    literal = [repr(a) for a in get_args(annotation) if isinstance(a, str)]
-    return "|".join(literal) if literal else str(annotation).replace("NoneType", "none")
+def describe(model: type[Section], keys: Iterable[str] | None = None) -> list[str]:
+    """A text per setting: the key with type and default, and on the next lines what it does.
+
+    Args:
+        model: the settings.
+        keys: those wanted, in this order; None: all, in order of declaration.
+    """
+    fields = dict(fields_of(model))
+    return [_described(key, fields[key]) for key in (fields if keys is None else keys)]
 
 
-def _toml_value(value: Any) -> str:
-    return '""' if value == "" else str(value)
+def sections(model: type[Section]) -> list[str]:
+    """Names of the groups of settings, in order of declaration."""
+    return [
+        name
+        for name, field in model.model_fields.items()
+        if named_tables(field)
+        or (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+    ]
+
+
+def found(model: type[Section], words: Sequence[str]) -> list[str]:
+    """A text per setting that words ask for, as of `describe`.
+
+    Args:
+        model: the settings.
+        words: a section, as `perturb`; the name of a training, as `stage2`; else words that stand
+            in the key or the meaning of each setting. Upper and lower case are the same.
+    """
+    if len(words) == 1:
+        name, dot, key = words[0].removeprefix("train.").partition(".")
+        if name in _trainings(model):
+            lines = describe(model, _matching(model, [f"train.{NAME}{dot}{key}"]))
+            return [line.replace(f"train.{NAME}.", f"train.{name}.") for line in lines]
+    return describe(model, _matching(model, words))
+
+
+def brief(model: type[Section], keys: Sequence[str]) -> list[str]:
+    """One line per setting: its key, and what it does as far as it fits."""
+    fields, width = dict(fields_of(model)), max(map(len, keys))
+
+    def short(key: str) -> str:
+        about = fields[key].description or ""
+        return textwrap.shorten(about, WIDTH - width - 4, placeholder=" ...")
+
+    return [f"  {key:<{width}}  {short(key)}" for key in keys]
+
+
+def _matching(model: type[Section], words: Sequence[str]) -> list[str]:
+    """The keys of a section, else those that hold each word: in the key first, then elsewhere."""
+    fields = dict(fields_of(model))
+    wanted = [word.lower() for word in words]
+    if len(wanted) == 1:
+        own = [key for key in fields if key.lower().startswith(f"{wanted[0]}.")]
+        if own:
+            return own
+    by_key = [key for key in fields if all(word in key.lower() for word in wanted)]
+    texts = {key: f"{key} {field.description or ''}".lower() for key, field in fields.items()}
+    by_text = [key for key, text in texts.items() if all(word in text for word in wanted)]
+    return list(dict.fromkeys([*by_key, *by_text]))
+
+
+def _trainings(model: type[Section]) -> set[str]:
+    """Names of the tables that are there by default, as those of the trainings."""
+    tables = (f.default for f in model.model_fields.values() if named_tables(f))
+    return {name for table in tables if isinstance(table, dict) for name in table}
+
+
+def _described(key: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default {_shown(field.default)}"
+    head = f"{key}  ({type_name(field.annotation)}, {default})"
+    return "\n".join([_filled(head, first=""), _filled(field.description or "", first=_INDENT)])
+
+
+def _filled(text: str, *, first: str) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH - 2,  # the help begins each line with two spaces
+        initial_indent=first,
+        subsequent_indent=_INDENT,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+
+
+def type_name(annotation: Any) -> str:
+    """A type for people: `text`, `number`, `a|b`, `list of integer`."""
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin is tuple:
+        return f"list of {type_name(inner[0])}"
+    if origin is dict:
+        return f"table of {type_name(inner[1])}"
+    kinds = [type_name(kind) for kind in inner if kind is not NoneType]
+    return " or ".join(kinds) if kinds else str(getattr(annotation, "__name__", annotation))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    if value in ("", {}):
+        return "none" if value == {} else "empty"
+    return str(value)

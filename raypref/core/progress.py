@@ -1,4 +1,4 @@
-"""Progress lines a person can follow, on a terminal and in a job's log alike."""
+"""Progress that a person can follow: lines in a log, bars on a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,30 @@ class Work(NamedTuple):
     amount: int
     unit: str  # in the plural
     busy: float = 0.0  # seconds that its devices computed, mean over them
+
+
+class Display(Protocol):
+    """Shows progress in place of lines: the bars of a terminal."""
+
+    def advanced(self, progress: Progress, note: str) -> None:
+        """Units were finished."""
+
+    def closed(self, progress: Progress) -> None:
+        """All units are finished: its last line follows."""
+
+
+_display: Display | None = None
+
+
+@contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """While this lasts, progress is shown there; no line breaks a silence."""
+    global _display
+    _display = display
+    try:
+        yield
+    finally:
+        _display = None
 
 
 class Progress:
@@ -50,23 +74,32 @@ class Progress:
         now = time.monotonic()
         if self.first is None and count:
             self.first = (now, self.done)
-        if now - self.last >= self.every and self.before < self.done < self.total:
+        if _display is not None:
+            _display.advanced(self, note)
+        elif now - self.last >= self.every and self.before < self.done < self.total:
             self.last = now
-            rate = self._rate()
+            rate = self.rate()
             left = f", ETA {duration((self.total - self.done) / rate)}" if rate else ""
-            log.info("%s, %s%s", self._line(rate), note, left)
+            log.info("%s, %s%s", self._line(rate), note, left, extra=self._facts(rate))
 
     def finish(self, *, note: str) -> None:
         """Log the last line."""
-        took = time.monotonic() - self.start
-        log.info("%s, %s, took %s", self._line(self._rate()), note, duration(took))
+        if _display is not None:
+            _display.closed(self)
+        took, rate = time.monotonic() - self.start, self.rate()
+        log.info("%s, %s, took %s", self._line(rate), note, duration(took), extra=self._facts(rate))
 
-    def _rate(self) -> float:
+    def rate(self) -> float:
         """Units per second since the first ones were finished; 0 while that is unknown."""
         if self.first is None or self.done == self.first[1]:
             return 0.0
         began, count = self.first
         return (self.done - count) / max(time.monotonic() - began, 1e-9)
+
+    def _facts(self, rate: float) -> dict[str, Any]:
+        """For a log that programs read (`terminal.JsonLines`)."""
+        facts = {"pass": self.label, "done": self.done, "total": self.total}
+        return {"progress": {**facts, "rate": round(rate, 4) if rate else None}}
 
     def _line(self, rate: float) -> str:
         speed = f", {rate:.2f} {self.unit}/s" if rate else ""
@@ -116,17 +149,49 @@ class _Silence(logging.Handler):
             if now - self.last < SILENCE:
                 continue
             self.last = now
-            for what, began in self.stack[-1:]:
-                text = what() if callable(what) else what
-                log.info("%s (%s so far)", text, duration(now - began))
+            if _display is None and (text := waited_for()):
+                log.info("%s", text)
 
 
 _silence = _Silence()
 
 
+def waited_for() -> str:
+    """What is being waited for and since when: `starting Ray (12 s so far)`; empty: nothing."""
+    for what, began in _silence.stack[-1:]:
+        text = what() if callable(what) else what
+        return f"{text} ({duration(time.monotonic() - began)} so far)"
+    return ""
+
+
+_steps: list[str] = []
+
+
+@contextmanager
+def at_step(name: str) -> Iterator[None]:
+    """While this lasts, the run is at this step."""
+    _steps.append(name)
+    try:
+        yield
+    finally:
+        _steps.pop()
+
+
+def current_step() -> str | None:
+    """The step that the run is at."""
+    return _steps[-1] if _steps else None
+
+
+def since_start() -> float:
+    """Seconds since this process began, its imports included."""
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())
+
+
 def counted(number: int, unit: str) -> str:
-    """A number of things: `1 worker`, `2 workers`."""
-    return f"{number} {unit}{'' if number == 1 else 's'}"
+    """A number of things: `1 worker`, `2 workers`; the unit in the singular or plural."""
+    return f"{number} {unit.removesuffix('s')}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

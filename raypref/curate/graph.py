@@ -232,7 +232,8 @@ class Curation:
             threshold = mean_colorfulness(self.measured, retained.condition)
             retained = replace(retained, where=SOUND & (pc.field("colorfulness") > threshold))
             kept = self.measured.count(retained.condition)
-            log.info("colorfulness: %d of %d photographs are above %.2f", kept, sound, threshold)
+            told = f"kept {kept} of {counted(sound, 'photograph')}"
+            log.info("colorfulness: %s (above the mean, %.2f)", told, threshold)
         busy += stream(
             retained,
             stages=scoring,

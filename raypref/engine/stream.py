@@ -194,8 +194,9 @@ def stream_branches(
         schema, read = rows.schema(), _ReadPart(rows)
         total = rows.count()
         before = min(ledger.count() for ledger in ledgers)
-    if before:
+    if before and ledgers[0].path not in _filled:
         log.info("%s: %d of %d rows were done before", label, before, total)
+    _filled.add(ledgers[0].path)
     need = shared_worker(needs_of([*stages, *(s for b in branches for s in b.stages)]))
     worker = Worker(read, stages, branches, schema, need)
     busy, stopped = 0.0, False
@@ -216,6 +217,9 @@ def stream_branches(
         counts = branch.ledger.reasons()
         branch.ledger.commit(expected=counts.total() if stopped else total, counts=counts)
     return Streamed(ledgers[0].reasons(), busy)
+
+
+_filled: set[str] = set()  # ledgers that this process has filled: another wave resumes nothing
 
 
 def _forget_stop(ledger: Ledger) -> None:

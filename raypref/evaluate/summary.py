@@ -19,8 +19,6 @@ from raypref.evaluate.tables import footnote
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINES = 3  # metrics told apart
-
 
 def closing(summary: pd.DataFrame, *, final: str, labels: Mapping[str, str]) -> str:
     """The table as aligned text, and what the final model gained over the base.
@@ -39,7 +37,7 @@ def closing(summary: pd.DataFrame, *, final: str, labels: Mapping[str, str]) -> 
     lines = [*_aligned(grid), "", footnote(summary).replace(" (gain over the base)", "")]
     gains = [
         row
-        for metric in metrics[:HEADLINES]
+        for metric in metrics
         if (row := cells.get((final, metric))) is not None and not math.isnan(row.gain)
     ]
     if gains:
@@ -62,7 +60,9 @@ def _headline(row: Any) -> list[str]:
 
 def verdict(row: Any) -> str:
     """Whether a model is better than the base by a row of `statistics.summarise`, in words."""
-    if math.isnan(row.gain_low) or row.gain_low <= 0 <= row.gain_high:
+    if math.isnan(row.gain_low):
+        return "no interval"
+    if row.gain_low <= 0 <= row.gain_high:
         return "no clear difference"
     up = row.gain > 0
     return "better" if up != lower_is_better(row.metric) else "worse"

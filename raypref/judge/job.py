@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from raypref.core.config import Section, setting
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import absolute, join, write_bytes
+from raypref.core.messages import without_secrets
+from raypref.core.progress import counted
 from raypref.engine.cluster import start_ray
 from raypref.engine.kept import released_after
 from raypref.engine.stream import StreamConfig
@@ -19,6 +22,8 @@ from raypref.rewards.rewards import Rewards, reward
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 class JudgingConfig(Section):
@@ -51,6 +56,8 @@ def judge_rewards(config: JudgingConfig) -> tuple[str, dict[str, pd.DataFrame]]:
 
     folder = absolute(join(config.storage, config.run, "judge"))
     judging = Judging(config.judge, rewards, folder=folder)
+    amount, where = counted(len(judging.pairs), "pair"), without_secrets(config.judge.pairs)
+    log.info("judging %s by %s of %s", ", ".join(rewards), amount, where)
     with only_job_in(folder):
         hub.tell_workers()
         start_ray()

@@ -144,7 +144,7 @@ def collect(
         banner=banner,
         done=[step.label for step in steps if step.done],
         to_come=[step.label for step in steps if not step.done],
-        seconds=record.get("total_seconds"),
+        seconds=record.get("seconds"),
         facts=_facts(record),
         links=_links(folder, name, record, {n: labels[n] for n in trained}, tracking_uri),
         funnel=_funnel(folder, curated_by.select.min_gap) if curated else [],

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from raypref.core.config import InputError, flatten, to_toml
+from raypref.core.config import InputError, Resources, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
 from raypref.core.messages import without_secrets
+from raypref.core.progress import at_step, counted, since_start
 from raypref.core.progress import waiting as waiting_for
 from raypref.core.tracking import Tracker, require_trackers
 from raypref.core.versions import versions
@@ -41,59 +42,85 @@ EVALUATE = ("evaluation", "fused", "card", "report")
 PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
 
 
-def plan(run: Run, *, only: Collection[str] = ()) -> list[str]:
-    """What each step would do, one line per step, without doing it."""
-    lines = []
-    for step in run.steps:
-        outlook = _outlook(step) if is_part(step, only) else "not part of this job"
-        lines.append(f"{step.name:<13} {outlook}")
-    return lines
-
-
 def is_part(step: Step, only: Collection[str]) -> bool:
     """Whether a job does a step: it is named, or a training where all are; empty names all."""
     return not only or step.name in only or (step.trains and TRAININGS in only)
 
 
-def _outlook(step: Step) -> str:
-    ledgers = step.ledgers()
-    stale = [ledger for ledger in ledgers if ledger.state() == "stale"]
-    if stale:
-        changes = "; ".join(stale[0].changes())
-        return f"was made with other settings (--redo replaces it): {changes}"
-    if step.done:
-        return "skip, complete"
-    return "resume" if any(ledger.state() != "absent" for ledger in ledgers) else "run"
+def steps_lacking(run: Run, *, only: Collection[str]) -> list[Step]:
+    """The steps before a job's own that it reads and that are not done."""
+    first = next((i for i, step in enumerate(run.steps) if is_part(step, only)), 0)
+    return [step for step in run.steps[:first] if step.read and not step.done]
 
 
-def execute(config: RunConfig, *, only: Collection[str] = (), redo: bool = False) -> Run:
+def command_of(step: Step) -> str:
+    """The command that does a step, as a part of the run."""
+    parts = {"curate": CURATE, "align": ALIGN, "evaluate": EVALUATE}
+    return next(name for name, steps in parts.items() if is_part(step, steps))
+
+
+def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resources, int]]:
+    """What a step asks for: key of the resources, the resources, workers that it begins with."""
+    if step.trains:  # it begins with all its workers, a pool with one
+        training = config.train[step.name]
+        workers = training.min_workers or training.resources.workers
+        yield f"train.{step.name}.resources", training.resources, workers
+        return
+    for name in PASSES.get(step.name, (step.name,)):
+        need = getattr(getattr(config, name, None), "resources", None)
+        if need is not None:
+            yield f"{name}.resources", need, 1
+
+
+def changes_of(step: Step) -> str:
+    """Which settings a step was made with that differ now; empty: it was made with these."""
+    for ledger in step.ledgers():
+        if ledger.state() == "stale":
+            changes = ledger.changes()
+            other = [change for change in changes if not change.startswith("source.digest:")]
+            if len(other) < len(changes):
+                other.insert(0, "made from other photographs (what source.path lists changed)")
+            return "; ".join(other)
+    return ""
+
+
+def execute(
+    config: RunConfig,
+    *,
+    only: Collection[str] = (),
+    redo: bool = False,
+    announce: Callable[[Run], None] = lambda run: None,
+) -> Run:
     """Run the steps of a job that are not done yet.
 
     Args:
         config: all settings.
         only: names of the steps of this job; empty for all.
         redo: replace results that were made with other settings, instead of refusing.
+        announce: called before the work begins, once nothing is known to be wrong.
 
     Raises:
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
     run = Run(config)
-    log.info("%s: %s", without_secrets(run.folder), " -> ".join(step.name for step in run.steps))
     waiting = [step for step in run.steps if is_part(step, only)]
     require_steps_before(run, only=only)
     stale = _stale(waiting)
     if stale and not redo:
+        step = next(step for step in waiting if changes_of(step))
         raise InputError(
-            f"{stale[0].path} was made with other settings ({'; '.join(stale[0].changes())}). Give "
-            "this variant a name of its own (run=NAME) or replace the old result with --redo"
+            f"{step.name} of {run.folder}: {changes_of(step)}. Give this variant a name of its own "
+            "(run=NAME) or replace the old result with --redo"
         )
-    _check(waiting)  # before anything is written or cleared
+    with waiting_for("looking for the models and the data"):
+        _check(waiting)  # before anything is written or cleared
     require_trackers(config.tracking, storage=config.storage)
+    announce(run)
     with only_job_in(run.folder):
         for ledger in stale:
             log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
             ledger.clear()
-        carry_out(run, only=only)
+        carry_out(run, only=only, before=since_start())
     return run
 
 
@@ -103,6 +130,7 @@ def carry_out(
     only: Collection[str] = (),
     turn: Callable[[Step], AbstractContextManager[object]] = nullcontext,
     parent_run_id: str | None = None,
+    before: float = 0.0,
 ) -> None:
     """Run the steps of a run that are not done yet.
 
@@ -111,10 +139,12 @@ def carry_out(
         only: names of the steps of this job; empty for all.
         turn: held around a step: waits while another run does the same one.
         parent_run_id: the MLflow run that this one is a child of.
+        before: seconds that the command had taken, which count among the run's.
 
     Raises:
         InputError: wrong settings or data, or missing models.
     """
+    began = time.monotonic() - before
     waiting = [step for step in run.steps if is_part(step, only)]
     with waiting_for("looking for the models and the data"):
         _check(waiting)
@@ -127,7 +157,7 @@ def carry_out(
         run.tracker, record = _open_record(run, parent_run_id)
     with released_after():
         try:
-            _take(run, waiting, record, turn, pages=parent_run_id is None)
+            _take(run, waiting, record, turn, began=began, pages=parent_run_id is None)
         except BaseException:
             run.tracker.finish("FAILED")
             raise
@@ -142,9 +172,20 @@ def _take(
     record: dict[str, Any],
     turn: Callable[[Step], AbstractContextManager[object]],
     *,
+    began: float,
     pages: bool,
 ) -> None:
-    """Run one step after another, and record each; `pages`: write the page after each."""
+    """Run one step after another, and record each.
+
+    Args:
+        run: the run.
+        waiting: the steps of the job.
+        record: what `run.json` says.
+        turn: held around a step.
+        began: when the job's time began, by the monotonic clock.
+        pages: whether to write the page after each step.
+    """
+    earlier = record.get("seconds", 0.0)
     for place, step in enumerate(waiting):
         if step.done:
             log.info("%s: skipped, complete", step.name)
@@ -153,10 +194,13 @@ def _take(
             if step.done:  # another run did it in the meantime
                 log.info("%s: shared, complete", step.name)
                 continue
-            began = time.monotonic()
-            with waiting_for(f"{step.name}: working"):
+            # The page tells the time of this moment, and the terminal the same one.
+            record["seconds"] = earlier + time.monotonic() - began
+            _write_record(run, record)
+            step_began = time.monotonic()
+            with at_step(step.name), waiting_for(f"{step.name}: working"):
                 work = step.run()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - step_began
         record["steps"][step.name] = {
             "seconds": seconds,
             "amount": work.amount,
@@ -164,8 +208,11 @@ def _take(
             "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
         }
+        if step.ledgers():  # not the page: it is written, and a job may end with another step
+            record["seconds"] = earlier + time.monotonic() - began
         _write_record(run, record)
-        log.info("%s: done, %d %s, %.0f s", step.name, work.amount, work.unit, seconds)
+        amount = counted(work.amount, work.unit)
+        log.info("%s: done, %s, %.0f s", step.name, amount, seconds)
         if pages and _shows(step, waiting[place + 1 :]):
             with waiting_for("page: writing it"):
                 write_page(run)
@@ -188,19 +235,15 @@ def require_steps_before(run: Run, *, only: Collection[str] = ()) -> None:
     Raises:
         InputError: names a step that is not complete; or the job has no step at all.
     """
-    waiting = [step for step in run.steps if is_part(step, only)]
-    if not waiting:
+    if not any(is_part(step, only) for step in run.steps):
         raise InputError("trainings=[]: nothing is to be trained; name a training, or evaluate")
-    first = run.steps.index(waiting[0])
-    for step in run.steps[:first]:
-        if step.read and not step.done:
-            stale = _stale([step])
-            changes = f" ({'; '.join(stale[0].changes())})" if stale else ""
-            raise InputError(
-                f"{step.name} of {run.folder} is not complete for these settings{changes}; run the "
-                "job before this one, or the whole run (raypref run, or jobs/full_pipeline.py), "
-                "with the same settings"
-            )
+    for step in steps_lacking(run, only=only):
+        changes = changes_of(step)
+        raise InputError(
+            f"{run.folder} has no {step.name} for these settings yet"
+            f"{f' ({changes})' if changes else ''}. Run raypref {command_of(step)} or raypref run "
+            "with the same settings first"
+        )
 
 
 def _check(waiting: Iterable[Step]) -> None:
@@ -221,15 +264,8 @@ def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
     for step in waiting:
         if not step.needs or step.done:
             continue
-        if step.trains:  # it begins with all its workers, a pool with one
-            training = config.train[step.name]
-            workers = training.min_workers or training.resources.workers
-            require_nodes(f"train.{step.name}.resources", training.resources, workers=workers)
-            continue
-        for name in PASSES.get(step.name, (step.name,)):
-            need = getattr(getattr(config, name, None), "resources", None)
-            if need is not None:
-                require_nodes(f"{name}.resources", need, workers=1)
+        for key, need, workers in needs_of_step(config, step):
+            require_nodes(key, need, workers=workers)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pyarrow as pa
 from pydantic import AfterValidator
@@ -166,6 +166,7 @@ def _usable(config: SourceConfig, *, bare: bool) -> Iterator[Row]:
         problems += row["problem"] is not None
         first = first or row["problem"] or ""
     if captions or (bare and problems < count):
+        _counted[config] = Counted(count, captions)
         return
     store = config.store()
     if not count:
@@ -177,6 +178,24 @@ def _usable(config: SourceConfig, *, bare: bool) -> Iterator[Row]:
     layout = _layout(config, store)
     loose, advice = layout == "folder", REGISTRY[layout].advice
     raise InputError(no_captions(store, count, problems, first, loose=loose, advice=advice))
+
+
+class Counted(NamedTuple):
+    """How many entries a source lists."""
+
+    entries: int
+    captions: int  # entries with a caption
+
+
+_counted: dict[SourceConfig, Counted] = {}  # of sources that this process has listed whole
+
+
+def counts_of(config: SourceConfig) -> Counted | None:
+    """How many entries a source lists; None where that is unknown without reading it whole.
+
+    It is known once `digest` has listed the source.
+    """
+    return _counted.get(config)
 
 
 _known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`

@@ -84,8 +84,8 @@ def test_its_settings_are_those_of_a_training(margin_dpo: None) -> None:
     given = ["trainings=['mine']", "train.mine.objective=margin_dpo", "train.mine.scale=0.2"]
     settings = load(RunConfig, "tiny", given)
     assert results_of({"t": settings.train["mine"]})["t.scale"] == 0.2
-    [line] = [line for line in describe(RunConfig) if line.startswith("train.NAME.scale ")]
-    assert line.endswith("margin_dpo: margin of the logit for each point of PickScore")
+    [text] = [text for text in describe(RunConfig) if text.startswith("train.NAME.scale ")]
+    assert text.endswith("margin_dpo: margin of the logit for each point of PickScore")
     with pytest.raises(InputError, match=r"train\.stage2\.scale is a setting of .* margin_dpo"):
         load(RunConfig, "tiny", ["train.stage2.scale=0.2"])
 

@@ -36,13 +36,8 @@ def exposure(tmp_path: Path) -> Iterator[None]:
 def test_it_has_a_section_a_line_of_help_and_a_fingerprint(exposure: None) -> None:
     settings = load(RunConfig, "tiny", [CHOSEN, "rewards.exposure.low=10"])
     assert flatten(settings)["rewards.exposure.low"] == 10
-    [line] = [line for line in describe(RunConfig) if line.startswith("rewards.exposure.low ")]
-    assert line.split(None, 3) == [
-        "rewards.exposure.low",
-        "int",
-        "5",
-        "grey levels up to it are black",
-    ]
+    [text] = [text for text in describe(RunConfig) if text.startswith("rewards.exposure.low ")]
+    assert text == "rewards.exposure.low  (integer, default 5)\n    grey levels up to it are black"
     decide = results_of(
         measures(settings.metrics, settings.pickscore, settings.rewards)["exposure"].settings
     )

@@ -1,0 +1,256 @@
+"""What a job will do and what that takes: the lines that a job begins with, and `--dry-run`."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from raypref.core.config import Section, flatten
+from raypref.core.ledger import join
+from raypref.core.messages import without_secrets
+from raypref.core.progress import counted, duration
+from raypref.core.schemes import scheme_of
+from raypref.models.hub import hub_id
+from raypref.rewards.rewards import reward
+from raypref.run.config import RunConfig
+from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
+from raypref.run.pipeline import Run, Step
+from raypref.sources.index import counts_of
+
+WIDTH = 100  # columns
+MOST = 3  # names on a line
+LONG = ("steps", "changed", "downloads", "note")  # may take two lines
+PATHS = ("photographs", "page")
+# What the weights of a family need, told by the presets: GB on disk, GB of GPU memory. Worked out,
+# not measured.
+KNOWN = {"sd15": (12, 24), "sd35m": (33, 24)}
+EMBEDDED = (
+    "these are small embedded models: the run checks your data, its scores mean nothing for your "
+    "photographs"
+)
+
+
+class Expected(NamedTuple):
+    """What a step takes, by earlier runs."""
+
+    seconds: float
+    bytes: float
+
+
+# A step of a run, and how many units of work it is where that is known, to what it takes; None
+# where nothing like it was measured.
+Estimate = Callable[[Run, Step, float | None], Expected | None]
+
+
+def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list[str]:
+    """What a job will do, in at most 15 lines of 100 columns.
+
+    Args:
+        run: the run.
+        only: names of the steps of this job; empty for all.
+        estimate: what a step takes.
+
+    Raises:
+        InputError: the data or a setting is wrong.
+    """
+    states = step_states(run, only=only)
+    steps = {step.name: step for step in run.steps}
+    waiting = [steps[name] for name, state in states.items() if state != "done"]
+    told = {
+        "photographs": _photographs(run),
+        "steps": " > ".join(states),
+        **_by_state(states),
+        **_needs(steps_lacking(run, only=only)),
+        **_changed(steps[name] for name, state in states.items() if state == "changed"),
+        **_expected(run, waiting, estimate),
+        "GPU memory": _gpu_memory(run.config, waiting),
+        "downloads": _downloads(run, waiting),
+    }
+    if "report" in states:
+        told["page"] = without_secrets(join(run.folder, "report", "index.html"))
+    if shows_embedded_models(run.config):
+        told["note"] = EMBEDDED
+    return [f"run folder   {without_secrets(run.folder)}", *_lines(told)]
+
+
+def _lines(told: Mapping[str, str]) -> Iterator[str]:
+    for name, text in told.items():
+        line = f"{name:<12} {text}"
+        if name in PATHS:  # to be opened or copied: whole, however long
+            yield line
+            continue
+        yield from textwrap.wrap(
+            line,
+            WIDTH,
+            subsequent_indent=" " * 13,
+            max_lines=2 if name in LONG else 1,
+            placeholder=" ...",
+            break_on_hyphens=False,
+        )
+
+
+def step_states(run: Run, *, only: Collection[str] = ()) -> dict[str, str]:
+    """The steps of a job: to do, half done, done, or changed (made with other settings)."""
+    return {step.name: _state(step) for step in run.steps if is_part(step, only)}
+
+
+def shows_embedded_models(config: RunConfig) -> bool:
+    """Whether photographs of one's own go through the small embedded models."""
+    own = scheme_of(config.source.path) is None
+    return own and scheme_of(config.base.model) is not None
+
+
+def _state(step: Step) -> str:
+    states = {ledger.state() for ledger in step.ledgers()}
+    if "stale" in states:
+        return "changed"
+    if states == {"complete"}:
+        return "done"
+    return "half done" if states - {"absent"} else "to do"
+
+
+def _photographs(run: Run) -> str:
+    source = run.config.source
+    _ = run.curation.index.settings  # lists the source
+    counts = counts_of(source)
+    if counts is None:
+        return f"counted as they are read, in {without_secrets(source.path)}"
+    entries = counted(counts.entries, "photograph")
+    with_one = "all" if counts.captions == counts.entries else f"{counts.captions}"
+    return f"{entries}, {with_one} with a caption, in {without_secrets(source.path)}"
+
+
+def _by_state(states: dict[str, str]) -> dict[str, str]:
+    """Which steps are done or half done; nothing where none is."""
+    found = {
+        state: ", ".join(name for name, own in states.items() if own == state)
+        for state in ("done", "half done")
+    }
+    return {state: names for state, names in found.items() if names}
+
+
+def _needs(lacking: list[Step]) -> dict[str, str]:
+    """The first step that must be done before, by another command."""
+    first = next(iter(lacking), None)
+    return {"needs first": f"{first.name} (raypref {command_of(first)})"} if first else {}
+
+
+def _changed(steps: Iterable[Step]) -> dict[str, str]:
+    """What was made with other settings, told of the first step of all that were."""
+    first = next(iter(steps), None)
+    if first is None:
+        return {}
+    return {"changed": f"{first.name}: {changes_of(first)}; take run=NEW, or --redo to replace it"}
+
+
+def _expected(run: Run, waiting: list[Step], estimate: Estimate) -> dict[str, str]:
+    """Minutes and disk, as far as steps like these were measured in the storage."""
+    timed = [step for step in waiting if step.ledgers()]  # card and page take seconds
+    expected = {step.name: estimate(run, step, _amount(run, step)) for step in timed}
+    found = [taken for taken in expected.values() if taken is not None]
+    lacking = [name for name, taken in expected.items() if taken is None]
+    free = _free_bytes(run.config.storage)
+    if not timed:
+        return {"time": "seconds: all is done but what is written anew every time"}
+    if not found:
+        time, disk = "not measured on this machine", "not measured"
+    else:
+        but = f"; not measured: {_few(lacking)}" if lacking else ""
+        time = f"{_minutes(sum(t.seconds for t in found))} by earlier runs here{but}"
+        disk = f"about {_size(sum(t.bytes for t in found))}{' and more' if lacking else ''}"
+    return {"time": time, "disk": disk + (f"; {_size(free)} free" if free is not None else "")}
+
+
+def _minutes(seconds: float) -> str:
+    """A rough time: `less than 10 s`, `about 43 s`, `about 12 min`, `about 2 h 14 min`."""
+    if seconds < 10:
+        return "less than 10 s"
+    rounded = seconds if seconds < 60 else 60 * round(seconds / 60)
+    return f"about {duration(rounded).removesuffix(' 0 s')}"
+
+
+def _amount(run: Run, step: Step) -> float | None:
+    """How many units of work a step is, where the settings alone do not say it."""
+    if step.name == "pairs":
+        counts = counts_of(run.config.source)
+        return counts.entries if counts else None
+    if step.name == "evaluation":
+        ev = run.evaluation
+        lacking = [own for own in ev.images.ledgers.values() if own.state() != "complete"]
+        return len(lacking) * len(ev.prompts) * len(run.config.evaluate.seeds)
+    return None
+
+
+def _free_bytes(storage: str) -> int | None:
+    """What is free where the runs lie; None for an object store."""
+    if "://" in storage:
+        return None
+    folder = Path(storage).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _size(count: float) -> str:
+    """Bytes for people: `1 MiB` and more, `1.2 GiB`."""
+    return f"{max(count / 2**20, 1):.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+
+
+def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
+    needs = [need for step in waiting for _, need, _ in needs_of_step(config, step)]
+    if not any(need.num_gpus for need in needs):
+        return "none: no step asks for a GPU"
+    if config.base.family not in KNOWN or scheme_of(config.base.model):
+        return "not measured"
+    return f"{KNOWN[config.base.family][1]} GB or more per GPU (worked out, not measured)"
+
+
+def _downloads(run: Run, waiting: list[Step]) -> str:
+    """Models that are not on this machine yet."""
+    names = [name for name in _models(run, {step.name for step in waiting}) if _absent(name)]
+    if not names:
+        return "none"
+    size = KNOWN.get(run.config.base.family)
+    return _few(names) + (f" (all of the preset: about {size[0]} GB)" if size else "")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
+    return ", ".join(names[:MOST]) + more
+
+
+def _models(run: Run, steps: Collection[str]) -> list[str]:
+    """Hub ids and weight files of the models that steps read, each once."""
+    config = run.config
+    sections: list[Section] = []
+    if "pairs" in steps:
+        sections += [config.saliency, config.perturb, config.pickscore]
+        sections += [config.photographic] if config.photographic.enabled else []
+    if {*steps} - {"pairs", "export", "card", "report"}:
+        sections.append(config.base)
+    if "evaluation" in steps:
+        named = [*config.metrics.rewards]
+        named += [config.metrics.embedder] if config.metrics.distance else []
+        sections += [reward(name, config.pickscore, config.rewards) for name in named]
+    refs: list[object] = [value for section in sections for value in flatten(section).values()]
+    refs += [ref for ref, _ in run.alignment.weights.values()] if {*steps} & {*run.trained} else []
+    file = config.saliency.weights if config.saliency in sections else None
+    names = (ref for ref in refs if isinstance(ref, str) and ref)
+    return list(dict.fromkeys(name for name in names if name == file or hub_id(name)))
+
+
+def _absent(name: str) -> bool:
+    """Whether a model is neither a local file or folder nor in the hub's cache."""
+    if scheme_of(name) is not None or Path(name).expanduser().exists():
+        return False
+    named = hub_id(name)
+    if named is None:
+        return True
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=named.repo, repo_type="model")
+    return not any(Path(constants.HF_HUB_CACHE, folder, "snapshots").glob("*/*"))
