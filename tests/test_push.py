@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora.begin()
     files = {
         "pytorch_lora_weights.safetensors": WEIGHTS,
-        "kohya.safetensors": b"the same for others",
+        "run-stage2.safetensors": b"the same for others",
         "metrics.parquet": b"nobody asked for it",
         "README.md": model_card(photographs="cc-by-4.0").encode(),
     }
@@ -69,8 +69,8 @@ def test_all_of_a_run_goes_where_it_opens_again(run, hub, capsys, tmp_path):
     assert sorted(pairs.files) == ["README.md", "part-000000.parquet"]
     assert sorted(lora.files) == [
         "README.md",
-        "kohya.safetensors",
         "pytorch_lora_weights.safetensors",
+        "run-stage2.safetensors",
     ]
     assert lora.files["pytorch_lora_weights.safetensors"] == WEIGHTS
     for name, data in pairs.files.items():
@@ -79,7 +79,7 @@ def test_all_of_a_run_goes_where_it_opens_again(run, hub, capsys, tmp_path):
     assert len(data) == 3 and data[0]["chosen"].size == (120, 80)
     assert DatasetCard(pairs.files["README.md"].decode()).data.license == "cc-by-4.0"
     text = lora.files["README.md"].decode()
-    assert 'load_lora_weights("me/aligned")' in text
+    assert 'load_lora_weights("me/aligned", weight_name=' in text
     assert ModelCard(text).data.datasets == ["me/aligned"]
 
 

@@ -262,7 +262,7 @@ def test_the_page_is_written_after_every_step_that_shows_something(tmp_path, mon
 
     def take(*steps: Step, pages: bool = True) -> list[str]:
         told.clear()
-        execute._take(run, [*steps], record, nullcontext, pages=pages)
+        execute._take(run, [*steps], record, nullcontext, began=0.0, pages=pages)
         return [*told]
 
     ends = step("card", fills=False), step("report", fills=False)

@@ -26,7 +26,7 @@ def pick_device(num_gpus: float) -> torch.device:
     return torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")
 
 
-def send(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The values on a device, in a precision; a GPU works on while they travel."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.to(dtype).pin_memory()

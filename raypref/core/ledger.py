@@ -181,6 +181,10 @@ class Ledger:
         """Whether it was declared complete, under whatever settings."""
         return self._json(MANIFEST) is not None
 
+    def begun(self) -> dict[str, Any]:
+        """With what it was begun: `fingerprint` and `settings`; empty when it was not."""
+        return self._json(STARTED) or {}
+
     def changes(self) -> list[str]:
         """For a stale ledger: which settings differ, as `key: old -> new`."""
         started = self._json(STARTED) or {"settings": {}}

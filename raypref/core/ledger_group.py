@@ -38,6 +38,14 @@ class LedgerGroup(Ledger):
         """16 hex digits of the group's ledgers."""
         return fingerprint({name: ledger.fingerprint for name, ledger in self.ledgers.items()})
 
+    def committed(self) -> bool:
+        """Whether all were declared complete, under whatever settings."""
+        return all(ledger.committed() for ledger in self.ledgers.values())
+
+    def begun(self) -> dict[str, Any]:
+        """By model, what `Ledger.begun` says."""
+        return {name: ledger.begun() for name, ledger in self.ledgers.items()}
+
     def complete(self) -> bool:
         """Whether every ledger is."""
         return self.state() == "complete"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raypref.core.bars import Bars
 
 FORMS = ("auto", "lines", "json")  # auto: bars on a terminal, else lines
-QUIET = ("httpx", "urllib3", "ray", "datasets", "alembic")  # libraries that say too much
+QUIET = ("httpx", "httpx2", "urllib3", "ray", "datasets", "alembic")  # libraries that say too much
 
 log = logging.getLogger(__name__)
 _form = "lines"  # of what this process says: lines, bars or json

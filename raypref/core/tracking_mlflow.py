@@ -98,7 +98,6 @@ class MlflowRecord:
             logging.getLogger("alembic").setLevel(logging.WARNING)
             # And writes a traceback for an error of its database, which is told below in a line.
             logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
             uri = uri or _default_uri(storage)
             client = mlflow.MlflowClient(tracking_uri=uri)
             artifacts = None if given else join(absolute(storage), "mlartifacts")

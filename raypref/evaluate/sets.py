@@ -178,8 +178,7 @@ def _held(folder: str) -> str | None:
 
 def _settings(folder: str, model: str) -> dict[str, str]:
     """The settings that a model's images were begun with."""
-    data = read_bytes(join(folder, "images", model, "started.json"))
-    return {} if data is None else dict(json.loads(data)["settings"])
+    return dict(Ledger(join(folder, "images", model), {}).begun().get("settings", {}))
 
 
 def earlier(folder: str, *, known: Sequence[str], loras: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raypref.core.device import send
+from raypref.core.device import to_device
 
 
 class Solver(Protocol):
@@ -124,5 +124,5 @@ class _Factors:
     def at(self, i: int, x_BCHW: Tensor, *, first: int) -> tuple[Tensor, ...]:
         """Each column at step i for the samples from `first` on, to multiply latents by."""
         if self._sent is None:
-            self._sent = send(self._values_nKB, x_BCHW.device, x_BCHW.dtype)
+            self._sent = to_device(self._values_nKB, x_BCHW.device, x_BCHW.dtype)
         return self._sent[i, :, first:, None, None, None].unbind()

@@ -142,8 +142,7 @@ def _pictures(
 
 
 def _identity(photos: Ledger) -> Any:
-    started = read_bytes(join(photos.path, "started.json"))
-    return json.loads(started)["fingerprint"] if started else ""
+    return photos.begun().get("fingerprint", "")
 
 
 def _draw(

@@ -19,12 +19,12 @@ from raypref.core.ledger import Ledger, absolute, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.curate.cards import CARD
 from raypref.models.lora_config import FILE_NAME
+from raypref.models.lora_formats import shared_name
 from raypref.run.config import RunConfig
 from raypref.run.upload import HUB_CARD, PushFailed, Upload, send
 
 PAIRS, LORA, BOTH = "pairs", "lora", "both"
 UNKNOWN = "other"  # what `source.license` says where nobody said anything
-LORA_FILES = (FILE_NAME, "kohya.safetensors")  # the second of UNets only
 DONE, FAILED = 0, 1
 
 
@@ -172,14 +172,15 @@ def _lora(
         raise InputError(f"{ledger.path} is not complete; `raypref align` finishes it")
     fix = f"`raypref run {join(folder, 'config.toml')}` writes one"
     text = _read(ledger.path, (HUB_CARD,), fix=fix)
-    text = text.replace("path/to/this/folder", repo)  # the example loads what is pushed
+    text = text.replace('load_lora_weights("."', f'load_lora_weights("{repo}"')
     said = f"Licence of the photographs: {licence}."
     text = re.sub(r"^Licence of the photographs: .*$", said, text, flags=re.MULTILINE)
     card = ModelCard(text, ignore_metadata_errors=True)
     if with_pairs:
         card.data["datasets"] = [repo]
     fs, root = filesystem(ledger.path)
-    files = [name for name in LORA_FILES if fs.get_file_info(f"{root}/{name}").is_file]
+    named = (FILE_NAME, shared_name(config.run, final))
+    files = [name for name in named if fs.get_file_info(f"{root}/{name}").is_file]
     return Upload("model", repo, str(card), {name: join(ledger.path, name) for name in files})
 
 

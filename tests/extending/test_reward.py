@@ -98,7 +98,7 @@ def test_a_job_that_imports_it_knows_its_name(tmp_path: Path) -> None:
     script = tmp_path / "evaluate_exposure.py"
     text = job.read_text(encoding="utf-8")
     script.write_text(text.replace("import sys\n", "import sys\n\nimport exposure\n", 1))
-    settings = [CHOSEN, "rewards.exposure.low=10", f"storage={tmp_path}", "--dry-run"]
+    settings = [CHOSEN, "rewards.exposure.low=10", f"storage={tmp_path}", "--resolved"]
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     for file, code in ((script, 0), (job, 2)):
         ended, said = run_python(str(file), "tiny", *settings, variables=variables)
