@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import grpc
 import pytest
 import ray
 
+from raypref.core import device
 from raypref.core.config import InputError, Resources
 from raypref.engine import cluster
 
@@ -37,6 +38,45 @@ def test_on_a_ray_started_here_it_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     cluster.require_nodes("stage1", Resources(num_cpus=2), workers=1)
     with pytest.raises(InputError, match=r"needs 1 GPU \(0 on this machine\); lower .*num_gpus"):
         cluster.require_nodes("pickscore.resources", NEED, workers=1)
+
+
+class Remote:
+    """A task that runs where it is called."""
+
+    def __init__(self, work: Callable[[], str]) -> None:
+        self.remote = work
+
+
+@pytest.mark.parametrize("reason", ["", "torch 2 is built for CUDA 13.0, driver 470.1: too old"])
+def test_a_gpu_that_cannot_be_used_is_refused_before_any_work(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def remote(**resources: float) -> Callable[[Callable[[], str]], Remote]:
+        asked.append(resources)
+        return Remote
+
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(device, "why_no_gpu", lambda: reason)
+    if reason:
+        with pytest.raises(InputError, match=r"^num_gpus=0\.5: the GPU cannot be used: torch 2 is"):
+            cluster.require_usable_gpus(0.5)
+    else:
+        cluster.require_usable_gpus(0.5)
+    assert [each["num_gpus"] for each in asked] == [0.5]
+    asked.clear()
+    cluster.require_usable_gpus(2.0)  # a node is still to come
+    assert not asked
+
+
+def test_a_gpu_that_nobody_asks_for_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "1 GPU there, and every step has num_gpus=0" in cluster.idle_gpus(asked=False)
+    assert cluster.idle_gpus(asked=True) == ""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert cluster.idle_gpus(asked=False) == ""
 
 
 @pytest.mark.parametrize(

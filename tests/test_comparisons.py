@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DDPMScheduler
+from torch.overrides import TorchFunctionMode
 from training import LORA, denoiser, pairs, training
 
 from raypref.align.config import TrainingConfig
@@ -90,3 +91,26 @@ def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own
     adapters.activate(policy.module, POLICY)
     eps = policy.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
     assert (eps - made.sides[1].target_BCHW).abs().max() < 1e-9
+
+
+class _Copies(TorchFunctionMode):
+    """Counts what is sent to a device by name."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.to and any(isinstance(each, torch.device) for each in args):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_rollout_sends_its_numbers_to_the_device_at_once() -> None:
+    """Each copy from the host drains the device's queue: 104 per rollout of 20 steps before."""
+    stage = DRO.model_copy(update={"rollout_steps": 20, "batch": 32, "micro_batch": 32})
+    draws = [Draw(i % 3, torch.Generator().manual_seed(i)) for i in range(32)]
+    made = network()
+    zeros = torch.zeros(32, 4, 8, 8, dtype=torch.float64)
+    made.predict = lambda x, timesteps, prompts: zeros[: len(x)]  # type: ignore[method-assign]
+    with _Copies() as copies:
+        stage.experience()(made, pairs(), stage, draws)
+    assert 0 < copies.count <= 12

@@ -261,3 +261,15 @@ def test_a_checkpoint_holds_the_policy_where_something_samples_from_it(
     assert found is not None
     assert ("policy" in found[1]) == kept
     assert "learner" in found[1]
+
+
+def test_deterministic_algorithms_are_asked_for_by_name(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def note(metrics: dict[str, float]) -> None:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+
+    for wanted in (True, False):
+        stage = DPO.model_copy(update={"steps": 1, "deterministic": wanted})
+        run(stage, str(tmp_path / str(wanted)), on_step=note)
+    assert asked == [True, False]

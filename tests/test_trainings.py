@@ -243,6 +243,8 @@ def test_more_workers_than_samples_are_refused_and_an_uneven_split_is_not(tmp_pa
     assert f"train.stage1.resources.workers={workers}" in message
     assert "1 to train.stage1.batch=4" in message
     assert refusals("train.stage1.batch=4", "train.stage1.resources.workers=3") == []
+    [message] = refusals("train.stage1.resources.num_gpus=0.5")
+    assert "train.stage1.resources.num_gpus=0.5: a training's worker takes whole GPUs" in message
 
 
 # ------------------------------------------------------------------ the pairs

@@ -87,6 +87,11 @@ class TrainingConfig(Section):
         "rounding only, as micro_batch does",
         affects_result=False,
     )
+    deterministic: bool = setting(
+        False,
+        "only algorithms that give the same bits every time, slower on a GPU; on a CPU all do",
+        affects_result=False,
+    )
     max_error_ratio: float = setting(
         2.0,
         "stop when the error on the chosen images exceeds the reference's by this factor, over the "

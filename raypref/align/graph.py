@@ -115,13 +115,19 @@ class Alignment:
                 lora_formats.write_shared(ledger.path, name=shared, component=component)
 
     def check_training(self, name: str) -> None:
-        """Raise InputError where a worker has no share of a step, or the pairs lack a fact."""
+        """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact."""
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
         if absent := [fact for fact in training.facts if fact not in PAIRS.names]:
             raise InputError(
                 f"{key}.objective={training.objective} reads {', '.join(absent)} of the pairs, "
                 f"which have {', '.join(PAIRS.names)}"
+            )
+        gpus = training.resources.num_gpus
+        if gpus % 1:
+            raise InputError(
+                f"{key}.resources.num_gpus={gpus:g}: a training's worker takes whole GPUs, since "
+                "NCCL refuses two workers on one; set 1, or 0 to train on the CPU"
             )
         if not 1 <= workers <= training.batch:
             raise InputError(

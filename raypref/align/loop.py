@@ -103,6 +103,7 @@ def train(
     Raises:
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
+    torch.use_deterministic_algorithms(training.deterministic)
     state = _prepare(denoiser, training, lora_config, seed=seed, start=start)
     _restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)

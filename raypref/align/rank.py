@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +49,8 @@ def work(desk: Any, need: Resources) -> None:
     """
     context = ray.train.get_context()
     group = _TorchGroup(context.get_world_rank(), context.get_world_size())
+    # Read by cuBLAS when it starts; without it `deterministic` is refused there.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(max(1, int(need.num_cpus)))
     device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
     number = ray.get(desk.begin.remote(group.rank))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -20,10 +22,48 @@ def torch_dtype(name: DType) -> torch.dtype:
 
 
 def pick_device(num_gpus: float) -> torch.device:
-    """The GPU when the stage asks for one and there is one, else the CPU."""
+    """The GPU where one is asked for, else the CPU.
+
+    Raises:
+        RuntimeError: one is asked for and cannot be used. A model for a GPU takes days on a CPU.
+    """
     import torch
 
-    return torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")
+    if not num_gpus:
+        return torch.device("cpu")
+    if reason := why_no_gpu():
+        raise RuntimeError(f"a GPU was asked for and cannot be used here: {reason}")
+    return torch.device("cuda")
+
+
+def why_no_gpu() -> str:
+    """Why torch cannot use a GPU in this process, with driver and CUDA; empty where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a build with it"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+    else:
+        said = "no GPU is visible to it"
+    driver = _driver_version() or "none found"
+    return (
+        f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, driver {driver}: {said}"
+    )
+
+
+def _driver_version() -> str:
+    """Of NVIDIA's kernel module; empty where it is not loaded."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module\s.*?(\d+\.\d+[.\d]*)", text)
+    return found[1] if found else "of unknown version"
 
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

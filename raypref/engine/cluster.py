@@ -217,6 +217,44 @@ def free_cores() -> float:
     return float(ray.available_resources().get("CPU", 0))
 
 
+def require_usable_gpus(num_gpus: float) -> None:
+    """See that a worker that holds a GPU can use it: where it cannot, models would run for days.
+
+    Args:
+        num_gpus: what the worker holds, above 0. Where no node has it, nothing is seen.
+
+    Raises:
+        InputError: names driver and CUDA.
+    """
+    import ray
+
+    from raypref.core.device import why_no_gpu
+
+    if ray.available_resources().get("GPU", 0) < num_gpus:
+        return  # all are in use, or a node is still to come
+    look = ray.remote(num_gpus=num_gpus, num_cpus=0, max_retries=0)(why_no_gpu)
+    with waiting("looking whether the GPU can be used"):
+        reason = ray.get(look.remote())
+    if reason:
+        raise InputError(
+            f"num_gpus={num_gpus:g}: the GPU cannot be used: {reason}; or set num_gpus=0 in the "
+            "resources to compute on the CPU"
+        )
+
+
+def idle_gpus(asked: bool) -> str:
+    """A line where nothing asks for a GPU and there is one; else empty."""
+    import ray
+
+    count = ray.cluster_resources().get("GPU", 0)
+    if asked or not count:
+        return ""
+    return (
+        f"{count:g} GPU{'' if count == 1 else 's'} there, and every step has num_gpus=0: all is "
+        "computed on the CPU; set num_gpus=1 in the resources of the steps"
+    )
+
+
 def require_nodes(name: str, need: Resources, *, workers: int) -> None:
     """Say what cores and GPUs are lacking for so many workers: Ray waits for them in silence.
 

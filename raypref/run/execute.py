@@ -22,10 +22,11 @@ from raypref.core.progress import at_step, counted, since_start
 from raypref.core.progress import waiting as waiting_for
 from raypref.core.tracking import Tracker, require_trackers
 from raypref.core.versions import versions
-from raypref.engine.cluster import require_nodes, start_ray
+from raypref.engine.cluster import idle_gpus, require_nodes, require_usable_gpus, start_ray
 from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
+from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.page import write_page
 from raypref.run.pipeline import Run, Step, read_record
@@ -70,6 +71,11 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         need = getattr(getattr(config, name, None), "resources", None)
         if need is not None:
             yield f"{name}.resources", need, 1
+    if step.name == "evaluation":
+        for name in config.metrics.rewards:
+            own = reward(name, config.pickscore, config.rewards)
+            key = "pickscore" if own is config.pickscore else f"rewards.{name}"
+            yield f"{key}.resources", own.resources, 1
 
 
 def changes_of(step: Step) -> str:
@@ -261,11 +267,18 @@ def _check(waiting: Iterable[Step]) -> None:
 
 def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
     """Refuse what a Ray started here can never begin, before the first pass and not after it."""
+    gpus: set[float] = set()
     for step in waiting:
         if not step.needs or step.done:
             continue
         for key, need, workers in needs_of_step(config, step):
             require_nodes(key, need, workers=workers)
+            if need.num_gpus:
+                gpus.add(need.num_gpus)
+    for num_gpus in sorted(gpus):
+        require_usable_gpus(num_gpus)
+    if line := idle_gpus(asked=bool(gpus)):
+        log.warning("%s", line)
 
 
 def _open_record(run: Run, parent_run_id: str | None) -> tuple[Tracker, dict[str, Any]]:
