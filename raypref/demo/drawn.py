@@ -40,7 +40,8 @@ def draw_world(count: int) -> World:
     jobs = [(scene, SEED * 1_000_003 + index) for index, scene in enumerate(scenes)]
 
     def build(path: Path) -> None:
-        with multiprocessing.get_context("spawn").Pool() as pool:
+        # Forked: who is spawned imports torch, only to render with numpy.
+        with multiprocessing.get_context("fork").Pool() as pool:
             shots = pool.starmap(_shoot, jobs, chunksize=64)
         photos, masks = (np.stack(arrays) for arrays in zip(*shots, strict=True))
         np.savez(path, photos=photos, masks=masks)

@@ -39,11 +39,6 @@ STAGES = """
 title = "Stages"
 
 [[rows]]
-name = "base"
-label = "base"
-model = "base"
-
-[[rows]]
 name = "stage1"
 label = "stage 1"
 model = "stage1"
@@ -101,7 +96,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     assert "distinct models to train: 2" in output
     assert len(complete(killed, "stage*")) == 2
     assert "impossible: train.stage2.beta=-1: input should be greater than 0" in output
-    for label in ("base", "stage 1", "stage 1 + stage 2"):
+    for label in ("stage 1", "stage 1 + stage 2"):
         assert re.search(rf"^{re.escape(label)} +\d", output, re.MULTILINE), output
     page = re.search(r"^Page: (.*)$", output, re.MULTILINE)
     assert page and "stage 1 + stage 2" in Path(page[1]).read_text()
@@ -133,7 +128,7 @@ def _check_tracking(storage: Path) -> None:
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         and run.info.status == "FINISHED"
     }
-    assert set(children) == {"base-seed0", "stage1-seed0", "stage2-seed0"}
+    assert set(children) == {"stage1-seed0", "stage2-seed0"}
     both = children["stage2-seed0"].info.run_id
     steps = [metric.step for metric in client.get_metric_history(both, "stage1/loss")]
     assert sorted(set(steps)) == [1, 2, 3, 4]  # though another row trained it
