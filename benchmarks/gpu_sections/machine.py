@@ -12,6 +12,7 @@ import full
 import torch
 
 from gpu_sections.bench import GIB, Bench
+from gpu_sections.counting import count
 from gpu_sections.curation import tf32
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -29,9 +30,23 @@ def env(bench: Bench) -> None:
         bench.record("CUDA of torch", torch.version.cuda or "", "")
         bench.record("cuDNN", torch.backends.cudnn.version() or 0, "")
         bench.record("streaming multiprocessors", found.multi_processor_count, "")
+    for name in ("sd15", "sd35m") if bench.size == "full" else ("sd15",):
+        bench.attempt(name, partial(_counted, bench, name))
     bench.attempt("", lambda: _copy(bench))
     for name in ("bfloat16", "float32", "TF32"):
         bench.attempt(name, partial(_product, bench, name))
+
+
+def _counted(bench: Bench, name: str) -> None:
+    """What a training pass of the full size consists of; no card is needed for that."""
+    counts = count(name, backward=bench.size == "full")
+    bench.record("counted: kernels, forward", counts.kernels, "", variant=name)
+    bench.record("counted: conversions, forward", counts.casts, "", variant=name)
+    bench.record("counted: kept for backward per sample", counts.saved, "GiB", variant=name)
+    bench.record("counted: forward per sample", counts.forward, "TFLOP", variant=name)
+    if counts.kernels_both:
+        bench.record("counted: kernels, both", counts.kernels_both, "", variant=name)
+        bench.record("counted: backward per sample", counts.backward, "TFLOP", variant=name)
 
 
 def _copy(bench: Bench) -> None:

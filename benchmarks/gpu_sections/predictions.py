@@ -67,6 +67,17 @@ _ENV: dict[Key, float] = {
     ("check", "equal bits of a batch's positions, inpaint", ""): 1,
     ("check", "equal bits, watched late and at once", ""): 1,
 }
+# Of the full size whatever is measured.
+COUNTED: dict[Key, float] = {
+    ("env", "counted: kernels, forward", "sd15"): 1240,
+    ("env", "counted: kept for backward per sample", "sd15"): 0.74,
+    ("env", "counted: forward per sample", "sd15"): 0.804,
+    ("env", "counted: backward per sample", "sd15"): 0.910,
+    ("env", "counted: kernels, both", "sd15"): 2729,
+    ("env", "counted: kept for backward per sample", "sd35m"): 2.04,
+    ("env", "counted: forward per sample", "sd35m"): 2.468,
+    ("env", "counted: backward per sample", "sd35m"): 2.791,
+}
 ON_H100: dict[Key, float] = {
     **{("train", name, variant): value for (name, variant), value in _TRAIN.items()},
     **_CURATION,
@@ -77,9 +88,10 @@ ON_H100: dict[Key, float] = {
 
 def predicted(section: str, name: str, variant: str, *, size: str, cuda: bool) -> float | None:
     """The prediction for a figure; None where there is none, or where it would not apply."""
-    if size != "full" or not cuda:
-        return None
-    return ON_H100.get((section, name, variant))
+    key = section, name, variant
+    if key in COUNTED:
+        return COUNTED[key]
+    return ON_H100.get(key) if size == "full" and cuda else None
 
 
 # Published peaks of dense bfloat16 matrix products, TFLOP/s, by a part of the card's name.
