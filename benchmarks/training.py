@@ -24,14 +24,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import proportions
 import torch
-import torch.nn.functional as F
-from diffusers import DPMSolverMultistepScheduler
-from peft import LoraConfig as PeftLoraConfig
-from PIL import Image, ImageFilter
+from PIL import Image
+from plain_loop import ROLLOUT, Pair, Plain, photographs
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,17 +36,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.demo.photograph import SIZE, render_scene
-from raypref.demo.world import caption, sample_scenes
-from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder, load_pipeline
+from raypref.demo.photograph import SIZE
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.lora_config import LoraConfig
 
 LORA = LoraConfig()
 CPU = torch.device("cpu")
-ROLLOUT = 20
 PAIRS = 32
-Pair = tuple[str, Image.Image, Image.Image]
 
 
 @dataclass(frozen=True)
@@ -73,14 +67,6 @@ def case(name: str) -> Case:
     return Case(title, base, proportions.SIZE, 16, 4, {"dro": 1, "dpo": 1})
 
 
-def photographs(side: int) -> list[Pair]:
-    made = []
-    for i, scene in enumerate(sample_scenes(PAIRS, 0)):
-        photo = Image.fromarray(render_scene(scene, seed=i)).resize((side, side))
-        made.append((caption(scene), photo, photo.filter(ImageFilter.GaussianBlur(2))))
-    return made
-
-
 def cached(base: BackboneConfig, pairs: list[Pair]) -> PairData:
     encoder = load_encoder(base, device=CPU)
     moments = []
@@ -99,88 +85,9 @@ def cached(base: BackboneConfig, pairs: list[Pair]) -> PairData:
     )
 
 
-class Plain:
-    """The plain loop, for both objectives."""
-
-    def __init__(self, what: Case) -> None:
-        base, self.micro = what.base, what.micro
-        self.pipe: Any = load_pipeline(base, device=CPU)
-        self.unet = self.pipe.unet.to(memory_format=torch.channels_last)
-        self.unet.requires_grad_(False)
-        self.unet.add_adapter(
-            PeftLoraConfig(
-                r=LORA.rank,
-                lora_alpha=int(LORA.alpha),
-                target_modules=list(LORA.targets),
-                init_lora_weights="gaussian",
-            )
-        )
-        self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-5)
-        copy = load_denoiser(base, device=CPU)
-        self.frozen, self.schedule = copy.module, copy.schedule  # type: ignore[attr-defined]
-
-    def encode(self, images: list[Image.Image]) -> Tensor:
-        pixels = self.pipe.image_processor.preprocess(images)
-        with torch.no_grad():
-            latents = self.pipe.vae.encode(pixels).latent_dist.sample()
-        return latents * self.pipe.vae.config.scaling_factor
-
-    def prompts(self, texts: list[str]) -> Tensor:
-        with torch.no_grad():
-            return self.pipe.encode_prompt(texts, CPU, 1, False)[0]
-
-    def predict(self, x: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
-        return self.unet(x, t, prompts).sample
-
-    def reference(self, x: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.frozen(x, t, prompts).sample
-
-    @torch.no_grad()
-    def rollout(self, like: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scheduler = DPMSolverMultistepScheduler.from_config(self.schedule.config)
-        scheduler.set_timesteps(ROLLOUT)
-        x, seen = torch.randn_like(like), []
-        for t in scheduler.timesteps:
-            eps = self.predict(x, t.expand(len(x)), prompts)
-            seen.append((x, eps, t))
-            x = scheduler.step(eps, t, x).prev_sample
-        x, eps, t = seen[int(torch.randint(ROLLOUT, ()))]
-        return x, eps, t.expand(len(prompts))
-
-    def step(self, objective: str, pairs: list[Pair]) -> None:
-        for first in range(0, len(pairs), self.micro):
-            some = pairs[first : first + self.micro]
-            (self.loss(objective, some) * len(some) / len(pairs)).backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def loss(self, objective: str, pairs: list[Pair]) -> Tensor:
-        prompts = self.prompts([text for text, _, _ in pairs])
-        if objective == "dro":
-            photo = self.encode([photo for _, photo, _ in pairs])
-            noise = torch.randn_like(photo)
-            rejected, rejected_target, t = self.rollout(photo, prompts)
-        else:
-            both_images = [photo for _, photo, _ in pairs] + [twin for _, _, twin in pairs]
-            photo, twin = self.encode(both_images).chunk(2)
-            noise, t = torch.randn_like(photo), torch.randint(1000, (len(pairs),))
-            rejected, rejected_target = self.schedule.add_noise(twin, noise, t), noise
-        x = torch.cat([self.schedule.add_noise(photo, noise, t), rejected])
-        target, tt = torch.cat([noise, rejected_target]), torch.cat([t, t])
-        both = prompts.repeat(2, 1, 1)
-        reference = (self.reference(x, tt, both) - target).square().mean((1, 2, 3))
-        learner = (self.predict(x, tt, both) - target).square().mean((1, 2, 3))
-        chosen, rejected = (learner - reference).chunk(2)
-        if objective == "dro":
-            return (chosen - rejected).clamp(min=-0.001).mean()
-        return -F.logsigmoid(-5 * (chosen - rejected)).mean()
-
-
 def time_plain(what: Case, objective: str, pairs: list[Pair]) -> float:
-    loop, batch, steps = Plain(what), what.batch, what.steps[objective]
+    loop = Plain(what.base, LORA, micro=what.micro, device=CPU)
+    batch, steps = what.batch, what.steps[objective]
     loop.step(objective, pairs[:batch])  # warm-up
     began = time.process_time()
     for i in range(steps):
@@ -236,7 +143,8 @@ def flops(call: Callable[[], object]) -> float:
 
 def encoding_share(what: Case, pairs: list[Pair]) -> float:
     """Operations of VAE and text encoder in a plain DPO step; 0.31 in the published SD-1.5."""
-    loop, some = Plain(what), pairs[: what.batch]
+    loop = Plain(what.base, LORA, micro=what.micro, device=CPU)
+    some = pairs[: what.batch]
     images = [photo for _, photo, _ in some] + [twin for _, _, twin in some]
     encoding = flops(lambda: (loop.encode(images), loop.prompts([text for text, _, _ in some])))
     return encoding / flops(lambda: loop.step("dpo", some))
@@ -247,7 +155,7 @@ def main() -> None:
     for name in sys.argv[2:] or ("tiny", "proportions"):
         assert torch.get_num_threads() == 1, "set OMP_NUM_THREADS=1"
         what = case(name)
-        pairs = photographs(what.side)
+        pairs = photographs(PAIRS, what.side)
         began = time.process_time()
         data = cached(what.base, pairs)
         a_pair = (time.process_time() - began) / PAIRS

@@ -178,8 +178,8 @@ def pools(config: RunConfig) -> dict[str, Resources]:
         "twins": shared_worker([stage.resources for stage in twins]),
         "cache": shared_worker([config.cache.resources]),
         "images": shared_worker([config.evaluate.resources]),
-        "stage1": config.train["stage1"].resources,
-        "stage2": config.train["stage2"].resources,
+        **{name: config.train[name].resources for name in ("stage1", "stage2", "sft")},
+        **{f"rewards.{name}": each.resources for name, each in config.rewards.items()},
     }
 
 
@@ -203,6 +203,7 @@ def does_not_fit(config: RunConfig, nodes: Nodes) -> dict[str, Resources]:
 HARDWARE: dict[str, list[Nodes]] = {
     "4x24gb.toml": [[(2, 1)] * 4, [(8, 4)]],
     "8xh100.toml": [[(24, 8)]],
+    "8xh100-sd35m.toml": [[(24, 8)]],
     "cpu.toml": [[(8, 0)] * 2],
 }
 
@@ -221,7 +222,10 @@ def test_a_recipe_fits_its_hardware_and_uses_it(name: str) -> None:
         assert need.workers * need.num_gpus == gpus, f"{step} leaves GPUs idle"
 
 
-@pytest.mark.parametrize(("name", "preset"), [("4x24gb.toml", "sd15"), ("8xh100.toml", "sd15")])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("4x24gb.toml", "sd15"), ("8xh100.toml", "sd15"), ("8xh100-sd35m.toml", "sd35m")],
+)
 def test_a_recipe_changes_no_result(name: str, preset: str) -> None:
     given = ["source.path=/photos", "evaluate.prompts=/prompts.txt", "saliency.weights=/u2net.pth"]
     assert results_of({"run": recipe(name)}) == results_of({"run": load(RunConfig, preset, given)})

@@ -1,0 +1,58 @@
+"""The table of docs/gpu.md: predicted peak GiB per step, of presets and recipes on their cards.
+
+python benchmarks/memory.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raypref.core.config import load
+from raypref.run.config import RunConfig
+from raypref.run.memory_plan import CARDS, predicted_gib
+
+RECIPES = Path(__file__).parents[1] / "clusters" / "recipes"
+ON = {  # GB of the card that each names
+    "sd15": 24,
+    "4x24gb.toml": 24,
+    "sd35m": 24,
+    "8xh100.toml": 80,
+    "8xh100-sd35m.toml": 80,
+}
+# All rewards and trainings that the presets have settings for.
+GIVEN = (
+    "source.path=/photos",
+    "evaluate.prompts=/prompts.txt",
+    "saliency.weights=/u2net.pth",
+    'trainings=["stage1", "stage2", "sft"]',
+    'metrics.rewards=["pickscore", "imagereward", "unifiedreward", "hpsv3", "deqa", "aesthetic", '
+    '"hpsv2", "clipscore", "vqascore", "realism"]',
+)
+
+
+def predictions() -> dict[str, dict[str, float]]:
+    """GiB by step, by preset or recipe."""
+    found = {}
+    for name in ON:
+        source = str(RECIPES / name) if name.endswith(".toml") else name
+        found[name] = predicted_gib(load(RunConfig, source, GIVEN))
+    return found
+
+
+def table() -> list[str]:
+    """As Markdown; of the passes that score, the one that takes most."""
+    found = predictions()
+    for gib in found.values():
+        scores = [gib.pop(step) for step in list(gib) if step.startswith("scores ")]
+        gib["scores, the largest pass"] = max(scores)
+    steps = list(found["sd15"])
+    return [
+        f"| step | {' | '.join(f'{name}, {card} GB' for name, card in ON.items())} |",
+        f"|---|{'---|' * len(ON)}",
+        *(f"| {step} | {' | '.join(f'{gib[step]}' for gib in found.values())} |" for step in steps),
+        f"| free on the card | {' | '.join(f'{CARDS[card]}' for card in ON.values())} |",
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

@@ -1,0 +1,202 @@
+"""How much memory of a GPU each step of a run is predicted to need at its peak.
+
+Worked out, not measured: weights by their number and precision, and per sample what the networks
+of the published sizes keep, counted on the meta device (`benchmarks/gpu_sections/counting.py`) or
+taken from their largest layers. Other sizes of a family's network are predicted as if they were
+the published one. `docs/gpu.md` has the table for presets and recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from raypref.align import plan
+from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.core.config import Resources
+from raypref.core.device import DType
+from raypref.engine.worker import needs_of, shared_worker
+from raypref.evaluate.measures import measures, passes
+from raypref.rewards.config import RewardConfig
+from raypref.run.config import RunConfig
+
+GIB = 2**30
+OVERHEAD = 1.5  # GiB per process: CUDA context, workspaces of cuDNN and cuBLAS, fragmentation
+SPARE = 0.1  # share of a card that stays free
+# What is free on a card of so many GB, GiB.
+CARDS = {24: 23.6, 80: 79.0}
+BYTES: dict[DType, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+SIDE = 512  # pixels of the images that the figures per sample are for
+COPIES = 6  # of an adapter: learner, reference, policy, gradient, two moments of Adam; plus the EMA
+
+
+class Size(NamedTuple):
+    """A family's networks. GiB are per sample, in half precision, at 512x512."""
+
+    trained: float  # parameters and tables of what is trained, 1e9
+    text: float  # of the text encoders
+    autoencoder: float
+    adapter: float  # parameters of the preset's adapter per rank, 1e9
+    saved: float  # kept for backward, with CUDA autocast; without it about 0.7 of this
+    recomputed: float  # kept for backward with gradient checkpointing, one block included
+    forward: float  # peak of a forward without gradients
+    encoded: float  # peak of the autoencoder
+    drawn: float  # peak of a pipeline: decoding outweighs the network's two passes
+
+
+SD15 = Size(0.8595, 0.1231, 0.0837, 0.000199, 1.06, 0.31, 0.07, 0.31, 0.34)
+SIZES = {
+    "sd15": SD15,
+    "sd15_inpaint": SD15,
+    # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
+    "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.43, 0.20, 0.10, 0.31, 0.40),
+}
+# Pipelines of `perturb.kind`: parameters, 1e9.
+PAINTERS = {"sd15": 1.0663, "text2image": 1.0663, "sd35m": 8.1341, "pixart": 5.4600}
+U2NET = 0.044
+
+
+class Judge(NamedTuple):
+    """A reward, or another model that looks at images."""
+
+    parameters: float  # 1e9
+    image: float  # GiB per image of a batch
+    dtype: DType  # in which that is
+
+
+CLIP_H, CLIP_L = Judge(0.986, 0.019, "float32"), Judge(0.428, 0.010, "float32")
+QWEN = Judge(8.29, 0.19, "bfloat16")
+JUDGES = {
+    "pickscore": CLIP_H,
+    "realism": CLIP_H,
+    "hpsv2": CLIP_H,
+    "clipscore": CLIP_L,
+    "aesthetic": CLIP_L,
+    "imagereward": Judge(0.447, 0.019, "float32"),
+    "dinov2": Judge(0.304, 0.010, "float32"),
+    "unifiedreward": QWEN,
+    "vqascore": QWEN,
+    "hpsv3": QWEN._replace(image=0.125),
+    "deqa": Judge(8.20, 0.125, "float16"),
+    "photographic": Judge(8.77, 0.36, "bfloat16"),  # logits of every position
+}
+
+
+def predicted_gib(config: RunConfig) -> dict[str, float]:
+    """Predicted peak on one GPU of each step that asks for GPUs, GiB.
+
+    Args:
+        config: the settings of a run.
+
+    Returns:
+        By step: `scored`, `twins`, `cache`, each training's name, `images`, and `scores NAMES` for
+        the measures that run in one pass. Steps on the CPU are left out.
+    """
+    found: dict[str, float] = {}
+
+    def add(step: str, need: Resources, gib: float) -> None:
+        if need.num_gpus:
+            # Workers that ask for a fraction are put on one GPU.
+            sharing = max(1, min(need.workers, int(1 / need.num_gpus + 1e-9)))
+            found[step] = round(sharing * (gib + OVERHEAD), 1)
+
+    c, pixels = config, (config.images.size / SIDE) ** 2
+    size, pickscore = SIZES.get(config.base.family, SD15), _of_reward("pickscore", c.pickscore)
+    scoring, needs = [pickscore], [c.pickscore.resources]
+    if c.photographic.enabled:
+        asked = c.photographic
+        scoring.append(_judge(JUDGES["photographic"], asked.dtype, asked.resources.batch))
+        needs.append(asked.resources)
+    add("scored", shared_worker(needs), _together(scoring))
+    painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
+    twins = [
+        (_weights(U2NET, "float32"), 0.1),
+        (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted),
+        pickscore,
+    ]
+    needs = [c.saliency.resources, c.perturb.resources, c.pickscore.resources]
+    add("twins", shared_worker(needs), _together(twins))
+    precision = BYTES[c.base.dtype] / 2
+    encoders = _weights(size.text + size.autoencoder, c.base.dtype)
+    images = 4 * c.cache.resources.batch  # of a pair: two sides, each as it is and mirrored
+    add("cache", c.cache.resources, encoders + images * size.encoded * pixels * precision)
+    for name, training in plan.in_order(c.trainings, c.train).items():
+        add(name, training.resources, _training(c, size, training, pixels * precision))
+    pipeline = _weights(size.trained + size.text + size.autoencoder, c.base.dtype)
+    drawn = size.drawn * (c.evaluate.size / SIDE) ** 2 * precision
+    add("images", c.evaluate.resources, pipeline + c.evaluate.resources.batch * drawn)
+    for step, need, gib in _scores(c):
+        add(step, need, gib)
+    return found
+
+
+def too_large(predicted: dict[str, float], *, card: float) -> dict[str, float]:
+    """The steps that leave less than a tenth of a card free.
+
+    Args:
+        predicted: of `predicted_gib`.
+        card: what is free on it, GiB; see `CARDS`.
+    """
+    return {step: gib for step, gib in predicted.items() if gib > (1 - SPARE) * card}
+
+
+def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) -> float:
+    """Of a training, without overhead: the pass with gradients or the largest one without."""
+    mine = -(-training.batch // max(1, training.resources.workers))
+    micro = min(training.micro_batch, mine)
+    sides = len(training.sides)
+    # The policy's finished image gets no gradient.
+    learned = 1 if getattr(training, "policy_state", "") == "final" else sides
+    kept = size.recomputed if training.gradient_checkpointing else size.saved
+    at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
+    copies = COPIES + bool(training.ema_decay)
+    adapter = size.adapter * c.lora.rank * 1e9 * 4 * copies / GIB
+    most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward)
+    return _weights(size.trained, c.base.dtype) + adapter + most * scale
+
+
+def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:
+    """Of each pass that measures images: its name, what its workers hold, GiB without overhead."""
+    found = []
+    for together in passes(measures(c.metrics, c.pickscore, c.rewards)):
+        stages = [measure.stage for measure in together.values()]
+        judges = {
+            repr(config): (name, config)
+            for name, config in _models(c, [getattr(stage, "config", None) for stage in stages])
+        }
+        if judges:
+            step = f"scores {', '.join(name for name, _ in judges.values())}"
+            each = [_of_reward(name, config) for name, config in judges.values()]
+            found.append((step, shared_worker(needs_of(stages)), _together(each)))
+    return found
+
+
+def _models(c: RunConfig, configs: Sequence[object]) -> list[tuple[str, RewardConfig]]:
+    """Name and settings of the rewards among settings of transforms."""
+    named: list[tuple[str, RewardConfig]] = [("pickscore", c.pickscore), *c.rewards.items()]
+    return [
+        next((name, known) for name, known in named if known is config)
+        for config in configs
+        if isinstance(config, RewardConfig)
+    ]
+
+
+def _weights(parameters: float, dtype: DType) -> float:
+    return parameters * 1e9 * BYTES[dtype] / GIB
+
+
+def _judge(judge: Judge, dtype: DType, batch: int) -> tuple[float, float]:
+    """GiB of a model's weights, and of a batch."""
+    scale = BYTES[dtype] / BYTES[judge.dtype]
+    return _weights(judge.parameters, dtype), batch * judge.image * scale
+
+
+def _of_reward(name: str, config: RewardConfig) -> tuple[float, float]:
+    """The same of a reward; one from outside the package is taken for one of CLIP-H's size."""
+    dtype: DType = getattr(config, "dtype", "float32")
+    return _judge(JUDGES.get(name, CLIP_H), dtype, config.resources.batch)
+
+
+def _together(models: Sequence[tuple[float, float]]) -> float:
+    """Models stay loaded side by side; one computes at a time."""
+    return sum(weights for weights, _ in models) + max(batch for _, batch in models)

@@ -1,0 +1,151 @@
+"""`benchmarks/gpu.py` on a CPU at reduced widths: figures, failures, deadline, what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu
+import pytest
+import torch
+from gpu_sections.bench import Bench, busy_share, table
+from gpu_sections.predictions import ON_H100
+
+ROOT = Path(__file__).parents[1]
+# Libraries that a GPU machine may lack: all that the wheels for it do not bring.
+ABSENT = ["ray", "mlflow", "imagehash", "pywt", "pandas", "scipy", "optuna", "matplotlib"]
+ABSENT += ["jinja2", "sklearn", "datasets", "boto3", "moto", "torchvision"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def bench_of(out: Path, models: Path, *, seconds: float = 300) -> Bench:
+    deadline = time.monotonic() + seconds
+    return Bench(torch.device("cpu"), "small", out, models, deadline)
+
+
+def written(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+# Per section the cheapest variants, and figures that they must write.
+SHORT = {
+    "env": (["", "float32"], {"torch", "copy", "matrix product"}),
+    "build": (["sd15", "u2net"], {"free disk", "written"}),
+    "check": (["metrics"], {"equal bits, watched late and at once"}),
+    "train": (["no adapter", "micro_batch 1"], {"forward at 2", "dpo, 256 samples"}),
+    "inpaint": (["PNDM 2", ""], {"UNet per twin", "CPU per twin", "saliency per image"}),
+    "score": (["float32, batch 4"], {"PickScores"}),
+    "lock": (["score"], {"device share, score", "busy as reported / measured, score"}),
+    "sd35": (["as is"], {"forward at 2", "dro, 256 samples", "dpo, 256 samples"}),
+}
+
+
+@pytest.mark.parametrize("section", SHORT)
+def test_a_section_writes_its_figures(
+    section: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cheap, names = SHORT[section]
+    attempt = Bench.attempt
+
+    def some(self: Bench, variant: str, measure: Callable[[], object]) -> None:
+        if variant in cheap:
+            attempt(self, variant, measure)
+
+    monkeypatch.setattr(Bench, "attempt", some)
+    bench = bench_of(tmp_path, models)
+    gpu.run(bench, [section], gpu.sections())
+    figures = written(tmp_path)
+    assert figures == bench.figures
+    assert {one["name"] for one in figures} >= names
+    assert not [one for one in figures if str(one["value"]).startswith("failed")]
+    for one in figures:
+        assert one["section"] == section and one["size"] == "small" and one["commit"]
+        counted = one["name"].startswith("counted")
+        assert counted or one["prediction"] is None, "predictions are of the full size on a GPU"
+        assert isinstance(one["value"], str) or one["value"] >= 0
+
+
+def test_a_section_that_fails_does_not_end_the_others(tmp_path: Path, models: Path) -> None:
+    def breaks(bench: Bench) -> None:
+        bench.record("before", 1.0, "s")
+        raise RuntimeError("CUDA error: no kernel image")
+
+    def partly(bench: Bench) -> None:
+        def too_large() -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        bench.attempt("wrong", lambda: 1 / 0)
+        bench.attempt("large", too_large)
+        bench.attempt("right", lambda: bench.record("after", 2.0, "s", variant="right"))
+
+    bench = bench_of(tmp_path, models)
+    gpu.run(bench, ["a", "b"], {"a": breaks, "b": partly})
+    told = {
+        (one["section"], one["variant"], one["name"]): one["value"] for one in written(tmp_path)
+    }
+    assert told["a", "", "before"] == 1.0
+    assert told["a", "", "failed"] == "failed: RuntimeError: CUDA error: no kernel image"
+    assert told["b", "wrong", "failed"] == "failed: ZeroDivisionError: division by zero"
+    assert told["b", "large", "does not fit"] == "out of memory"
+    assert told["b", "right", "after"] == 2.0
+    assert "| b | after | right |  | 2 | s |" in table(bench.figures)
+
+
+def test_nothing_is_begun_after_the_deadline(tmp_path: Path, models: Path) -> None:
+    bench = bench_of(tmp_path, models, seconds=60)
+
+    def late(bench: Bench) -> None:
+        bench.deadline = time.monotonic() - 1
+        bench.attempt("more", lambda: bench.record("more", 1.0, "s"))
+
+    gpu.run(bench, ["a", "b"], {"a": late, "b": late})
+    told = [(one["section"], one["variant"], one["name"]) for one in written(tmp_path)]
+    assert told == [("a", "more", "not begun"), ("a", "", "whole section"), ("b", "", "not begun")]
+
+
+def test_predictions_stand_beside_figures_of_the_full_size_on_a_gpu(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    bench = Bench(torch.device("cuda"), "full", tmp_path, models, time.monotonic() + 1, "train")
+    bench.record("forward at 16", 70.0, "ms", variant="autocast")
+    assert bench.figures[0]["prediction"] == ON_H100["train", "forward at 16", "autocast"] == 67
+    assert "| train | forward at 16 | autocast | 67 | 70 | ms |" in table(bench.figures)
+
+
+def test_the_busy_share_counts_overlapping_kernels_once() -> None:
+    assert busy_share([(0.0, 4.0), (2.0, 5.0), (8.0, 10.0), (8.5, 9.0)]) == pytest.approx(0.7)
+
+
+def test_a_machine_without_a_gpu_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not torch.cuda.is_available()
+    assert gpu.main(["env", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("no usable GPU: torch ")
+
+
+def test_it_needs_only_what_the_wheels_bring(tmp_path: Path) -> None:
+    """All sections are imported; curation's and the models' code runs."""
+    code = f"import sys; sys.modules |= dict.fromkeys({ABSENT}); import gpu; gpu.sections()\n"
+    code += "sys.exit(gpu.main(sys.argv[1:]))"
+    words = ["env", "lock", "--device", "cpu", "--size", "small", "--seconds", "60"]
+    folders = ["--out", str(tmp_path), "--models", str(tmp_path / "models")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, *folders],
+        cwd=ROOT / "benchmarks",
+        env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| lock | device share, score | ahead |" in done.stdout

@@ -1,0 +1,143 @@
+"""Predicted memory of a GPU: by hand for some steps, and every preset and recipe fits its card."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import full
+import memory
+import pytest
+from gpu_sections import counting
+
+from raypref.core.config import PRESETS, load
+from raypref.run.config import RunConfig
+from raypref.run.memory_plan import CARDS, JUDGES, PAINTERS, SIZES, U2NET, predicted_gib, too_large
+
+ROOT = Path(__file__).parents[1]
+GIVEN = [*memory.GIVEN[:3], 'trainings=["stage2"]']
+
+
+def predicted(preset: str, *overrides: str) -> dict[str, float]:
+    return predicted_gib(load(RunConfig, preset, [*GIVEN, *overrides]))
+
+
+def file_of(name: str) -> Path:
+    return memory.RECIPES / name if name.endswith(".toml") else PRESETS / f"{name}.toml"
+
+
+@pytest.mark.parametrize("name", memory.ON)
+def test_every_step_fits_the_card_that_is_named_with_a_tenth_to_spare(name: str) -> None:
+    head = file_of(name).read_text().split("\n\n")[0]
+    card = memory.ON[name]
+    assert {int(size) for size in re.findall(r"(\d+) GB(?: or more)?[,:. ]", head)} >= {card}
+    gib = memory.predictions()[name]
+    assert {"scored", "twins", "cache", "stage1", "stage2", "sft", "images"} <= gib.keys()
+    assert too_large(gib, card=CARDS[card]) == {}
+
+
+def test_all_presets_and_recipes_for_gpus_are_in_the_table() -> None:
+    known = [path.stem for path in PRESETS.glob("*.toml")]
+    known += [path.name for path in memory.RECIPES.glob("*.toml")]
+    assert {*known} - {"tiny", "cpu.toml"} == {*memory.ON}
+
+
+def test_a_training_by_hand() -> None:
+    # SD-1.5's UNet in bfloat16; 0.8 million adapter weights in float32, six copies without EMA;
+    # 8 samples of two images; CUDA and workspaces.
+    weights = 859_520_964 * 2 / 2**30 + 797_184 * 4 * 6 / 2**30
+    expected = weights + 16 * SIZES["sd15"].saved + 1.5
+    assert predicted("sd15")["stage2"] == pytest.approx(expected, abs=0.06)
+    sparse = predicted("sd15", "train.stage2.gradient_checkpointing=true")["stage2"]
+    assert sparse == pytest.approx(weights + 16 * SIZES["sd15"].recomputed + 1.5, abs=0.06)
+    # Larger images and more precise weights take more, in proportion.
+    large = predicted("sd15", "images.size=1024", "base.dtype=float32")["stage2"]
+    assert large - 1.5 == pytest.approx(2 * weights + 8 * 16 * SIZES["sd15"].saved, rel=0.01)
+
+
+def test_rollouts_count_where_they_outweigh_the_gradients() -> None:
+    def stage1(*more: str) -> float:
+        return predicted("sd15", 'trainings=["stage1"]', "train.stage1.micro_batch=1", *more)[
+            "stage1"
+        ]
+
+    large = stage1("train.stage1.rollout_batch=256") - stage1("train.stage1.rollout_batch=128")
+    assert large == pytest.approx(128 * SIZES["sd15"].forward, abs=0.1)
+    # On four workers each has 64 samples of a step: no more than these are rolled out.
+    shared = "train.stage1.resources.workers=4"
+    assert stage1("train.stage1.rollout_batch=256", shared) == stage1(
+        "train.stage1.rollout_batch=64", shared
+    )
+
+
+def test_workers_that_share_a_gpu_add_up() -> None:
+    one = predicted("sd15")["scored"]
+    assert predicted("sd15", "pickscore.resources.workers=2")["scored"] == pytest.approx(
+        2 * one, abs=0.1
+    )
+    # At 0.3 of a GPU each, three share it and the fourth gets another.
+    four = predicted("sd15", "pickscore.resources.workers=4")["scored"]
+    assert four == pytest.approx(3 * one, abs=0.2)
+
+
+def test_what_does_not_fit_is_seen() -> None:
+    card = CARDS[24]
+    assert too_large(predicted("sd35m", "cache.resources.batch=8"), card=card).keys() == {"cache"}
+    assert too_large(predicted("sd35m", "evaluate.resources.batch=16"), card=card).keys() == {
+        "images"
+    }
+    assert "stage2" in too_large(predicted("sd15", "train.stage2.micro_batch=16"), card=card)
+    assert "twins" in too_large(predicted("sd15", "perturb.kind=sd35m"), card=card)
+    assert "scored" in too_large(predicted("sd15", "photographic.enabled=true"), card=card)
+
+
+def test_the_settings_for_12_gb_fit() -> None:
+    micro = [f"train.{name}.micro_batch=2" for name in ("stage1", "stage2", "sft")]
+    rest = ["cache.resources.batch=4", "train.stage1.rollout_batch=64", memory.GIVEN[3]]
+    gib = predicted("sd15", *micro, *rest)
+    assert "sft" in gib and too_large(gib, card=11.6) == {}
+
+
+def test_steps_without_gpus_are_left_out() -> None:
+    assert predicted_gib(load(RunConfig, "tiny", [])) == {}
+
+
+def test_weights_are_those_of_the_published_networks() -> None:
+    sd15, sd35m = full.parameters("sd15", "full"), full.parameters("sd35m", "full")
+    positions = 384 * 384 * 1536
+    known = {
+        SIZES["sd15"].trained: sd15["unet"],
+        SIZES["sd15"].text: sd15["text_encoder"],
+        SIZES["sd15"].autoencoder: sd15["vae"],
+        SIZES["sd35m"].trained: sd35m["transformer"] + positions,
+        PAINTERS["sd15"]: sum(full.parameters("sd15-inpaint", "full").values()),
+        JUDGES["pickscore"].parameters: full.parameters("pickscore", "full")[""],
+        U2NET: full.parameters("u2net", "full")[""],
+    }
+    for billions, counted in known.items():
+        assert billions == pytest.approx(counted / 1e9, rel=2e-3)
+
+
+def test_what_a_pass_keeps_is_not_more_than_the_plan_says() -> None:
+    # The plan is for CUDA autocast; a network that does without keeps about 0.7 of it.
+    counts = counting.count("sd15")
+    assert 0.65 * SIZES["sd15"].saved < counts.saved < 1.01 * SIZES["sd15"].saved
+
+
+def test_the_document_has_the_table() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "\n".join(memory.table()) in text, "run benchmarks/memory.py"
+
+
+def test_it_is_predicted_without_any_heavy_library() -> None:
+    heavy = ["torch", "diffusers", "peft", "transformers", "ray", "mlflow"]
+    code = f"import sys; sys.modules |= dict.fromkeys({heavy})\n"
+    code += "from raypref.core.config import load; from raypref.run.config import RunConfig\n"
+    code += "from raypref.run.memory_plan import predicted_gib\n"
+    code += f"print(predicted_gib(load(RunConfig, 'sd15', {GIVEN}))['stage2'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) > 10
