@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpu_sections.bench import Bench
 
-SECTIONS = ("env", "build", "check", "train", "inpaint", "score", "lock", "compile", "sd35")
+SECTIONS = ("env", "build", "check", "train", "inpaint", "score", "lock", "sd35", "compile")
 HIDDEN = "deterministic"  # a part of `check`, in a process of its own
 
 

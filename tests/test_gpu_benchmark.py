@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu
 import pytest
 import torch
-from gpu_sections.bench import Bench, busy_share, table
+from gpu_sections.bench import Bench, busy_share, launched, table
 from gpu_sections.predictions import ON_H100
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +121,26 @@ def test_predictions_stand_beside_figures_of_the_full_size_on_a_gpu(
     bench.record("forward at 16", 70.0, "ms", variant="autocast")
     assert bench.figures[0]["prediction"] == ON_H100["train", "forward at 16", "autocast"] == 67
     assert "| train | forward at 16 | autocast | 67 | 70 | ms |" in table(bench.figures)
+
+
+def test_kernels_and_copies_are_told_from_a_profile() -> None:
+    def event(name: str, start: float, end: float, **more: Any) -> Any:
+        known = {"device_type": torch.autograd.DeviceType.CUDA, "is_user_annotation": False}
+        return SimpleNamespace(
+            name=name, time_range=SimpleNamespace(start=start, end=end), **known | more
+        )
+
+    events = [
+        event("aten::mm", 0, 9, device_type=torch.autograd.DeviceType.CPU),
+        event("Optimizer.step#AdamW.step", 0, 90, is_user_annotation=True),
+        event("Memcpy HtoD (Pageable -> Device)", 1, 2),
+        event("Memcpy DtoD (Device -> Device)", 2, 3),
+        event("Memset (Device)", 3, 4),
+        event("sm90_xmma_gemm_bf16", 4, 8),
+    ]
+    kernels, copies, spans = launched(events)
+    assert (kernels, copies) == (1, 1)
+    assert busy_share(spans) == 1.0 and len(spans) == 4
 
 
 def test_the_busy_share_counts_overlapping_kernels_once() -> None:

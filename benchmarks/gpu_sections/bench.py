@@ -9,10 +9,10 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import full
 import torch
@@ -202,19 +202,33 @@ class Bench:
         (self.out / f"profile-{file}.txt").write_text(table, encoding="utf-8")
         if not self.cuda:
             return
-        spans: list[tuple[float, float]] = []
-        kernels = copies = 0
-        for event in profiled.events() or ():
-            # Marks such as an optimizer's step also cover the time between kernels.
-            if event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation:
-                continue
-            spans.append((event.time_range.start, event.time_range.end))
-            copies += event.name.startswith("Memcpy HtoD")
-            kernels += not event.name.startswith(("Memcpy", "Memset"))
-        self.record(f"kernels, {name}", kernels, "", variant=variant)
-        self.record(f"host-to-device copies, {name}", copies, "", variant=variant)
-        if spans:
-            self.record(f"GPU busy, {name}", busy_share(spans), "", variant=variant)
+        seen = launched(profiled.events() or ())
+        self.record(f"kernels, {name}", seen.kernels, "", variant=variant)
+        self.record(f"host-to-device copies, {name}", seen.copies, "", variant=variant)
+        if seen.spans:
+            self.record(f"GPU busy, {name}", busy_share(seen.spans), "", variant=variant)
+
+
+class Launched(NamedTuple):
+    """What a GPU did during a profile."""
+
+    kernels: int
+    copies: int  # from the host to the device
+    spans: list[tuple[float, float]]  # begin and end of each, microseconds
+
+
+def launched(events: Iterable[Any]) -> Launched:
+    """What a GPU did, from a profile's events."""
+    kernels = copies = 0
+    spans: list[tuple[float, float]] = []
+    for event in events:
+        # Marks such as an optimizer's step also cover the time between kernels.
+        if event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation:
+            continue
+        spans.append((event.time_range.start, event.time_range.end))
+        copies += event.name.startswith("Memcpy HtoD")
+        kernels += not event.name.startswith(("Memcpy", "Memset"))
+    return Launched(kernels, copies, spans)
 
 
 def busy_share(spans: list[tuple[float, float]]) -> float:

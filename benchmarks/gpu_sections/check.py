@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpu_sections.bench import Bench
-from gpu_sections.curation import inpainter, rows_of, scorer, tf32
+from gpu_sections.curation import exact, inpainter, rows_of, scorer, tf32
 from gpu_sections.networks import Change, as_is, autocast
 from raypref.align import watch
 from raypref.align.latents import FLIPS, PairData
@@ -147,7 +148,7 @@ def _parity(bench: Bench) -> None:
         "bfloat16, autocast": ("bfloat16", autocast),
     }
     short: dict[str, Any] = {"steps": bench.pick(4, 2), "batch": bench.pick(8, 2)}
-    with tf32(False), torch.backends.cudnn.flags(allow_tf32=False):
+    with exact():
         for objective in ("dro", "dpo"):
             history, weights = _train(CPU, objective, **short)
             error = max(row["ref_chosen"] for row in history)
@@ -203,11 +204,17 @@ def _deterministic(bench: Bench) -> None:
 
 def deterministic(bench: Bench) -> None:
     """`_bits` in a process of its own, where `CUBLAS_WORKSPACE_CONFIG` is set from the start."""
-    torch.use_deterministic_algorithms(True)
+    # Operations without a deterministic form warn: what they are is part of the answer.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        _bits(bench, "deterministic")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _bits(bench, "deterministic")
     finally:
         torch.use_deterministic_algorithms(False)
+    without = {str(w.message).split()[0] for w in caught if "deterministic" in str(w.message)}
+    told = ", ".join(sorted(without)) or "none"
+    bench.record("operations without a deterministic form", told, "", variant="deterministic")
 
 
 # ------------------------------------------------------------------ batches and precision
@@ -249,16 +256,17 @@ def _precision(bench: Bench) -> None:
                 found += transform.compute(transform.prepare(rows[first : first + batch]))
         return np.concatenate(found)
 
-    exact = scores("float32", False)
+    with exact():
+        true = scores("float32", False)
     ways: dict[str, tuple[DType, bool]] = {
         "TF32": ("float32", True),
         "float16": ("float16", False),
         "bfloat16": ("bfloat16", False),
     }
-    bench.record("PickScore, spread in float32", float(exact.std()), "")
+    bench.record("PickScore, spread in float32", float(true.std()), "")
     for variant, (dtype, fast) in ways.items():
         if dtype != "float16" or bench.cuda:
-            off = float(np.abs(scores(dtype, fast) - exact).max())
+            off = float(np.abs(scores(dtype, fast) - true).max())
             bench.record("PickScore off float32's, at most", off, "", variant=variant)
 
 

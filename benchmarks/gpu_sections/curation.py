@@ -76,6 +76,18 @@ def tf32(on: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Float32 all through: cuDNN's convolutions would be in TF32 by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with tf32(False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 # ------------------------------------------------------------------ inpaint
 
 
