@@ -19,6 +19,7 @@ from raypref.run import execute as execute_module
 from raypref.run.config import RunConfig
 from raypref.run.ending import result_paths
 from raypref.run.execute import CURATE, EVALUATE, execute, require_steps_before
+from raypref.run.memory_plan import predicted_gib
 from raypref.run.outlook import EMBEDDED, Expected, outlook, step_states
 from raypref.run.pipeline import Run
 
@@ -170,7 +171,10 @@ def test_models_to_download_are_named(here, capsys, monkeypatch):
     names = ["u2net.pth", "stable-diffusion-v1-5/stable-diffusion-inpainting"]
     names += ["yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"]
     assert said["downloads"].startswith(", ".join(names[:3]) + " and 2 more (all of ")
-    assert said["GPU memory"] == "24 GB or more per GPU (worked out, not measured)"
+    peaks = predicted_gib(load(RunConfig, "sd15", ["source.path=photos"]))
+    assert {"scored", "twins", "cache", "stage1", "stage2", "images"} <= peaks.keys()
+    told_peaks = said["GPU memory"].removesuffix(" GiB per GPU (predicted)")
+    assert told_peaks == ", ".join(f"{name} {peak:g}" for name, peak in peaks.items())
     assert "note" not in said
     (cache / "models--yuvalkirstain--PickScore_v1" / "snapshots" / "abc").mkdir(parents=True)
     (cache / "models--yuvalkirstain--PickScore_v1/snapshots/abc/config.json").write_text("{}")

@@ -121,9 +121,8 @@ def test_weights_are_those_of_the_published_networks() -> None:
 
 
 def test_what_a_pass_keeps_is_not_more_than_the_plan_says() -> None:
-    # The plan is for CUDA autocast; a network that does without keeps about 0.7 of it.
     counts = counting.count("sd15")
-    assert 0.65 * SIZES["sd15"].saved < counts.saved < 1.01 * SIZES["sd15"].saved
+    assert 0.95 * SIZES["sd15"].saved < counts.saved < 1.01 * SIZES["sd15"].saved
 
 
 def test_the_document_has_the_table() -> None:

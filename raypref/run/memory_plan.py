@@ -37,19 +37,19 @@ class Size(NamedTuple):
     text: float  # of the text encoders
     autoencoder: float
     adapter: float  # parameters of the preset's adapter per rank, 1e9
-    saved: float  # kept for backward, with CUDA autocast; without it about 0.7 of this
+    saved: float  # kept for backward
     recomputed: float  # kept for backward with gradient checkpointing, one block included
     forward: float  # peak of a forward without gradients
     encoded: float  # peak of the autoencoder
     drawn: float  # peak of a pipeline: decoding outweighs the network's two passes
 
 
-SD15 = Size(0.8595, 0.1231, 0.0837, 0.000199, 1.06, 0.31, 0.07, 0.31, 0.34)
+SD15 = Size(0.8595, 0.1231, 0.0837, 0.000199, 0.75, 0.31, 0.07, 0.31, 0.34)
 SIZES = {
     "sd15": SD15,
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
-    "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.43, 0.20, 0.10, 0.31, 0.40),
+    "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
 }
 # Pipelines of `perturb.kind`: parameters, 1e9.
 PAINTERS = {"sd15": 1.0663, "text2image": 1.0663, "sd35m": 8.1341, "pixart": 5.4600}

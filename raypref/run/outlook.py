@@ -17,16 +17,15 @@ from raypref.models.hub import hub_id
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
+from raypref.run.memory_plan import predicted_gib
 from raypref.run.pipeline import Run, Step
 from raypref.sources.index import counts_of
 
 WIDTH = 100  # columns
 MOST = 3  # names on a line
-LONG = ("steps", "changed", "downloads", "note")  # may take two lines
+LONG = ("steps", "GPU memory", "changed", "downloads", "note")  # may take two lines
 PATHS = ("photographs", "page")
-# What the weights of a family need, told by the presets: GB on disk, GB of GPU memory. Worked out,
-# not measured.
-KNOWN = {"sd15": (12, 24), "sd35m": (33, 24)}
+DOWNLOADS = {"sd15": 12, "sd35m": 33}  # GB of a preset's weights
 EMBEDDED = (
     "these are small embedded models: the run checks your data, its scores mean nothing for your "
     "photographs"
@@ -203,9 +202,13 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
     needs = [need for step in waiting for _, need, _ in needs_of_step(config, step)]
     if not any(need.num_gpus for need in needs):
         return "none: no step asks for a GPU"
-    if config.base.family not in KNOWN or scheme_of(config.base.model):
-        return "not measured"
-    return f"{KNOWN[config.base.family][1]} GB or more per GPU (worked out, not measured)"
+    if scheme_of(config.base.model):
+        return "little: the embedded models are small"
+    parts = {"pairs": ("scored", "twins"), "evaluation": ("images", "scores")}
+    shown = tuple(name for step in waiting for name in parts.get(step.name, (step.name,)))
+    gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
+    peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
+    return f"{peaks} GiB per GPU (predicted)" if peaks else "not predicted"
 
 
 def _downloads(run: Run, waiting: list[Step]) -> str:
@@ -213,8 +216,8 @@ def _downloads(run: Run, waiting: list[Step]) -> str:
     names = [name for name in _models(run, {step.name for step in waiting}) if _absent(name)]
     if not names:
         return "none"
-    size = KNOWN.get(run.config.base.family)
-    return _few(names) + (f" (all of the preset: about {size[0]} GB)" if size else "")
+    size = DOWNLOADS.get(run.config.base.family)
+    return _few(names) + (f" (all of the preset: about {size} GB)" if size else "")
 
 
 def _few(names: list[str]) -> str:
