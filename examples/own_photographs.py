@@ -20,7 +20,7 @@ photos = Path("my-photos")
 write_photos(photos, 48, seed=7)
 print((photos / "captions.csv").read_text().splitlines()[:3])
 
-# Every setting has a default in the preset; `raypref curate --help` lists all of them.
+# Every setting has a default in the preset; `raypref curate --help all` lists all.
 # On the command line: raypref curate tiny source.path=my-photos run=my-photos select.top_k=8
 config = load(RunConfig, "tiny", [f"source.path={photos}", "run=my-photos", "select.top_k=8"])
 run = execute(config, only=CURATE)

@@ -54,8 +54,8 @@ class TrainingConfig(Section):
     label: str = setting("", "display name; empty: its name in the settings", affects_result=False)
     start: str = setting(
         "base",
-        "base, another training, @NAME (where that training starts), or LoRA weights (diffusers or "
-        "peft layout): folder, file, OWNER/REPO or OWNER/REPO/FILE on the hub",
+        "base, another training, @NAME (where that training starts), or LoRA weights in a common "
+        "layout (docs/running.md): folder, file, OWNER/REPO or OWNER/REPO/FILE on the hub",
     )
     draws: str = setting(
         "", "stream of random numbers: trainings that share one see the same samples; empty: own"
