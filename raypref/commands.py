@@ -56,7 +56,9 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
     def announce(run: Run) -> None:
         say("\n".join([*outlook(run, only=only, estimate=estimate), ""]))
 
-    run = execute(config, only=only, redo="--redo" in given.flags, announce=announce)
+    run = execute(
+        config, only=only, redo="--redo" in given.flags, announce=announce, before=since_start
+    )
     # Imported here: it brings pandas.
     from raypref.run.ending import result_paths
 

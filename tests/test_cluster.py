@@ -60,6 +60,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_before_any_work(
     monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
     monkeypatch.setattr(device, "why_no_gpu", lambda: reason)
     if reason:
         with pytest.raises(InputError, match=r"^num_gpus=0\.5: the GPU cannot be used: torch 2 is"):

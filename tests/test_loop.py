@@ -273,3 +273,14 @@ def test_deterministic_algorithms_are_asked_for_by_name(tmp_path: Path) -> None:
         stage = DPO.model_copy(update={"steps": 1, "deterministic": wanted})
         run(stage, str(tmp_path / str(wanted)), on_step=note)
     assert asked == [True, False]
+
+
+def test_a_training_of_another_version_begins_anew_and_keeps_its_checkpoints(
+    tmp_path: Path,
+) -> None:
+    checkpoints.write(str(tmp_path / "checkpoints"), 800, {"learner.0": torch.zeros(1)})
+    run(DPO.model_copy(update={"steps": 2, "checkpoint_every": 1}), str(tmp_path))
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-00000001.safetensors",
+        "step-00000002.safetensors",
+    ]

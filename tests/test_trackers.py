@@ -229,7 +229,9 @@ def test_a_service_that_cannot_be_reached_does_not_stop_a_run(tmp_path, wandb, c
         run = open_tracker(WANDB, tmp_path / "run")
         tell(run)
         run.finish("FINISHED")
-    assert caplog.messages == ["tracking: TimeoutError: no answer in 30 s; continuing without it"]
+    assert caplog.messages == [
+        "tracking: W&B: TimeoutError: no answer in 30 s; continuing without it"
+    ]
     assert run.ids == {}
 
 

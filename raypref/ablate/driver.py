@@ -197,7 +197,7 @@ def _write(
             and not read_record(row.run.folder)["steps"]
         ):
             only = step_names(row.run, row.model)
-            carry_out(row.run, only=only, parent_run_id=tracker.run_id)
+            carry_out(row.run, only=only, parent_run_id=tracker.run_id, pages=False)
     reference = open_run(config, BASE)
     found = results.gather(table, rows, reference=reference, failed=own)
     tested = claims.tested(found, resamples=config.table.resamples)

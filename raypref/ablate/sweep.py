@@ -145,7 +145,13 @@ def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str
     try:
         run = open_run(config, model)
         only = step_names(run, model)
-        carry_out(run, only=only, turn=lambda step: turn(held, step), parent_run_id=parent)
+        carry_out(
+            run,
+            only=only,
+            turn=lambda step: turn(held, step),
+            parent_run_id=parent,
+            pages=False,
+        )
     except (InputError, NoRoomError) as error:
         return str(error)
     finally:

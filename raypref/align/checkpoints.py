@@ -32,6 +32,13 @@ def latest(folder: str) -> tuple[int, dict[str, Tensor]] | None:
     return int(name.removeprefix("step-").removesuffix(".safetensors")), load(data)
 
 
+def clear(folder: str) -> None:
+    """Remove all states."""
+    fs, _ = filesystem(folder)
+    for path in _files(folder):
+        fs.delete_file(path)
+
+
 def newest(folder: str) -> str | None:
     """The name of the last file written, or None."""
     files = _files(folder)

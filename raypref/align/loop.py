@@ -110,6 +110,9 @@ def train(
     if training.compile:
         denoiser.module.compile()
     writes = group.rank == 0
+    if writes and not state.step:
+        # Of another version: a state of theirs is no start, and would crowd out ours.
+        checkpoints.clear(join(folder, "checkpoints"))
     tell = on_step if writes else _keep_quiet
     watch = Watch(training, history=state.history, name=name, tell=tell)
     while state.step < training.steps:

@@ -123,22 +123,32 @@ class Tracker:
         self.records: dict[str, RunRecord] = {"MLflow": mlflow}
         self.ids: dict[str, str] = {}
         known = {key: without_secrets(str(value)) for key, value in settings.items()}
-        try:
-            if "tensorboard" in config.also:
-                files = TensorboardRecord(folder, settings=known, name=ids.get("tensorboard"))
-                self.records["TensorBoard"], self.ids["tensorboard"] = files, files.id
-            if "wandb" in config.also:
-                run = WandbRecord(
+        makers: dict[str, tuple[str, Callable[[], TensorboardRecord | WandbRecord]]] = {
+            "tensorboard": (
+                "TensorBoard",
+                lambda: TensorboardRecord(folder, settings=known, name=ids.get("tensorboard")),
+            ),
+            "wandb": (
+                "W&B",
+                lambda: WandbRecord(
                     config.experiment,
                     folder=folder,
                     name=name,
                     group=group,
                     settings=known,
                     run_id=ids.get("wandb"),
-                )
-                self.records["W&B"], self.ids["wandb"] = run, run.id
-        except Exception as error:  # of the disk, the network, or the library's own kinds
-            log.warning("tracking: %s; continuing without it", first_line(error))
+                ),
+            ),
+        }
+        for kind in config.also:
+            label, make = makers[kind]
+            try:
+                made = make()
+            except Exception as error:  # of the disk, the network, or the library's own kinds
+                told = without_secrets(first_line(error))
+                log.warning("tracking: %s: %s; continuing without it", label, told)
+            else:
+                self.records[label], self.ids[kind] = made, made.id
 
     @property
     def takes_images(self) -> bool:

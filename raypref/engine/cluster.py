@@ -31,6 +31,7 @@ QUIET = {
 # Settings of the driver that its workers must share, on whatever node they are.
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE", hub.COMMITS)
 ALONE = "RAYPREF_OWN_RAY"  # set where this process started Ray: no node will join
+LOOK_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 LONGEST_SOCKET = 107  # bytes of a path
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -234,8 +235,12 @@ def require_usable_gpus(num_gpus: float) -> None:
         return  # all are in use, or a node is still to come
     look = ray.remote(num_gpus=num_gpus, num_cpus=0, max_retries=0)(why_no_gpu)
     with waiting("looking whether the GPU can be used"):
-        reason = ray.get(look.remote())
-    if reason:
+        asked = look.remote()
+        done, _ = ray.wait([asked], timeout=LOOK_SECONDS)
+    if not done:  # shares of several GPUs add up to none that is free
+        ray.cancel(asked, force=True)
+        return
+    if reason := ray.get(asked):
         raise InputError(
             f"num_gpus={num_gpus:g}: the GPU cannot be used: {reason}; or set num_gpus=0 in the "
             "resources to compute on the CPU"

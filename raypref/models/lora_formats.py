@@ -34,6 +34,7 @@ PREFIXES = (
     *("lora_unet_", "lora_transformer_", "lora_te"),
 )
 ENDS = (".lora_A.weight", ".lora_B.weight")
+METADATA = "lora_adapter_metadata"  # where diffusers says alpha
 # What peft can do that one plain adapter of one rank cannot; each must be off.
 PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
@@ -157,10 +158,17 @@ def pipeline_weights(ref: str, *, key: str, component: str) -> dict[str, Tensor]
     """
     from safetensors.torch import load
 
-    if (data := read_bytes(join(ref, FILE_NAME))) is not None:
+    data = read_bytes(join(ref, FILE_NAME))
+    if data is not None and METADATA not in _header(data).get("__metadata__", {}):
         return dict(load(data))  # the file as it is: diffusers reads its own, whatever else it has
     values = read_lora(ref, key=key, component=component).values
     return {f"{component}.{name}": value for name, value in values.items()}
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """What a safetensors file says of itself."""
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header
 
 
 def shared_name(run: str, training: str) -> str:
@@ -269,11 +277,8 @@ def _scale(
         alpha = peft.get("lora_alpha")
         root = bool(peft.get("use_rslora"))
     else:  # what diffusers keeps of peft's configuration; without it, alpha is the rank
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         try:
-            kept = dict(
-                json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
-            )
+            kept = dict(json.loads(_header(data).get("__metadata__", {}).get(METADATA, "{}")))
         except (ValueError, TypeError, RecursionError):
             raise InputError(f"{where} has metadata that is not a JSON object") from None
         alpha = kept.get(f"{component}.lora_alpha", rank)

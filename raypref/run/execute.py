@@ -18,7 +18,7 @@ from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
 from raypref.core.messages import without_secrets
-from raypref.core.progress import at_step, counted, since_start
+from raypref.core.progress import at_step, counted
 from raypref.core.progress import waiting as waiting_for
 from raypref.core.tracking import Tracker, require_trackers
 from raypref.core.versions import versions
@@ -96,6 +96,7 @@ def execute(
     only: Collection[str] = (),
     redo: bool = False,
     announce: Callable[[Run], None] = lambda run: None,
+    before: Callable[[], float] = lambda: 0.0,
 ) -> Run:
     """Run the steps of a job that are not done yet.
 
@@ -104,6 +105,7 @@ def execute(
         only: names of the steps of this job; empty for all.
         redo: replace results that were made with other settings, instead of refusing.
         announce: called before the work begins, once nothing is known to be wrong.
+        before: seconds that the command has taken so far, which count among the run's.
 
     Raises:
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
@@ -126,7 +128,7 @@ def execute(
         for ledger in stale:
             log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
             ledger.clear()
-        carry_out(run, only=only, before=since_start())
+        carry_out(run, only=only, before=before())
     return run
 
 
@@ -137,6 +139,7 @@ def carry_out(
     turn: Callable[[Step], AbstractContextManager[object]] = nullcontext,
     parent_run_id: str | None = None,
     before: float = 0.0,
+    pages: bool = True,
 ) -> None:
     """Run the steps of a run that are not done yet.
 
@@ -146,6 +149,7 @@ def carry_out(
         turn: held around a step: waits while another run does the same one.
         parent_run_id: the MLflow run that this one is a child of.
         before: seconds that the command had taken, which count among the run's.
+        pages: whether to write the page after each step.
 
     Raises:
         InputError: wrong settings or data, or missing models.
@@ -163,7 +167,7 @@ def carry_out(
         run.tracker, record = _open_record(run, parent_run_id)
     with released_after():
         try:
-            _take(run, waiting, record, turn, began=began, pages=parent_run_id is None)
+            _take(run, waiting, record, turn, began=began, pages=pages)
         except BaseException:
             run.tracker.finish("FAILED")
             raise
