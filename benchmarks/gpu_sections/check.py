@@ -25,7 +25,6 @@ from raypref.align import watch
 from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.core.config import InputError
 from raypref.core.device import DType, pick_device
 from raypref.models.backbone import BackboneConfig, load_denoiser
 from raypref.models.families.sd15 import SD15Conditioning
@@ -280,5 +279,5 @@ def _refusal(bench: Bench) -> None:
 def _said(call: Callable[[], torch.device]) -> str:
     try:
         return f"goes on with {call()}"
-    except InputError as error:
+    except RuntimeError as error:
         return f"refused: {error}"

@@ -97,7 +97,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     assert len(complete(killed, "stage*")) == 2
     assert "impossible: train.stage2.beta=-1: input should be greater than 0" in output
     for label in ("stage 1", "stage 1 + stage 2"):
-        assert re.search(rf"^{re.escape(label)} +\d", output, re.MULTILINE), output
+        assert re.search(rf"^{re.escape(label)} +-?\d", output, re.MULTILINE), output
     page = re.search(r"^Page: (.*)$", output, re.MULTILINE)
     assert page and "stage 1 + stage 2" in Path(page[1]).read_text()
     _check_tracking(killed)
