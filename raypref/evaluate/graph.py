@@ -21,7 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from raypref.core.config import InputError, Section, results_of, setting
-from raypref.core.ledger import Ledger, Place, join, placed, write_bytes, write_table
+from raypref.core.ledger import (
+    Ledger,
+    Place,
+    join,
+    placed,
+    remove_file,
+    write_bytes,
+    write_table,
+)
 from raypref.core.ledger_group import LedgerGroup
 from raypref.core.progress import Work
 from raypref.core.rows import Transform
@@ -42,6 +50,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
+# What `tabulate` writes.
+TABLES = (
+    *("scores.parquet", "table.md", "table.csv", "table.tex"),
+    *("categories.md", "categories.csv", "wins.csv", ABOUT),
+)
 
 
 class TableConfig(Section):
@@ -336,6 +349,11 @@ class Evaluation:
         for name, text in texts.items():
             write_bytes(join(self.folder, name), text.encode())
         return summary
+
+    def drop_tables(self) -> None:
+        """Remove what `tabulate` wrote: it is about results that are replaced."""
+        for name in TABLES:
+            remove_file(join(self.folder, name))
 
 
 def _unfinished(group: LedgerGroup) -> LedgerGroup | None:
