@@ -262,6 +262,14 @@ def test_only_the_base_and_loras_of_others_need_no_pairs(tmp_path, made):
     assert "theirs against base:" in run.evaluations.closing(final="", labels=run.labels)
     card = next(step for step in run.steps if step.name == "card")
     assert card.run().amount == 0
+    # A run that makes pairs before it evaluates is built as this one was: before there are any.
+    first = trained(tmp_path, "a.txt", more=(*more, "metrics.distance=true"))
+    evaluation = next(step for step in first.steps if step.name == "evaluation")
+    assert first.evaluation.reference not in evaluation.ledgers()
+    first.curation.pairs.begin()
+    first.curation.pairs.commit(expected=0, counts={})
+    assert first.evaluation.reference in evaluation.ledgers() and not evaluation.done
+    assert first.evaluation.metrics.embedding in first.evaluation.measures
     with pytest.raises(InputError, match=r"trainings=\[\]: nothing is to be trained"):
         require_steps_before(run, only=("cache", "start", "trainings"))
 
