@@ -21,7 +21,7 @@ from raypref.run.ending import result_paths
 from raypref.run.execute import CURATE, EVALUATE, execute, require_steps_before
 from raypref.run.memory_plan import predicted_gib
 from raypref.run.outlook import EMBEDDED, Expected, outlook, step_states
-from raypref.run.pipeline import Run
+from raypref.run.pipeline import Run, Step
 
 STEPS = "pairs > cache > stage1 > stage2 > stage2_alone > evaluation > card > report"
 
@@ -219,6 +219,27 @@ def test_an_estimate_is_asked_for_what_is_not_done():
     assert asked == [("cache", None), ("stage1", None), ("evaluation", 128)]
     assert any("about 2 min by earlier runs here" in line for line in lines)
     assert any("about 6.0 GiB; " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["evaluate.prompts=", "evaluate.limit=0"], 2 * 100 * 2),  # 2 models, the most held-out prompts, 2 seeds
+        (["evaluate.prompts=", "evaluate.limit=9"], 2 * 9 * 2),
+        (["evaluate.prompts=prompts.txt,more.txt"], 2 * (2 + 1) * 2),
+    ],
+)
+def test_images_are_counted_over_all_prompts_before_they_are_known(here, words, images):
+    (here / "more.txt").write_text("a green door\n")
+    asked: dict[str, float | None] = {}
+
+    def estimate(run: Run, step: Step, amount: float | None) -> Expected:
+        asked[step.name] = amount
+        return Expected(30.0, 0.0)
+
+    given = ["source.path=photos", "trainings=stage1", "evaluate.seeds=1,2", *words]
+    outlook(Run(load(RunConfig, "tiny", given)), estimate=estimate)
+    assert asked == {"pairs": 5, "cache": None, "stage1": None, "evaluation": images}
 
 
 def test_the_verdict_covers_every_metric_of_the_table():
