@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -224,7 +225,7 @@ def test_an_estimate_is_asked_for_what_is_not_done():
 @pytest.mark.parametrize(
     ("words", "images"),
     [
-        (["evaluate.prompts=", "evaluate.limit=0"], 2 * 100 * 2),  # 2 models, the most held-out prompts, 2 seeds
+        (["evaluate.prompts=", "evaluate.limit=0"], 2 * 100 * 2),  # the most held-out
         (["evaluate.prompts=", "evaluate.limit=9"], 2 * 9 * 2),
         (["evaluate.prompts=prompts.txt,more.txt"], 2 * (2 + 1) * 2),
     ],
@@ -302,13 +303,14 @@ def test_the_time_of_a_run_is_that_of_all_its_commands(monkeypatch):
         SimpleNamespace(name="report", done=False, run=work, ledgers=tuple),
     ]
     record = {"steps": {}, "seconds": 50.0}
+    run: Any = SimpleNamespace(redo=False)
     execute_module._take(
-        None, steps[:1], record, lambda step: nullcontext(), began=-100.0, pages=False
+        run, steps[:1], record, lambda step: nullcontext(), began=-100.0, pages=False
     )  # type: ignore[arg-type]
     assert record["seconds"] == 160, "a job that ends with a training counts it"
     record = {"steps": {}, "seconds": 50.0}
     now[0], told[:] = 0.0, []
-    execute_module._take(None, steps, record, lambda step: nullcontext(), began=-100.0, pages=False)  # type: ignore[arg-type]
+    execute_module._take(run, steps, record, lambda step: nullcontext(), began=-100.0, pages=False)  # type: ignore[arg-type]
     assert told == [150, 160]
     assert record["seconds"] == told[-1], "the terminal says what the page says"
 
