@@ -40,7 +40,10 @@ CURATE = ("pairs", "export", "report")
 ALIGN = ("cache", "start", TRAININGS)
 EVALUATE = ("evaluation", "fused", "card", "report")
 # Sections of the settings whose models a step needs in any case, where they are not its own name.
-PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
+PASSES = {
+    "pairs": ("captions", "photographic", "pickscore", "saliency", "perturb"),
+    "evaluation": ("evaluate",),
+}
 
 
 def is_part(step: Step, only: Collection[str]) -> bool:
@@ -68,8 +71,9 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         yield f"train.{step.name}.resources", training.resources, workers
         return
     for name in PASSES.get(step.name, (step.name,)):
-        need = getattr(getattr(config, name, None), "resources", None)
-        if need is not None:
+        section = getattr(config, name, None)
+        need = getattr(section, "resources", None)
+        if need is not None and getattr(section, "enabled", True):
             yield f"{name}.resources", need, 1
     if step.name == "evaluation":
         for name in config.metrics.rewards:

@@ -218,7 +218,7 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
         return "none: no step asks for a GPU"
     if scheme_of(config.base.model):
         return "little: the embedded models are small"
-    parts = {"pairs": ("scored", "twins"), "evaluation": ("images", "scores")}
+    parts = {"pairs": ("captions", "scored", "twins"), "evaluation": ("images", "scores")}
     shown = tuple(name for step in waiting for name in parts.get(step.name, (step.name,)))
     gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
     peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
@@ -245,7 +245,7 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
     sections: list[Section] = []
     if "pairs" in steps:
         sections += [config.saliency, config.perturb, config.pickscore]
-        sections += [config.photographic] if config.photographic.enabled else []
+        sections += [s for s in (config.captions, config.photographic) if s.enabled]
     if {*steps} - {"pairs", "export", "card", "report"}:
         sections.append(config.base)
     if "evaluation" in steps:
