@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from raypref import cli
 from raypref.ablate import cost, table
 from raypref.ablate.cost import Rates, describe_plan
 from raypref.ablate.driver import make, plan_text, tables_of
@@ -112,6 +113,15 @@ def test_what_is_missing_for_a_row_is_named(tiny):
         *(f"{before}{n * 96 // 512} pairs (paper: {n})" for before, n in PAIRS),
     ]
     assert rows["stage2"].given
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_table_without_prompts_is_refused_in_one_line(tmp_path, capsys, flags):
+    words = [f"source.path={tmp_path}", f"storage={tmp_path}/runs", *flags]
+    assert cli.console(["ablate", "table3", "sd15", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "evaluate.prompts=FILE" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sd15_plans_the_papers_figures(tmp_path):

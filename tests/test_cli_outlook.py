@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from raypref.run.ending import result_paths
 from raypref.run.execute import CURATE, EVALUATE, execute, require_steps_before
 from raypref.run.memory_plan import predicted_gib
 from raypref.run.outlook import EMBEDDED, Expected, outlook, step_states
-from raypref.run.pipeline import Run
+from raypref.run.pipeline import Run, Step
 
 STEPS = "pairs > cache > stage1 > stage2 > stage2_alone > evaluation > card > report"
 
@@ -221,6 +222,27 @@ def test_an_estimate_is_asked_for_what_is_not_done():
     assert any("about 6.0 GiB; " in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["evaluate.prompts=", "evaluate.limit=0"], 2 * 100 * 2),  # the most held-out
+        (["evaluate.prompts=", "evaluate.limit=9"], 2 * 9 * 2),
+        (["evaluate.prompts=prompts.txt,more.txt"], 2 * (2 + 1) * 2),
+    ],
+)
+def test_images_are_counted_over_all_prompts_before_they_are_known(here, words, images):
+    (here / "more.txt").write_text("a green door\n")
+    asked: dict[str, float | None] = {}
+
+    def estimate(run: Run, step: Step, amount: float | None) -> Expected:
+        asked[step.name] = amount
+        return Expected(30.0, 0.0)
+
+    given = ["source.path=photos", "trainings=stage1", "evaluate.seeds=1,2", *words]
+    outlook(Run(load(RunConfig, "tiny", given)), estimate=estimate)
+    assert asked == {"pairs": 5, "cache": None, "stage1": None, "evaluation": images}
+
+
 def test_the_verdict_covers_every_metric_of_the_table():
     nan = (np.nan,) * 3
     metrics = {
@@ -281,13 +303,14 @@ def test_the_time_of_a_run_is_that_of_all_its_commands(monkeypatch):
         SimpleNamespace(name="report", done=False, run=work, ledgers=tuple),
     ]
     record = {"steps": {}, "seconds": 50.0}
+    run: Any = SimpleNamespace(redo=False)
     execute_module._take(
-        None, steps[:1], record, lambda step: nullcontext(), began=-100.0, pages=False
+        run, steps[:1], record, lambda step: nullcontext(), began=-100.0, pages=False
     )  # type: ignore[arg-type]
     assert record["seconds"] == 160, "a job that ends with a training counts it"
     record = {"steps": {}, "seconds": 50.0}
     now[0], told[:] = 0.0, []
-    execute_module._take(None, steps, record, lambda step: nullcontext(), began=-100.0, pages=False)  # type: ignore[arg-type]
+    execute_module._take(run, steps, record, lambda step: nullcontext(), began=-100.0, pages=False)  # type: ignore[arg-type]
     assert told == [150, 160]
     assert record["seconds"] == told[-1], "the terminal says what the page says"
 

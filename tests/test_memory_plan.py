@@ -14,7 +14,10 @@ from gpu_sections import counting
 
 from raypref.core.config import PRESETS, load
 from raypref.run.config import RunConfig
+from raypref.run.execute import needs_of_step
 from raypref.run.memory_plan import CARDS, JUDGES, PAINTERS, SIZES, U2NET, predicted_gib, too_large
+from raypref.run.outlook import _models
+from raypref.run.pipeline import Run
 
 ROOT = Path(__file__).parents[1]
 GIVEN = [*memory.GIVEN[:3], 'trainings=["stage2"]']
@@ -91,6 +94,25 @@ def test_what_does_not_fit_is_seen() -> None:
     assert "stage2" in too_large(predicted("sd15", "train.stage2.micro_batch=16"), card=card)
     assert "twins" in too_large(predicted("sd15", "perturb.kind=sd35m"), card=card)
     assert "scored" in too_large(predicted("sd15", "photographic.enabled=true"), card=card)
+
+
+def test_models_that_curation_may_use_count_where_they_are_used(tmp_path: Path) -> None:
+    assert "captions" not in predicted("sd15")
+    gib = predicted("sd15", "captions.model=some/vlm")
+    judge = JUDGES["photographic"]
+    expected = judge.parameters * 1e9 * 2 / 2**30 + 4 * judge.image + 1.5
+    assert gib["captions"] == pytest.approx(expected, abs=0.06)
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "photo.txt").write_text("a photo")
+    used = {"captions": "captions.model=some/vlm", "photographic": "photographic.enabled=true"}
+    for words in ([], *([word] for word in used.values()), [*used.values()]):
+        config = load(RunConfig, "sd15", [*GIVEN, *words, f"source.path={tmp_path}"])
+        run = Run(config)
+        keys = {key.split(".")[0] for key, *_ in needs_of_step(config, run.steps[0])}
+        assert keys & {*used} == {name for name, word in used.items() if word in words}
+        models = _models(run, ["pairs"])
+        assert ("some/vlm" in models) == (used["captions"] in words)
+        assert (config.photographic.model in models) == (used["photographic"] in words)
 
 
 def test_the_settings_for_12_gb_fit() -> None:

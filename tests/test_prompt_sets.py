@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from raypref.evaluate.plain_prompts import PLAIN
 from raypref.report.page import render
 from raypref.report.views import ReportData
 from raypref.run.config import RunConfig
-from raypref.run.execute import EVALUATE, require_steps_before
+from raypref.run.execute import EVALUATE, _store_results, _take, require_steps_before
 from raypref.run.outlook import step_states
 from raypref.run.pipeline import Run
 
@@ -32,6 +33,7 @@ PAGE: dict[str, Any] = {"title": "t", "subtitle": "s", "config_toml": ""}
 MODELS, SEEDS = ("base", "stage1"), 2
 TRAINED = 'trainings=["stage1"]'
 SETTINGS = ("metrics.distance=false", "metrics.critic=''", f"evaluate.seeds={[1, 2]}")
+GIVEN = (TRAINED, *SETTINGS)
 
 
 # ------------------------------------------------------------------ settings and names
@@ -260,6 +262,14 @@ def test_only_the_base_and_loras_of_others_need_no_pairs(tmp_path, made):
     assert "theirs against base:" in run.evaluations.closing(final="", labels=run.labels)
     card = next(step for step in run.steps if step.name == "card")
     assert card.run().amount == 0
+    # A run that makes pairs before it evaluates is built as this one was: before there are any.
+    first = trained(tmp_path, "a.txt", more=(*more, "metrics.distance=true"))
+    evaluation = next(step for step in first.steps if step.name == "evaluation")
+    assert first.evaluation.reference not in evaluation.ledgers()
+    first.curation.pairs.begin()
+    first.curation.pairs.commit(expected=0, counts={})
+    assert first.evaluation.reference in evaluation.ledgers() and not evaluation.done
+    assert first.evaluation.metrics.embedding in first.evaluation.measures
     with pytest.raises(InputError, match=r"trainings=\[\]: nothing is to be trained"):
         require_steps_before(run, only=("cache", "start", "trainings"))
 
@@ -325,3 +335,51 @@ def test_a_preset_runs_without_prompts_and_knows_them_after_curation(tmp_path):
     fill(ledger, rows, PHOTOS)
     assert len(run.evaluation.prompts) == 9
     assert step.ledgers()[0].path == f"{tmp_path}/run/evaluation/images/base"
+
+
+def test_a_redo_replaces_the_default_set_where_it_lies(tmp_path, made):
+    """Its ledgers are known only after the curation that the same command does anew."""
+
+    def curated(top_k: int, *, redo: bool) -> Run:
+        own = ("evaluate.prompts=", "run=own", f"select.top_k={top_k}")
+        run = Run(load(RunConfig, "tiny", [*GIVEN, f"storage={tmp_path}", *own]), redo=redo)
+        for ledger in (*run.curation.ledgers, run.cache, run.trained["stage1"]):
+            ledger.clear()
+            if ledger.path != run.curation.photos.path:
+                ledger.begin()
+                ledger.commit(expected=0, counts={})
+        assert run.evaluations.ledgers == ()
+        rows: list[dict[str, object]] = [
+            {"id": str(i), "caption": f"{top_k} {i}", "status": "not_selected", "reason": ""}
+            for i in range(9)
+        ]
+        fill(run.curation.photos, rows, PHOTOS)
+        steps = [step for step in run.steps if step.name == "evaluation"]
+        _take(run, steps, {"steps": {}}, nullcontext, began=0.0, pages=False)
+        return run
+
+    table = tmp_path / "own" / "evaluation" / "table.csv"
+    curated(20, redo=False).evaluations.tables()
+    assert table.is_file()
+    run = curated(21, redo=True)
+    assert [each.set.at for each in run.evaluations.all] == ["evaluation"]
+    assert run.evaluation.complete and not table.is_file()
+    assert {prompt.split()[0] for _, prompt in made} == {"20", "21"}
+    # The table of a file's prompts stays.
+    evaluate(trained(tmp_path, "a.txt"))
+    own = ("evaluate.prompts=", f"storage={tmp_path}")
+    again = Run(load(RunConfig, "tiny", [*GIVEN, *own]), redo=True)
+    again.curation.photos.clear()
+    fill(again.curation.photos, [], PHOTOS)
+    assert again.evaluation.set.at == "evaluation/held-out"
+
+
+def test_a_command_records_only_tables_that_it_made(tmp_path, made):
+    evaluate(trained(tmp_path, "a.txt"))
+    stored: list[str] = []
+    tracker: Any = SimpleNamespace(
+        artifact=lambda path, *where: stored.append(path.removeprefix(f"{tmp_path}/run/")),
+        finish=lambda status: None,
+    )
+    _store_results(trained(tmp_path, "a.txt"), tracker, steps={"cache", "stage1"})
+    assert stored[0] == "config.toml" and not [path for path in stored if "table" in path]

@@ -23,6 +23,7 @@ from raypref.ablate.plan import (
     distinct_steps,
     open_run,
     planned_rows,
+    require_prompts,
     step_names,
 )
 from raypref.ablate.table import Table, names, read_table
@@ -119,6 +120,7 @@ def _find_models(rows: Iterable[PlannedRow]) -> None:
 def _check(tables: dict[str, Table], config: AblateConfig) -> None:
     """See before any work that a table can be decided, drawn and recorded; raises InputError."""
     require_trackers(config.tracking, storage=config.storage)
+    require_prompts(config)
     settings = flatten(config)
     for name, table in tables.items():
         if table.x and not isinstance(settings.get(table.x), int | float):

@@ -120,12 +120,22 @@ class PlannedRow:
         return [step for step in self.run.steps if step.name in names]
 
 
-def open_run(config: RunConfig, model: str) -> Run:
-    """The run of a row; its ledgers lie in the shared `steps/`. Without a model: the final one."""
+def require_prompts(config: RunConfig) -> None:
+    """See that there is one set of prompts: rows with other pairs hold out other captions.
+
+    Raises:
+        InputError: there is none, or several.
+    """
     if len(config.evaluate.files) != 1:
         raise InputError(
-            "evaluate.prompts: a table compares its rows on one set of prompts: name one"
+            "evaluate.prompts: a table compares its rows on one set of prompts: add "
+            "evaluate.prompts=FILE"
         )
+
+
+def open_run(config: RunConfig, model: str) -> Run:
+    """The run of a row; its ledgers lie in the shared `steps/`. Without a model: the final one."""
+    require_prompts(config)
     place = by_content(absolute(join(config.storage, STEPS)))
     trained = align_plan.in_order(config.trainings, config.train)
     shown = model or align_plan.final(trained)

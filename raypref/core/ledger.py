@@ -130,6 +130,13 @@ def read_bytes(path: str) -> bytes | None:
         return bytes(stream.read())
 
 
+def remove_file(path: str) -> None:
+    """Remove a file, if it is there."""
+    fs, target = filesystem(path)
+    if fs.get_file_info(target).is_file:
+        fs.delete_file(target)
+
+
 def size(path: str) -> int:
     """Bytes in all files of a directory; 0 where there is none."""
     fs, root = filesystem(path)

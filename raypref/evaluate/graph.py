@@ -21,7 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from raypref.core.config import InputError, Section, results_of, setting
-from raypref.core.ledger import Ledger, Place, join, placed, write_bytes, write_table
+from raypref.core.ledger import (
+    Ledger,
+    Place,
+    join,
+    placed,
+    remove_file,
+    write_bytes,
+    write_table,
+)
 from raypref.core.ledger_group import LedgerGroup
 from raypref.core.progress import Work
 from raypref.core.rows import Transform
@@ -42,6 +50,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
+# What `tabulate` writes.
+TABLES = (
+    *("scores.parquet", "table.md", "table.csv", "table.tex"),
+    *("categories.md", "categories.csv", "wins.csv", ABOUT),
+)
 
 
 class TableConfig(Section):
@@ -103,6 +116,7 @@ class Evaluation:
         self.labels = labels
         self.run_folder = run_folder
         self.place = place
+        self._measures: dict[bool, dict[str, Measure]] = {}  # with and without distances
 
     @cached_property
     def set(self) -> PromptSet:
@@ -119,9 +133,12 @@ class Evaluation:
         """Where people look for its tables, local or URI."""
         return join(self.run_folder, self.set.at)
 
-    @cached_property
+    @property
     def distance(self) -> bool:
-        """Whether images are compared with the photographs of the pairs."""
+        """Whether images are compared with the photographs of the pairs.
+
+        Not kept: the run makes the pairs after its steps were built.
+        """
         return self.metrics.distance and (self.needs_pairs or self.pairs.state() == "complete")
 
     @cached_property
@@ -146,11 +163,14 @@ class Evaluation:
             },
         )
 
-    @cached_property
+    @property
     def measures(self) -> dict[str, Measure]:
         """What is measured, by the name of its ledgers."""
-        metrics = self.metrics.model_copy(update={"distance": self.distance})
-        return measures(metrics, self.pickscore, self.others)
+        distance = self.distance
+        if distance not in self._measures:
+            metrics = self.metrics.model_copy(update={"distance": distance})
+            self._measures[distance] = measures(metrics, self.pickscore, self.others)
+        return self._measures[distance]
 
     def scores(self, name: str) -> LedgerGroup:
         """What a measure says of the images."""
@@ -190,7 +210,8 @@ class Evaluation:
     def checks(self) -> list[Callable[[], object]]:
         """Each raises InputError for what is missing."""
         chosen = [reward(n, self.pickscore, self.others) for n in self.metrics.rewards]
-        distance = [self._embedder().check] if self.distance else []
+        # Without trainings too: the run may make the pairs before it evaluates.
+        distance = [self._embedder().check] if self.metrics.distance else []
         return [*(config.check for config in chosen), *distance, self._check_baseline]
 
     def _check_baseline(self) -> None:
@@ -336,6 +357,11 @@ class Evaluation:
         for name, text in texts.items():
             write_bytes(join(self.folder, name), text.encode())
         return summary
+
+    def drop_tables(self) -> None:
+        """Remove what `tabulate` wrote: it is about results that are replaced."""
+        for name in TABLES:
+            remove_file(join(self.folder, name))
 
 
 def _unfinished(group: LedgerGroup) -> LedgerGroup | None:

@@ -59,13 +59,23 @@ class PromptSets:
         folder: the run's.
         photos: what became of every photograph, for the set that is taken where no file is named.
         seed: of its draw.
+        redo: whether earlier results are replaced: the default set then takes over its place.
     """
 
-    def __init__(self, config: GenerateConfig, *, folder: str, photos: Ledger, seed: int) -> None:
+    def __init__(
+        self,
+        config: GenerateConfig,
+        *,
+        folder: str,
+        photos: Ledger,
+        seed: int,
+        redo: bool = False,
+    ) -> None:
         self.config = config
         self.folder = folder
         self.photos = photos
         self.seed = seed
+        self.redo = redo
 
     @property
     def ready(self) -> bool:
@@ -98,9 +108,11 @@ class PromptSets:
         for _, file, prompts in given:
             if (other := same.setdefault(prompt_identity(prompts), file)) != file:
                 raise InputError(f"evaluate.prompts: {other} and {file} hold the same prompts")
-        places = located(
-            self.folder, {name: prompt_identity(prompts) for name, _, prompts in given}
-        )
+        wanted = {name: prompt_identity(prompts) for name, _, prompts in given}
+        if self.redo and not self.config.files and _replaceable(join(self.folder, ROOT)):
+            places = {DEFAULT: ROOT}
+        else:
+            places = located(self.folder, wanted)
         return [PromptSet(name, origin, own, places[name]) for name, origin, own in given]
 
 
@@ -165,6 +177,14 @@ def located(folder: str, wanted: Mapping[str, str]) -> dict[str, str]:
             places[name] = next(free, candidates[name][-1])
             held[places[name]] = own
     return places
+
+
+def _replaceable(folder: str) -> bool:
+    """Whether the default set may take over a folder: it holds no table of a file's prompts."""
+    about = read_bytes(join(folder, ABOUT))
+    if about is None:  # half made; or of an older version, whose table is kept
+        return read_bytes(join(folder, "table.csv")) is None
+    return bool(json.loads(about)["name"] == DEFAULT)
 
 
 def _short(own: str) -> str:

@@ -40,7 +40,10 @@ CURATE = ("pairs", "export", "report")
 ALIGN = ("cache", "start", TRAININGS)
 EVALUATE = ("evaluation", "fused", "card", "report")
 # Sections of the settings whose models a step needs in any case, where they are not its own name.
-PASSES = {"pairs": ("pickscore", "saliency", "perturb"), "evaluation": ("evaluate",)}
+PASSES = {
+    "pairs": ("captions", "photographic", "pickscore", "saliency", "perturb"),
+    "evaluation": ("evaluate",),
+}
 
 
 def is_part(step: Step, only: Collection[str]) -> bool:
@@ -68,8 +71,9 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         yield f"train.{step.name}.resources", training.resources, workers
         return
     for name in PASSES.get(step.name, (step.name,)):
-        need = getattr(getattr(config, name, None), "resources", None)
-        if need is not None:
+        section = getattr(config, name, None)
+        need = getattr(section, "resources", None)
+        if need is not None and getattr(section, "enabled", True):
             yield f"{name}.resources", need, 1
     if step.name == "evaluation":
         for name in config.metrics.rewards:
@@ -110,7 +114,7 @@ def execute(
     Raises:
         InputError: wrong settings or data, missing models, or earlier results made otherwise.
     """
-    run = Run(config)
+    run = Run(config, redo=redo)
     waiting = [step for step in run.steps if is_part(step, only)]
     require_steps_before(run, only=only)
     stale = _stale(waiting)
@@ -125,9 +129,7 @@ def execute(
     require_trackers(config.tracking, storage=config.storage)
     announce(run)
     with only_job_in(run.folder):
-        for ledger in stale:
-            log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
-            ledger.clear()
+        _clear_stale(run, waiting)
         carry_out(run, only=only, before=before())
     return run
 
@@ -207,6 +209,8 @@ def _take(
             # The page tells the time of this moment, and the terminal the same one.
             record["seconds"] = earlier + time.monotonic() - began
             _write_record(run, record)
+            if run.redo:  # held-out prompts are known, and with them these ledgers, only now
+                _clear_stale(run, [step])
             step_began = time.monotonic()
             with at_step(step.name), waiting_for(f"{step.name}: working"):
                 work = step.run()
@@ -237,6 +241,17 @@ def _shows(step: Step, following: Iterable[Step]) -> bool:
 def _stale(steps: Iterable[Step]) -> list[Ledger]:
     """What was made with other settings."""
     return [own for step in steps for own in step.ledgers() if own.state() == "stale"]
+
+
+def _clear_stale(run: Run, steps: Collection[Step]) -> None:
+    """Remove what was made with other settings, and the tables about it."""
+    if any(step.name == "evaluation" for step in steps):
+        for ev in run.evaluations.all:
+            if any(own.state() == "stale" for own in ev.ledgers):
+                ev.drop_tables()
+    for ledger in _stale(steps):
+        log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+        ledger.clear()
 
 
 def require_steps_before(run: Run, *, only: Collection[str] = ()) -> None:
@@ -342,8 +357,8 @@ def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> Non
             page=join(run.folder, "report", "index.html") if "report" in steps else "",
             images=ev.images.ledgers,
         )
-    places = dict.fromkeys(("evaluation", *(ev.set.at for ev in made)))
-    tables = [f"{at}/table.{kind}" for at in places for kind in ("md", "csv", "tex")]
+    # Those of other commands may be about models that were replaced.
+    tables = [f"{ev.set.at}/table.{kind}" for ev in made for kind in ("md", "csv", "tex")]
     pages = ["report/index.html", "report/side_by_side.html"]
     for name in ("config.toml", "run.json", *tables, *pages):
         tracker.artifact(join(run.folder, name))

@@ -89,8 +89,9 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
         config: the settings of a run.
 
     Returns:
-        By step: `scored`, `twins`, `cache`, each training's name, `images`, and `scores NAMES` for
-        the measures that run in one pass. Steps on the CPU are left out.
+        By step: `captions` and `scored`, `twins`, `cache`, each training's name, `images`, and
+        `scores NAMES` for the measures that run in one pass. Steps on the CPU, and those that are
+        off, are left out.
     """
     found: dict[str, float] = {}
 
@@ -102,11 +103,15 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
 
     c, pixels = config, (config.images.size / SIDE) ** 2
     size, pickscore = SIZES.get(config.base.family, SD15), _of_reward("pickscore", c.pickscore)
+    if c.captions.enabled:
+        asked = c.captions
+        vlm = _judge(JUDGES["photographic"], asked.dtype, asked.resources.batch)
+        add("captions", asked.resources, _together([vlm]))
     scoring, needs = [pickscore], [c.pickscore.resources]
     if c.photographic.enabled:
-        asked = c.photographic
-        scoring.append(_judge(JUDGES["photographic"], asked.dtype, asked.resources.batch))
-        needs.append(asked.resources)
+        filtered = c.photographic
+        scoring.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
+        needs.append(filtered.resources)
     add("scored", shared_worker(needs), _together(scoring))
     painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
     twins = [

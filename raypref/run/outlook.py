@@ -13,6 +13,8 @@ from raypref.core.ledger import join
 from raypref.core.messages import without_secrets
 from raypref.core.progress import counted, duration
 from raypref.core.schemes import scheme_of
+from raypref.evaluate.generate import BASE
+from raypref.evaluate.sets import DEFAULT_COUNT
 from raypref.models.hub import hub_id
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
@@ -25,6 +27,7 @@ WIDTH = 100  # columns
 MOST = 3  # names on a line
 LONG = ("steps", "GPU memory", "changed", "downloads", "note")  # may take two lines
 PATHS = ("photographs", "page")
+QUICK = ("card", "report")  # take seconds, and are written anew every time
 DOWNLOADS = {"sd15": 12, "sd35m": 33}  # GB of a preset's weights
 EMBEDDED = (
     "these are small embedded models: the run checks your data, its scores mean nothing for your "
@@ -147,7 +150,7 @@ def _changed(steps: Iterable[Step]) -> dict[str, str]:
 
 def _expected(run: Run, waiting: list[Step], estimate: Estimate) -> dict[str, str]:
     """Minutes and disk, as far as steps like these were measured in the storage."""
-    timed = [step for step in waiting if step.ledgers()]  # card and page take seconds
+    timed = [step for step in waiting if step.name not in QUICK]
     expected = {step.name: estimate(run, step, _amount(run, step)) for step in timed}
     found = [taken for taken in expected.values() if taken is not None]
     lacking = [name for name, taken in expected.items() if taken is None]
@@ -177,10 +180,21 @@ def _amount(run: Run, step: Step) -> float | None:
         counts = counts_of(run.config.source)
         return counts.entries if counts else None
     if step.name == "evaluation":
-        ev = run.evaluation
-        lacking = [own for own in ev.images.ledgers.values() if own.state() != "complete"]
-        return len(lacking) * len(ev.prompts) * len(run.config.evaluate.seeds)
+        return _images(run) * len(run.config.evaluate.seeds)
     return None
+
+
+def _images(run: Run) -> int:
+    """How many images per seed are lacking, of all models and prompt sets."""
+    if not run.evaluations.sets.ready:  # as many held-out prompts as there can be
+        models = [BASE, *run.evaluation.loras]
+        return len(models) * (run.config.evaluate.limit or DEFAULT_COUNT)
+    return sum(
+        len(ev.prompts)
+        for ev in run.evaluations.all
+        for own in ev.images.ledgers.values()
+        if own.state() != "complete"
+    )
 
 
 def _free_bytes(storage: str) -> int | None:
@@ -204,7 +218,7 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
         return "none: no step asks for a GPU"
     if scheme_of(config.base.model):
         return "little: the embedded models are small"
-    parts = {"pairs": ("scored", "twins"), "evaluation": ("images", "scores")}
+    parts = {"pairs": ("captions", "scored", "twins"), "evaluation": ("images", "scores")}
     shown = tuple(name for step in waiting for name in parts.get(step.name, (step.name,)))
     gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
     peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
@@ -231,7 +245,7 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
     sections: list[Section] = []
     if "pairs" in steps:
         sections += [config.saliency, config.perturb, config.pickscore]
-        sections += [config.photographic] if config.photographic.enabled else []
+        sections += [s for s in (config.captions, config.photographic) if s.enabled]
     if {*steps} - {"pairs", "export", "card", "report"}:
         sections.append(config.base)
     if "evaluation" in steps:

@@ -78,6 +78,7 @@ class Run:
         config: all settings.
         place: where its ledgers lie; by default in its folder.
         models: the models to evaluate besides the base; by default all that are trained.
+        redo: whether results that were made with other settings are replaced.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Run:
         *,
         place: Place | None = None,
         models: Collection[str] | None = None,
+        redo: bool = False,
     ) -> None:
         self.config = config
         self.folder = absolute(join(config.storage, config.run))
         self.place = place or in_folder(self.folder)
         self.models = models
+        self.redo = redo
         self.tracker: Tracker | None = None  # set when the run is executed
         self.page_told = False  # whether the log says where the page is
 
@@ -134,7 +137,9 @@ class Run:
     def evaluations(self) -> Evaluations:
         """Images, scores and tables of all prompt sets."""
         c, photos = self.config, self.curation.photos
-        sets = PromptSets(c.evaluate, folder=self.folder, photos=photos, seed=c.seed)
+        sets = PromptSets(
+            c.evaluate, folder=self.folder, photos=photos, seed=c.seed, redo=self.redo
+        )
         return Evaluations(sets, self._evaluation)
 
     @property
