@@ -93,7 +93,8 @@ def console(arguments: Sequence[str] | None = None) -> int:
         print(f"raypref {own_version()}")
         return DONE
     if name in ON_RUNS:
-        return ended(lambda: ON_RUNS[name].work(rest, f"raypref {name}"))
+        # As lines: what it asks would be lost among bars.
+        return ended(lambda: ON_RUNS[name].work(rest, f"raypref {name}"), form="lines")
     if name not in COMMANDS:
         print(f"error: {_no_command(name)}", file=sys.stderr)
         print(

@@ -21,7 +21,7 @@ from raypref.core.config import (
 )
 from raypref.core.fingerprints import changed_keys, fingerprint
 from raypref.core.key_help import describe
-from raypref.core.messages import without_secrets
+from raypref.core.messages import public_name, without_secrets
 from raypref.run.config import RunConfig
 
 REQUIRED = {
@@ -366,3 +366,14 @@ def test_a_group_given_in_part_keeps_the_rest_of_its_own_default():
     }
     stage1 = build(RunConfig, given).train["stage1"]
     assert (stage1.lr, stage1.objective, stage1.steps) == (1.0, "dro", 1600)
+
+
+def test_a_token_alone_is_a_secret_too() -> None:
+    assert without_secrets("https://hf_abc@host/x@y") == "https://***@host/x@y"
+    assert without_secrets("s3://bucket/a@b OWNER/REPO@main") == "s3://bucket/a@b OWNER/REPO@main"
+
+
+def test_of_a_local_path_the_last_name_is_public() -> None:
+    names = {"/home/me/models/inpaint/": "inpaint", "s3://k:s@b/x/y": "y", "tiny:sd15": "tiny:sd15"}
+    assert {ref: public_name(ref) for ref in names} == names
+    assert public_name("OWNER/REPO@main") == "OWNER/REPO@main"

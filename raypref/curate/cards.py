@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from raypref.core.ledger import Ledger, join, write_bytes
+from raypref.core.messages import public_name
 
 CARD = "_README.md"
 
@@ -87,7 +88,7 @@ def write_cards(
 def _pairs(origin: Provenance, counts: Counter[str]) -> str:
     about = [
         f"`chosen` is a photograph, `rejected` {_TWINS[origin.kind]}",
-        f"`{origin.model}`. Scores are PickScore (`{origin.scorer}`).",
+        f"`{public_name(origin.model)}`. Scores are PickScore (`{public_name(origin.scorer)}`).",
         "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
     ]
     header = [*_header(origin.licence), "task_categories: [text-to-image]"]
@@ -98,7 +99,7 @@ def _pairs(origin: Provenance, counts: Counter[str]) -> str:
 def _photos(origin: Provenance, counts: Counter[str]) -> str:
     about = [
         "One row per input of a curation: what was measured and what became of it. It holds no",
-        f"images. Scores are PickScore (`{origin.scorer}`).",
+        f"images. Scores are PickScore (`{public_name(origin.scorer)}`).",
     ]
     title = "Every input of a curation"
     columns = _written(origin, about, PHOTOS_COLUMNS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 from PIL import Image
 
+from raypref.core.messages import public_name
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import GenerateConfig
 from raypref.models.backbone import BackboneConfig
@@ -157,13 +157,8 @@ class Origin(NamedTuple):
 def _origin(ref: str, commits: Mapping[str, str]) -> Origin:
     named, known = hub_id(ref), commits.get(ref, "")
     if named is None or "://" in ref or known == LOCAL:
-        return Origin(_public(ref), "")
+        return Origin(public_name(ref), "")
     return Origin(f"{named.repo}/{named.file}".rstrip("/"), known or named.revision, named.repo)
-
-
-def _public(ref: str) -> str:
-    """A hub id as it is; of a local path the last name, which is all that is anyone's business."""
-    return Path(ref).name if ref.startswith(("/", "~", ".")) or "://" in ref else ref
 
 
 def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]:
@@ -253,7 +248,7 @@ def _settings(trainings: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any
 
 def _text(value: Any) -> str:
     if isinstance(value, str) and "/" in value:
-        return _public(value)
+        return public_name(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " ".join(map(str, value))
     return str(value)

@@ -36,7 +36,8 @@ def _fixed() -> dict[str, str]:
         "less_colorful_than_twin": "Its rejected image came out more colorful. "
         "color.enabled=false keeps all; color.variant=paper compares with the set instead.",
         "no_salient_region": "Nothing stands out that could be repainted.",
-        "not_a_photograph": "An artwork, the model says. photographic.enabled=false keeps all.",
+        "not_a_photograph": "An artwork, by what a model says (photographic.enabled=false keeps "
+        "all), or by its name a mask of the photograph beside it (a caption of its own keeps it).",
         "no_caption": captions,
         "bad_caption": "Its caption holds a NUL character: write it anew.",
         "changed": "The file changed during curation: run again with run=NEW.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from raypref.core.messages import without_secrets
 from raypref.core.schemes import scheme_of
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
@@ -94,4 +95,4 @@ def _place(lora: str) -> str:
 
 
 def _note(lora: str) -> str:
-    return f"  # copied from {lora}" if "://" in lora else ""
+    return f"  # copied from {without_secrets(lora)}" if "://" in lora else ""

@@ -168,8 +168,11 @@ def _lora(
         raise InputError(f"{join(folder, 'config.toml')}: {error}") from None
     final = plan.final(plan.in_order(config.trainings, config.train))
     ledger = Ledger(join(folder, final), {})
-    if not ledger.committed():
-        raise InputError(f"{ledger.path} is not complete; `raypref align` finishes it")
+    if not final or not ledger.committed():
+        raise InputError(
+            f"{join(folder, final or 'a training')} is not complete; `raypref align` finishes it, "
+            "--what=pairs leaves the LoRA out"
+        )
     fix = f"`raypref run {join(folder, 'config.toml')}` writes one"
     text = _read(ledger.path, (HUB_CARD,), fix=fix)
     text = text.replace('load_lora_weights("."', f'load_lora_weights("{repo}"')
