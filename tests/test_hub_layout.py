@@ -230,7 +230,8 @@ def test_the_sd15_preset_names_every_model_that_is_missing(overrides, tmp_path):
 
 
 def test_the_sd15_preset_loads_and_runs_in_its_own_precision(overrides, photos):
-    config = load(RunConfig, "sd15", [*overrides, "perturb.steps=2", "evaluate.steps=2"])
+    here = ["perturb.resources.num_gpus=0", "evaluate.resources.num_gpus=0"]
+    config = load(RunConfig, "sd15", [*overrides, *here, "perturb.steps=2", "evaluate.steps=2"])
     assert (config.base.dtype, config.perturb.dtype) == ("bfloat16", "float16")
     assert all(image.std() > 1 for image in repainted(config.perturb, photos))
     for tensor in encoded(config.base, photos):
