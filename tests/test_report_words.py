@@ -242,6 +242,8 @@ def test_a_page_that_fails_stops_nothing(tmp_path, caplog):
     write_bytes(f"{tmp_path}/own/run.json", b"no json")
     assert not write_page(run_in(tmp_path))
     assert "could not be written" in caplog.text
+    with pytest.raises(ValueError):  # the last one is what the run ends in
+        write_page(run_in(tmp_path), last=True)
 
 
 def test_the_page_is_written_after_every_step_that_shows_something(tmp_path, monkeypatch):

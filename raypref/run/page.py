@@ -20,15 +20,20 @@ NAMES = {"cache": "latents", "start": "starting weights", "fused": "merged pipel
 UNTOLD = ("card", "report")  # of no news to who reads the page
 
 
-def write_page(run: Run) -> bool:
-    """Write the page with what there is; False where it failed, which stops nothing.
+def write_page(run: Run, *, last: bool = False) -> bool:
+    """Write the page with what there is, and say where it is the first time.
 
-    Says where it is the first time.
+    Args:
+        run: the run.
+        last: whether this is the page that the run ends in: a failure is one of the run. A page on
+            the way that fails stops nothing; False is returned then.
     """
     path = join(run.folder, "report", "index.html")
     try:
         write_bytes(path, _html(run).encode())
     except Exception:
+        if last:
+            raise
         log.warning("page: %s could not be written", without_secrets(path), exc_info=True)
         return False
     if not run.page_told:

@@ -377,7 +377,7 @@ class Run:
     def _report(self) -> Work:
         from raypref.run.page import write_page
 
-        return Work(int(write_page(self)), "pages")
+        return Work(int(write_page(self, last=True)), "pages")
 
     def _ledger(self, name: str, parts: Mapping[str, Any]) -> Ledger:
         return placed(self.place, name, results_of(parts))
