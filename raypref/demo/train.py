@@ -71,7 +71,7 @@ def train_vae(world: World, folder: Path, scale: float) -> None:
         latents = torch.cat(
             [
                 vae.encode(tensor(world.photos[i : i + 32])).latent_dist.mean
-                for i in range(0, 512, 32)
+                for i in range(0, min(512, len(world.photos)), 32)
             ]
         )
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -270,7 +270,7 @@ def remake() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    world = draw_world(max(int(PHOTOS * arguments.scale), 512))
+    world = draw_world(max(int(PHOTOS * arguments.scale), 64))
     for part in arguments.only:
         torch.manual_seed(list(PARTS).index(part))
         PARTS[part](world, arguments.folder, arguments.scale)

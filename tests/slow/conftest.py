@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from jobs import WHOLE, job
+from jobs import RECORDED, job
 
 # Files in the order in which two processes take them (--dist loadfile --no-loadscope-reorder):
 # first the whole run that others need and a file that does not need it, then the longest first.
@@ -42,7 +42,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> tuple[Path
     said = storage / "said.txt"
     with FileLock(storage.with_suffix(".lock")):
         if not said.is_file():
-            command = ("full_pipeline", *WHOLE, f"storage={storage}")
+            command = ("full_pipeline", *RECORDED, f"storage={storage}")
             code, output = job(*command, folder=storage / "logs")
             assert code == 0, output
             said.write_text(output)

@@ -30,7 +30,8 @@ PATIENCE = 1500.0  # seconds that a job may take on a slow and busy machine; mos
 # only in this mode.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
-# A run that goes through every step and whose only cost is the start of its processes.
+# A run that goes through every step and whose only cost is the start of its processes. A
+# record in MLflow costs a tenth more: only the run of conftest.py has one.
 SMALL = (
     "tiny",
     "source.limit=40",
@@ -47,6 +48,7 @@ SMALL = (
     "train.stage2.batch=8",
     "train.stage2.resources.workers=1",
     'trainings=["stage1", "stage2"]',
+    "tracking.uri=none",
     "evaluate.limit=2",
     "evaluate.steps=3",
     "evaluate.resources.workers=1",
@@ -64,6 +66,7 @@ WHOLE = (
     f"train.stage1.checkpoint_every={EVERY}",
     f"train.stage1.sample_every={STEPS // 2}",
 )
+RECORDED = (*WHOLE, "tracking.uri=''")  # in MLflow beside the runs
 
 
 @dataclass
