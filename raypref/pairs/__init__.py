@@ -1,0 +1,1 @@
+"""What becomes a pair, and what its labels say of the generators."""
