@@ -58,7 +58,8 @@ class ArenaPO(PairwiseConfig):
 class FixedMargin(PairwiseConfig):
     """-log sigmoid(logit - gamma): one margin for all pairs.
 
-    ODPO with a constant offset (Amini et al. 2024, arXiv 2402.10571, whose offset is per pair). It is what `arena` has to be compared with. With gamma 0 it is `dpo`.
+    ODPO (Amini et al. 2024, arXiv 2402.10571) with one offset instead of one per pair. It is what
+    `arena` has to be compared with. With gamma 0 it is `dpo`.
     """
 
     objective: Literal["fixed_margin"] = setting(
