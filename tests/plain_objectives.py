@@ -81,6 +81,19 @@ def sft(stage: Any, sample: Sample) -> Tensor:
     return error(phi, target)
 
 
+def arena(stage: Any, sample: Sample) -> Tensor:
+    target = stage.gamma * sample.facts["gap"]
+    if stage.variant == "margin":
+        return torch.log(1 + torch.exp(target - logit(stage, sample)))
+    if stage.variant == "weight":
+        return sample.facts["gap"] ** stage.gamma * dpo(stage, sample)
+    return (logit(stage, sample) - target) ** 2
+
+
+def fixed_margin(stage: Any, sample: Sample) -> Tensor:
+    return torch.log(1 + torch.exp(stage.gamma - logit(stage, sample)))
+
+
 def dro(stage: Any, sample: Sample) -> Tensor:
     margin = torch.tensor(stage.margin, dtype=torch.float64)
     return torch.maximum(gap(sample.chosen) - gap(sample.rejected), margin)
@@ -95,5 +108,7 @@ ENTRIES: dict[str, Entry] = {
     "kto": Entry(kto, BETA),
     "dpo_sft": Entry(dpo_sft, BETA | {"sft_weight": 0.2}),
     "sft": Entry(sft),
+    "arena": Entry(arena, BETA | {"gamma": 1.5}),
+    "fixed_margin": Entry(fixed_margin, BETA | {"gamma": 0.5}),
 }
 FORMULAS = {"dro": dro} | {name: entry.formula for name, entry in ENTRIES.items()}

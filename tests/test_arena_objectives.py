@@ -1,10 +1,13 @@
 """The arena's objectives: formulas by hand, gradients, what they are equal to in their limits."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from plain_comparison import compare
 from test_objectives import BETTER, WORSE, made_of, networks, objective, one, sides, sigmoid
+from training import training
 
 from raypref.align.residuals import Residuals
 
@@ -117,3 +120,12 @@ def test_where_training_starts_the_gap_decides_how_much_a_pair_counts() -> None:
         torch.testing.assert_close(got, slope * weight[:, None, None, None], rtol=1e-10, atol=1e-13)
         assert metrics["logit"].tolist() == [0.0] * 5
         assert metrics["margin_exceeded"].tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("variant, family", [("weight", "sd35m"), ("regression", "sd15")])
+def test_20_steps_of_a_variant_equal_a_plain_implementation(
+    variant: str, family: str, tmp_path: Path
+) -> None:
+    """The default variant is with the other objectives, in `test_trained_objectives.py`."""
+    settings = {"variant": variant, "gamma": 1.5, "beta": 100.0, "steps": 20, "batch": 1}
+    compare(family, training("arena", lr=1e-3, **settings), tmp_path)
