@@ -6,13 +6,14 @@ told apart most easily before it adds harder ones. There they come in a few chun
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from raypref.align.config import TrainingConfig
 from raypref.align.latents import PairData
+from raypref.align.residuals import Draw
 
 
 def easiest_first(data: PairData) -> Tensor:
@@ -25,15 +26,19 @@ def opened(training: TrainingConfig, step: int, count: int) -> int:
     until = training.curriculum_end * training.steps
     done = step / until if step < until else 1.0
     share = training.curriculum_start + (1 - training.curriculum_start) * done
-    return min(count, math.ceil(share * count))
+    return max(1, round(share * count))
 
 
-def instead_of(row: int, easiest_N: Tensor, count: int) -> int:
-    """The row that is trained on where the usual order of an epoch has `row`.
+def reordered(
+    draws: Sequence[Draw], easiest_N: Tensor, training: TrainingConfig, *, step: int
+) -> list[Draw]:
+    """The entries of a step on open rows, in place of those that its epoch's order comes to.
 
-    That order is folded onto the `count` open rows: an epoch visits each of them equally often, but
-    for one time. No random number is drawn. Once all are open, the usual order holds.
+    That order is folded onto the open rows: an epoch visits each of them equally often, but for one
+    time. No random number is drawn. Once all rows are open, the usual order holds.
     """
-    if count == len(easiest_N):
-        return row
-    return int(easiest_N[row * count // len(easiest_N)])
+    rows = len(easiest_N)
+    count = opened(training, step, rows)
+    if count == rows:
+        return list(draws)
+    return [draw._replace(pair=int(easiest_N[draw.pair * count // rows])) for draw in draws]

@@ -127,11 +127,7 @@ def train(
             for i in range(group.rank, training.batch, group.world)
         ]
         if easiest_N is not None:
-            count = curriculum.opened(training, state.step, len(data))
-            mine = [
-                draw._replace(pair=curriculum.instead_of(draw.pair, easiest_N, count))
-                for draw in mine
-            ]
+            mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
         metrics = _step(denoiser, data, training, state, mine, group)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)

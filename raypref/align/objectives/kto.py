@@ -97,11 +97,12 @@ class KTO(PairwiseConfig):
             avoided = self.undesirable_weight * self._missed(point - rejected)
             return gained + avoided, metrics | told
         (image,) = sides
-        good_B = facts["score"] > self.desirable_above
-        value_B = (-0.5 * self.beta * image.gap - point) * (2.0 * good_B - 1.0)
-        lambda_B = good_B * self.desirable_weight + ~good_B * self.undesirable_weight
+        reward_B = -0.5 * self.beta * image.gap
+        good_B = (facts["score"] > self.desirable_above).to(reward_B.dtype)
+        value_B = (reward_B - point) * (2 * good_B - 1)
+        lambda_B = good_B * self.desirable_weight + (1 - good_B) * self.undesirable_weight
         return lambda_B * self._missed(value_B), told | {
-            "desirable": good_B.to(value_B.dtype),
+            "desirable": good_B,
             "ref_desirable": good_B * image.reference_error.detach(),
             "desirable_gap": good_B * image.gap.detach(),
             "implicit_accuracy": (value_B > 0).to(value_B.dtype).detach(),
