@@ -83,8 +83,8 @@ class TrainingConfig(Section):
     )
     compile: bool = setting(
         False,
-        "torch.compile the network: minutes at the start for quicker steps; moves results by "
-        "rounding only, as micro_batch does",
+        "torch.compile the network's repeated blocks: minutes at the start for quicker steps; "
+        "moves results by rounding only, as micro_batch does",
         affects_result=False,
     )
     deterministic: bool = setting(

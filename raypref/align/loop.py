@@ -25,6 +25,7 @@ from raypref.align.watch import StepMetrics, Watch
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
 from raypref.models import adapters, lora
+from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
@@ -108,7 +109,7 @@ def train(
     _restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
-        denoiser.module.compile()
+        compile_blocks(denoiser.module)
     writes = group.rank == 0
     if writes and not state.step:
         # Of another version: a state of theirs is no start, and would crowd out ours.
