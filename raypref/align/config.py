@@ -168,6 +168,11 @@ class TrainingConfig(Section):
         """Samples per call of the experience, on one worker."""
         return self.micro_batch
 
+    @property
+    def samples_per_draw(self) -> int:
+        """Samples that the experience makes of one draw."""
+        return 1
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0: a function of it alone."""
         if step < self.warmup_steps:

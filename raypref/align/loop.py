@@ -186,7 +186,7 @@ def _step(
     group: Ranks,
 ) -> Mapping[str, Tensor | float]:
     """One optimizer step over the global batch; its metrics stay on the device."""
-    mine = range(group.rank, training.batch, group.world)
+    mine = range(group.rank, training.batch // training.samples_per_draw, group.world)
     entries = [_draw_of(i, state.step, training, len(data), name=draws, seed=seed) for i in mine]
     sums: dict[str, Tensor] = {}
     for samples in _portions(denoiser, data, training, entries):
@@ -218,7 +218,8 @@ def _portions(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Iterator[Samples]:
     """The samples, `micro_batch` at a time; rollouts are done for many of these at once."""
-    experience, size = training.experience(), training.samples_at_once
+    experience = training.experience()
+    size = max(1, training.samples_at_once // training.samples_per_draw)
     for first in range(0, len(draws), size):
         samples = experience(denoiser, data, training, draws[first : first + size])
         yield from samples.split(training.micro_batch)
@@ -245,8 +246,8 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
 def _draw_of(
     index: int, step: int, training: TrainingConfig, pairs: int, *, name: str, seed: int
 ) -> Draw:
-    """Entry `index` of a step's global batch: pairs come in a new order every epoch."""
-    position = step * training.batch + index
+    """Draw `index` of a step's global batch: pairs come in a new order every epoch."""
+    position = step * (training.batch // training.samples_per_draw) + index
     epoch, place = divmod(position, pairs)
     pair = _shuffled(pairs, seed_of(seed, name, "epoch", epoch))[place]
     generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))
