@@ -144,10 +144,9 @@ def test_small_updates_survive_half_precision(loras: dict[str, str], tmp_path: P
         ):
             change = (into.double() - original).flatten()
             found.append(float(change @ delta / (delta @ delta)))
-    # Of the update, projected on itself: all of it on average, against hardly any.
-    print("kept", np.mean(kept), "swallowed", np.mean(swallowed))
-    assert np.mean(kept) == pytest.approx(1, abs=0.3)
-    assert abs(np.mean(swallowed)) < 0.7
+    # Of the update, projected on itself: all of it, against a quarter.
+    assert np.mean(kept) == pytest.approx(1, abs=0.1)
+    assert abs(np.mean(swallowed)) < 0.5
 
 
 def test_images_made_before_stay_valid() -> None:
