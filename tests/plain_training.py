@@ -255,9 +255,14 @@ class Plain:
         self.weights.append([p.detach().clone() for p in self.parameters])
 
     def loss(self, step: int, index: int) -> Tensor:
-        """Of one sample. It draws the pair; two uniforms; the form's numbers; three noises."""
+        """Of one sample. It draws the pair; two uniforms; the form's numbers; three noises.
+
+        With two stops per rollout the second half then draws the other stop and two noises.
+        """
         stage, family = self.stage, self.family
-        epoch, place = divmod(step * stage.batch + index, len(self.pairs))
+        draws = stage.batch // getattr(stage, "rollout_stops", 1)
+        other, index = divmod(index, draws)
+        epoch, place = divmod(step * draws + index, len(self.pairs))
         order = torch.randperm(
             len(self.pairs), generator=seeded(self.seed, self.name, "epoch", epoch)
         )
@@ -276,6 +281,9 @@ class Plain:
             t = family.draw_timestep(g)
         shape = (3, *self.moments(0, 1, False)[0].shape)
         first, second, third = torch.randn(shape, generator=g).double()
+        if other:
+            stop = [i for i in range(n) if i != stop][int(torch.randint(n - 1, (), generator=g))]
+            first, second = torch.randn((2, *shape[1:]), generator=g).double()
 
         def predict(module: nn.Module) -> Network:
             return lambda x, t: family.call(module, x, t, prompt)

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 import ray
+from ray.experimental import internal_kv
 
 from raypref.core import device
 from raypref.core.config import InputError, Resources
@@ -38,6 +39,54 @@ def test_on_a_ray_started_here_it_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     cluster.require_nodes("stage1", Resources(num_cpus=2), workers=1)
     with pytest.raises(InputError, match=r"needs 1 GPU \(0 on this machine\); lower .*num_gpus"):
         cluster.require_nodes("pickscore.resources", NEED, workers=1)
+
+
+OWN = {"NodeID": "ab12", "Labels": {"ray.io/node-id": "ab12"}}
+BY_HAND = b'{"autoscaler_report": {"active_nodes": {"node_ab12": 1}}}'
+LAUNCHED = b'{"autoscaler_report": {"active_nodes": {"ray.head.default": 1}}}'
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that was started by hand, without GPUs."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [OWN])
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: BY_HAND)
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.6)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+
+def test_a_cluster_without_gpus_that_cannot_grow_is_refused(
+    no_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.require_nodes("scores", Resources(num_cpus=4), workers=1)  # asks for none
+    for report in (BY_HAND, b"", b'{"load_metrics_report": {}}'):
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, report=report: report)
+        with pytest.raises(
+            InputError, match=r"^stage1: needs 3 GPUs \(0 in the clu.*start nodes"
+        ) as e:
+            cluster.require_nodes("stage1", NEED, workers=3)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("sign", ["launcher", "group", "kubernetes", "joins"])
+def test_one_that_may_get_gpus_is_waited_for(
+    sign: str, no_gpus: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if sign == "launcher":
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: LAUNCHED)
+    elif sign == "group":  # KubeRay's second autoscaler, `ray up`
+        labels = {"ray.io/node-group": "headgroup"}
+        monkeypatch.setattr(ray, "nodes", lambda: [{**OWN, "Labels": labels}])
+    elif sign == "kubernetes":  # pods that wait for a node
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: None)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    else:
+        seen = iter([{"CPU": 8.0}, {"CPU": 8.0}])
+        monkeypatch.setattr(ray, "cluster_resources", lambda: next(seen, {"CPU": 16.0, "GPU": 8.0}))
+    cluster.require_nodes("stage1", NEED, workers=3)
+    (said,) = caplog.messages
+    assert said.startswith("stage1: needs 3 GPUs (0 in the cluster) and waits for nodes")
 
 
 class Remote:

@@ -1,5 +1,8 @@
 """The samples of a step: what the sides share, what a flip and a dropped caption do."""
 
+from typing import Any
+
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.overrides import TorchFunctionMode
@@ -7,8 +10,10 @@ from training import LORA, denoiser, pairs, training
 
 from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Samples
+from raypref.core.config import InputError, load
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
+from raypref.run.config import RunConfig
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 PLAIN = training("dpo", caption_dropout=0.0, flip=0.0)
@@ -91,6 +96,44 @@ def test_dro_noises_the_photograph_to_the_policys_timestep_with_noise_of_its_own
     adapters.activate(policy.module, POLICY)
     eps = policy.predict(made.sides[1].x_BCHW, made.timesteps_B, made.prompts)
     assert (eps - made.sides[1].target_BCHW).abs().max() < 1e-9
+
+
+def test_two_stops_give_two_samples_of_a_draw() -> None:
+    """The first is the one there is without a second: draws of older trainings stay."""
+    seeds = list(range(40))
+    one = made_by(DRO, seeds)
+    two = made_by(DRO.model_copy(update={"rollout_stops": 2}), seeds)
+    rejected, alone = two.sides[1], one.sides[1]
+    assert torch.equal(two.timesteps_B[:40], one.timesteps_B)
+    assert (rejected.x_BCHW[:40] - alone.x_BCHW).abs().max() < 1e-9
+    torch.testing.assert_close(two.sides[0].x_BCHW[:40], one.sides[0].x_BCHW, atol=1e-12, rtol=0)
+    captions = two.prompts.sequence_BLD
+    assert len(captions) == 80 and torch.equal(captions[:40], captions[40:])
+    # Other steps of the same jittered grid, each as likely; noise of their own.
+    width = 1000 // 5
+    first, second = two.timesteps_B.split(40)
+    assert torch.equal(first % width, second % width)
+    assert ((second // width != first // width) & (second != first)).all()
+    assert {*(second // width).tolist()} == {0, 1, 2, 3, 4}
+    noise = two.sides[0].target_BCHW
+    assert (noise[:40] - noise[40:]).flatten(1).std(1).min() > 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"policy_state": "final"}, "needs policy_state=trajectory"),
+        ({"batch": 5}, "an even batch"),
+        ({"rollout_steps": 1}, "2 rollout_steps or more"),
+    ],
+)
+def test_what_two_stops_cannot_be_combined_with_is_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
+    overrides = [f"train.stage1.{key}={value}" for key, value in wrong.items()]
+    with pytest.raises(InputError, match=rf"train\.stage1.*rollout_stops=2 .*{message}") as caught:
+        load(RunConfig, "tiny", [*overrides, "train.stage1.rollout_stops=2"])
+    assert "\n" not in str(caught.value)
 
 
 class _Copies(TorchFunctionMode):

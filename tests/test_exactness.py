@@ -21,6 +21,10 @@ CASES = {
     "sd35m-dpo": ("sd35m", DPO),
     # The forms that are not a family's own.
     "sd15-dro-final": ("sd15", FINAL.model_copy(update={"steps": 5})),
+    "sd15-dro-two-stops": (
+        "sd15",
+        DRO.model_copy(update={"rollout_stops": 2, "batch": 6, "micro_batch": 4, "steps": 5}),
+    ),
     "sd35m-dro-trajectory": ("sd35m", DRO.model_copy(update={"steps": 5})),
 }
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 import small
 import torch
-from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    StableDiffusion3InpaintPipeline,
+)
 from PIL import Image
+from torch._dynamo.utils import counters
 
-from raypref.core.config import InputError, Resources
+from raypref.core.config import InputError, Resources, results_of
 from raypref.core.rows import Row, content_key, seed_of
-from raypref.curate.perturb import Inpaint, PerturbConfig
+from raypref.curate import perturb
+from raypref.curate.perturb import NETWORKS, Inpaint, PerturbConfig
 from raypref.demo import photograph, world
 from raypref.engine.batches import in_batches
 from raypref.images.decode import as_image, encode_png, open_png
+from raypref.models.compiled import compile_blocks
 
 CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
 KINDS = {"sd15": "sd15-inpaint", "sd35m": "sd3", "pixart": "pixart", "text2image": "sd15"}
@@ -268,6 +276,45 @@ def test_the_network_is_told_where_and_around_what(stage):
         assert torch.equal(latents[:, 4:], seen[0][:, 4:])
 
 
+@pytest.mark.parametrize("kind", ["sd15", "text2image", "pixart"])
+def test_dpm_solver_draws_as_diffusers_scheduler_does(kind):
+    """The twin of the plain pipeline with diffusers' scheduler put in place of its own."""
+    settings = {"steps": 4, "resources": Resources(batch=2)}
+    own, quick = of_kind(kind, **settings), of_kind(kind, scheduler="dpmsolver++", **settings)
+    rows = make_rows(2)
+    before, made = twins(own, rows, batch=2), twins(quick, rows, batch=2)
+    calls: list[int] = []
+    network = quick.pipeline.components[NETWORKS[kind][0]]
+    network.register_forward_pre_hook(lambda *_: calls.append(1))
+    own.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(own.pipeline.scheduler.config)
+    assert all((made[key] == twin).all() for key, twin in twins(own, rows, batch=2).items())
+    assert all((made[key] == twin).all() for key, twin in twins(quick, rows, batch=1).items())
+    assert len(calls) == 2 * 4, "one call of the network per step, where PNDM takes one more"
+    if kind != "pixart":  # whose own it is
+        assert all(difference(made[key], before[key]) > 1 for key in made)
+
+
+def test_layout_and_compilation_move_a_twin_by_rounding_only(monkeypatch):
+    compiled = partial(compile_blocks, backend="eager")
+    monkeypatch.setattr(perturb, "compile_blocks", compiled)
+    rows, settings = make_rows(2), {"steps": 2, "resources": Resources(batch=2)}
+    expected = twins(loaded(seed=0, **settings), rows, batch=2)
+    counters.clear()
+    quick = loaded(seed=0, compile=True, channels_last=True, **settings)
+    weight = quick.pipeline.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    made = twins(quick, rows, batch=2)
+    assert counters["stats"]["unique_graphs"] > 2
+    assert all(difference(made[key], expected[key]) <= 1 for key in made)
+
+
+def test_older_pairs_stay_valid():
+    kept = {key.partition(".")[2] for key in results_of({"perturb": PerturbConfig()})}
+    assert "steps" in kept and not {"scheduler", "compile", "channels_last"} & kept
+    other = results_of({"perturb": PerturbConfig(scheduler="dpmsolver++", compile=True)})
+    assert other["perturb.scheduler"] == "dpmsolver++" and "perturb.compile" not in other
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_the_kind_is_taken(kind):
     CONFIG.model_copy(update={"kind": kind, "model": str(small.path(KINDS[kind]))}).check(64)
@@ -281,6 +328,11 @@ def test_a_model_of_the_kind_is_taken(kind):
         ({"kind": "text2image"}, 64, r"perturb\.model: .*UNet2DConditionModel of 4 input"),
         ({"kind": "sd15", "model": str(small.path("sd3"))}, 64, r"needs a UNet2DConditionModel"),
         ({}, 66, r"images\.size=66: .* multiples of 8"),
+        (
+            {"kind": "sd35m", "model": str(small.path("sd3")), "scheduler": "dpmsolver++"},
+            64,
+            r"perturb\.scheduler=dpmsolver\+\+: .*along a flow; leave it at pipeline",
+        ),
         (
             {"kind": "pixart", "model": str(small.path("pixart")), "strength": 0.5},
             64,

@@ -84,7 +84,7 @@ def test_stopping_early_gives_the_state_of_the_full_rollout() -> None:
         start,
         prompts,
         grid_nB=grid,
-        stop_B=stop,
+        stops_SB=stop[None],
     )
     wanted = full_trajectory(start, prompts, grid)
     for b, k in enumerate(stop.tolist()):
@@ -95,11 +95,33 @@ def test_stopping_early_gives_the_state_of_the_full_rollout() -> None:
     assert sum(calls) == sum(k + 1 for k in stop.tolist()), "nothing is run past its stop"
 
 
+def test_two_stops_are_two_states_of_one_trajectory() -> None:
+    start, prompts, offsets = draws(3)
+    grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
+    stops = torch.tensor([[7, 0, 19, 7, 12, 1], [3, 5, 2, 19, 13, 0]])
+    calls = []
+
+    def counted(x: torch.Tensor, t: torch.Tensor, p: SD15Conditioning) -> torch.Tensor:
+        calls.append(len(x))
+        return predict(x, t, p)
+
+    got = policy_states(counted, solver_of, start, prompts, grid_nB=grid, stops_SB=stops)
+    wanted = full_trajectory(start, prompts, grid)
+    for s in range(2):
+        for b, k in enumerate(stops[s].tolist()):
+            x, eps = wanted[k]
+            at = s * B + b
+            assert (got.x_BCHW[at] - x[b]).abs().max() < 1e-4 * max(1.0, x[b].abs().max().item())
+            assert (got.prediction_BCHW[at] - eps[b]).abs().max() < 1e-4
+            assert got.timesteps_B[at] == grid[k, b]
+    assert sum(calls) == sum(k + 1 for k in stops.max(0).values.tolist())
+
+
 def test_the_state_of_a_sample_does_not_depend_on_the_others() -> None:
     start, prompts, offsets = draws(2)
     grid = jittered_grid(steps=STEPS, train_steps=1000, offsets_B=offsets)
     stop = torch.tensor([3, 9, 9, 0, 17, 5])
-    together = policy_states(predict, solver_of, start, prompts, grid_nB=grid, stop_B=stop)
+    together = policy_states(predict, solver_of, start, prompts, grid_nB=grid, stops_SB=stop[None])
     for b in range(B):
         alone = policy_states(
             predict,
@@ -107,7 +129,7 @@ def test_the_state_of_a_sample_does_not_depend_on_the_others() -> None:
             start[b : b + 1],
             prompts[b : b + 1],
             grid_nB=grid[:, b : b + 1],
-            stop_B=stop[b : b + 1],
+            stops_SB=stop[None, b : b + 1],
         )
         assert (together.x_BCHW[b] - alone.x_BCHW[0]).abs().max() < 1e-10
         assert (together.prediction_BCHW[b] - alone.prediction_BCHW[0]).abs().max() < 1e-10

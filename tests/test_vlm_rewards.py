@@ -15,11 +15,14 @@ import pytest
 import torch
 from corpus import scene
 from PIL import Image
-from small_vlm import prompt_text, save_qwen2_5_vl, save_qwen3_vl
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from small_vlm import prompt_text, save_hpsv3, save_qwen2_5_vl, save_qwen3_vl
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from raypref.core.config import InputError
+from raypref.curate import photographic
+from raypref.curate.photographic import Photographic, PhotographicConfig
+from raypref.rewards import hpsv3, vlm
 from raypref.rewards.unifiedreward import QUESTION, UnifiedRewardConfig, parse
 from raypref.rewards.vqascore import VQAScoreConfig
 
@@ -138,6 +141,56 @@ def test_an_answer_does_not_depend_on_the_batch(qwen2_5):
     for image, prompt, answer in zip(IMAGES, PROMPTS, together, strict=True):
         asked = reward.vlm.prepare([image], [prompt])
         assert reward.vlm.answers(asked, max_new_tokens=8) == [answer]
+
+
+def logits_of(model: Any, work: Callable[[], object]) -> list[tuple[int, ...]]:
+    """Shapes that the output layer makes during some work."""
+    shapes: list[tuple[int, ...]] = []
+    hook = model.lm_head.register_forward_hook(lambda *args: shapes.append(tuple(args[2].shape)))
+    try:
+        work()
+    finally:
+        hook.remove()
+    return shapes
+
+
+def test_only_the_last_position_gets_logits(qwen2_5, qwen3):
+    """Of a batch of 64 with 300 tokens all would be 5.4 GiB at Qwen's 151,936 words."""
+    score = VQAScoreConfig(model=str(qwen3), dtype="float32").load()
+    words = len(score.vlm.read.tokenizer)
+    asked = score.prepare(IMAGES, PROMPTS)
+    assert logits_of(score.vlm.model, lambda: score.compute(asked)) == [(5, 1, words)]
+    writes = UnifiedRewardConfig(model=str(qwen2_5), dtype="float32", max_new_tokens=4).load()
+    questions = writes.prepare(IMAGES, PROMPTS)
+    shapes = logits_of(writes.vlm.model, lambda: writes.compute(questions))
+    assert {*shapes} == {(5, 1, words)} and 1 <= len(shapes) <= 4
+    artworks = Photographic(PhotographicConfig(model=str(qwen3), dtype="float32"))
+    artworks.setup()
+    seen = artworks.inputs(IMAGES)
+    assert logits_of(artworks.model, lambda: artworks.compute(seen)) == [(5, 1, words)]
+
+
+@pytest.mark.parametrize("name", ["vqascore", "unifiedreward", "hpsv3", "photographic"])
+def test_weights_go_straight_to_the_device(name, qwen2_5, qwen3, tmp_path, monkeypatch):
+    """A device that holds no bytes stands for a GPU: weights of the host would be seen."""
+    elsewhere = torch.device("meta")
+    for module in (vlm, hpsv3, photographic):
+        monkeypatch.setattr(module, "pick_device", lambda num_gpus: elsewhere)
+    moves: list[object] = []
+    monkeypatch.setattr(PreTrainedModel, "to", lambda self, *args, **_: moves.append(args) or self)
+    if name == "photographic":
+        stage = Photographic(PhotographicConfig(model=str(qwen3), dtype="float32"))
+        stage.setup()
+        model = stage.model
+    elif name == "hpsv3":
+        base, file = save_hpsv3(tmp_path)
+        config = hpsv3.HPSv3Config(model=str(file), base=str(base), dtype="float32")
+        model = config.load().backbone
+    else:
+        folder = qwen3 if name == "vqascore" else qwen2_5
+        model = CONFIGS[name](model=str(folder), dtype="float32").load().vlm.model
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert not moves, "moved as a whole"
 
 
 def test_unifiedreward_reads_the_score(tmp_path, caplog):

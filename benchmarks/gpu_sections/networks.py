@@ -18,6 +18,7 @@ from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.models import adapters
 from raypref.models.backbone import BackboneConfig, load_denoiser
+from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.families.registry import family
@@ -118,17 +119,18 @@ def contiguous(denoiser: Denoiser) -> None:
 
 
 def compiled_blocks(denoiser: Denoiser, **options: Any) -> None:
-    """`torch.compile` of every transformer block: one graph serves all of one shape."""
-    module: Any = denoiser.module
-    kinds = tuple(getattr(module, "_repeated_blocks", None) or ()) or ("JointTransformerBlock",)
-    blocks = [part for part in module.modules() if type(part).__name__ in kinds]
-    assert blocks, f"{type(module).__name__} has none of {', '.join(kinds)}"
-    for block in blocks:
-        block.compile(**options)
+    """The repeated blocks compiled, as `compile = true` does."""
+    assert compile_blocks(denoiser.module, **options), "no blocks"
+
+
+def compiled_transformers(denoiser: Denoiser, **options: Any) -> None:
+    """Transformer blocks alone compiled: fewer graphs, convolutions as they are."""
+    kinds = ("BasicTransformerBlock", "JointTransformerBlock")
+    assert compile_blocks(denoiser.module, kinds=kinds, **options), "no blocks"
 
 
 def compiled_whole(denoiser: Denoiser, **options: Any) -> None:
-    """`torch.compile` of the whole network, as `compile = true` does."""
+    """`torch.compile` of the whole network."""
     denoiser.module.compile(**options)
 
 

@@ -19,6 +19,7 @@ from gpu_sections.networks import (
     autocast,
     base_of,
     compiled_blocks,
+    compiled_transformers,
     compiled_whole,
     contiguous,
     denoiser_of,
@@ -73,17 +74,11 @@ def train(bench: Bench) -> None:
 
 def compile_(bench: Bench) -> None:
     """SD-1.5 compiled: by blocks, which share graphs, and as a whole."""
-    # All blocks are one function to Dynamo: each width, adapter and mode of autograd is a graph of
-    # it, and past 8 of them it would run eagerly with a warning alone.
-    with torch._dynamo.config.patch(recompile_limit=64):
-        _compile(bench)
-
-
-def _compile(bench: Bench) -> None:
     # On a CPU the graphs are only captured: to compile them takes minutes and says nothing.
     options: dict[str, Any] = {} if bench.cuda else {"backend": "eager"}
     ways: dict[str, Change] = {"blocks": partial(compiled_blocks, **options)}
     if bench.cuda:
+        ways["transformer blocks"] = partial(compiled_transformers, **options)
         ways["whole"] = partial(compiled_whole, **options)
     count, batch = bench.pick(16, 2), bench.pick(64, 2)
     data = pairs_of(bench, "sd15", bench.pick(64, 4))

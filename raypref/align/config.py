@@ -108,8 +108,8 @@ class TrainingConfig(Section):
     )
     compile: bool = setting(
         False,
-        "torch.compile the network: minutes at the start for quicker steps; moves results by "
-        "rounding only, as micro_batch does",
+        "torch.compile the network's repeated blocks: minutes at the start for quicker steps; "
+        "moves results by rounding only, as micro_batch does",
         affects_result=False,
     )
     deterministic: bool = setting(
@@ -232,6 +232,11 @@ class TrainingConfig(Section):
     def samples_at_once(self) -> int:
         """Samples per call of the experience, on one worker."""
         return self.micro_batch
+
+    @property
+    def samples_per_draw(self) -> int:
+        """Samples that the experience makes of one draw."""
+        return 1
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0: a function of it alone."""

@@ -19,7 +19,7 @@ from raypref.align.objectives.dro import DRO
 from raypref.align.residuals import POLICY, Draw, Samples, Side
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
-from raypref.models.families.conditioning import Conditioning
+from raypref.models.families.conditioning import Conditioning, twice
 from raypref.models.solvers import jittered_grid
 
 
@@ -68,7 +68,8 @@ def policy_trajectories(
 
     The rejected side is the policy's state at one uniformly drawn step of a rollout at CFG 1, its
     target the policy's own prediction there. The chosen side is the photograph at the same
-    timestep, with noise of its own.
+    timestep, with noise of its own. With `rollout_stops` = 2 a draw gives two samples: two steps of
+    one trajectory, each with noise of its own; all first ones come before the second ones.
     """
     n = cast("DRO", training).rollout_steps
     timesteps_T = denoiser.training_timesteps(data.latent_shape)
@@ -84,6 +85,11 @@ def policy_trajectories(
     offsets_B, stop_B = drawn.numbers
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
     places_nB = jittered_grid(steps=n, train_steps=train_steps, offsets_B=offsets_B)
+    stops, pairs, flips, prompts = stop_B[None], drawn.pairs, drawn.flips, drawn.prompts
+    if training.samples_per_draw == 2:
+        second_B, latent_noise, noise_BCHW = _second(draws, drawn, n)
+        stops = torch.stack([stop_B, second_B])
+        pairs, flips, prompts = pairs * 2, flips * 2, twice(prompts)
     adapters.activate(denoiser.module, POLICY)
     policy = rollout.policy_states(
         denoiser.predict,
@@ -91,14 +97,33 @@ def policy_trajectories(
         start_BCHW,
         drawn.prompts,
         grid_nB=timesteps_T[places_nB],
-        stop_B=stop_B,
+        stops_SB=stops,
     )
-    photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
+    photo_BCHW = data.latents(pairs, flips, latent_noise, which=0)
     noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, policy.timesteps_B)
     chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
     rejected = Side(policy.x_BCHW, policy.prediction_BCHW)
-    facts = data.facts_of(drawn.pairs, noisy_BCHW)
-    return Samples((chosen, rejected), policy.timesteps_B, drawn.prompts, facts)
+    facts = data.facts_of(pairs, noisy_BCHW)
+    return Samples((chosen, rejected), policy.timesteps_B, prompts, facts)
+
+
+def _second(draws: Sequence[Draw], drawn: _Drawn, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the second sample of each draw has of its own, drawn after all that the first has.
+
+    Returns:
+        Its stop, [B], uniform over the steps that are not the first sample's; and latent noise and
+        noise of both samples, [2 B, C, h, w].
+    """
+    latent_noise, noise_BCHW, _ = drawn.noises
+    first_B, shape = drawn.numbers[1], latent_noise.shape[1:]
+    others, noises = [], []
+    for _, generator in draws:
+        others.append(torch.randint(n - 1, (), generator=generator))
+        noises.append(torch.randn((2, *shape), generator=generator))
+    other_B = torch.stack(others)
+    own = torch.stack(noises, dim=1).to(latent_noise)
+    both = [torch.cat(each) for each in zip((latent_noise, noise_BCHW), own, strict=True)]
+    return other_B + (other_B >= first_B), both[0], both[1]
 
 
 def policy_images(

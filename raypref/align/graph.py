@@ -131,10 +131,10 @@ class Alignment:
                 f"{key}.resources.num_gpus={gpus:g}: a training's worker takes whole GPUs, since "
                 "NCCL refuses two workers on one; set 1, or 0 to train on the CPU"
             )
-        if not 1 <= workers <= training.batch:
+        if not 1 <= workers <= (most := training.batch // training.samples_per_draw):
             raise InputError(
-                f"{key}.resources.workers={workers}: it must be 1 to {key}.batch={training.batch}, "
-                "since every worker takes a share of a step's samples"
+                f"{key}.resources.workers={workers}: it must be 1 to {most}, since every worker "
+                f"takes a share of a step's samples ({key}.batch={training.batch})"
             )
 
     def check_starts(self) -> None:

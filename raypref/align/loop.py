@@ -25,6 +25,7 @@ from raypref.align.watch import StepMetrics, Watch
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
 from raypref.models import adapters, lora
+from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
@@ -109,7 +110,7 @@ def train(
     _restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
-        denoiser.module.compile()
+        compile_blocks(denoiser.module)
     data = training.prepared(data, key=f"train.{name}")
     easiest_N = curriculum.easiest_first(data) if training.curriculum != "off" else None
     writes = group.rank == 0
@@ -124,7 +125,7 @@ def train(
             adapters.copy(denoiser.module, LEARNER, POLICY)
         mine = [
             _draw_of(i, state.step, training, len(data), name=draws, seed=seed)
-            for i in range(group.rank, training.batch, group.world)
+            for i in range(group.rank, training.batch // training.samples_per_draw, group.world)
         ]
         if easiest_N is not None:
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
@@ -234,7 +235,8 @@ def _portions(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Iterator[Samples]:
     """The samples, `micro_batch` at a time; rollouts are done for many of these at once."""
-    experience, size = training.experience(), training.samples_at_once
+    experience = training.experience()
+    size = max(1, training.samples_at_once // training.samples_per_draw)
     for first in range(0, len(draws), size):
         samples = experience(denoiser, data, training, draws[first : first + size])
         yield from samples.split(training.micro_batch)
@@ -261,8 +263,8 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
 def _draw_of(
     index: int, step: int, training: TrainingConfig, pairs: int, *, name: str, seed: int
 ) -> Draw:
-    """Entry `index` of a step's global batch: pairs come in a new order every epoch."""
-    position = step * training.batch + index
+    """Draw `index` of a step's global batch: pairs come in a new order every epoch."""
+    position = step * (training.batch // training.samples_per_draw) + index
     epoch, place = divmod(position, pairs)
     pair = _shuffled(pairs, seed_of(seed, name, "epoch", epoch))[place]
     generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))

@@ -1,8 +1,8 @@
-"""The policy's own denoising: its state at one step, or its finished image.
+"""The policy's own denoising: its state at one step or two, or its finished image.
 
 Diffusion-DRO asks for the policy's state at one uniformly drawn step of an n-step trajectory. The
 steps after it are never looked at, so they are not run: the distribution is the same, with (n+1)/2
-forwards per sample instead of n.
+forwards per sample instead of n. Two states of one trajectory, for two samples, take 2(n+1)/3.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raypref.core.device import to_device
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.solvers import Solver
 
@@ -36,39 +37,51 @@ def policy_states(
     prompts: Conditioning,
     *,
     grid_nB: Tensor,
-    stop_B: Tensor,
+    stops_SB: Tensor,
 ) -> PolicyState:
-    """Sample at CFG 1 and return each sample's state at its own stopping step.
+    """Sample at CFG 1 and return each trajectory's states at its own stopping steps.
 
     Args:
         predict: (x, timesteps, prompts) -> prediction, with the policy's adapter active.
         make_solver: the denoiser's solver.
         start_BCHW: Gaussian noise.
         prompts: the captions.
-        grid_nB: timesteps, descending, one column per sample, on the CPU.
-        stop_B: index of the step wanted, 0 .. n-1, on the CPU.
+        grid_nB: timesteps, descending, one column per trajectory, on the CPU.
+        stops_SB: indices of the S steps wanted, 0 .. n-1, on the CPU.
+
+    Returns:
+        S * B states: all trajectories' first stops, then their second ones.
     """
     device = start_BCHW.device
-    # Sorted by stopping step, the samples still running are always a suffix of the batch.
-    order = torch.argsort(stop_B, stable=True)
-    sorted_nB = grid_nB[:, order]
+    last_B = stops_SB.max(0).values
+    # Sorted by last stop, the trajectories still running are always a suffix of the batch.
+    order = torch.argsort(last_B, stable=True)
+    sorted_nB, stops_SB = grid_nB[:, order], stops_SB[:, order]
     solver, timesteps_nB = make_solver(sorted_nB), sorted_nB.to(device)
     there = order.to(device)
     x, prompts = start_BCHW[there], prompts[there]
     last_x0: Tensor | None = None
     states, predictions, first = [], [], 0
-    for i, stopping in enumerate(torch.bincount(stop_B).tolist()):
+    found: list[Tensor] = []  # positions in the result, in the order of what is appended
+    for i, ending in enumerate(torch.bincount(last_B).tolist()):
         prediction = predict(x, timesteps_nB[i, first:], prompts[first:]).to(x.dtype)
-        states.append(x[:stopping])
-        predictions.append(prediction[:stopping])
-        first += stopping
+        for stop, running_B in enumerate(stops_SB[:, first:] == i):
+            if not running_B.any():
+                continue
+            which = running_B.nonzero()[:, 0]
+            # Where every trajectory has one stop, those that reach it are the front of the batch.
+            taken = slice(ending) if len(stops_SB) == 1 else to_device(which, device, which.dtype)
+            states.append(x[taken])
+            predictions.append(prediction[taken])
+            found.append(stop * len(order) + order[first + which])
+        first += ending
         if first < len(order):
-            last = None if last_x0 is None else last_x0[stopping:]
-            x, last_x0 = solver.step(i, x[stopping:], prediction[stopping:], last, first=first)
-    back = torch.argsort(order).to(device)
-    timesteps_B = grid_nB.gather(0, stop_B[None])[0]
+            last = None if last_x0 is None else last_x0[ending:]
+            x, last_x0 = solver.step(i, x[ending:], prediction[ending:], last, first=first)
+    back = torch.argsort(torch.cat(found)).to(device)
+    timesteps_SB = sorted_nB.gather(0, stops_SB)[:, torch.argsort(order)]
     return PolicyState(
-        torch.cat(states)[back], torch.cat(predictions)[back], timesteps_B.to(device)
+        torch.cat(states)[back], torch.cat(predictions)[back], timesteps_SB.flatten().to(device)
     )
 
 

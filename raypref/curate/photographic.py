@@ -67,10 +67,11 @@ class Photographic:
         # By name, as in `rewards/vlm.py`: an answer must not hang on whether torchvision is there.
         self.images = from_pretrained(Qwen2VLImageProcessorPil, folder)
         self.tokenizer: Any = from_pretrained(AutoTokenizer, folder)
-        dtype = torch_dtype(self.config.dtype)
-        model = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype)
+        dtype, device = torch_dtype(self.config.dtype), pick_device(self.resources.num_gpus)
+        model = from_pretrained(
+            AutoModelForImageTextToText, folder, dtype=dtype, device_map={"": device}
+        )
         self.model: Any = model.eval().requires_grad_(False)
-        self.model.to(pick_device(self.resources.num_gpus))
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)
         self.answers = [sorted(yes - no), sorted(no - yes)]
 
@@ -82,8 +83,8 @@ class Photographic:
         """Log-likelihood, up to a constant per image, of "yes" and "no": float32 [B, 2]."""
         import torch
 
-        logits_BLV = self.model(**moved(batch, self.model.device)).logits
-        last_BV = logits_BLV[:, -1].float().cpu()
+        logits_B1V = self.model(**moved(batch, self.model.device), logits_to_keep=1).logits
+        last_BV = logits_B1V[:, -1].float().cpu()
         return torch.stack([last_BV[:, ids].logsumexp(-1) for ids in self.answers], -1)
 
     def finish(self, rows: list[Row], out: Tensor) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "RAYPREF_CACHE", hub.COMMITS)
 ALONE = "RAYPREF_OWN_RAY"  # set where this process started Ray: no node will join
 LOOK_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
+JOIN_SECONDS = 5.0  # for the first GPU, where nothing adds nodes
 LONGEST_SOCKET = 107  # bytes of a path
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 LISTENER = "pymp-01234567/listener-01234567"  # of Python's multiprocessing, in TMPDIR
@@ -269,7 +271,8 @@ def require_nodes(name: str, need: Resources, *, workers: int) -> None:
         workers: how many there must be.
 
     Raises:
-        InputError: this process started Ray, so no node will join. A cluster may grow on demand.
+        InputError: this process started Ray, so no node will join; or GPUs are asked for, and the
+            cluster has none and nothing that adds nodes to it.
     """
     import ray
 
@@ -289,4 +292,42 @@ def require_nodes(name: str, need: Resources, *, workers: int) -> None:
             f"{name}: needs {needs}; lower the num_cpus, num_gpus or workers of its resources, or "
             "name a cluster with RAY_ADDRESS"
         )
+    if need.num_gpus and not there.get("GPU") and not _gpus_may_come():
+        raise InputError(
+            f"{name}: needs {needs}, and nothing adds nodes to this cluster; start nodes with GPUs "
+            "before the job, or set num_gpus=0 in the resources to compute on the CPU"
+        )
     log.warning("%s: needs %s and waits for nodes; see `ray status`", name, needs)
+
+
+def _gpus_may_come() -> bool:
+    """Whether a cluster without GPUs has an autoscaler; GPUs may also join within `JOIN_SECONDS`.
+
+    They do where nodes are started by hand at the same time as the job.
+    """
+    import ray
+
+    ends = time.monotonic() + JOIN_SECONDS
+    with waiting("looking for GPUs in the cluster"):
+        while True:
+            if ray.cluster_resources().get("GPU") or _autoscales():
+                return True
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(0.5)
+
+
+def _autoscales() -> bool:
+    """Whether something adds nodes to the cluster, as `ray up` and KubeRay have it."""
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    nodes = ray.nodes()
+    if any(node.get("Labels", {}).get("ray.io/node-group") for node in nodes):
+        return True
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
+    if not report:  # nothing watches the cluster but, perhaps, what starts pods
+        return "KUBERNETES_SERVICE_HOST" in os.environ
+    # A node of no autoscaler has the type node_ID in the report that every head makes.
+    types = {*(report.get("autoscaler_report") or {}).get("active_nodes", {})}
+    return not types <= {f"node_{node['NodeID']}" for node in nodes}

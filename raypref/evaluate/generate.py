@@ -17,8 +17,9 @@ from raypref.core.device import pick_device
 from raypref.core.ledger import absolute
 from raypref.core.rows import Row, seed_of
 from raypref.images.decode import of_unit
-from raypref.models.backbone import BackboneConfig, load_pipeline
+from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.families.registry import family
+from raypref.models.fused import Fused
 from raypref.models.lora_formats import content, pipeline_weights
 
 BASE = "base"
@@ -74,6 +75,12 @@ class GenerateConfig(Section):
     steps: int = setting(50, "denoising steps", ge=1)
     guidance: float = setting(7.5, "classifier-free guidance scale", ge=0)
     size: int = setting(512, "side of the images in pixels", ge=8, multiple_of=8)
+    fuse: bool = setting(
+        False,
+        "merge each model's LoRA into the weights before it draws: quicker on a GPU; images differ "
+        "by rounding",
+        later=True,
+    )
     samples: int = setting(
         4, "prompts sampled at each step where a training kept a LoRA", affects_result=False, ge=0
     )
@@ -183,12 +190,22 @@ class Generate:
 
     def setup(self) -> None:
         """Load the pipeline and every LoRA."""
+        import torch
+
         device = pick_device(self.resources.num_gpus)
         self.pipeline = load_pipeline(self.base, device=device)
         component = family(self.base.family).component
         for model, ref in self.loras.items():
             weights = pipeline_weights(ref, key=f"the LoRA of {model}", component=component)
             self.pipeline.load_lora_weights(weights, adapter_name=_adapter(model))
+        self.model = BASE  # that draws
+        self.fused: Fused | None = None
+        if self.config.fuse and self.loras:
+            precise = None
+            if self.base.dtype in ("bfloat16", "float16"):
+                exact = self.base.model_copy(update={"dtype": "float32"})
+                precise = load_denoiser(exact, device=torch.device("cpu")).module
+            self.fused = Fused(self.pipeline, component=component, precise=precise)
 
     def prepare(self, rows: list[Row]) -> list[Row]:
         """The rows themselves: the pipeline reads text."""
@@ -200,7 +217,9 @@ class Generate:
         Every model of the batch draws all of it, so that it always has one shape.
         """
         images: dict[str, np.ndarray] = {}
-        for model in dict.fromkeys(row["model"] for row in batch):
+        models = dict.fromkeys(row["model"] for row in batch)
+        # Rows come model by model. The one before goes on, so that none is merged twice.
+        for model in sorted(models, key=lambda model: model != self.model):
             self._activate(model)
             images[model] = self._draw(batch)
         return [images[row["model"]][number] for number, row in enumerate(batch)]
@@ -224,9 +243,12 @@ class Generate:
         return images
 
     def _activate(self, model: str) -> None:
+        self.model = model
         if not self.loras:
             return
-        if model == BASE:
+        if self.fused is not None:
+            self.fused.use("" if model == BASE else _adapter(model))
+        elif model == BASE:
             self.pipeline.disable_lora()
         else:
             self.pipeline.enable_lora()

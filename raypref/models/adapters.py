@@ -7,7 +7,7 @@ bfloat16 weights computes its adapter in bfloat16 too, from vectors kept in floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,27 +27,57 @@ class _Layer(NamedTuple):
     b: tuple[int, int]  # shape of B, (out, rank)
 
 
+class _Adapted(nn.Linear):
+    """A linear layer that adds scale * B A x to what it computes.
+
+    All of a network are of this one class, without hooks: a compiled block then holds for every
+    block of its shape, whatever adapter is in use.
+    """
+
+    adapter_scale: float
+    adapter_a: Tensor | None  # as the forward reads it; None: nothing is added
+    adapter_b: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the adapter in use."""
+        output = F.linear(x, self.weight, self.bias)
+        if self.adapter_a is None or self.adapter_b is None:
+            return output
+        added = F.linear(F.linear(x, self.adapter_a), self.adapter_b)
+        return output + added * self.adapter_scale
+
+
 class _Slot:
     """The adapters of one network.
 
     Args:
         layers: those with an adapter; a vector holds A and B of one after another.
+        modules: the layers themselves.
         dtype: in which the network computes.
     """
 
-    def __init__(self, layers: list[_Layer], dtype: torch.dtype) -> None:
+    def __init__(self, layers: list[_Layer], modules: list[_Adapted], dtype: torch.dtype) -> None:
         self.layers = layers
+        self.modules = modules
         self.dtype = dtype
         self.vectors: dict[str, nn.Parameter] = {}
         self.silent: set[str] = set()  # those whose B is 0: they add nothing
         self.active = ""
-        self.used: list[Tensor] = []  # A and B of each layer as the forward reads them; or none
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A and B of every layer as views."""
         shapes = [shape for layer in self.layers for shape in (layer.a, layer.b)]
         pieces = vector.split([rows * columns for rows, columns in shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def use(self, vector: Tensor | None) -> None:
+        """Let the layers read A and B of a vector, or add nothing."""
+        if vector is None:
+            pieces: list[Tensor | None] = [None] * (2 * len(self.modules))
+        else:
+            pieces = [*self.split(vector)]
+        for module, a, b in zip(self.modules, pieces[::2], pieces[1::2], strict=True):
+            module.adapter_a, module.adapter_b = a, b
 
 
 _slots: WeakKeyDictionary[nn.Module, _Slot] = WeakKeyDictionary()
@@ -75,6 +105,7 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
     rank, weight = config.rank, found[0][1].weight
     slot = _Slot(
         [_Layer(name, (rank, own.in_features), (own.out_features, rank)) for name, own in found],
+        [_adapted(layer, config.alpha / rank) for _, layer in found],
         weight.dtype,
     )
     generator = torch.Generator().manual_seed(seed_of(seed, "lora"))
@@ -87,23 +118,17 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
     for name in names:
         slot.vectors[name] = nn.Parameter(torch.cat(values).to(weight.device, precise))
     slot.silent = {*names}
-    for number, (_, layer) in enumerate(found):
-        layer.register_forward_hook(_adds(slot, number, config.alpha / rank))
     _slots[module] = slot
     activate(module, names[0])
 
 
-def _adds(slot: _Slot, number: int, scale: float) -> Callable[..., Tensor | None]:
-    """Adds scale * B A x to what a layer computes."""
-    place = 2 * number
-
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not slot.used:
-            return None
-        a, b = slot.used[place], slot.used[place + 1]
-        return output + F.linear(F.linear(inputs[0], a), b) * scale
-
-    return hook
+def _adapted(layer: nn.Linear, scale: float) -> _Adapted:
+    """The same layer, able to add an adapter's part: names and weights stay as they are."""
+    assert type(layer) in (nn.Linear, _Adapted), f"{type(layer).__name__} has a forward of its own"
+    layer.__class__ = _Adapted
+    assert isinstance(layer, _Adapted)
+    layer.adapter_scale = scale
+    return layer
 
 
 def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
@@ -116,10 +141,10 @@ def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
     if train:
         slot.silent.discard(name)
     elif name in slot.silent:
-        slot.used = []
+        slot.use(None)
         return
     vector = slot.vectors[name] if train else slot.vectors[name].detach()
-    slot.used = slot.split(vector.to(slot.dtype))
+    slot.use(vector.to(slot.dtype))
 
 
 def vector(module: nn.Module, name: str) -> nn.Parameter:

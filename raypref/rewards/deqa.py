@@ -103,25 +103,28 @@ class DeQA:
         from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
         config.check()
+        self.device = pick_device(config.resources.num_gpus)
         folder, trust = config.folder(), {"trust_remote_code": True}
         try:
             self.tokenizer: Any = from_pretrained(AutoTokenizer, folder, use_fast=False, **trust)
             self.images = from_pretrained(AutoImageProcessor, folder, **trust)
-            model: Any = from_pretrained(
-                AutoModelForCausalLM,
-                folder,
-                torch_dtype=torch_dtype(config.dtype),  # the old name of `dtype`
-                attn_implementation="eager",
-                use_safetensors=True,
-                **trust,
-            )
+            # Made on the device and filled file by file: the host never holds the model. The old
+            # transformers would need accelerate for a `device_map`.
+            with self.device:
+                model: Any = from_pretrained(
+                    AutoModelForCausalLM,
+                    folder,
+                    torch_dtype=torch_dtype(config.dtype),  # the old name of `dtype`
+                    attn_implementation="eager",
+                    use_safetensors=True,
+                    **trust,
+                )
         except (ImportError, AttributeError, TypeError, OSError, ValueError) as error:
             raise InputError(
                 f"{KEY}: '{config.model}' does not load with transformers "
                 f"{transformers.__version__} ({first_line(error)}); it needs a Python "
                 f"with {', '.join(PINS)}"
             ) from None
-        self.device = pick_device(config.resources.num_gpus)
         self.model = model.to(self.device).eval().requires_grad_(False)
         before, after = (self.tokenizer(text).input_ids for text in PROMPT)
         if after[0] == self.tokenizer.bos_token_id:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -115,14 +115,15 @@ class HPSv3(Reward):
     """
 
     def __init__(self, config: HPSv3Config) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
         from transformers import AutoConfig, Qwen2VLModel
 
         base = checked_folder(config.base, key=BASE_KEY, kinds=["qwen2_vl"])
         file = weight_file(config.model, key=KEY, origin="https://huggingface.co/MizzenAI/HPSv3")
         try:
-            backbone, head = split(load_file(file))
+            # Places in the file: what is read goes to the device weight by weight.
+            opened = safe_open(file, framework="pt")
+            backbone, head = split({name: opened.get_slice(name) for name in opened.keys()})  # noqa: SIM118
         except (SafetensorError, KeyError) as error:
             raise InputError(f"{KEY}: '{file}' does not hold HPSv3's weights: {error}") from None
         self.read = Reader(base, key=BASE_KEY, pixels=PIXELS)
@@ -130,15 +131,17 @@ class HPSv3(Reward):
         self.mark: int = self.read.tokenizer.convert_tokens_to_ids(MARK)
         architecture = from_pretrained(AutoConfig, base)
         # The official model has a row for each token of the tokenizer, the base some to spare.
-        rows = len(backbone["language_model.embed_tokens.weight"])
+        rows = backbone["language_model.embed_tokens.weight"].get_shape()[0]
         if rows <= self.mark:
             raise InputError(f"{BASE_KEY}: the tokenizer has {self.mark + 1} tokens, {KEY} {rows}")
         architecture.text_config.vocab_size = rows
+        self.device = pick_device(config.resources.num_gpus)
         self.backbone = pretrained(
             Qwen2VLModel,
             None,
             key=KEY,
             dtype=config.dtype,
+            device=self.device,
             config=architecture,
             state_dict=backbone,
         )
@@ -148,8 +151,6 @@ class HPSv3(Reward):
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise InputError(f"{KEY}: rm_head does not fit: {lines[-1].strip()}") from None
-        self.device = pick_device(config.resources.num_gpus)
-        self.backbone.to(self.device)
         self.head.to(self.device).eval().requires_grad_(False)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -196,8 +197,12 @@ def make_head(width: int) -> nn.Sequential:
     )
 
 
-def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The official weights under the names of `Qwen2VLModel`, and those of the head.
+
+    Args:
+        state: tensors, or places in a safetensors file, by official name. Of these only the head's
+            are read.
 
     Raises:
         KeyError: a name is not among the official ones.
@@ -205,7 +210,7 @@ def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     backbone, head = {}, {}
     for name, value in state.items():
         if name.startswith("rm_head."):
-            head[name.removeprefix("rm_head.")] = value.float()
+            head[name.removeprefix("rm_head.")] = value[:].float()
         elif name not in UNUSED:
             backbone[renamed(name)] = value
     if "language_model.embed_tokens.weight" not in backbone:

@@ -18,6 +18,7 @@ from raypref.models.hub import from_pretrained, model_folder
 from raypref.rewards.base import moved, tokenize
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Asked: TypeAlias = dict[str, Tensor]
@@ -47,8 +48,18 @@ def checked_folder(ref: str, *, key: str, kinds: Sequence[str] = KINDS) -> str:
     return folder
 
 
-def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **options: Any) -> Any:
+def pretrained(
+    loader: Any,
+    folder: str | None,
+    *,
+    key: str,
+    dtype: DType,
+    device: torch.device,
+    **options: Any,
+) -> Any:
     """`from_pretrained`, frozen, which refuses weights that do not fit the model.
+
+    Weights go from the file to the device one by one: the host never holds the model.
 
     Raises:
         InputError: weights are missing, surplus, damaged or of another shape.
@@ -57,7 +68,12 @@ def pretrained(loader: Any, folder: str | None, *, key: str, dtype: DType, **opt
 
     try:
         model, report = from_pretrained(
-            loader, folder, dtype=torch_dtype(dtype), output_loading_info=True, **options
+            loader,
+            folder,
+            dtype=torch_dtype(dtype),
+            device_map={"": device},
+            output_loading_info=True,
+            **options,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{key}: the weights cannot be loaded: {first_line(error)}") from None
@@ -137,8 +153,10 @@ class VisionLanguage:
         from transformers import AutoModelForImageTextToText
 
         self.read = Reader(folder, key=key)
-        self.model = pretrained(AutoModelForImageTextToText, folder, key=key, dtype=dtype)
-        self.model.to(pick_device(num_gpus))
+        device = pick_device(num_gpus)
+        self.model = pretrained(
+            AutoModelForImageTextToText, folder, key=key, dtype=dtype, device=device
+        )
 
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Asked:
         """What the model reads of B images and a question about each, on the CPU."""

@@ -78,7 +78,7 @@ JUDGES = {
     "vqascore": QWEN,
     "hpsv3": QWEN._replace(image=0.125),
     "deqa": Judge(8.20, 0.125, "float16"),
-    "photographic": Judge(8.77, 0.36, "bfloat16"),  # logits of every position
+    "photographic": QWEN._replace(parameters=8.77),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import model_validator
 
 from raypref.align.config import Metrics, RolloutConfig
 from raypref.core.config import setting
@@ -31,6 +33,27 @@ class DRO(RolloutConfig):
         "what the photograph is compared with: a state on the policy's trajectory, as released for "
         "SD-1.5; or its finished image, noised like the photograph, as released for SD-3.5-M",
     )
+
+    rollout_stops: Literal[1, 2] = setting(
+        1,
+        "states taken of one trajectory: 2 makes two samples of a pair from one rollout, a fifth "
+        "quicker per step, with half as many pairs in a batch",
+        later=True,
+    )
+
+    @model_validator(mode="after")
+    def _two_stops(self) -> Self:
+        if self.rollout_stops == 2:
+            if self.policy_state == "final":
+                raise ValueError("rollout_stops=2 needs policy_state=trajectory: an image is one")
+            if self.batch % 2 or self.rollout_steps < 2:
+                raise ValueError("rollout_stops=2 needs an even batch and 2 rollout_steps or more")
+        return self
+
+    @property
+    def samples_per_draw(self) -> int:
+        """As many as states are taken of a trajectory."""
+        return self.rollout_stops
 
     def experience(self) -> Experience:
         """Photographs and states of the policy."""
