@@ -227,3 +227,38 @@ def wait_for_a_part(ledger: Ledger) -> None:
     while not ledger.parts():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+class Apart:
+    """Squares numbers and notes where; the first process that is given `kills` dies of it."""
+
+    def __init__(self, notes: Path, kills: int) -> None:
+        self.notes = notes
+        self.kills = kills
+
+    def setup(self) -> None:
+        note(self.notes, f"setup {os.getpid()}")
+
+    def __call__(self, rows: list[Row]) -> list[int]:
+        assert all(set(row) == {"n"} for row in rows), "only what is read is sent"
+        note(self.notes, f"prepare {os.getpid()}")
+        dead = self.notes / "dead"
+        if any(row["n"] == self.kills for row in rows) and not dead.exists():
+            dead.touch()
+            os._exit(1)
+        return [row["n"] ** 2 for row in rows]
+
+
+class Pooled(Square):
+    """Squares `n` in tasks on any node."""
+
+    def __init__(self, notes: Path, resources: Resources) -> None:
+        super().__init__(notes, resources)
+        self.preparation = Apart(notes, kills=10)
+
+    def prepare(self, rows: list[Row]) -> list[Any]:
+        raise AssertionError("not in this process")
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        note(self.notes, f"compute {os.getpid()}")
+        return batch

@@ -39,6 +39,7 @@ ONLY_IN = {
         "engine.board",
         "engine.cluster",
         "engine.pool",
+        "engine.readers",
         "align.desk",
         "align.rank",
         "align.train",

@@ -196,3 +196,29 @@ def test_what_fails_leaves_the_device_to_others():
         in_batches(model, counted(1), device=partial(device.held, 0))
     model.most = 1
     assert in_batches(model, counted(1), device=partial(device.held, 1)).busy > 0
+
+
+class Tasks:
+    """Prepares in threads, and knows how many batches are under way."""
+
+    ahead = 3
+
+    def __init__(self, model: Double, threads: ThreadPoolExecutor) -> None:
+        self.model = model
+        self.threads = threads
+        self.sent = 0
+
+    def submit(self, rows: list[Row]) -> Any:
+        self.sent += 1
+        taken = len(self.model.shapes)
+        assert self.sent - taken <= self.ahead + 1, "more under way than there may be"
+        return self.threads.submit(self.model.prepare, rows)
+
+
+def test_readers_prepare_a_bounded_number_of_batches_ahead(helpers):
+    model, rows = Double(batch=2, most=2), counted(21)
+    with ThreadPoolExecutor(4) as threads:
+        readers = Tasks(model, threads)
+        in_batches(model, rows, helpers=helpers, readers=readers)
+    assert readers.sent == len(model.shapes) == 11
+    assert [row["double"] for row in rows] == list(range(0, 42, 2))

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from raypref.demo import photograph, world
-from raypref.rewards.pickscore import PickScore, PickScoreConfig
+from raypref.rewards.pickscore import PickScore, PickScoreConfig, PickScoreInput, tf32
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -121,3 +121,26 @@ def test_half_precision_keeps_the_scale(pickscore):
     scores = half.score(images, prompts)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, pickscore.score(images, prompts), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_levels_give_the_same_scores_to_the_bit(dtype):
+    model = TINY.model_copy(update={"dtype": dtype}).load()
+    images, prompts = tiny_world(5)
+    images[1] = images[1].resize((131, 97))
+    images[2] = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
+    levels = PickScoreInput(TINY).levels(images)
+    assert (levels.dtype, levels.nbytes * 4) == (np.uint8, model.pixels(images).numpy().nbytes)
+    scores = model.score_levels(levels, model.tokens(prompts))
+    assert scores.tolist() == model.score(images, prompts).tolist()
+
+
+def test_quick_scores_are_of_the_same_model_and_leave_nothing_behind():
+    quick = TINY.model_copy(update={"quick": "float16", "readers": "pool"})
+    assert quick.exactly() == TINY
+    assert quick.quickly() == TINY.model_copy(update={"dtype": "float16"})
+    assert TINY.model_copy(update={"quick": "tf32"}).quickly() == TINY
+    before = torch.get_float32_matmul_precision()
+    with tf32():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before

@@ -21,6 +21,7 @@ from counting_stages import (
     Hungry,
     Next,
     Patient,
+    Pooled,
     Reading,
     Square,
     Together,
@@ -99,6 +100,22 @@ def test_rows_come_out_the_same_however_the_work_is_cut(block_rows, workers, bat
         sizes = {int(name.rpartition("-")[2]): times for name, times in calls.items()}
         assert sum(size * times for size, times in sizes.items()) == live
         assert max(sizes) == min(batch, live)
+
+
+def test_batches_that_tasks_prepare_give_the_same_rows_though_one_dies(tmp_path):
+    ledger = Ledger(str(tmp_path / "ledger"), {})
+    stages = [Pooled(tmp_path / "notes", Resources(workers=1, batch=3, num_cpus=0.25))]
+    config = StreamConfig(block_rows=8)
+    streamed = stream(NUMBERS, stages=stages, ledger=ledger, keep=["square"], config=config)
+    squares = ledger.table()["square"].to_pylist()
+    assert squares == [None if n % 10 == 3 else n * n for n in range(COUNT)]
+    assert streamed.counts == {"ok": COUNT - 2, "three": 2}
+    assert len(ledger.parts()) == 3
+    notes = noted(tmp_path / "notes")
+    where = {key: {n.split()[1] for n in notes if n.startswith(key)} for key in ("prep", "comp")}
+    assert len(where["comp"]) == 1 and where["comp"].isdisjoint(where["prep"])
+    assert sum(n for name, n in notes.items() if name.startswith("prep")) == 9 + 1, "once again"
+    assert (tmp_path / "notes" / "dead").exists()
 
 
 def test_a_bug_stops_the_job_and_the_next_run_does_only_what_was_not_finished(tmp_path):

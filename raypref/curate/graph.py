@@ -1,7 +1,7 @@
 """The curation graph on one screen: photographs in, preference pairs out.
 
     index (-> captions, captioned) -> measured (decode, colorfulness) -> mean
-          -> scored (PickScore of the photographs)
+          -> scored (PickScore of the photographs; quick ones are scored again in `rescored`)
           -> waves in rank order (saliency, inpaint, PickScore of the twin) until K have passed
           -> photos, rejects, pairs
 
@@ -18,8 +18,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 import pyarrow.compute as pc
+from pydantic import model_validator
 
 from raypref.core.config import Section, results_of, setting
 from raypref.core.ledger import Ledger, Place, placed
@@ -29,9 +31,11 @@ from raypref.curate.captions import GIVEN, SOURCE, CaptionsConfig, write_caption
 from raypref.curate.cards import Provenance
 from raypref.curate.export import Format
 from raypref.curate.perturb import Inpaint, PerturbConfig
-from raypref.curate.photographic import Photographic, PhotographicConfig
+from raypref.curate.photographic import PhotographicConfig
 from raypref.curate.publish import CuratedLedgers, publish
+from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, rescoring_of
 from raypref.curate.saliency import Saliency, SaliencyConfig
+from raypref.curate.scoring import refuse_pool_beside, scoring_stages
 from raypref.curate.select import (
     SOUND,
     Ranking,
@@ -46,7 +50,6 @@ from raypref.curate.transforms import Colorfulness, Crop, MeasurePhotograph
 from raypref.engine.stream import Selection, StreamConfig, stream
 from raypref.images.colorfulness import ColorConfig
 from raypref.images.decode import ImageConfig
-from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.sources.found import findings
 from raypref.sources.index import SourceConfig, digest, write_index
@@ -95,6 +98,11 @@ class CurateConfig(Section):
     curate: PassesConfig = PassesConfig()
     export: ExportConfig = ExportConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_pool_beside(self.photographic, self.pickscore)
+        return self
+
 
 class Curation:
     """One run's curation: its ledgers and how they are filled.
@@ -142,8 +150,13 @@ class Curation:
             "curate/scored",
             color=c.color,
             photographic=c.photographic,
-            pickscore=c.pickscore,
+            pickscore=c.pickscore if self.quick else c.pickscore.exactly(),
         )
+
+    @cached_property
+    def rescored(self) -> Ledger:
+        """Exact scores of the photographs that quick ones leave open."""
+        return self._after(self.scored, "curate/rescored")
 
     @cached_property
     def twins(self) -> Ledger:
@@ -174,8 +187,16 @@ class Curation:
     def ledgers(self) -> tuple[Ledger, ...]:
         """All ledgers of curation, in the order in which they are filled."""
         written = (self.captions, self.listed) if self.config.captions.enabled else ()
-        made = (self.index, *written, self.measured, self.scored, self.twins)
+        again = (self.rescored,) if self.quick else ()
+        made = (self.index, *written, self.measured, self.scored, *again, self.twins)
         return (*made, self.photos, self.rejects, self.pairs)
+
+    @property
+    def quick(self) -> bool:
+        """Whether first scores are quick; where a pair is made of every photograph, none is."""
+        c = self.config
+        some = c.select.top_k and not c.curate.exhaustive
+        return bool(some) and c.pickscore.quick != "off"
 
     @property
     def _entry(self) -> list[str]:
@@ -194,13 +215,8 @@ class Curation:
         Raises:
             InputError: not one pair was left; says where the photographs were lost.
         """
-
         c = self.config
-        scoring: list[Transform] = [
-            Crop(c.source, c.images),
-            *([Photographic(c.photographic)] if c.photographic.enabled else []),
-            Score(c.pickscore, columns={"chosen": "pickscore"}, prompt="caption"),
-        ]
+        scoring = scoring_stages(c.source, c.images, c.photographic, c.pickscore, quick=self.quick)
         if self.index.state() != "complete":
             bare = c.captions.enabled
             write_index(c.source, self.index, part_rows=streaming.part_rows, bare=bare)
@@ -277,11 +293,9 @@ class Curation:
         Returns:
             The ranking and the busy seconds of a worker.
         """
-
-        c = self.config
         numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
-        ranking = Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)
-        written = [SOURCE] if c.captions.enabled else []
+        ranking, rescoring = self._ranking(), self._rescoring(streaming)
+        written = [SOURCE] if self.config.captions.enabled else []
         seen: set[str] = set()
 
         def enough(part: str) -> bool:
@@ -292,7 +306,16 @@ class Curation:
         while True:
             for part in set(self.twins.parts()) - seen:  # what an earlier run made
                 enough(part)
-            wave = next_wave(self.scored, self._wave_size(ranking, reached), below=below)
+            size = self._wave_size(ranking, reached)
+            try:
+                if rescoring is None:
+                    wave = next_wave(self.scored, size, below=below)
+                else:
+                    wave = rescoring.next_wave(size, below=below, reached=reached)
+            except OutOfOrderError:  # begin again; what was made is not made again
+                ranking, reached, below = self._ranking(), 0, math.inf
+                seen.clear()
+                continue
             ranking.begin(wave["id"].to_pylist())
             busy += stream(
                 wave.slice(0, 0 if ranking.complete else None).drop_columns(REJECT.names),
@@ -305,9 +328,26 @@ class Curation:
             for part in set(self.twins.parts()) - seen:  # a run that was killed wrote to its last
                 enough(part)
             if ranking.complete or wave.num_rows == 0:
+                if rescoring is not None:
+                    rescoring.tell()
+                    ranking.rejected |= rescoring.rejected()
+                    busy += rescoring.busy
                 return ranking, busy
             reached += wave.num_rows
             below = wave["pickscore"][-1].as_py()
+
+    def _ranking(self) -> Ranking:
+        c = self.config
+        return Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)
+
+    def _rescoring(self, streaming: StreamConfig) -> Rescoring | None:
+        """What scores exactly where first scores are quick."""
+        if not self.quick:
+            return None
+        first = Crop(self.config.source, self.config.images)
+        keep = [*self._entry, "key", "colorfulness"]
+        scorer = self.config.pickscore
+        return rescoring_of(self.scored, self.rescored, first, scorer, keep, streaming)
 
     def twin_stages(self) -> list[Transform]:
         """From a ranked photograph to a scored pair."""
@@ -316,7 +356,7 @@ class Curation:
             Crop(c.source, c.images),
             Saliency(c.saliency),
             Inpaint(c.perturb, seed=c.seed),
-            Score(c.pickscore, columns={"rejected": "pickscore_rejected"}, prompt="caption"),
+            exact_score(c.pickscore, "rejected"),
             Colorfulness("rejected", "colorfulness_rejected"),
         ]
 
@@ -341,8 +381,9 @@ class Curation:
             ranking: what became of the pairs that were made.
             repeated: ids of repeated content and the reason it gives.
         """
+        exact = self.rescored if self.quick else None
         return publish(
-            CuratedLedgers(self.measured, self.scored, self.twins),
+            CuratedLedgers(self.measured, self.scored, self.twins, exact),
             ranking,
             repeated,
             photos=self.photos,

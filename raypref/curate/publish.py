@@ -15,7 +15,7 @@ from raypref.core.ledger import Ledger, part_name
 from raypref.core.rows import IMAGE, REJECT, Row
 from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance, write_cards
-from raypref.curate.select import Ranking
+from raypref.curate.select import SOUND, Ranking
 
 PHOTOS = pa.schema(
     [
@@ -56,6 +56,12 @@ class CuratedLedgers(NamedTuple):
     measured: Ledger
     scored: Ledger
     twins: Ledger
+    rescored: Ledger | None = None  # exact scores of some of those scored
+
+    def exact_scores(self) -> dict[str, float]:
+        """The exact PickScores, by id, of photographs whose first ones are not."""
+        rows = self.rescored.rows(["id", "pickscore"], where=SOUND) if self.rescored else ()
+        return {row["id"]: row["pickscore"] for row in rows}
 
 
 def publish(
@@ -90,8 +96,9 @@ def publish(
     counts: Counter[str] = Counter()
     all_parts = _Parts(photos, _with_source(PHOTOS, made.measured))
     rejected_parts = _Parts(rejects, REJECTS)
+    exact = made.exact_scores()
     for part in made.measured.parts():
-        outcomes = list(_outcomes(made, part, ranking, repeated))
+        outcomes = list(_outcomes(made, part, ranking, repeated, exact))
         counts.update(row["reason"] or row["status"] for row in outcomes)
         all_parts.add(outcomes)
         rejected_parts.add([row for row in outcomes if row["status"] == "rejected"])
@@ -144,7 +151,11 @@ class _Parts:
 
 
 def _outcomes(
-    made: CuratedLedgers, part: str, ranking: Ranking, repeated: Mapping[str, str]
+    made: CuratedLedgers,
+    part: str,
+    ranking: Ranking,
+    repeated: Mapping[str, str],
+    exact: Mapping[str, float],
 ) -> Iterator[Row]:
     """What became of each input of a part: its facts, `status` and `reason`."""
     columns = ["id", "pickscore", *REJECT.names]
@@ -152,7 +163,7 @@ def _outcomes(
     for fact in made.measured.part(part).to_pylist():
         id_ = fact["id"]
         score = scored.get(id_, {"pickscore": None})
-        row = {**fact, "pickscore": score["pickscore"]}
+        row = {**fact, "pickscore": exact.get(id_, score["pickscore"])}
         # A file can change between two passes: any of them may reject it.
         failed = next(
             (r for r in (fact, score, ranking.rejected.get(id_, {})) if r.get("reject_reason")),

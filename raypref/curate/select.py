@@ -98,16 +98,25 @@ def next_wave(scored: Ledger, size: int, *, below: float) -> pa.Table:
     At least `size` of them where there are as many: photographs of one score are not parted.
     """
     where = SOUND & (pc.field("pickscore") < below)
+    best = best_scores(scored, size, where=where)
+    lowest = best.min() if len(best) else below
+    where &= pc.field("pickscore") >= pa.scalar(lowest, pa.float32())
+    return in_rank_order(scored.table(where=where))
+
+
+def best_scores(scored: Ledger, size: int, *, where: Where) -> np.ndarray:
+    """The `size` largest PickScores, or all where there are fewer; float32, in no order."""
     best = np.empty(0, np.float32)
     for scores in scored.batches(["pickscore"], where=where):
         best = np.concatenate([best, scores["pickscore"].to_numpy()])
         if len(best) > 2 * size:
             best = np.partition(best, -size)[-size:]
-    if len(best) > size:
-        best = np.partition(best, -size)[-size:]
-    lowest = best.min() if len(best) else below
-    wave = scored.table(where=where & (pc.field("pickscore") >= pa.scalar(lowest, pa.float32())))
-    return wave.sort_by([("pickscore", "descending"), ("id", "ascending")])
+    return np.partition(best, -size)[-size:] if len(best) > size else best
+
+
+def in_rank_order(photographs: pa.Table) -> pa.Table:
+    """Photographs by PickScore, the best first; those of one score by id."""
+    return photographs.sort_by([("pickscore", "descending"), ("id", "ascending")])
 
 
 class Ranking:

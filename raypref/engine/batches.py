@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from raypref.core.rows import ModelTransform, Row, Transform, padded
 from raypref.engine.memory import out_of_memory, too_much
@@ -58,6 +59,34 @@ class Device:
                 self._changed.notify_all()
 
 
+class Preparation(Protocol):
+    """What a model reads of rows, made without the model: in any process. Cheap to pickle."""
+
+    def setup(self) -> None:
+        """Load what it needs, once per process."""
+
+    def __call__(self, rows: list[Row]) -> Any:
+        """As `prepare` of the transform that it belongs to."""
+
+
+@runtime_checkable
+class PooledTransform(ModelTransform, Protocol):
+    """A model whose batches tasks on any node may prepare. Its `prepare` does the same here."""
+
+    preparation: Preparation
+
+
+class Preparers(Protocol):
+    """Who prepares the batches of a `PooledTransform`."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches of a block that are under way while another is computed."""
+
+    def submit(self, rows: list[Row]) -> Future[Any]:
+        """Have a batch prepared."""
+
+
 class Done(NamedTuple):
     """What it took to send rows through a transform."""
 
@@ -71,6 +100,7 @@ def in_batches(
     *,
     device: Hold = nullcontext,
     helpers: Executor | None = None,
+    readers: Preparers | None = None,
 ) -> Done:
     """Send rows through a transform, `resources.batch` at a time.
 
@@ -83,6 +113,7 @@ def in_batches(
         rows: live ones; filled in place.
         device: held while the model computes.
         helpers: threads that prepare and finish meanwhile; None does it here, one after another.
+        readers: prepare in place of the helpers.
 
     Raises:
         NoRoomError: half the batch was too much as well, or the batch is 1.
@@ -96,7 +127,7 @@ def in_batches(
     finishing: list[Future[None]] = []
     while left:
         try:
-            with closing(_prepared(transform, left, size, helpers)) as batches:
+            with closing(_prepared(transform, left, size, helpers, readers)) as batches:
                 for live, batch in batches:
                     with device():
                         began = time.monotonic()
@@ -119,18 +150,24 @@ def in_batches(
 
 
 def _prepared(
-    transform: ModelTransform, rows: list[Row], size: int, helpers: Executor | None
+    transform: ModelTransform,
+    rows: list[Row],
+    size: int,
+    helpers: Executor | None,
+    readers: Preparers | None,
 ) -> Generator[tuple[list[Row], Any]]:
     """The rows of each batch and what `prepare` made of them; further ones are under way."""
     waiting: deque[tuple[list[Row], Future[Any]]] = deque()
     starts = iter(range(0, len(rows), size))
+    ahead = readers.ahead if readers else AHEAD if helpers else 0
+    prepare = readers.submit if readers else partial(_submit, helpers, transform.prepare)
     try:
         while True:
-            while len(waiting) <= (AHEAD if helpers else 0):
+            while len(waiting) <= ahead:
                 if (start := next(starts, None)) is None:
                     break
                 live = rows[start : start + size]
-                waiting.append((live, _submit(helpers, transform.prepare, padded(live, size))))
+                waiting.append((live, prepare(padded(live, size))))
             if not waiting:
                 return
             live, future = waiting.popleft()

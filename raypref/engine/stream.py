@@ -25,6 +25,7 @@ from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.core.progress import Progress, counted, waiting
 from raypref.core.rows import Transform
+from raypref.engine.batches import PooledTransform
 from raypref.engine.kept import keep as keep_workers
 from raypref.engine.kept import release
 from raypref.engine.worker import STOP, Branch, Reader, Worker, needs_of, shared_worker
@@ -258,6 +259,9 @@ def _answers(
 
     need = worker.need
     require_nodes(label, need, workers=1)  # a pool starts with what is there
+    if need.workers and any(isinstance(s, PooledTransform) for s in worker.all_stages):
+        beside = need.workers * need.num_cpus + 1
+        require_nodes(f"{label} and its readers", Resources(num_cpus=beside), workers=1)
     if not need.workers:
         release()  # what is left of their cores may be less than one per node
         return pool.run_tasks(worker, blocks, size=size, runtime_env=runtime_env)

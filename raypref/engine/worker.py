@@ -20,7 +20,8 @@ from raypref.core.config import Resources
 from raypref.core.exhausted import exhausted
 from raypref.core.ledger import Ledger, join, read_bytes
 from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
-from raypref.engine.batches import Device, Done, Hold, in_batches
+from raypref.engine.batches import Device, Done, Hold, PooledTransform, Preparers, in_batches
+from raypref.engine.cluster import connected
 from raypref.images.decode import as_png
 
 _DEVICE = Device()  # of this process
@@ -75,6 +76,7 @@ class Worker:
         self.branches = branches
         self.need = need
         self.ready = False
+        self._pools: dict[int, Preparers] = {}  # by transform
         before = _schema_after(_with(schema, REJECT), stages)
         self.schemas = [
             pa.schema(map(_schema_after(before, branch.stages).field, branch.columns()))
@@ -162,8 +164,22 @@ class Worker:
             if isinstance(transform, ModelTransform) and self._stopped():
                 raise _NotWanted
             live = [row for row in rows if not is_rejected(row)]
-            done.append(in_batches(transform, live, device=device, helpers=helpers))
+            readers = self._readers_of(transform)
+            done.append(
+                in_batches(transform, live, device=device, helpers=helpers, readers=readers)
+            )
         return done
+
+    def _readers_of(self, transform: Transform) -> Preparers | None:
+        """Who prepares a transform's batches on other nodes; None: this process does."""
+        if not self.need.workers or not isinstance(transform, PooledTransform) or not connected():
+            return None  # a task would hold the core that the tasks it waits for may need
+        from raypref.engine.readers import Readers
+
+        with _SETUP:
+            if id(transform) not in self._pools:
+                self._pools[id(transform)] = Readers(transform, self.need)
+            return self._pools[id(transform)]
 
     def _stopped(self) -> bool:
         return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None

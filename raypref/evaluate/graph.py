@@ -105,7 +105,7 @@ class Evaluation:
     ) -> None:
         self.base = base
         self.generate = generate
-        self.pickscore = pickscore
+        self.pickscore = pickscore.exactly()
         self.others = others
         self.metrics = metrics
         self.table = table

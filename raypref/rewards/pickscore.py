@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,18 @@ class PickScoreConfig(RewardConfig):
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "hub id or folder of its processor"
     )
     dtype: DType = setting("float32", "precision of the model")
+    quick: Literal["off", "tf32", "float16", "bfloat16"] = setting(
+        "off",
+        "precision in which curation scores all photographs at first; those that could become "
+        "pairs are scored again in dtype: the same pairs, on a GPU sooner where few are wanted",
+        later=True,
+    )
+    readers: Literal["worker", "pool"] = setting(
+        "worker",
+        "who reads photographs for the first scores: the workers' own cores, or tasks on all free "
+        "cores of the cluster",
+        affects_result=False,
+    )
     resources: Resources = Resources(batch=16)
 
     def model_folder(self) -> str:
@@ -51,6 +64,68 @@ class PickScoreConfig(RewardConfig):
         """Load the model onto its device."""
         return PickScore(self)
 
+    def exactly(self) -> PickScoreConfig:
+        """The same model in `dtype`, whatever curation's first scores are made in, and by whom."""
+        default = {"quick": "off", "readers": "worker"}
+        same = all(getattr(self, key) == value for key, value in default.items())
+        return self if same else self.model_copy(update=default)
+
+    def quickly(self) -> PickScoreConfig:
+        """The same model in the precision of the first scores; of TF32, that of its weights."""
+        dtype = {"off": self.dtype, "tf32": "float32"}.get(self.quick, self.quick)
+        return self.exactly().model_copy(update={"dtype": dtype})
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Matrix products of float32 in TF32, where the device has it."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class PickScoreInput:
+    """What the model reads of images and prompts, made without the model.
+
+    Args:
+        config: names the processor.
+    """
+
+    def __init__(self, config: PickScoreConfig) -> None:
+        from transformers import CLIPImageProcessorPil, CLIPTokenizer
+
+        processor = config.processor_folder()
+        # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
+        self.images = from_pretrained(CLIPImageProcessorPil, processor)
+        self.tokenizer = from_pretrained(CLIPTokenizer, processor)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """The model's input, float32 [B, 3, H, W]."""
+        pixels: Tensor = self.images(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def levels(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """The same before it is normalised: a quarter of the bytes, uint8 [B, 3, H, W]."""
+        resized = self.images(images=list(images), do_rescale=False, do_normalize=False)
+        levels = np.stack(resized["pixel_values"])
+        assert levels.dtype == np.uint8, "resizing changed the kind of numbers"
+        return levels
+
+    def normalised(self) -> Tensor:
+        """What `pixels` makes of each channel's 256 levels, float32 [3, 256]."""
+        ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
+        plain = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+        return cast("Tensor", self.images(images=[ramp], **plain)["pixel_values"][0, :, 0])
+
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The prompts' tokens, cut at 77."""
+        return tokens_of(self.tokenizer, prompts)
+
 
 class PickScore(Reward, EmbeddingReward):
     """exp(logit_scale) * cosine of image and text embedding, about 20 for real weights.
@@ -60,28 +135,24 @@ class PickScore(Reward, EmbeddingReward):
 
     def __init__(self, config: PickScoreConfig) -> None:
         import torch
-        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
 
-        model, processor = config.model_folder(), config.processor_folder()
+        model = config.model_folder()
         self.device = pick_device(config.resources.num_gpus)
-        # By name: CLIPProcessor resizes with torchvision where there is one, and scores differ.
-        self.image_processor = from_pretrained(CLIPImageProcessorPil, processor)
-        self.tokenizer = from_pretrained(CLIPTokenizer, processor)
+        self.input = PickScoreInput(config)
         self.model = from_pretrained(CLIPModel, model, dtype=torch.float32)
         self.scale = self.model.logit_scale.exp().item()  # bfloat16 would make 99 of its 100
         self.model.to(device=self.device, dtype=torch_dtype(config.dtype))
         self.model.eval().requires_grad_(False)
+        self.normalised = self.input.normalised().to(self.device)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """The model's input, float32 [B, 3, H, W]."""
-        pixels: Tensor = self.image_processor(images=list(images), return_tensors="pt")[
-            "pixel_values"
-        ]
-        return pixels
+        return self.input.pixels(images)
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The prompts' tokens, cut at 77."""
-        return tokens_of(self.tokenizer, prompts)
+        return self.input.tokens(prompts)
 
     def features(self, pixels: Tensor) -> np.ndarray:
         """Image embeddings of unit length, float32 [B, D]."""
@@ -94,6 +165,14 @@ class PickScore(Reward, EmbeddingReward):
     def compute(self, batch: Inputs) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
         return self._score(self._image_features(batch.pixels_BCHW), batch.tokens)
+
+    def score_levels(self, levels: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
+        """The same, to the bit, from uint8 [B, 3, H, W] as `PickScoreInput.levels` makes it."""
+        import torch
+
+        levels_BCHW = torch.from_numpy(levels).to(self.device).int()
+        channel_C11 = torch.arange(3, device=self.device)[:, None, None]
+        return self._score(self._image_features(self.normalised[channel_C11, levels_BCHW]), tokens)
 
     def score_embedded(self, embeddings: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""

@@ -13,7 +13,7 @@ from raypref.core.device import DType
 from raypref.engine.loaded import shared
 from raypref.models.hub import model_folder
 from raypref.rewards.base import Reward
-from raypref.rewards.clip import Clip, processed, scores
+from raypref.rewards.clip import Clip, scores
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 
@@ -79,7 +79,7 @@ class Realism(Reward):
             resources=config.resources,
         )
         self.pickscore = own = shared(settings, settings.load)
-        self.clip = Clip(own.model, own.tokenizer, processed(own.image_processor))
+        self.clip = Clip(own.model, own.input.tokenizer, own.input.pixels)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Asked:
         """Pixels, and the tokens of both prompts (cut at 77, prefix included)."""
