@@ -1,21 +1,27 @@
-"""What curation of N photographs to K pairs costs: the model of docs/cost.md as two tables.
+"""What curation of N photographs to K pairs costs: the model of docs/cost.md as tables.
 
     python benchmarks/cost.py [SCORE_SECONDS PAIR_SECONDS [GPU_HOUR]]
+    python benchmarks/cost.py --card results/results.jsonl [GPU_HOUR]
 
 First core and GPU hours, then wall time and money on the sized recipes of clusters/. The seconds
-that a GPU takes for a PickScore and for a pair, and the price of its hour, are the caller's to
-give: they depend on the GPU and the models. Everything else is said where it stands.
+that a GPU takes for a PickScore and for a pair are those of `CARDS`, the caller's, or the figures
+that `gpu.py` measured on a card. Everything else is said where it stands.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 PHOTOGRAPH = 100e3  # bytes of a JPEG of about 512x512
 LOOK = 1 / 120  # core seconds: decode, crop, colorfulness (passes.py)
-CROP = 1 / 60  # core seconds: decode, crop, PNG and back (passes.py)
+CROP = 0.0085  # core seconds: read, decode, crop, the model's input (passes.py)
+PAIR_CPU = (
+    0.106  # core seconds of a pair beside CROP, ahead of the device and after it (docs/cost.md)
+)
 LIST = 52e-6  # seconds of the driver: an entry of a shard (driver.py)
 TABLES = 18e-6  # seconds of the driver: duplicates, mean, a wave, tables for people (driver.py)
 ROWS = (
@@ -26,9 +32,34 @@ RETAINED = 0.5  # share above the mean colorfulness
 PASSING = 4041 / 10475  # share of pairs whose gap is visible (paper section 3.2)
 COPY = 5 * PAIR  # bytes of the driver a selected pair: parts of made pairs read, the pair written
 AHEAD = 2 * 64  # pairs a worker makes beyond the last one needed: two blocks (nodes.py)
+AGAIN = 8  # photographs scored again per pair wanted, where first scores are quick (first wave)
+SAMPLE = 1024  # photographs scored again to measure how far quick scores are off
+RESULT = 0.014  # core seconds of the driver per shard or block that is done (readers.py)
+SHARD, BLOCK = 4096, 64  # rows of them: docs/cost.md, settings for millions
 EFFICIENCY = 0.98  # of 16 devices' time while all have work (nodes.py)
 START = 60.0  # seconds of a pass until its workers have their models: assumed
 DRIVER = 1e9  # bytes per second that the driver's node reads: assumed
+
+
+class Card(NamedTuple):
+    """What a GPU takes, seconds."""
+
+    score: float  # a PickScore in float32
+    quick: float  # one in TF32
+    pair: (
+        float  # saliency, inpainting (50 steps of SD-1.5, float16), the twin's PickScore in float32
+    )
+    origin: str  # who says so
+
+
+# Figures that `gpu.py` measures go here, with card and date in `origin`; docs/cost.md shows them.
+CARDS = {
+    # Roofline of exact counts: a pair is 0.28 s of UNet (51 passes of 2 x 0.804 TFLOP), 0.02 of
+    # VAE, 4.5 ms of saliency and 7.7 of PickScore.
+    "H100": Card(1 / 130, 1 / 700, 0.312, "predicted"),
+    # At 60% of the peak of float32 (31 TFLOP/s), and of the 35 of TF32; a pair as on an RTX 3090.
+    "A10G": Card(1 / 50, 1 / 55, 2.5, "assumed"),
+}
 
 
 class Cost(NamedTuple):
@@ -59,7 +90,7 @@ def cost(
     return Cost(
         read=(n + retained + made) * PHOTOGRAPH,
         kept=n * ROWS + made * PAIR,
-        cpu=n * LOOK + (retained + made) * CROP,
+        cpu=n * LOOK + (retained + made) * CROP + made * PAIR_CPU,
         gpu=retained * score + made * pair,
         made=made,
     )
@@ -71,27 +102,49 @@ class Hardware(NamedTuple):
     name: str
     cores: int  # of all nodes; pass 1 runs on each
     workers: int  # of passes 2 and 3; each has one GPU if there are any
-    readers: int  # cores on which each of them reads in pass 2; one in pass 3
-    device: str  # what a worker's models run on: GPU (its seconds are assumed) or CPU
+    readers: float  # cores that read for each of them in pass 2
+    device: str  # what a worker's models run on, GPU or CPU
     look: float  # core seconds per photograph of pass 1
     crop: float  # core seconds per photograph before the models of passes 2 and 3
     score: float  # device seconds
     pair: float  # device seconds
     read: float  # bytes per second of all nodes, from the store of the photographs: assumed
     hour: float  # price of an hour of all nodes: assumed
+    pair_cpu: float = PAIR_CPU  # core seconds of a pair beside `crop`
+    cpus: float = 1  # cores of a worker, which read and finish in pass 3
+    again: float | None = None  # device seconds of an exact score where first ones are quick
+    # Core seconds of the CPU per row while a worker holds its device. None since transforms have
+    # three phases (streaming_overlap.py: 0.995 of the time is the device's, 1.000 of a pair's);
+    # before, 11.3 ms of a score and 106 ms of a pair.
+    score_lock: float = 0.0
+    pair_lock: float = 0.0
 
 
-RECIPES = [
-    # One g5.12xlarge: four A10G, 40 Gbit/s.
-    Hardware("4x24gb", 48, 4, 1, "GPU", LOOK, CROP, 1 / 50, 2.5, 4e9, 4 * 1.40),
-    # One p5.48xlarge.
-    Hardware("8xh100", 192, 8, 3, "GPU", LOOK, CROP, 1 / 120, 0.6, 10e9, 8 * 7.00),
-    # Two m6i.2xlarge and the embedded models, one after the other with reading on a worker's core:
-    # 196 scores a second and worker, 576 pairs of four steps in 50 s on two (scale.py).
-    Hardware(
-        "cpu", 16, 16, 1, "CPU", LOOK, CROP, CROP + 1 / 196, CROP + 2 * 50 / 576, 2e9, 16 * 0.05
-    ),
-]
+def of_cards(cards: dict[str, Card]) -> list[Hardware]:
+    """The recipes, with what their GPUs take."""
+    small, large = cards["A10G"], cards["H100"]
+    h100 = Hardware(
+        "8xh100", 192, 8, 3, "GPU", LOOK, CROP, large.score, large.pair, 10e9, 8 * 7.00, cpus=3
+    )
+    return [
+        # One g5.12xlarge: four A10G, 40 Gbit/s.
+        Hardware("4x24gb", 48, 4, 1, "GPU", LOOK, CROP, small.score, small.pair, 4e9, 4 * 1.40),
+        h100,  # one p5.48xlarge
+        # The same with pickscore.quick=tf32 and pickscore.readers=pool, on the cores of the node.
+        h100._replace(
+            name="8xh100, quick, pool",
+            readers=(h100.cores - h100.workers * h100.cpus) / h100.workers,
+            score=large.quick,
+            again=large.score,
+        ),
+        # Two m6i.2xlarge and the embedded models, one after the other with reading on a worker's
+        # core: 196 scores a second and worker, 576 pairs of four steps in 50 s on two (scale.py).
+        Hardware(
+            *("cpu", 16, 16, 1, "CPU", LOOK, CROP, CROP + 1 / 196, CROP + 2 * 50 / 576),
+            *(2e9, 16 * 0.05),
+            pair_cpu=0,
+        ),
+    ]
 
 
 class Pass(NamedTuple):
@@ -111,21 +164,48 @@ def passes(n: float, k: float, on: Hardware) -> list[Pass]:
         bound = max(seconds, key=seconds.__getitem__)
         return Pass(name, start + seconds[bound], bound)
 
-    def workers(name: str, rows: float, each: float, readers: int) -> Pass:
+    def workers(
+        name: str, rows: float, *, cpu: float, device: float, readers: float, result: int
+    ) -> Pass:
         shared = on.workers * EFFICIENCY
         return longest(
             name,
             START,
-            decode=rows * on.crop / (shared * readers),
+            decode=rows * cpu / (shared * readers),
             read=rows * PHOTOGRAPH / on.read,
-            **{on.device: rows * each / shared},
+            driver=rows / result * RESULT,
+            **{on.device: device / shared},
         )
 
+    first = retained * (on.score + on.score_lock)
+    again = 0.0 if on.again is None else min(retained, AGAIN * k + SAMPLE)
+    exact = again * ((on.again or 0.0) + on.score_lock)
+    pairs = made * (on.pair + on.pair_lock)
     return [
         longest("list", 0.0, driver=n * LIST, read=n * PHOTOGRAPH / DRIVER),
-        longest("look", 0.0, decode=n * on.look / on.cores, read=n * PHOTOGRAPH / on.read),
-        workers("score", retained, on.score, on.readers),
-        workers("pairs", made, on.pair, 1),
+        longest(
+            "look",
+            0.0,
+            decode=n * on.look / on.cores,
+            read=n * PHOTOGRAPH / on.read,
+            driver=n / SHARD * RESULT,
+        ),
+        workers(
+            "score",
+            retained + again,
+            cpu=on.crop,
+            device=first + exact,
+            readers=on.readers,
+            result=SHARD,
+        ),
+        workers(
+            "pairs",
+            made,
+            cpu=on.crop + on.pair_cpu,
+            device=pairs,
+            readers=on.cpus,
+            result=BLOCK,
+        ),
         Pass("tables", n * TABLES + min(k, made) * COPY / DRIVER, "driver"),
     ]
 
@@ -159,20 +239,50 @@ def time_and_money(recipes: list[Hardware]) -> Iterator[str]:
             yield f"| {on.name} | {n:,.0f} | {k:,.0f} | {cells} | {whole} |"
 
 
+def measured(results: Path) -> Card:
+    """What `gpu.py` found on a card: the best batch of each figure.
+
+    Args:
+        results: the `results.jsonl` that it wrote.
+    """
+    figures = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    full = [f for f in figures if f["size"] == "full" and isinstance(f["value"], int | float)]
+
+    def values(section: str, name: str, variant: str) -> list[float]:
+        found = [
+            float(f["value"])
+            for f in full
+            if (f["section"], f["name"]) == (section, name) and f["variant"].startswith(variant)
+        ]
+        if not found:
+            sys.exit(f"{results}: no figure '{name}' [{variant}...]; run gpu.py build {section}")
+        return found
+
+    first = full[0]
+    return Card(
+        score=1 / max(values("score", "PickScores", "float32")),
+        quick=1 / max(values("score", "PickScores", "TF32")),
+        pair=min(values("inpaint", "device time per twin", "batch ")),
+        origin=f"{first['card']}, measured {first['time'][:10]}",
+    )
+
+
 def main() -> None:
     """Print both tables."""
-    given = [float(word) for word in sys.argv[1:]]
-    score, pair = given[:2] or (1 / 300, 0.6)
-    recipes = RECIPES
-    if given:
-        recipes = [
-            on._replace(
-                score=score, pair=pair, hour=on.workers * given[2] if given[2:] else on.hour
-            )
-            for on in RECIPES
-            if on.device == "GPU"
-        ]
-    print("\n".join([*hours_and_bytes(score, pair), "", *time_and_money(recipes)]))
+    words = sys.argv[1:]
+    if words[:1] == ["--card"]:
+        card, words = measured(Path(words[1])), words[2:]
+    elif words:
+        card, words = Card(float(words[0]), float(words[0]), float(words[1]), "given"), words[2:]
+    else:
+        card = CARDS["H100"]
+    recipes = of_cards(CARDS if card in CARDS.values() else dict.fromkeys(CARDS, card))
+    if card not in CARDS.values():
+        recipes = [on for on in recipes if on.device == "GPU"]
+    if words:
+        recipes = [on._replace(hour=on.workers * float(words[0])) for on in recipes]
+    print(f"{card.origin}:")
+    print("\n".join([*hours_and_bytes(card.score, card.pair), "", *time_and_money(recipes)]))
 
 
 if __name__ == "__main__":

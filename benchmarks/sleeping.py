@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raypref.core.config import Resources
 from raypref.core.rows import Row
+
+SIDE = 224  # pixels of PickScore's input: 150 kB per row
 
 
 class SleepingReader:
@@ -101,3 +105,47 @@ class SleepingInpainter(SleepingModel):
             passes = row["caption"] == "passes"
             row |= {"chosen": b"", "rejected": b"", "mask": b"", "colorfulness_rejected": 0.0}
             row["pickscore_rejected"] = row["pickscore"] - (1.0 if passes else 0.0)
+
+
+class SleepingReading:
+    """What a task does for `SleepingScore`: sleeps as long as reading takes.
+
+    Args:
+        seconds: per row.
+        processes: that begin together.
+        folder: where each leaves a mark.
+    """
+
+    def __init__(self, seconds: float, processes: int, folder: Path) -> None:
+        self.seconds = seconds
+        self.processes = processes
+        self.folder = folder
+
+    def setup(self) -> None:
+        """Wait for the others."""
+        (self.folder / f"reader-{os.getpid()}").touch()
+        while len(list(self.folder.glob("reader-*"))) < self.processes:
+            time.sleep(0.1)
+
+    def __call__(self, rows: list[Row]) -> np.ndarray:
+        """Sleep; an input of PickScore's size per row."""
+        time.sleep(self.seconds * len(rows))
+        return np.zeros((len(rows), 3, SIDE, SIDE), np.uint8)
+
+
+class SleepingScore(SleepingModel):
+    """Transform whose batches tasks read, and whose device computes."""
+
+    def __init__(self, reading: SleepingReading, compute: float, resources: Resources) -> None:
+        super().__init__(reading.seconds, compute, reading.folder / "log", resources)
+        self.preparation = reading
+
+    def compute(self, batch: Any) -> Any:
+        """Sleep, and log when."""
+        assert batch[-1, -1, -1, -1] == 0, "all of it has come"
+        return super().compute(batch)
+
+    def finish(self, rows: list[Row], out: Any) -> None:
+        """Double the number."""
+        for row in rows:
+            row["double"] = 2 * row["n"]

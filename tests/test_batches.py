@@ -207,18 +207,28 @@ class Tasks:
         self.model = model
         self.threads = threads
         self.sent = 0
+        self.two = threading.Event()  # batches have been computed
 
     def submit(self, rows: list[Row]) -> Any:
         self.sent += 1
         taken = len(self.model.shapes)
-        assert self.sent - taken <= self.ahead + 1, "more under way than there may be"
-        return self.threads.submit(self.model.prepare, rows)
+        if self.model.most == self.model.resources.batch:
+            assert self.sent - taken <= self.ahead + 1, "more under way than there may be"
+        return self.threads.submit(self._prepare, self.sent, rows)
+
+    def _prepare(self, number: int, rows: list[Row]) -> list[int]:
+        if number == 1:  # is late: others go first
+            assert self.two.wait(10)
+        if len(self.model.shapes) >= 2:
+            self.two.set()
+        return self.model.prepare(rows)
 
 
-def test_readers_prepare_a_bounded_number_of_batches_ahead(helpers):
-    model, rows = Double(batch=2, most=2), counted(21)
+@pytest.mark.parametrize("whole", [True, False], ids=["", "half the batch"])
+def test_readers_prepare_a_bounded_number_of_batches_and_wait_for_no_late_one(helpers, whole):
+    model, rows = Double(batch=2, most=2 if whole else 1), counted(21)
     with ThreadPoolExecutor(4) as threads:
         readers = Tasks(model, threads)
         in_batches(model, rows, helpers=helpers, readers=readers)
-    assert readers.sent == len(model.shapes) == 11
+    assert model.shapes.count(2 if whole else 1) == (11 if whole else 21)
     assert [row["double"] for row in rows] == list(range(0, 42, 2))

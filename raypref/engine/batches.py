@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -113,7 +113,7 @@ def in_batches(
         rows: live ones; filled in place.
         device: held while the model computes.
         helpers: threads that prepare and finish meanwhile; None does it here, one after another.
-        readers: prepare in place of the helpers.
+        readers: prepare in place of the helpers; a batch is computed as soon as it is there.
 
     Raises:
         NoRoomError: half the batch was too much as well, or the batch is 1.
@@ -123,7 +123,7 @@ def in_batches(
         for start in range(0, len(rows), size):
             transform(rows[start : start + size])
         return Done(0.0, "")
-    busy, left = 0.0, rows
+    busy, left, done = 0.0, rows, set[int]()
     finishing: list[Future[None]] = []
     while left:
         try:
@@ -133,9 +133,9 @@ def in_batches(
                         began = time.monotonic()
                         out = transform.compute(batch)
                         busy += time.monotonic() - began
-                    left = left[len(live) :]
+                    done.update(map(id, live))
                     finishing.append(_submit(helpers, transform.finish, live, out))
-            continue
+            break
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -143,6 +143,7 @@ def in_batches(
                 raise too_much(transform.name, usual, size) from error
         # Only here is the exception gone, and with it the tensors that its frames held.
         size //= 2
+        left = [row for row in rows if id(row) not in done]
     for future in finishing:
         future.result()
     note = f"{transform.name} ran out of memory with resources.batch={usual}; used {size}\n"
@@ -170,6 +171,9 @@ def _prepared(
                 waiting.append((live, prepare(padded(live, size))))
             if not waiting:
                 return
+            if readers:  # of many machines one is late at times
+                ready, _ = wait((each for _, each in waiting), return_when=FIRST_COMPLETED)
+                waiting.rotate(-next(i for i, (_, each) in enumerate(waiting) if each in ready))
             live, future = waiting.popleft()
             yield live, future.result()
     finally:

@@ -1,9 +1,9 @@
 """Batches prepared by tasks on any node, for a model that one process cannot feed.
 
-A worker keeps a bounded number of batches under way and takes them in order. What a task returns
-goes through the object store once, from its node to the worker's; a part of a ledger is still
-filled by one worker, so kills cost and resume what they do without. Ray runs a task again whose
-node or process is lost, three times at most; tasks of a worker that is lost are given up.
+A worker keeps a bounded number of batches under way and takes what is ready first. What a task
+returns goes through the object store once, from its node to the worker's; a part of a ledger is
+still filled by one worker, so kills cost and resume what they do without. Ray runs a task again
+whose node or process is lost, three times at most; tasks of a worker that is lost are given up.
 """
 
 from __future__ import annotations
