@@ -63,5 +63,10 @@ def _images(bench: Bench, folders: dict[str, str], variant: str, *, fuse: bool) 
     seconds = bench.once(lambda: draw(NAMES[0]))
     bench.record("device time per image", seconds / batch, "s", variant=variant)
     bench.record_memory(lambda: draw(NAMES[0]), variant=variant)
-    seconds = bench.once(lambda: [transform._activate(name) for name in (NAMES[1], BASE)])
+
+    def switch() -> None:
+        for name in (NAMES[1], BASE):
+            transform.activate(name)
+
+    seconds = bench.once(switch)
     bench.record("from LoRA to LoRA and to the base", 1000 * seconds, "ms", variant=variant)
