@@ -25,13 +25,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpu_sections.bench import Bench
 
-SECTIONS = ("env", "build", "check", "train", "inpaint", "score", "lock", "sd35", "compile")
+SECTIONS = (
+    "env",
+    "build",
+    "check",
+    "train",
+    "inpaint",
+    "score",
+    "lock",
+    "evaluate",
+    "sd35",
+    "compile",
+)
 HIDDEN = "deterministic"  # a part of `check`, in a process of its own
 
 
 def sections() -> dict[str, Callable[[Bench], None]]:
     """The sections by name."""
-    from gpu_sections import check, curation, machine, training
+    from gpu_sections import check, curation, evaluation, machine, training
 
     return {
         "env": machine.env,
@@ -41,6 +52,7 @@ def sections() -> dict[str, Callable[[Bench], None]]:
         "inpaint": curation.inpaint,
         "score": curation.score,
         "lock": curation.lock,
+        "evaluate": evaluation.evaluate,
         "compile": training.compile_,
         "sd35": training.sd35,
         HIDDEN: check.deterministic,

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import ray
 from ray.experimental import internal_kv
 
+from raypref import cli
 from raypref.core import device
 from raypref.core.config import InputError, Resources
 from raypref.engine import cluster
+from raypref.run import execute
 
+JOIN_SECONDS = cluster.JOIN_SECONDS
 NEED = Resources(workers=3, num_cpus=1, num_gpus=1)
 
 
@@ -67,6 +71,44 @@ def test_a_cluster_without_gpus_that_cannot_grow_is_refused(
         ) as e:
             cluster.require_nodes("stage1", NEED, workers=3)
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "given", "message"),
+    [
+        (
+            "cluster",
+            "pickscore.resources.num_gpus=1",
+            "needs 1 GPU (0 in the cluster), and nothing",
+        ),
+        ("driver", "pickscore.resources.num_gpus=1", "the GPU cannot be used: torch 2 is built"),
+        ("fraction", "train.stage1.resources.num_gpus=0.5", "a training's worker takes whole GPUs"),
+    ],
+)
+def test_a_job_that_no_gpu_can_do_ends_in_one_line_with_status_2_within_10_seconds(
+    fault: str,
+    given: str,
+    message: str,
+    no_gpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", JOIN_SECONDS)
+    monkeypatch.setattr(execute, "start_ray", lambda: None)
+    if fault == "driver":
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+        monkeypatch.setattr(ray, "remote", lambda **_: Remote)
+        monkeypatch.setattr(ray, "get", lambda answer: answer)
+        monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
+        monkeypatch.setattr(device, "why_no_gpu", lambda: "torch 2 is built for CUDA 13, driver 4")
+    began = time.monotonic()
+    words = ["tiny", f"storage={tmp_path}", "run=mine", given, "--log", "lines"]
+    assert cli.main("run", words, program="raypref run") == 2
+    assert time.monotonic() - began < 10
+    told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1 and message in told[0]
 
 
 @pytest.mark.parametrize("sign", ["launcher", "group", "kubernetes", "joins"])

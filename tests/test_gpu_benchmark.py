@@ -42,8 +42,18 @@ SHORT = {
     "env": (["", "float32"], {"torch", "copy", "matrix product"}),
     "build": (["sd15", "u2net"], {"free disk", "written"}),
     "check": (["metrics"], {"equal bits, watched late and at once"}),
-    "train": (["no adapter", "micro_batch 1"], {"forward at 2", "dpo, 256 samples"}),
-    "inpaint": (["PNDM 2", ""], {"UNet per twin", "CPU per twin", "saliency per image"}),
+    "train": (
+        ["no adapter", "micro_batch 1", "two stops"],
+        {"forward at 2", "dpo, 256 samples", "dro, 256 samples"},
+    ),
+    "inpaint": (
+        ["PNDM 2", "DPM-Solver++ 2", "channels_last", ""],
+        {"UNet per twin", "CPU per twin", "device time per twin", "saliency per image"},
+    ),
+    "evaluate": (
+        ["LoRAs", "LoRA", "LoRA merged"],
+        {"device time per image", "from LoRA to LoRA and to the base"},
+    ),
     "score": (["float32, batch 4"], {"PickScores"}),
     "lock": (["score"], {"device share, score", "busy as reported / measured, score"}),
     "sd35": (["as is"], {"forward at 2", "dro, 256 samples", "dpo, 256 samples"}),

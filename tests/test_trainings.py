@@ -243,6 +243,9 @@ def test_more_workers_than_samples_are_refused_and_an_uneven_split_is_not(tmp_pa
     assert f"train.stage1.resources.workers={workers}" in message
     assert "1 to train.stage1.batch=4" in message
     assert refusals("train.stage1.batch=4", "train.stage1.resources.workers=3") == []
+    two = ["train.stage1.batch=6", "train.stage1.rollout_stops=2"]
+    [message] = refusals(*two, "train.stage1.resources.workers=4")
+    assert "1 to half of train.stage1.batch=6" in message
     [message] = refusals("train.stage1.resources.num_gpus=0.5")
     assert "train.stage1.resources.num_gpus=0.5: a training's worker takes whole GPUs" in message
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import diffusers
 import full
 import torch
 from plain_loop import photographs
@@ -44,12 +43,12 @@ def rows_of(bench: Bench, count: int) -> list[Row]:
     ]
 
 
-def inpainter(bench: Bench, batch: int, *, steps: int) -> Inpaint:
-    """The transform of the preset, set up."""
+def inpainter(bench: Bench, batch: int, *, steps: int, **settings: Any) -> Inpaint:
+    """The transform of the preset, with other settings of `perturb`, set up."""
     dtype: DType = "float16" if bench.cuda else "float32"
     resources = Resources(batch=batch, num_gpus=bench.num_gpus)
     model = bench.model("sd15-inpaint")
-    config = PerturbConfig(model=model, dtype=dtype, steps=steps, resources=resources)
+    config = PerturbConfig(model=model, dtype=dtype, steps=steps, resources=resources, **settings)
     transform = Inpaint(config, seed=0)
     transform.setup()
     return transform
@@ -98,14 +97,18 @@ def inpaint(bench: Bench) -> None:
     bench.attempt(f"PNDM {steps}", lambda: _split(bench, first, steps))
     for batch in (8, 16, 32, 64) if bench.size == "full" else (1, 2):
         bench.attempt(f"batch {batch}", partial(_twins, bench, batch, steps, f"batch {batch}"))
-    ways = {"channels_last": _channels_last, **({"compiled UNet": _compiled} if bench.cuda else {})}
-    for variant, change in ways.items():
-        bench.attempt(variant, partial(_twins, bench, bench.pick(16, 2), steps, variant, change))
-    for steps in (20, 25) if bench.size == "full" else (2,):
-        variant = f"DPM-Solver++ {steps}"
+    ways: dict[str, dict[str, Any]] = {"channels_last": {"channels_last": True}}
+    if bench.cuda:  # on a CPU to compile takes minutes and says nothing
+        ways["compiled blocks"] = {"compile": True}
+        ways["compiled blocks, channels_last"] = {"compile": True, "channels_last": True}
+    for variant, settings in ways.items():
         bench.attempt(
-            variant, partial(_twins, bench, bench.pick(16, 2), steps, variant, _dpm_solver)
+            variant, partial(_twins, bench, bench.pick(16, 2), steps, variant, **settings)
         )
+    for few in (20, 25) if bench.size == "full" else (2,):
+        variant = f"DPM-Solver++ {few}"
+        solver = {"scheduler": "dpmsolver++"}
+        bench.attempt(variant, partial(_twins, bench, bench.pick(16, 2), few, variant, **solver))
     bench.attempt("", lambda: _saliency(bench))
 
 
@@ -114,11 +117,9 @@ def _twins(
     batch: int,
     steps: int,
     variant: str,
-    change: Callable[[Any], None] | None = None,
+    **settings: Any,
 ) -> None:
-    transform = inpainter(bench, batch, steps=steps)
-    if change is not None:
-        change(transform.pipeline)
+    transform = inpainter(bench, batch, steps=steps, **settings)
     rows = rows_of(bench, batch)
 
     transform.compute(transform.prepare(rows))  # warm-up
@@ -161,22 +162,6 @@ def _split(bench: Bench, batch: int, steps: int) -> None:
     for part, seconds in spent.items():
         bench.record(f"{part} per twin", seconds / batch, "s", variant=f"PNDM {steps}")
     bench.record("CPU per twin", cpu / batch, "s", variant=f"PNDM {steps}")
-
-
-def _channels_last(pipeline: Any) -> None:
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
-
-
-def _compiled(pipeline: Any) -> None:
-    _channels_last(pipeline)
-    pipeline.unet.compile()
-
-
-def _dpm_solver(pipeline: Any) -> None:
-    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
-        pipeline.scheduler.config
-    )
 
 
 def _saliency(bench: Bench) -> None:

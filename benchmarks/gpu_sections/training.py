@@ -65,6 +65,10 @@ def train(bench: Bench) -> None:
                 ours.setdefault("dro", run(**dro, **some))
 
         bench.attempt(variant, both)
+    bench.attempt(
+        "two stops",
+        partial(run, **dro, variant="two stops", micro_batch=micro, rollout_stops=2),
+    )
     for size in (4, 8, 32, 64) if bench.size == "full" else (1,):
         variant = f"micro_batch {size}"
         bench.attempt(variant, partial(run, **dpo, variant=variant, micro_batch=size))

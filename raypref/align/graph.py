@@ -131,10 +131,12 @@ class Alignment:
                 f"{key}.resources.num_gpus={gpus:g}: a training's worker takes whole GPUs, since "
                 "NCCL refuses two workers on one; set 1, or 0 to train on the CPU"
             )
-        if not 1 <= workers <= (most := training.batch // training.samples_per_draw):
+        most = training.batch // training.samples_per_draw
+        if not 1 <= workers <= most:
             raise InputError(
-                f"{key}.resources.workers={workers}: it must be 1 to {most}, since every worker "
-                f"takes a share of a step's samples ({key}.batch={training.batch})"
+                f"{key}.resources.workers={workers}: it must be 1 to "
+                f"{'' if most == training.batch else 'half of '}{key}.batch={training.batch}, "
+                "since every worker takes a share of a step's samples"
             )
 
     def check_starts(self) -> None:

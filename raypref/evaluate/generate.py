@@ -220,7 +220,7 @@ class Generate:
         models = dict.fromkeys(row["model"] for row in batch)
         # Rows come model by model. The one before goes on, so that none is merged twice.
         for model in sorted(models, key=lambda model: model != self.model):
-            self._activate(model)
+            self.activate(model)
             images[model] = self._draw(batch)
         return [images[row["model"]][number] for number, row in enumerate(batch)]
 
@@ -242,7 +242,8 @@ class Generate:
         ).images
         return images
 
-    def _activate(self, model: str) -> None:
+    def activate(self, model: str) -> None:
+        """Draw with a model's LoRA from now on, or with none where it is the base."""
         self.model = model
         if not self.loras:
             return

@@ -42,7 +42,7 @@ class Fused:
                 continue
             for path, layer in part.named_modules():
                 if isinstance(layer, LoraLayer):
-                    own = layer.get_base_layer()
+                    own: Any = layer.get_base_layer()
                     weight = own.weight.data.clone()
                     bias = None if own.bias is None else own.bias.data.clone()
                     better = torch.promote_types(weight.dtype, torch.float32)
