@@ -1,1 +1,1 @@
-"""What becomes a pair, and what its labels say of the generators."""
+"""Pairs: what becomes a preference pair, from people's labels too."""
