@@ -63,7 +63,7 @@ def labels(count: int) -> Iterator[Pair]:
         votes = (better[:, None] + 3 * rng.standard_normal((size, 9)) > 0).mean(1)
         for row, (both, won) in enumerate(zip(sides.tolist(), votes.tolist(), strict=True)):
             yield Pair(
-                prompt="",
+                prompt="a prompt",
                 first=Ref(""),
                 second=Ref(""),
                 label=float(won > 0.5),
@@ -97,7 +97,9 @@ def read(count: int) -> Choices:
     REGISTRY["simulated"] = Layout(pairs=listing)
     with TemporaryDirectory() as folder:
         source = {"path": folder, "layout": "simulated"}
-        return read_choices(build(ArenaJobConfig, {"source": source}))[0]
+        return read_choices(
+            build(ArenaJobConfig, {"source": source, "pairs": {"kind": "labelled"}})
+        )[0]
 
 
 def against_the_package(choices: Choices) -> float:

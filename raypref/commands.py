@@ -14,7 +14,7 @@ from raypref.core.ledger import join
 from raypref.core.progress import duration, since_start
 from raypref.core.terminal import say, say_place
 from raypref.engine.cluster import submitted
-from raypref.judge.arenas import ArenaJobConfig, FittedPairs, show_capabilities, terminal_text
+from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_text
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
@@ -24,12 +24,6 @@ from raypref.run.pipeline import Run, Step, read_record
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig, ArenaJobConfig)
-
-
-class LabelledRun(RunConfig):
-    """The settings of a run, and those of labels."""
-
-    pairs: FittedPairs = FittedPairs()
 
 
 class Given(NamedTuple):
@@ -140,7 +134,8 @@ def judge(given: Given) -> int:
 
 def show_arena(given: Given) -> int:
     """Fit the arena to people's choices and show the generators' capabilities."""
-    config = load_sections(ArenaJobConfig, given.source, given.overrides, of=LabelledRun)
+    overrides = ["pairs.kind=labelled", *given.overrides]
+    config = load_sections(ArenaJobConfig, given.source, overrides, of=RunConfig)
     config = settle_storage(config)
     if "--resolved" in given.flags:
         print(to_toml(config), end="")
