@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,9 @@ from raypref.pairs.config import PairingConfig, PairsConfig
 from raypref.sources.index import SourceConfig
 
 if TYPE_CHECKING:
+    from raypref.core.rows import Row
     from raypref.pairs.choices import Choices, Findings
+    from raypref.sources.base import Pair
 
 log = logging.getLogger(__name__)
 
@@ -84,32 +87,44 @@ def read_choices(config: ArenaJobConfig) -> tuple[Choices, Counter[str]]:
     from raypref.pairs.arena import walk_order
     from raypref.pairs.choices import Choices
     from raypref.pairs.decide import BEYOND, TAKEN, TIE, is_flipped, outcomes
-    from raypref.pairs.listing import list_labels
+    from raypref.pairs.listing import problem_of
+    from raypref.sources.pairs import labelled_pairs
 
     labels = PairingConfig(source=config.source, seed=config.seed, pairs=config.pairs)
     numbers: dict[str, int] = {}
     chosen, rejected, ties = array("q"), array("q"), array("b")
     shares, sure, counts = array("d"), array("d"), Counter[str]()
 
+    def entries() -> Iterator[Row]:
+        """What `outcomes` reads of each label, and the label."""
+        source = config.source
+        listed = labelled_pairs(source.store(), source.layout)
+        for pair in itertools.islice(listed, source.limit or None):
+            problem = problem_of(pair, source.max_caption) or None
+            known = {"problem": problem, "label": pair.label, "confidence": pair.confidence}
+            yield {**known, "pair": pair}
+
     def ids() -> Iterator[str]:
         """The ids of those that count, whose numbers are kept."""
-        for row, reason in outcomes(list_labels(labels), config.pairs):
+        for row, reason in outcomes(entries(), config.pairs):
             counts["labels"] += 1
-            names = [row["first_model"], row["second_model"]]
-            if reason in (TAKEN, BEYOND, TIE) and None in names:
-                reason = UNNAMED
+            pair: Pair = row["pair"]
             if reason not in (TAKEN, BEYOND, TIE):
                 counts[reason] += 1
                 continue
-            turned = bool(row["label"] != 1) != is_flipped(row["id"], labels)
+            if pair.first_model is None or pair.second_model is None:
+                counts[UNNAMED] += 1
+                continue
+            turned = (pair.label != 1) != is_flipped(pair.id, labels)
+            names = (pair.first_model, pair.second_model)
             both = [numbers.setdefault(name, len(numbers)) for name in names]
             chosen.append(both[turned])
             rejected.append(both[not turned])
             ties.append(reason == TIE)
-            share = math.nan if row["vote_share"] is None else row["vote_share"]
+            share = math.nan if pair.vote_share is None else pair.vote_share
             shares.append(1 - share if turned else share)
-            sure.append(math.nan if row["confidence"] is None else row["confidence"])
-            yield row["id"]
+            sure.append(math.nan if pair.confidence is None else pair.confidence)
+            yield pair.id
 
     with waiting(lambda: f"arena: reading the labels, {counts['labels']:,} so far"):
         order = walk_order(ids(), config.seed)
