@@ -19,7 +19,8 @@ WHERE = "@"  # "@NAME" as a start: where the training NAME starts
 # fmt: off
 RESERVED = frozenset((
     "arena", "base", "cache", "config", "curate", "evaluation", "export", "fused", "images",
-    "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples", "start", "trainings",
+    "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples", "start",
+    "trainings",
 ))
 # fmt: on
 # The paper's two stages, the second without the first, and the plain baseline.

@@ -1,4 +1,4 @@
-"""A stranger's CSV of chosen and rejected images: killed once, resumed, trained, told on the page."""
+"""A stranger's CSV of chosen and rejected images: killed once, resumed, trained, on the page."""
 
 import csv
 import io
