@@ -18,7 +18,13 @@ from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_tex
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
-from raypref.run.outlook import EMBEDDED, Estimate, Expected, outlook, shows_embedded_models
+from raypref.run.outlook import (
+    Estimate,
+    Expected,
+    embedded_note,
+    outlook,
+    shows_embedded_models,
+)
 from raypref.run.pipeline import Run, Step, read_record
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
@@ -66,7 +72,7 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
     if result == "Report":
         say(f"\n{run.evaluations.closing(final=run.alignment.final, labels=run.labels)}\n")
     if shows_embedded_models(config):
-        say(f"Note: {EMBEDDED}")
+        say(f"Note: {embedded_note(config)}")
     say(f"Time: {_time(run)}")
     for name, path in result_paths(run, result=result).items():
         say_place(name, path)

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from label_listing import Listing, picture, png
+from label_listing import Listing, made, picture, png, stream_here
 from PIL import Image
 
 from raypref.core.config import InputError
@@ -17,16 +16,13 @@ from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import content_key, is_rejected
 from raypref.curate.export import export
 from raypref.engine.batches import in_batches
-from raypref.engine.stream import Streamed
 from raypref.engine.worker import Branch, Sound, Worker, needs_of, shared_worker
 from raypref.images.decode import center_square
 from raypref.pairs import labelled
 from raypref.pairs.decide import DECIDED
 from raypref.pairs.kinds import maker_of
-from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.listing import list_labels, survey
 from raypref.pairs.load import LoadImages
-from raypref.run.config import RunConfig
 from raypref.sources.base import LabelledImage, Ref
 
 
@@ -37,33 +33,8 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pass in this process: what a worker does with each block, and what the driver does."""
-
-    def here(rows, *, label, stages, branches, config):
-        (branch,) = branches
-        branch.ledger.begin()
-        worker = Worker(
-            lambda block: (rows.part(block["part"][0].as_py()), block["part"][0].as_py()),
-            stages,
-            branches,
-            rows.schema(),
-            shared_worker(needs_of(stages)),
-        )
-        for name in rows.ledger.parts():
-            if not branch.ledger.has_part(name):
-                answer = worker(pa.table({"part": [name]})).to_pylist()[0]
-                assert not answer["no_room"]
-        branch.ledger.commit(expected=rows.count(), counts=branch.ledger.reasons())
-        return Streamed(branch.ledger.reasons(), 0.0)
-
-    monkeypatch.setattr(labelled, "stream_branches", here)
-
-
-def made(config: RunConfig, folder: Path) -> LabelledPairs:
-    maker = maker_of(config, place=in_folder(str(folder)))
-    assert isinstance(maker, LabelledPairs)
-    maker.run(config.stream)
-    return maker
+    """The pass over the images in this process."""
+    monkeypatch.setattr(labelled, "stream_branches", stream_here)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

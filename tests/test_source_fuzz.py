@@ -143,8 +143,10 @@ def test_whatever_is_changed_pairs_are_refused_in_a_line_or_their_images_end_som
         rng = random.Random(seed)
         root = tmp_path / str(seed)
         root.mkdir()
-        EXAMPLES[layout].write(root, SECOND, rng.choice(["b.png", "gone.png", ".", "x.png/b"]))
-        file = next(file for file in root.iterdir() if file.suffix in (".json", ".parquet"))
+        write = EXAMPLES[layout].pairs or EXAMPLES[layout].write
+        write(root, SECOND, rng.choice(["b.png", "gone.png", ".", "x.png/b"]))
+        ends = (".json", ".parquet", ".csv", ".tar")
+        file = next(file for file in root.iterdir() if file.suffix in ends)
         file.write_bytes(changed(file.read_bytes(), rng))
         config = JudgeConfig(pairs=str(rng.choice([root, file])), layout=layout)
         try:

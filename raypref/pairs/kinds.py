@@ -56,6 +56,7 @@ KINDS = {
             hold="the photographs themselves, their captions and file names",
         ),
         sections=("saliency", "perturb", "pickscore", "captions", "photographic"),
+        limit=("select", "top_k"),
         trainings=("stage1", "stage2", "stage2_alone"),
         columns=TWIN_PAIRS,
         filters=(
@@ -72,6 +73,7 @@ KINDS = {
     "labelled": Kind(
         terms=_LABELS,
         sections=(),
+        limit=("pairs", "limit"),
         # Stage 1 learns from photographs; stage 2 starts from it. Alone it is Diffusion-DPO.
         trainings=("stage2_alone",),
         columns=PAIRS,
@@ -86,6 +88,7 @@ KINDS = {
             hold="the images, their prompts, scores and generators' names",
         ),
         sections=(),
+        limit=("pairs", "limit"),
         trainings=(),  # there is no pair to compare: the person names an objective for images
         columns=SINGLE,
         filters=_DECIDES,

@@ -30,11 +30,17 @@ class Kind(NamedTuple):
 
     terms: Terms
     sections: tuple[str, ...]  # of the settings whose models make the pairs
+    limit: tuple[str, str]  # section and key of how many pairs are asked for; 0: all there are
     trainings: tuple[str, ...]  # of a run that names none
     columns: pa.Schema  # of the pairs
     tags: tuple[str, ...]  # of a model card
     citation: str  # of a model card, BibTeX
     filters: tuple[tuple[str, tuple[str, ...]], ...]  # in order: what is left, reasons for the rest
+
+    def asked(self, config: Section) -> int:
+        """How many pairs a run asks for; 0: all there are."""
+        section, key = self.limit
+        return int(getattr(getattr(config, section), key))
 
     def used(self, config: Section) -> dict[str, Section]:
         """Those sections, as far as they are not switched off."""

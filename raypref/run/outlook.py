@@ -77,7 +77,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
     if "report" in states:
         told["page"] = without_secrets(join(run.folder, "report", "index.html"))
     if shows_embedded_models(run.config):
-        told["note"] = EMBEDDED
+        told["note"] = embedded_note(run.config)
     return [f"run folder   {without_secrets(run.folder)}", *_lines(told)]
 
 
@@ -100,6 +100,11 @@ def _lines(told: Mapping[str, str]) -> Iterator[str]:
 def step_states(run: Run, *, only: Collection[str] = ()) -> dict[str, str]:
     """The steps of a job: to do, half done, done, or changed (made with other settings)."""
     return {step.name: _state(step) for step in run.steps if is_part(step, only)}
+
+
+def embedded_note(config: RunConfig) -> str:
+    """What is said where photographs, or labelled images, go through the embedded models."""
+    return EMBEDDED.replace("photographs", kind_of(config).terms.images)
 
 
 def shows_embedded_models(config: RunConfig) -> bool:
