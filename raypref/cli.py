@@ -22,7 +22,6 @@ from raypref.commands import (
     INTERRUPTED,
     WRONG_INPUT,
     Given,
-    LabelledRun,
     judge,
     make_tables,
     run_steps,
@@ -174,8 +173,7 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
 @cache
 def _keys(settings: type[Section]) -> list[str]:
     """The settings as they are written: with the names of the trainings that every run has."""
-    part_of = {JudgingConfig: RunConfig, ArenaJobConfig: LabelledRun}
-    whole = part_of.get(settings, settings)
+    whole = RunConfig if settings in (JudgingConfig, ArenaJobConfig) else settings
     return [*flatten(load(whole, "tiny"))]
 
 

@@ -13,9 +13,15 @@ import pytest
 
 from raypref import cli
 from raypref.core.config import InputError, build
+from raypref.core.ledger import in_folder
 from raypref.judge.arenas import ArenaJobConfig, read_choices
 from raypref.pairs.arena import ArenaConfig
 from raypref.pairs.choices import Choices, arena_findings, correlation, variance_between
+from raypref.pairs.config import PairingConfig
+from raypref.pairs.decide import decide
+from raypref.pairs.kinds import maker_of
+from raypref.pairs.labelled import LabelledPairs
+from raypref.pairs.listing import write_labels
 from raypref.sources.base import Layout, Pair, Ref
 from raypref.sources.layouts import REGISTRY
 from raypref.sources.store import Store
@@ -68,7 +74,7 @@ def labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def given(pairs: list[Pair], **settings: object) -> ArenaJobConfig:
     LISTED[:] = pairs
     source = {"path": "labels", "layout": "people"}
-    return build(ArenaJobConfig, {"source": source, "pairs": settings})
+    return build(ArenaJobConfig, {"source": source, "pairs": {"kind": "labelled", **settings}})
 
 
 def frame(choices: Choices) -> pd.DataFrame:
@@ -121,6 +127,28 @@ def test_the_order_of_the_source_does_not_matter_and_the_seed_does() -> None:
     columns = ["chosen", "rejected", "vote_share"]
     one, other = (frame(each).sort_values(columns) for each in (forward, other_seed))
     pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+
+
+def test_the_arena_is_the_one_that_a_run_with_these_settings_fits(tmp_path: Path) -> None:
+    listed = people(300)
+    listed[::7] = [pair._replace(label=0.5) for pair in listed[::7]]
+    listed[3] = listed[3]._replace(prompt=" ")  # no run can use it
+    listed[4] = listed[4]._replace(first_model=None)
+    arena = {"draw_probability": 0.1, "noise": 3.0}
+    config = given(listed, arena=arena, min_confidence=0.2, limit=50, flip_labels=0.2)
+    run = PairingConfig(source=config.source, seed=config.seed, pairs=config.pairs)
+    maker = maker_of(run, place=in_folder(str(tmp_path / "run")))
+    assert isinstance(maker, LabelledPairs) and maker.arena is not None
+    write_labels(run, maker.index)
+    decide(maker.index, run, decided=maker.decided, arena=maker.arena)
+
+    choices, counts = read_choices(config)
+    assert (counts["dropped"], counts["unnamed"]) == (1, 1)
+    found = arena_findings(choices, config.pairs.arena, seed=0, resamples=100)
+    shown = {row.generator: (row.mean, row.std, row.games) for row in found.standings}
+    assert shown == {
+        row["generator"]: (row["mean"], row["std"], row["games"]) for row in maker.arena.rows()
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,28 +17,18 @@ from raypref.core.ledger import absolute, join, write_bytes
 from raypref.core.messages import without_secrets
 from raypref.core.progress import counted, waiting
 from raypref.evaluate.graph import TableConfig
-from raypref.pairs.arena import ArenaConfig
-from raypref.sources.base import Pair
+from raypref.pairs.config import PairingConfig, PairsConfig
 from raypref.sources.index import SourceConfig
-from raypref.sources.pairs import labelled_pairs
 
 if TYPE_CHECKING:
+    from raypref.core.rows import Row
     from raypref.pairs.choices import Choices, Findings
+    from raypref.sources.base import Pair
 
 log = logging.getLogger(__name__)
 
 SAID = {"vote_share": "votes for the chosen image", "confidence": "confidence"}
-# What becomes of a label, besides being walked.
-DROPPED, UNLABELLED, UNSURE, UNNAMED = "dropped", "unlabelled", "low_confidence", "unnamed"
-
-
-class FittedPairs(Section):
-    """Which labels the arena is fitted to, and how."""
-
-    min_confidence: float = setting(
-        0.0, "leave out labels with less confidence, where they have one", later=True, ge=0
-    )
-    arena: ArenaConfig = ArenaConfig()
+UNNAMED = "unnamed"  # what becomes of a label, besides the words of `pairs.decide`
 
 
 class ArenaJobConfig(Section):
@@ -48,7 +38,7 @@ class ArenaJobConfig(Section):
     storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
     seed: int = setting(0, "seed of everything random")
     source: SourceConfig
-    pairs: FittedPairs = FittedPairs()
+    pairs: PairsConfig = PairsConfig()
     table: TableConfig = TableConfig()
 
 
@@ -84,6 +74,9 @@ def show_capabilities(config: ArenaJobConfig) -> tuple[str, Findings, Counter[st
 def read_choices(config: ArenaJobConfig) -> tuple[Choices, Counter[str]]:
     """Read the labels once, in the order of the source; no image is opened.
 
+    They are those that a run with the same settings fits its arena to, in the same order: all that
+    decide, beyond `pairs.limit` too, and turned round where `pairs.flip_labels` says so.
+
     In memory are 33 bytes per label whose generators are named.
 
     Raises:
@@ -93,25 +86,41 @@ def read_choices(config: ArenaJobConfig) -> tuple[Choices, Counter[str]]:
 
     from raypref.pairs.arena import walk_order
     from raypref.pairs.choices import Choices
+    from raypref.pairs.decide import BEYOND, TAKEN, TIE, is_flipped, outcomes
+    from raypref.pairs.listing import problem_of
+    from raypref.sources.pairs import labelled_pairs
 
+    labels = PairingConfig(source=config.source, seed=config.seed, pairs=config.pairs)
     numbers: dict[str, int] = {}
     chosen, rejected, ties = array("q"), array("q"), array("b")
     shares, sure, counts = array("d"), array("d"), Counter[str]()
-    listed = labelled_pairs(config.source.store(), config.source.layout)
+
+    def entries() -> Iterator[Row]:
+        """What `outcomes` reads of each label, and the label."""
+        source = config.source
+        listed = labelled_pairs(source.store(), source.layout)
+        for pair in itertools.islice(listed, source.limit or None):
+            problem = problem_of(pair, source.max_caption) or None
+            known = {"problem": problem, "label": pair.label, "confidence": pair.confidence}
+            yield {**known, "pair": pair}
 
     def ids() -> Iterator[str]:
         """The ids of those that count, whose numbers are kept."""
-        for pair in itertools.islice(listed, config.source.limit or None):
+        for row, reason in outcomes(entries(), config.pairs):
             counts["labels"] += 1
-            if reason := _left_out(pair, config.pairs.min_confidence):
+            pair: Pair = row["pair"]
+            if reason not in (TAKEN, BEYOND, TIE):
                 counts[reason] += 1
                 continue
-            names = [pair.first_model or "", pair.second_model or ""]
-            turned = pair.label == 0
+            if pair.first_model is None or pair.second_model is None:
+                counts[UNNAMED] += 1
+                continue
+            turned = (pair.label != 1) != is_flipped(pair.id, labels)
+            names = (pair.first_model, pair.second_model)
             both = [numbers.setdefault(name, len(numbers)) for name in names]
             chosen.append(both[turned])
             rejected.append(both[not turned])
-            ties.append(pair.label == 0.5)
+            ties.append(reason == TIE)
             share = math.nan if pair.vote_share is None else pair.vote_share
             shares.append(1 - share if turned else share)
             sure.append(math.nan if pair.confidence is None else pair.confidence)
@@ -186,22 +195,11 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:z.1%}"
 
 
-def _left_out(pair: Pair, min_confidence: float) -> str:
-    """Why a label says nothing to the arena, or ""."""
-    if pair.problem or pair.label not in (0, 0.5, 1, None):
-        return DROPPED
-    if pair.label is None:
-        return UNLABELLED
-    if pair.confidence is not None and pair.confidence < min_confidence:
-        return UNSURE
-    return "" if pair.first_model and pair.second_model else UNNAMED
-
-
 def _check(config: ArenaJobConfig, counts: Counter[str], decided: int, generators: int) -> None:
     where = f"source.path: '{without_secrets(config.source.path)}'"
     if not counts["labels"]:
         raise InputError(f"{where} has no labelled pairs")
-    said = ", ".join(f"{counts[r]:,} {r}" for r in (DROPPED, UNLABELLED, UNSURE, UNNAMED))
+    said = ", ".join(f"{counts[word]:,} {word}" for word in counts if word != "labels")
     if not decided and counts[UNNAMED]:
         raise InputError(
             f"{where} names no generators: none of its {counts['labels']:,} labels says which "
