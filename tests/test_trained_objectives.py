@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from plain_comparison import compare
+from plain_objectives import ENTRIES
 from safetensors.torch import load_file
 from training import run, training
 
@@ -32,6 +34,17 @@ def test_an_objective_trains_and_does_not_depend_on_the_split(name: str, tmp_pat
     error = first["ref_chosen"]
     expected = {**FIRST, "sft": error, "dpo_sft": math.log(2) + 0.1 * 1000 * error}[name]
     assert first["loss"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
+    common = {"steps": 20, "batch": 1, "lr": 1e-3}
+    compare(family, training(name, **common, **ENTRIES[name].settings), tmp_path)
+
+
+def test_every_objective_has_an_entry() -> None:
+    assert set(ENTRIES) == set(OBJECTIVES) - {"dro"}  # it has `test_exactness.py`
 
 
 def test_sft_trains_on_the_photograph_alone(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ CURVES = {
     "diff": "chosen_gap minus rejected_gap; below 0 is better",
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as preferred; 0.5 is chance",
+    "margin_exceeded": "share of pairs told apart by more than their margin",
+    "logit": "how much the learner prefers the chosen image more than the reference does",
     "grad_norm": "before clipping",
     "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",

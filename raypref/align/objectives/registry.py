@@ -4,6 +4,7 @@ Settings are read where torch is not: a file imports it in its functions.
 """
 
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.arena import ArenaPO, FixedMargin
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
 from raypref.align.objectives.dro import DRO
@@ -21,4 +22,6 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "kto": KTO,
     "dpo_sft": DPOSFT,
     "sft": SFT,
+    "arena": ArenaPO,
+    "fixed_margin": FixedMargin,
 }
