@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,27 @@ def test_an_objective_trains_and_does_not_depend_on_the_split(name: str, tmp_pat
 def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
     common = {"steps": 20, "batch": 1, "lr": 1e-3}
     compare(family, training(name, **common, **ENTRIES[name].settings), tmp_path)
+
+
+AVERAGE = {"objective": "kto", "reference_point": "average", "desirable_weight": 3.0}
+FORMS: dict[str, dict[str, Any]] = {
+    "kto of images": AVERAGE | {"sample": "image"},
+    "kto loss averse": {"objective": "kto", "utility": "loss_averse", "undesirable_weight": 1.3},
+    "kto risk seeking": AVERAGE | {"utility": "risk_seeking"},
+    "a reference that follows": {"reference": "ema", "reference_decay": 0.8},
+    "a curriculum": {"curriculum": "easy_first", "curriculum_end": 0.8},
+}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("form", FORMS)
+def test_20_steps_of_other_forms_equal_a_plain_implementation(
+    form: str, family: str, tmp_path: Path
+) -> None:
+    settings = {"steps": 20, "batch": 1, "lr": 1e-3, "beta": 100.0, **FORMS[form]}
+    history, _ = compare(family, training(**settings), tmp_path)
+    if settings.get("reference_point") == "average":
+        assert history[1]["reference_point"] == 0 < history[-1]["reference_point"]
 
 
 def test_every_objective_has_an_entry() -> None:

@@ -11,6 +11,8 @@ from raypref.align.objectives.dro import DRO
 from raypref.align.objectives.hinge import Hinge
 from raypref.align.objectives.ipo import IPO
 from raypref.align.objectives.kto import KTO
+from raypref.align.objectives.raft import RAFT
+from raypref.align.objectives.rwr import RWR
 from raypref.align.objectives.sft import SFT
 
 # By the value of `train.NAME.objective`.
@@ -20,6 +22,8 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "ipo": IPO,
     "hinge": Hinge,
     "kto": KTO,
+    "rwr": RWR,
+    "raft": RAFT,
     "dpo_sft": DPOSFT,
     "sft": SFT,
     "arena": ArenaPO,
