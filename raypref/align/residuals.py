@@ -92,6 +92,12 @@ class Residuals:
         """The learner's residual times the reference's."""
         return inner(self.learner, self._compared)
 
+    @cached_property
+    def distance(self) -> Tensor:
+        """The squared distance between the learner's prediction and the reference's."""
+        apart = self.learner - self._compared
+        return inner(apart, apart)
+
     @property
     def _compared(self) -> Tensor:
         assert self.reference is not None, "an objective without a reference reads its residual"

@@ -82,13 +82,10 @@ class RWR(LabelledConfig):
         self, sides: Sequence[Residuals], facts: Mapping[str, Tensor]
     ) -> tuple[Tensor, Metrics]:
         """One loss per sample, [B], and metrics."""
-        from raypref.align.residuals import inner
-
         (image,), weight_B = sides, facts["weight"]
         loss_B = weight_B * image.error
         if self.pretraining:
-            apart = image.learner - image.reference
-            loss_B = loss_B + self.pretraining * inner(apart, apart)
+            loss_B = loss_B + self.pretraining * image.distance
         return loss_B, {
             "weight": weight_B,
             "ref_desirable": weight_B * image.reference_error.detach(),
