@@ -87,6 +87,7 @@ class RWR(LabelledConfig):
         (image,), weight_B = sides, facts["weight"]
         loss_B = weight_B * image.error
         if self.pretraining:
+            assert image.reference is not None
             apart = image.learner - image.reference
             loss_B = loss_B + self.pretraining * inner(apart, apart)
         return loss_B, {
