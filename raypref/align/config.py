@@ -44,6 +44,9 @@ class TrainingConfig(Section):
     facts: ClassVar[tuple[str, ...]] = ()
     # Whether it learns from labelled images: then their `score` is a fact too (`labelled.py`).
     labelled: ClassVar[bool] = False
+    # What the learner is compared with: "ref" is the frozen reference, "policy" the policy; "" is
+    # nothing, which saves its forward.
+    against: ClassVar[str] = "ref"
 
     objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
@@ -120,7 +123,7 @@ class TrainingConfig(Section):
     max_error_ratio: float = setting(
         2.0,
         "stop when the error on the chosen images exceeds the reference's by this factor, over the "
-        "last 256 samples",
+        "last 256 samples; without a reference, that of the first 256",
         affects_result=False,
         gt=1,
     )
@@ -200,6 +203,10 @@ class TrainingConfig(Section):
         """
         raise NotImplementedError
 
+    def weighted(self, loss_B: Tensor, timesteps_B: Tensor, schedule_T: Tensor) -> Tensor:
+        """The loss of samples at these timesteps of the training schedule, weighted: as it is."""
+        return loss_B
+
     def health(self, history: Sequence[Mapping[str, float]], *, key: str) -> str:
         """Why a training must stop, or "": the chosen images' error far above the reference's.
 
@@ -219,13 +226,17 @@ class TrainingConfig(Section):
         recent = history[-steps:]
         if len(recent) < steps:
             return ""  # too few samples to tell from chance
-        reference = sum(row[f"ref_{side}"] for row in recent)
-        gap = sum(row[f"{side}_gap"] for row in recent)
-        if gap <= (self.max_error_ratio - 1) * reference:
+        if self.against:
+            before, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
+            more = sum(row[f"{side}_gap"] for row in recent)
+        else:
+            before, whose = sum(row[f"{side}_error"] for row in history[:steps]), "that at first"
+            more = sum(row[f"{side}_error"] for row in recent) - before
+        if more <= (self.max_error_ratio - 1) * before:
             return ""
         return (
-            f"the error on the {side} images is {1 + gap / reference:.2f} times the reference's, "
-            f"more than {key}.max_error_ratio={self.max_error_ratio:g}"
+            f"the error on the {side} images is {1 + more / before:.2f} times {whose}, more than "
+            f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
 
     @property

@@ -202,12 +202,14 @@ def _step(
     carried = training.carried(state.history[: max(0, state.step - 1)])
     sums: dict[str, Tensor] = {}
     for samples in _portions(denoiser, data, training, draws):
-        sides = measure(denoiser, samples)
+        sides = measure(denoiser, samples, against=training.against)
         facts = {
             key: sides[0].error.new_full((len(samples.timesteps_B),), value)
             for key, value in carried.items()
         }
         loss_B, metrics = training.loss(sides, {**samples.facts, **facts})
+        schedule_T = denoiser.training_timesteps(data.latent_shape)
+        loss_B = training.weighted(loss_B, samples.timesteps_B, schedule_T)
         (loss_B.sum() / training.batch).backward()
         for key, values_B in {
             "loss": loss_B.detach(),
@@ -253,6 +255,9 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
     """Per side the reference's error, and the learner's less that: both may rise unseen."""
     found = {}
     for name, side in zip(names, sides, strict=True):
+        if side.reference is None:
+            found[f"{name}_error"] = side.error.detach()
+            continue
         found[f"ref_{name}"] = side.reference_error.detach()
         found[f"{name}_gap"] = side.gap.detach()
     return found
