@@ -108,14 +108,14 @@ def alone_or_not(stage: Any, rows: Rows) -> Rows:
 
 def rwr(stage: Any, sample: Sample) -> Tensor:
     phi, ref, target = sample.chosen
-    return sample.facts["w"] * error(phi, target) + stage.pretraining * error(phi, ref)
+    return sample.facts["weight"] * error(phi, target) + stage.pretraining * error(phi, ref)
 
 
 def weighted(stage: Any, rows: Rows) -> Rows:
     images = alone(stage, rows)
     raised = [math.exp(score / stage.temperature) for score in images.facts["score"]]
     mean = sum(raised) / len(raised)
-    return Rows(images.pairs, images.facts | {"w": [each / mean for each in raised]})
+    return Rows(images.pairs, images.facts | {"weight": [each / mean for each in raised]})
 
 
 def best(stage: Any, rows: Rows) -> Rows:
@@ -249,6 +249,10 @@ def simpo(stage: Any, sample: Sample) -> Tensor:
 
 
 BETA = {"beta": 100.0}
+KTO_FORMS = tuple(
+    {"utility": name, "desirable_weight": 0.7, "undesirable_weight": 1.3, "beta": 5.0}
+    for name in ("sigmoid", "loss_averse", "risk_seeking")
+)
 # By the objective's name, and what comes behind a hyphen where there are several; `dro` has its own
 # test of exactness.
 ENTRIES: dict[str, Entry] = {
@@ -256,9 +260,9 @@ ENTRIES: dict[str, Entry] = {
     "dpo-discount": Entry(dpo, BETA | {"discount": 0.2}),
     "ipo": Entry(ipo, BETA),
     "hinge": Entry(hinge, BETA),
-    "kto": Entry(kto, BETA, alone_or_not),
-    "rwr": Entry(rwr, {"temperature": 0.5, "pretraining": 0.3}, weighted),
-    "raft": Entry(sft, {}, best),
+    "kto": Entry(kto, BETA, also=KTO_FORMS, rows=alone_or_not),
+    "rwr": Entry(rwr, {"temperature": 0.5, "pretraining": 0.3}, rows=weighted),
+    "raft": Entry(sft, rows=best),
     "dpo_sft": Entry(dpo_sft, BETA | {"sft_weight": 0.2}),
     "sft": Entry(sft),
     "arena": Entry(arena, BETA | {"gamma": 1.5}),

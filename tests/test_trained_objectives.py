@@ -47,7 +47,7 @@ def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path:
 
 AVERAGE = {"objective": "kto", "reference_point": "average", "desirable_weight": 3.0}
 FORMS: dict[str, dict[str, Any]] = {
-    "kto of images": AVERAGE | {"sample": "image"},
+    "kto of images": AVERAGE | {"sample": "image", "batch": 2},
     "kto loss averse": {"objective": "kto", "utility": "loss_averse", "undesirable_weight": 1.3},
     "kto risk seeking": AVERAGE | {"utility": "risk_seeking"},
     "a reference that follows": {"reference": "ema", "reference_decay": 0.8},
@@ -63,7 +63,9 @@ def test_20_steps_of_other_forms_equal_a_plain_implementation(
     settings = {"steps": 20, "batch": 1, "lr": 1e-3, "beta": 100.0, **FORMS[form]}
     history, _ = compare(family, training(**settings), tmp_path)
     if settings.get("reference_point") == "average":
-        assert history[1]["reference_point"] == 0 < history[-1]["reference_point"]
+        points = [row["reference_point"] for row in history]
+        assert points[:2] == [0, 0]  # of step 1 it is not known yet
+        assert max(points) > 0
 
 
 def test_every_objective_has_an_entry() -> None:

@@ -227,16 +227,16 @@ class TrainingConfig(Section):
         if len(recent) < steps:
             return ""  # too few samples to tell from chance
         if self.against:
-            reference, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
-            excess = sum(row[f"{side}_gap"] for row in recent)
+            before, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
+            more = sum(row[f"{side}_gap"] for row in recent)
         else:
-            reference = sum(row[f"{side}_error"] for row in history[:steps])
-            excess, whose = sum(row[f"{side}_error"] for row in recent) - reference, "that at first"
-        if excess <= (self.max_error_ratio - 1) * reference:
+            before, whose = sum(row[f"{side}_error"] for row in history[:steps]), "that at first"
+            more = sum(row[f"{side}_error"] for row in recent) - before
+        if more <= (self.max_error_ratio - 1) * before:
             return ""
         return (
-            f"the error on the {side} images is {1 + excess / reference:.2f} times {whose}, more "
-            f"than {key}.max_error_ratio={self.max_error_ratio:g}"
+            f"the error on the {side} images is {1 + more / before:.2f} times {whose}, more than "
+            f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
 
     @property

@@ -25,6 +25,7 @@ class RAFT(LabelledConfig):
 
     sides: ClassVar[tuple[str, ...]] = ("chosen",)
     facts: ClassVar[tuple[str, ...]] = ()
+    against: ClassVar[str] = ""
 
     objective: Literal["raft"] = setting("raft", "fine-tuning on the best images per prompt")
     best: int = setting(1, "images per prompt that are trained on, by score", ge=1)
