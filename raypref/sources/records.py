@@ -25,6 +25,7 @@ JSON_BYTES = 2**32  # of a JSON file that is parsed as a whole
 JSON_CHARACTERS = 2**24  # of a record of a list, which is parsed record by record
 CHUNK = 2**20
 FORM = (KeyError, TypeError, ValueError, AttributeError)  # of a record of another layout
+_OF_NUMBERS = "0123456789.eE+-"  # "" is in it: the end of what was read
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -116,7 +117,7 @@ def _parsed(text: TextIO, file: str) -> Iterator[Any]:
         while True:
             try:
                 element, end = decode(buffer, position)
-                if end < len(buffer) or ended:  # else it could be the beginning of a number
+                if ended or buffer[end : end + 1] not in _OF_NUMBERS:  # else it may go on
                     break
             except ValueError:
                 if ended:
