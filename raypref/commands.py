@@ -14,6 +14,7 @@ from raypref.core.ledger import join
 from raypref.core.progress import duration, since_start
 from raypref.core.terminal import say, say_place
 from raypref.engine.cluster import submitted
+from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_text
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
@@ -28,7 +29,7 @@ from raypref.run.pipeline import Run, Step, read_record
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
 
-C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig)
+C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig, ArenaJobConfig)
 
 
 class Given(NamedTuple):
@@ -133,6 +134,21 @@ def judge(given: Given) -> int:
     for name, made in tables.items():
         say(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")
     say()
+    say_place("Page", f"{folder}/index.html")
+    return DONE
+
+
+def show_arena(given: Given) -> int:
+    """Fit the arena to people's choices and show the generators' capabilities."""
+    overrides = ["pairs.kind=labelled", *given.overrides]
+    config = load_sections(ArenaJobConfig, given.source, overrides, of=RunConfig)
+    config = settle_storage(config)
+    if "--resolved" in given.flags:
+        print(to_toml(config), end="")
+        return DONE
+    folder, found, counts = show_capabilities(config)
+    say(f"\n{terminal_text(found, counts)}\n")
+    say_place("Numbers", f"{folder}/arena.json")
     say_place("Page", f"{folder}/index.html")
     return DONE
 

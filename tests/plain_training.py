@@ -74,6 +74,7 @@ class SD15:
     """Epsilon prediction, DPM-Solver++(2M)."""
 
     component = "unet"
+    last = T - 1  # the noisiest timestep
 
     def __init__(self, folder: str) -> None:
         self.pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float64)
@@ -136,6 +137,7 @@ class SD3:
         self.encoded: dict[Any, Any] = {}
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
+        self.last = T * self.levels[0]
 
     def fresh(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
@@ -285,18 +287,21 @@ class Plain:
                 else:
                     loser = family.noised(image, noise, t)
                     loser_target = predict(self.learner)(loser, t)
+                    if stage.objective == "spin":
+                        loser_target = family.target(image, noise)
         winner, winner_target = family.noised(photo, noise, t), family.target(photo, noise)
 
+        compared = self.policy if stage.objective == "spin" else self.reference
         with torch.no_grad():
-            ref_winner = predict(self.reference)(winner, t)
-            ref_loser = predict(self.reference)(loser, t)
+            ref_winner, ref_loser = predict(compared)(winner, t), predict(compared)(loser, t)
         sample = Sample(
             (predict(self.learner)(winner, t), ref_winner, winner_target),
             (predict(self.learner)(loser, t), ref_loser, loser_target),
             {name: values[pair] for name, values in self.facts.items()},
             t,
         )
-        return FORMULAS[stage.objective](stage, sample)
+        discount = getattr(stage, "discount", 1.0) ** (1 - t / family.last)
+        return discount * FORMULAS[stage.objective](stage, sample)
 
     def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
         """Drawn from what the autoencoder says of the image, shifted and scaled."""

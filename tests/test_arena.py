@@ -194,6 +194,25 @@ def test_known_capabilities_are_found_again_and_their_odds_are_right() -> None:
         assert rate == pytest.approx(expected, abs=0.03)
 
 
+def test_the_fitted_gap_tells_as_much_of_the_images_as_the_true_capabilities_would() -> None:
+    true, winners, losers = simulated(30_000, seed=12)
+    rng = np.random.default_rng(13)
+    # New qualities of the same generators, and what is chosen by them.
+    sides = np.stack([winners, losers])
+    quality = true[sides] + NO_DRIFT.noise * rng.standard_normal(sides.shape)
+    first = quality[0] > quality[1]
+    chosen, rejected = np.where(first, *sides), np.where(first, *sides[::-1])
+    difference = np.abs(quality[0] - quality[1])
+    arena = fit(winners, losers, generators=6, config=NO_DRIFT)
+    exact = Arena(true, np.full(6, 1e-9), arena.games)
+    ours, best = (
+        np.corrcoef(gap(each, chosen, rejected, NO_DRIFT)[0], difference)[0, 1]
+        for each in (arena, exact)
+    )
+    assert 0.6 < best < 0.8
+    assert ours == pytest.approx(best, abs=5e-3)
+
+
 # ------------------------------------------------------------------ 4: invariances
 
 

@@ -210,15 +210,6 @@ def test_its_gradient_is_that_of_finite_differences(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_samples_loss_does_not_depend_on_what_is_beside_it(name: str) -> None:
-    generator = torch.Generator().manual_seed(6)
-    many = torch.rand(4, 7, generator=generator, dtype=torch.float64)
-    together, _ = loss_of(name, made_of(many))
-    alone = [loss_of(name, made_of(many[:, i : i + 1]))[0] for i in range(7)]
-    assert torch.equal(together, torch.cat(alone))
-
-
 def test_ipo_pulls_the_logit_to_a_half_and_no_further() -> None:
     loss, _ = loss_of("ipo", one(0.10, 0.30, 0.11, 0.30), beta=100.0)
     assert loss.item() == pytest.approx(0, abs=1e-12)

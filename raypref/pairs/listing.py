@@ -74,8 +74,22 @@ def file_of(at: str | None) -> str | None:
     return ref.file if ref.size is None else f"{ref.file}#{ref.row}"
 
 
+def problem_of(entry: Pair | LabelledImage, longest: int) -> str:
+    """Why an entry cannot be used as `reason: message`, or "".
+
+    Args:
+        entry: as the source lists it.
+        longest: prompt that is taken, in characters.
+    """
+    if problem := entry.problem or _bad_prompt(entry.prompt, longest):
+        return problem
+    if isinstance(entry, Pair) and entry.label not in (None, 0, 0.5, 1):
+        return f"bad_label: the label is {entry.label}, not 0, 0.5 or 1"
+    return ""
+
+
 def _row(entry: Pair | LabelledImage, longest: int) -> Row:
-    problem = entry.problem or _bad_prompt(entry.prompt, longest)
+    problem = problem_of(entry, longest)
     row: Row = {"id": entry.id, "prompt": (entry.prompt or "")[:longest]}
     if isinstance(entry, LabelledImage):
         facts = {"first": json.dumps(entry.image), "first_model": entry.model, "label": entry.score}
@@ -85,8 +99,6 @@ def _row(entry: Pair | LabelledImage, longest: int) -> Row:
             "second": json.dumps(entry.second),
             **{name: getattr(entry, name) for name in LISTED.names[4:-1]},
         }
-        if entry.label not in (None, 0, 0.5, 1):
-            problem = problem or f"bad_label: the label is {entry.label}, not 0, 0.5 or 1"
     return {**dict.fromkeys(LISTED.names), **row, **facts, "problem": problem or None}
 
 
