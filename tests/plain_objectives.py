@@ -265,7 +265,11 @@ ENTRIES: dict[str, Entry] = {
     "raft": Entry(sft, rows=best),
     "dpo_sft": Entry(dpo_sft, BETA | {"sft_weight": 0.2}),
     "sft": Entry(sft),
-    "arena": Entry(arena, BETA | {"gamma": 1.5}),
+    "arena": Entry(
+        arena,
+        BETA | {"gamma": 1.5},
+        also=tuple({"variant": name, "gamma": 0.7, **BETA} for name in ("weight", "regression")),
+    ),
     "fixed_margin": Entry(fixed_margin, BETA | {"gamma": 0.5}),
     "cdpo": Entry(cdpo, BETA | {"label_noise": 0.2}),
     "rdpo": Entry(rdpo, BETA | {"label_noise": 0.2}),
