@@ -53,7 +53,8 @@ def loss_of(
     name: str, residuals: list[Residuals], **settings: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     made = objective(name, **settings)
-    return made.loss(residuals[: len(made.sides)], {})
+    facts = {name: torch.ones_like(residuals[0].error) for name in made.facts}
+    return made.loss(residuals[: len(made.sides)], facts)
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.001, -0.05])
