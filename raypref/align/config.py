@@ -228,14 +228,14 @@ class TrainingConfig(Section):
             return ""  # too few samples to tell from chance
         if self.against:
             before, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
-            more = sum(row[f"{side}_gap"] for row in recent)
+            now = before + sum(row[f"{side}_gap"] for row in recent)
         else:
             before, whose = sum(row[f"{side}_error"] for row in history[:steps]), "that at first"
-            more = sum(row[f"{side}_error"] for row in recent) - before
-        if more <= (self.max_error_ratio - 1) * before:
+            now = sum(row[f"{side}_error"] for row in recent)
+        if now <= self.max_error_ratio * before:
             return ""
         return (
-            f"the error on the {side} images is {1 + more / before:.2f} times {whose}, more than "
+            f"the error on the {side} images is {now / before:.2f} times {whose}, more than "
             f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
 
