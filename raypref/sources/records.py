@@ -17,7 +17,7 @@ from raypref.core.config import InputError
 from raypref.core.rows import Row, index_row
 from raypref.sources.base import Pair, Ref
 from raypref.sources.captions import as_text, caption_of
-from raypref.sources.labels import model_of, no_pair
+from raypref.sources.labels import bad_prompt, model_of, no_pair
 from raypref.sources.reading import Look, pointer, read, unpacked
 from raypref.sources.store import RemoteStore, SourceError, Store
 
@@ -25,6 +25,7 @@ JSON_BYTES = 2**32  # of a JSON file that is parsed as a whole
 JSON_CHARACTERS = 2**24  # of a record of a list, which is parsed record by record
 CHUNK = 2**20
 FORM = (KeyError, TypeError, ValueError, AttributeError)  # of a record of another layout
+_OF_NUMBERS = "0123456789.eE+-"  # "" is in it: the end of what was read
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -116,7 +117,7 @@ def _parsed(text: TextIO, file: str) -> Iterator[Any]:
         while True:
             try:
                 element, end = decode(buffer, position)
-                if end < len(buffer) or ended:  # else it could be the beginning of a number
+                if ended or buffer[end : end + 1] not in _OF_NUMBERS:  # else it may go on
                     break
             except ValueError:
                 if ended:
@@ -211,9 +212,9 @@ def ranked(
 
 
 def usable(pair: Pair, where: str) -> Pair:
-    """The pair, with its problem where it has no prompt or one image twice."""
-    if not pair.prompt.strip():
-        return pair._replace(problem=f"no_caption: {where} has no prompt")
+    """The pair, with its problem where its prompt cannot be used or it has one image twice."""
+    if problem := bad_prompt(pair.prompt, where):
+        return pair._replace(problem=problem)
     if pair.first == pair.second:
         return pair._replace(problem=f"same_image: both images of {where} are {pair.first.file}")
     return pair
