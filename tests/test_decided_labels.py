@@ -9,13 +9,15 @@ from label_listing import Listing
 from raypref.core.config import InputError
 from raypref.core.ledger import in_folder
 from raypref.core.rows import seed_of
+from raypref.pairs import labelled
 from raypref.pairs.arena import ArenaConfig, fit, gap, walk_order
 from raypref.pairs.decide import decide, is_flipped
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.labelled import LabelledPairs
-from raypref.pairs.listing import write_labels
+from raypref.pairs.listing import survey, write_labels
 from raypref.run.config import RunConfig
 from raypref.sources.base import Pair, Ref
+from raypref.sources.index import unchanged
 
 
 @pytest.fixture
@@ -113,3 +115,18 @@ def test_flipped_labels_are_drawn_by_seed_and_id_and_turn_all_round(listing, tmp
     again = {row["id"]: row["flipped"] for row in decided(reversed_, tmp_path / "other")[0]}
     assert again == {row["id"]: row["flipped"] for row in rows}
     assert is_flipped("any", listing.config("pairs.flip_labels=1"))
+
+
+def test_tables_of_runs_read_the_labels_once(listing, tmp_path, monkeypatch):
+    arena_labels(listing, 20)
+    reads = []
+    monkeypatch.setattr(
+        labelled, "survey", lambda config: (reads.append(config), survey(config))[1]
+    )
+    rows = ["pairs.flip_labels=0.25", "pairs.shuffle_gaps=true", "seed=1"]
+    place = in_folder(str(tmp_path))
+    with unchanged():
+        found = {maker_of(listing.config(words), place=place).index.fingerprint for words in rows}
+    assert len(reads) == 1 and len(found) == 1
+    maker_of(listing.config(), place=place).index.fingerprint  # noqa: B018
+    assert len(reads) == 2

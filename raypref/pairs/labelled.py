@@ -32,6 +32,7 @@ from raypref.pairs.config import PairingConfig
 from raypref.pairs.decide import DROPPED, TAKEN, decide, outcomes
 from raypref.pairs.listing import Listed, file_of, survey, write_labels
 from raypref.pairs.load import LoadImages
+from raypref.sources.index import remembered
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class LabelledPairs:
     @cached_property
     def listed(self) -> Listed:
         """What the source lists; reads all labels, once."""
-        return survey(self.config)
+        c = self.config
+        key = "labels", c.source, c.pairs.kind, c.pairs.images
+        return remembered(key, lambda: survey(c))
 
     @cached_property
     def index(self) -> Ledger:

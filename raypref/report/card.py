@@ -75,6 +75,7 @@ def model_card(
         pipeline_tag="text-to-image",
         tags=["lora", "text-to-image", "diffusers", "preference-alignment", *kind.tags],
     )
+    embedded = EMBEDDED.replace("photographs", kind.terms.images)
     on = f"{replaced.text} in {model.text}" if replaced.name else model.text
     began = f", going on from the LoRA {began_from.text}" if starts_from else ""
     local = [each.name for each in (model, replaced) if each.name and not each.repo]
@@ -91,7 +92,7 @@ def model_card(
             *([f"> **{banner}**", ""] if banner else []),
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
-            *([EMBEDDED, ""] if scheme_of(base.model) else []),
+            *([embedded, ""] if scheme_of(base.model) else []),
             "## Use",
             "",
             "```python",

@@ -21,7 +21,7 @@ PAIRS = 6
 
 
 def labels(folder: Path) -> Path:
-    """Six pairs; and one label each without an image, without a prompt, with one image twice."""
+    """Six pairs, the sharp one chosen; labels without an image, without a prompt, of one image."""
     photos = sorted(world.photos_folder(count=PAIRS, seed=0).glob("*.png"))[:PAIRS]
     folder.mkdir()
     rows = []
@@ -31,7 +31,6 @@ def labels(folder: Path) -> Path:
             blurred = image.convert("RGB").resize((96, 80)).filter(ImageFilter.GaussianBlur(3))
             blurred.save(folder / f"{number}b.png")
         sides = [f"{number}a.png", f"{number}b.png"]
-        # Chosen is the sharp one; the second generator wins once, and loses once to the first.
         rows.append([f"scene {number}", *sides, "sharp", "blurred"])
     rows.append(["scene 6", "0a.png", "nowhere.png", "sharp", "blurred"])
     rows.append(["", "0a.png", "1b.png", "sharp", "blurred"])
