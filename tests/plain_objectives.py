@@ -144,6 +144,19 @@ def sft(stage: Any, sample: Sample) -> Tensor:
     return error(phi, target)
 
 
+def arena(stage: Any, sample: Sample) -> Tensor:
+    target = stage.gamma * sample.facts["gap"]
+    if stage.variant == "margin":
+        return torch.log(1 + torch.exp(target - logit(stage, sample)))
+    if stage.variant == "weight":
+        return sample.facts["gap"] ** stage.gamma * dpo(stage, sample)
+    return (logit(stage, sample) - target) ** 2
+
+
+def fixed_margin(stage: Any, sample: Sample) -> Tensor:
+    return torch.log(1 + torch.exp(stage.gamma - logit(stage, sample)))
+
+
 def dro(stage: Any, sample: Sample) -> Tensor:
     margin = torch.tensor(stage.margin, dtype=torch.float64)
     return torch.maximum(gap(sample.chosen) - gap(sample.rejected), margin)
@@ -270,5 +283,7 @@ ENTRIES: dict[str, Entry] = {
     "mapo": Entry(mapo, {"horizon": 10.0}),
     "simpo": Entry(simpo, {"beta": 5.0}),
     "spin": Entry(dpo, BETA | {"rollout_steps": 3, "policy_lag": 7}),
+    "arena": Entry(arena, BETA | {"gamma": 1.5}),
+    "fixed_margin": Entry(fixed_margin, BETA | {"gamma": 0.5}),
 }
 FORMULAS = {"dro": dro} | {name: entry.formula for name, entry in ENTRIES.items()}

@@ -33,6 +33,7 @@ from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, St
 
 _SAMPLE = 2**16  # bytes at either end of a shard
 _READERS = 8  # shards sampled side by side
+_LAYOUT = known("photographs", "pairs", "images", others=("auto",))
 
 
 def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,12 +49,13 @@ class SourceConfig(Section):
         "folder, file or URI (s3://, gs://); tiny:world for the embedded photographs",
         affects_result=False,  # the digest of what it lists does
     )
-    layout: Annotated[str, AfterValidator(known("photographs", "auto"))] = setting(
+    layout: Annotated[str, AfterValidator(_LAYOUT)] = setting(
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
         "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
-        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart",
+        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart; of "
+        "labelled pairs: labelled, pickapic, hpdv2, hpdv3, imagereward, webdataset, all told apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),
@@ -127,7 +129,12 @@ def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
 
 def _photographs(layout: str, config: SourceConfig, store: Store) -> Iterator[Row]:
     listing = REGISTRY[layout].photographs
-    assert listing is not None, f"{layout} gives photographs: the setting is checked"
+    if listing is None:
+        names = ", ".join(giving("photographs"))
+        raise InputError(
+            f"source.layout: {layout} gives labelled pairs, no photographs; layouts of "
+            f"photographs are {names}"
+        )
     return listing(store, config.columns())
 
 

@@ -4,6 +4,7 @@ Settings are read where torch is not: a file imports it in its functions.
 """
 
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.arena import ArenaPO, FixedMargin
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
@@ -46,4 +47,6 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "mapo": MaPO,
     "simpo": SimPO,
     "spin": SPIN,
+    "arena": ArenaPO,
+    "fixed_margin": FixedMargin,
 }
