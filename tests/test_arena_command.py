@@ -314,3 +314,25 @@ def test_what_is_not_there_is_one_line_and_leaves_nothing(
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "error: source.path: there is no folder or file 'nowhere'"
     assert not (tmp_path / "runs").exists()
+
+
+CSV = "prompt,chosen,rejected,chosen_model,rejected_model\n" + "".join(
+    f"p {number},{number}a.png,{number}b.png,{models}\n"
+    for number, models in enumerate(["real_images,flux", "flux,sd2", "sd2,flux", "flux,sd2"] * 9)
+)
+HPDV3 = [
+    {"prompt": f"p {number}", "path1": f"{number}a.jpg", "path2": f"{number}b.jpg"}
+    | {"model1": better, "model2": worse, "confidence": 0.9, "choice_dist": [7, 2]}
+    for number, (better, worse) in enumerate([("real_images", "flux"), ("flux", "sd2")] * 18)
+]
+
+
+@pytest.mark.parametrize(
+    "name, text", [("labels.csv", CSV), ("all.json", json.dumps(HPDV3))], ids=["csv", "hpdv3"]
+)
+def test_published_and_own_labels_are_recognised(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert cli.console(["arena", name, "table.resamples=100"]) == 0
+    numbers = json.loads((tmp_path / "runs" / "run" / "arena" / "arena.json").read_text())
+    assert [row["generator"] for row in numbers["standings"]] == ["real_images", "flux", "sd2"]
+    assert numbers["labels"] == {"labels": 36} and numbers["decided"] == 36
