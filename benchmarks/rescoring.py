@@ -4,7 +4,7 @@ Simulated embeddings in bfloat16, TF32 and float16, and photographs through the 
 each with a blurred copy as its twin. The numbers and the real waves, no pass over files: `tests/`
 does the same with fewer.
 
-    python benchmarks/rescoring.py [SETS] [FOLDER OF PHOTOGRAPHS WITH captions.csv]
+    python benchmarks/rescoring.py [SETS [PHOTOGRAPHS IN EACH [FOLDER WITH captions.csv]]]
 """
 
 from __future__ import annotations
@@ -195,14 +195,15 @@ def show(what: str, cases: Sequence[Case], config: SelectConfig, size: int) -> N
     again = sum(m.begun > 1 for m in made)
     print(
         f"| {what} | {len(cases)} | {apart:.2g} | {differing} | 0 | {share:.2f} | {again} |"
-        f"  {time.process_time() - began:.0f} s",
+        f" {time.process_time() - began:.0f} s |",
         flush=True,
     )
 
 
 def main() -> None:
     """Print a row per precision, simulated and with photographs."""
-    sets = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
+    sets = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else PHOTOGRAPHS
     rescore.SAMPLE = SAMPLE
     print(
         "| scores | sets | off by at most | other pairs, quick alone | ours | again | begun again |"
@@ -210,13 +211,13 @@ def main() -> None:
     for precision in PRECISIONS:
         show(
             f"simulated {precision}",
-            [simulated(seed, PHOTOGRAPHS, precision) for seed in range(sets)],
+            [simulated(seed, count, precision) for seed in range(sets)],
             CONFIG,
             FIRST,
         )
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 4:
         return
-    folder = Path(sys.argv[2])
+    folder = Path(sys.argv[3])
     with (folder / "captions.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))[:200]
     images = [Image.open(folder / row["file"]).convert("RGB") for row in found]

@@ -77,14 +77,16 @@ class PooledTransform(ModelTransform, Protocol):
 
 
 class Preparers(Protocol):
-    """Who prepares the batches of a `PooledTransform`."""
+    """Who prepares the batches of a block for a `PooledTransform`."""
 
-    @property
-    def ahead(self) -> int:
-        """Batches of a block that are under way while another is computed."""
+    def more(self) -> bool:
+        """Whether it may send another batch."""
 
     def submit(self, rows: list[Row]) -> Future[Any]:
-        """Have a batch prepared."""
+        """Have a batch prepared; it is under way until it is `taken`."""
+
+    def taken(self, count: int) -> None:
+        """So many batches are computed, or not wanted any more."""
 
 
 class Done(NamedTuple):
@@ -160,11 +162,11 @@ def _prepared(
     """The rows of each batch and what `prepare` made of them; further ones are under way."""
     waiting: deque[tuple[list[Row], Future[Any]]] = deque()
     starts = iter(range(0, len(rows), size))
-    ahead = readers.ahead if readers else AHEAD if helpers else 0
+    ahead = AHEAD if helpers else 0
     prepare = readers.submit if readers else partial(_submit, helpers, transform.prepare)
     try:
         while True:
-            while len(waiting) <= ahead:
+            while readers.more() if readers else len(waiting) <= ahead:
                 if (start := next(starts, None)) is None:
                     break
                 live = rows[start : start + size]
@@ -174,11 +176,16 @@ def _prepared(
             if readers:  # of many machines one is late at times
                 ready, _ = wait((each for _, each in waiting), return_when=FIRST_COMPLETED)
                 waiting.rotate(-next(i for i, (_, each) in enumerate(waiting) if each in ready))
-            live, future = waiting.popleft()
+            live, future = waiting[0]
             yield live, future.result()
+            waiting.popleft()
+            if readers:
+                readers.taken(1)
     finally:
         for _, future in waiting:
             future.cancel()
+        if readers:
+            readers.taken(len(waiting))
 
 
 def _submit(helpers: Executor | None, work: Callable[..., R], *args: Any) -> Future[R]:

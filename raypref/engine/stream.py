@@ -262,6 +262,7 @@ def _answers(
     if need.workers and any(isinstance(s, PooledTransform) for s in worker.all_stages):
         beside = need.workers * need.num_cpus + 1
         require_nodes(f"{label} and its readers", Resources(num_cpus=beside), workers=1)
+        release()  # workers that wait would hold the cores that read
     if not need.workers:
         release()  # what is left of their cores may be less than one per node
         return pool.run_tasks(worker, blocks, size=size, runtime_env=runtime_env)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -20,9 +20,12 @@ from raypref.core.config import Resources
 from raypref.core.exhausted import exhausted
 from raypref.core.ledger import Ledger, join, read_bytes, remove_file
 from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
-from raypref.engine.batches import Device, Done, Hold, PooledTransform, Preparers, in_batches
+from raypref.engine.batches import Device, Done, PooledTransform, Preparers, in_batches
 from raypref.engine.cluster import connected
 from raypref.images.decode import as_png
+
+if TYPE_CHECKING:
+    from raypref.engine.readers import Readers
 
 _DEVICE = Device()  # of this process
 _SETUP = threading.Lock()
@@ -97,7 +100,7 @@ class Worker:
         self.branches = branches
         self.need = need
         self.ready = False
-        self._pools: dict[int, Preparers] = {}  # by transform
+        self._readers: dict[int, Readers] = {}  # by transform
         before = _schema_after(_with(schema, REJECT), stages)
         self.schemas = [
             pa.schema(map(_schema_after(before, branch.stages).field, branch.columns()))
@@ -148,7 +151,7 @@ class Worker:
             self.set_up()
         if self._stopped():
             return _answer()
-        device = partial(_DEVICE.held, next(_blocks))
+        number = next(_blocks)
         table, name = self.read(block)
         rows: list[Row] = table.to_pylist()
         lacking = [
@@ -157,10 +160,10 @@ class Worker:
             if name is None or not branch.ledger.has_part(name)  # else written before a kill
         ]
         try:
-            done = self._through(self.stages, rows, device)
+            done = self._through(self.stages, rows, number)
             copies = _copies(rows, len(lacking))
             for (branch, _), own in zip(lacking, copies, strict=True):
-                done += self._through(branch.stages, own, device)
+                done += self._through(branch.stages, own, number)
         except _NotWanted:
             return _answer()
         for (branch, schema), own in zip(lacking, copies, strict=True):
@@ -177,33 +180,32 @@ class Worker:
             notes="".join(each.note for each in done),
         )
 
-    def _through(
-        self, transforms: Sequence[Transform], rows: list[Row], device: Hold
-    ) -> list[Done]:
+    def _through(self, transforms: Sequence[Transform], rows: list[Row], block: int) -> list[Done]:
         """Fill the rows in place; raises _NotWanted once the driver wants no more blocks."""
         # Without a GPU the model computes on the cores that would help.
         helpers = _helpers(max(1, int(self.need.num_cpus))) if self.need.num_gpus else None
+        device = partial(_DEVICE.held, block)
         done = []
         for transform in transforms:
             if isinstance(transform, ModelTransform) and self._stopped():
                 raise _NotWanted
             live = [row for row in rows if not is_rejected(row)]
-            readers = self._readers_of(transform)
+            readers = self._readers_of(transform, block)
             done.append(
                 in_batches(transform, live, device=device, helpers=helpers, readers=readers)
             )
         return done
 
-    def _readers_of(self, transform: Transform) -> Preparers | None:
+    def _readers_of(self, transform: Transform, block: int) -> Preparers | None:
         """Who prepares a transform's batches on other nodes; None: this process does."""
         if not self.need.workers or not isinstance(transform, PooledTransform) or not connected():
             return None  # a task would hold the core that the tasks it waits for may need
         from raypref.engine.readers import Readers
 
         with _SETUP:
-            if id(transform) not in self._pools:
-                self._pools[id(transform)] = Readers(transform, self.need)
-            return self._pools[id(transform)]
+            if id(transform) not in self._readers:
+                self._readers[id(transform)] = Readers(transform, self.need)
+            return self._readers[id(transform)].of_block(block)
 
     def _stopped(self) -> bool:
         return read_bytes(join(self.branches[0].ledger.path, STOP)) is not None
