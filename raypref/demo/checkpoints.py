@@ -10,7 +10,7 @@ from pathlib import Path
 from raypref.core.config import InputError
 
 WEIGHTS = Path(__file__).with_name("weights")
-NAMES = ("sd15", "sd15-inpaint", "pickscore", "u2netp.safetensors", "critic.safetensors")
+NAMES = ("sd15", "sd15-inpaint", "pickscore", "u2netp.safetensors", "critic.safetensors", "crisp")
 
 
 def path(name: str) -> Path:
@@ -19,7 +19,7 @@ def path(name: str) -> Path:
     Args:
         name: `sd15` (StableDiffusionPipeline), `sd15-inpaint` (StableDiffusionInpaintPipeline),
             `pickscore` (CLIPModel with its processor and tokenizer), `u2netp.safetensors` (state of
-            U2NETP) or `critic.safetensors` (state of `critic.Critic`).
+            U2NETP), `critic.safetensors` (state of `critic.Critic`) or `crisp` (a LoRA of `sd15`).
 
     Raises:
         InputError: there is no such checkpoint.

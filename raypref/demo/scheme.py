@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from raypref.core.config import InputError
-from raypref.demo import checkpoints, world
+from raypref.demo import checkpoints, labelled, world
 from raypref.demo.accuracy import PromptAccuracy
 from raypref.sources.prompts import Prompt
 
-PHOTOGRAPHS, PROMPTS = "world", "prompts"
+PROMPTS = "prompts"
+# By name a folder with data, made on first use.
+FOLDERS = {
+    "world": lambda: world.photos_folder(count=256, seed=0),
+    "labelled": labelled.labelled_folder,
+    "ratings": labelled.ratings_folder,
+}
 
 
 def model(name: str) -> Path:
@@ -18,10 +24,11 @@ def model(name: str) -> Path:
 
 
 def photographs(name: str) -> Path:
-    """A folder with captioned photographs, rendered on first use."""
-    if name != PHOTOGRAPHS:
-        raise InputError(f"source.path=tiny:{name}: there is tiny:{PHOTOGRAPHS}")
-    return world.photos_folder(count=256, seed=0)
+    """A folder with captioned photographs, labelled pairs or ratings, made on first use."""
+    if name not in FOLDERS:
+        there = ", ".join(f"tiny:{known}" for known in FOLDERS)
+        raise InputError(f"source.path=tiny:{name}: there is {there}")
+    return FOLDERS[name]()
 
 
 def prompts(name: str, *, limit: int | None) -> list[Prompt]:

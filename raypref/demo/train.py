@@ -4,15 +4,16 @@
 
 The base model and the inpainter see the world out of focus and dull, so that crisp photographs
 have something to teach them. Parts have seeds of their own and may run side by side; `base` and
-`inpaint` need `vae`. The folder then holds what `raypref/demo/weights` ships, and `vae` once more:
-to the byte on an AMD EPYC with one thread (OMP_NUM_THREADS=1) and the versions of
-constraints.txt; another processor rounds otherwise, and another model comes out. All of it takes
-two to four hours of one core, half of that on two.
+`inpaint` need `vae`, `crisp` needs `base` (`sd15` in the folder). The folder then holds what
+`raypref/demo/weights` ships, and `vae` once more: to the byte on an AMD EPYC with one thread
+(OMP_NUM_THREADS=1) and the versions of constraints.txt; another processor rounds otherwise, and
+another model comes out. All of it takes two to four hours of one core, half of that on two.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.models.resnet import ResnetBlock2D
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,9 +37,12 @@ from raypref.demo.drawn import World, draw_world, hole, mask_tensor, tensor
 from raypref.demo.fit import Noise, fit, tokens
 from raypref.demo.photograph import SIZE
 from raypref.demo.scene import COLOURS, SHAPES, Scene
+from raypref.models.lora_config import ATTENTION, FILE_NAME
 from raypref.models.u2net import U2NETP
 
 PHOTOS = 12_000
+FEWER_PHOTOS = {"crisp": 1024}  # for a LoRA a twelfth is enough
+RANK = 8  # of the LoRA
 HOLES = 2  # of each photograph, for the inpainter
 GREY = np.uint8(127)  # as near to the pipeline's 0 as bytes come
 _MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # what U2-Net's input is normalised by
@@ -127,6 +132,32 @@ def train_inpaint(world: World, folder: Path, scale: float) -> None:
     _save(StableDiffusionInpaintPipeline, folder / "sd15-inpaint", vae, text_encoder, unet)
 
 
+def train_crisp(world: World, folder: Path, scale: float) -> None:
+    """A LoRA of the base on the world as it is, crisp and colourful: rank 8, on attention."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "sd15", safety_checker=None)
+    unet, vae = pipeline.unet.float().requires_grad_(False), pipeline.vae.float().eval()
+    # alpha is the rank, which every reader of a LoRA without an alpha assumes.
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
+    moments = [_moments(vae, world.photos[indices]) for indices in _batches(world, 1)]
+    mean, std = (torch.cat(values) for values in zip(*moments, strict=True))
+    noise, text_encoder = Noise(), pipeline.text_encoder.float().eval()
+    captions = tokens(models.tokenizer(), world.captions)
+
+    def loss(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        z = mean[indices] + std[indices] * torch.randn_like(mean[indices])
+        noisy, target, steps = noise(z * vae.config.scaling_factor)
+        with torch.no_grad():
+            embeddings = text_encoder(noise.drop(captions[indices], rng))[0]
+        return F.mse_loss(unet(noisy, steps, embeddings).sample, target)
+
+    trained = nn.ParameterList(p for p in unet.parameters() if p.requires_grad)
+    fit("crisp", [trained], loss, len(world.photos), steps=int(300 * scale), batch=32, lr=1e-3)
+    state = get_peft_model_state_dict(unet)
+    (folder / "crisp").mkdir(exist_ok=True)
+    halves = {f"unet.{name}": value.half().contiguous() for name, value in state.items()}
+    save_file(halves, folder / "crisp" / FILE_NAME)
+
+
 def train_detector(world: World, folder: Path, scale: float) -> None:
     """A U2-Net (the small one) on the renderer's masks; all seven maps are supervised."""
     detector = U2NETP()
@@ -209,6 +240,7 @@ PARTS: dict[str, Callable[[World, Path, float], None]] = {
     "detector": train_detector,
     "scorer": train_scorer,
     "critic": train_critic,
+    "crisp": train_crisp,  # last: its seed is its index
 }
 
 
@@ -270,10 +302,12 @@ def remake() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    world = draw_world(max(int(PHOTOS * arguments.scale), 512))
+    world = functools.cache(draw_world)
     for part in arguments.only:
+        count = max(int(FEWER_PHOTOS.get(part, PHOTOS) * arguments.scale), 512)
+        drawn = world(count)
         torch.manual_seed(list(PARTS).index(part))
-        PARTS[part](world, arguments.folder, arguments.scale)
+        PARTS[part](drawn, arguments.folder, arguments.scale)
 
 
 if __name__ == "__main__":
