@@ -29,6 +29,7 @@ bench: setup  ## ratios against plain loops
 	$(RUN) benchmarks/curation.py
 	$(RUN) benchmarks/training.py
 	$(RUN) benchmarks/evaluation.py
+	$(RUN) benchmarks/arena.py
 
 setup: $(VENV)/.ready
 

@@ -25,6 +25,7 @@ from raypref.commands import (
     judge,
     make_tables,
     run_steps,
+    show_arena,
 )
 from raypref.core.command_help import (
     HelpOf,
@@ -40,6 +41,7 @@ from raypref.core.exhausted import exhausted
 from raypref.core.terminal import FORMS, say_error, spoken
 from raypref.core.versions import own_version
 from raypref.engine.cluster import connected
+from raypref.judge.arenas import ArenaJobConfig
 from raypref.judge.job import JudgingConfig
 from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE
@@ -63,6 +65,7 @@ class Command(NamedTuple):
     first: str  # keys of the settings that people set first
     names_table: bool = False  # whether its first word is a table
     needed: str = ""  # overrides that must be given, for the usage line
+    data: str = ""  # the key that data sets which stands in the place of the preset
 
 
 class OnRun(NamedTuple):
@@ -155,7 +158,11 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
         start = " ".join(filter(None, [program, named, presets()[-1]]))
         raise InputError(f"name a preset ({', '.join(presets())}) or FILE.toml, as in: {start}")
     source = bare.pop(0)
-    if source not in presets() and not source.endswith(".toml") and Path(source).exists():
+    is_settings = source in presets() or source.endswith(".toml")
+    if command.data and not is_settings:
+        words.overrides.insert(0, f"{command.data}={source}")
+        source = presets()[-1]
+    elif not is_settings and Path(source).exists():
         key = "judge.pairs" if command.settings is JudgingConfig else "source.path"
         raise InputError(f"'{source}' is no preset or TOML file; data is named so: {key}={source}")
     if bare:
@@ -166,7 +173,7 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
 @cache
 def _keys(settings: type[Section]) -> list[str]:
     """The settings as they are written: with the names of the trainings that every run has."""
-    whole = RunConfig if settings is JudgingConfig else settings
+    whole = RunConfig if settings in (JudgingConfig, ArenaJobConfig) else settings
     return [*flatten(load(whole, "tiny"))]
 
 
@@ -215,13 +222,14 @@ def _help_of(command: Command, program: str) -> HelpOf:
     }
     arguments = [
         *(["TABLE|TABLE.toml|all"] if command.names_table else []),
-        "PRESET|FILE.toml",
+        "SOURCE|PRESET|FILE.toml" if command.data else "PRESET|FILE.toml",
         *([command.needed] if command.needed else []),
         "[key=value ...]",
         *(f"[{flag}]" for flag in [*command.flags, "--log FORM"]),
     ]
     words = {
         **(of_table if command.names_table else {}),
+        **({"SOURCE": f"the labels, as {command.data} names them"} if command.data else {}),
         "PRESET": f"one of: {', '.join(presets())}",
         "FILE.toml": 'your own settings; may begin with: extends = "PRESET"',
         "key=value": "a setting, e.g. train.stage2.beta=1000 or --train.stage2.beta 1000; a list "
@@ -307,6 +315,15 @@ COMMANDS = {
         first="judge.pairs judge.layout judge.images judge.limit judge.rewards "
         "judge.min_confidence run storage pickscore.model table.resamples",
         needed="judge.pairs=FILE",
+    ),
+    "arena": Command(
+        "How capable the generators of labelled images are, by people's choices between them.",
+        show_arena,
+        ArenaJobConfig,
+        _RESOLVED,
+        first="source.path source.layout source.limit pairs.min_confidence pairs.arena.noise "
+        "pairs.arena.draw_probability pairs.arena.spread seed run storage",
+        data="source.path",
     ),
 }
 ON_RUNS = {

@@ -14,15 +14,22 @@ from raypref.core.ledger import join
 from raypref.core.progress import duration, since_start
 from raypref.core.terminal import say, say_place
 from raypref.engine.cluster import submitted
+from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_text
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
-from raypref.run.outlook import EMBEDDED, Estimate, Expected, outlook, shows_embedded_models
+from raypref.run.outlook import (
+    Estimate,
+    Expected,
+    embedded_note,
+    outlook,
+    shows_embedded_models,
+)
 from raypref.run.pipeline import Run, Step, read_record
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
 
-C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig)
+C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig, ArenaJobConfig)
 
 
 class Given(NamedTuple):
@@ -65,7 +72,7 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
     if result == "Report":
         say(f"\n{run.evaluations.closing(final=run.alignment.final, labels=run.labels)}\n")
     if shows_embedded_models(config):
-        say(f"Note: {EMBEDDED}")
+        say(f"Note: {embedded_note(config)}")
     say(f"Time: {_time(run)}")
     for name, path in result_paths(run, result=result).items():
         say_place(name, path)
@@ -127,6 +134,21 @@ def judge(given: Given) -> int:
     for name, made in tables.items():
         say(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")
     say()
+    say_place("Page", f"{folder}/index.html")
+    return DONE
+
+
+def show_arena(given: Given) -> int:
+    """Fit the arena to people's choices and show the generators' capabilities."""
+    overrides = ["pairs.kind=labelled", *given.overrides]
+    config = load_sections(ArenaJobConfig, given.source, overrides, of=RunConfig)
+    config = settle_storage(config)
+    if "--resolved" in given.flags:
+        print(to_toml(config), end="")
+        return DONE
+    folder, found, counts = show_capabilities(config)
+    say(f"\n{terminal_text(found, counts)}\n")
+    say_place("Numbers", f"{folder}/arena.json")
     say_place("Page", f"{folder}/index.html")
     return DONE
 

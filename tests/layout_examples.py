@@ -27,12 +27,16 @@ class Example(NamedTuple):
         ids: of the photographs: they drive resume and must never change.
         names_files: whether the layout names files of images; else it holds their bytes.
         prompts: the file with the prompts.
+        pairs: writes the dataset of labelled pairs, where that is another one.
+        images: the same for labelled images, whose scores are 1 and 0.
     """
 
     write: Callable[[Path, bytes, str], None]
     ids: tuple[str, ...] = ()
     names_files: bool = True
     prompts: str = ""
+    pairs: Callable[[Path, bytes, str], None] | None = None
+    images: Callable[[Path, bytes, str], None] | None = None
 
 
 def images(root: Path, second: bytes, folder: str = "") -> None:
@@ -57,14 +61,48 @@ def parquet(root: Path, second: bytes, name: str) -> None:
 
 
 def webdataset(root: Path, second: bytes, name: str) -> None:
-    with tarfile.open(root / "0.tar", "w") as tar:
-        for member, data in (
-            *(("a.png", FIRST), ("a.txt", b"one")),
-            *(("b.png", second), ("b.txt", b"two")),
-        ):
+    texts = (("a.png", FIRST), ("a.txt", b"one")), (("b.png", second), ("b.txt", b"two"))
+    pack(root / "0.tar", *texts[0], *texts[1])
+
+
+def pack(path: Path, *members: tuple[str, bytes]) -> None:
+    """A tar file of some members."""
+    with tarfile.open(path, "w") as tar:
+        for member, data in members:
             header = tarfile.TarInfo(member)
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
+
+
+def webdataset_pairs(root: Path, second: bytes, name: str) -> None:
+    said = json.dumps({"prompt": "two", "label": 0}).encode()
+    one = ("a.chosen.png", FIRST), ("a.rejected.png", OTHER), ("a.txt", b"one")
+    pack(root / "0.tar", *one, ("b.0.png", OTHER), ("b.1.png", second), ("b.json", said))
+
+
+def webdataset_images(root: Path, second: bytes, name: str) -> None:
+    one, two = (
+        json.dumps({"prompt": text, "score": score}).encode()
+        for text, score in (("one", 1), ("two", 0))
+    )
+    pack(root / "0.tar", ("a.png", FIRST), ("a.json", one), ("b.png", second), ("b.json", two))
+
+
+def labelled(root: Path, second: bytes, name: str) -> None:
+    images(root, second)
+    lines = ("prompt,image_0,image_1,label", "one,a.png,x.png,1", f"two,x.png,{name},0")
+    (root / "labels.csv").write_text("".join(f"{line}\n" for line in lines))
+
+
+def labelled_images(root: Path, second: bytes, name: str) -> None:
+    images(root, second)
+    (root / "labels.csv").write_text(f"prompt,image,label\none,a.png,good\ntwo,{name},bad\n")
+
+
+def rated_rows(root: Path, second: bytes, name: str) -> None:
+    columns = {"prompt_id": ["0", "1"], "prompt": ["one", "two"], "rank": [1, 1]}
+    held = {"image": [FIRST, second], "overall_rating": [1, 0]}
+    pq.write_table(pa.table(columns | held), root / "train.parquet")
 
 
 def jsonl(root: Path, second: bytes, name: str) -> None:
@@ -135,7 +173,13 @@ EXAMPLES = {
         names_files=False,
         prompts="train.parquet",
     ),
-    "webdataset": Example(webdataset, ("0.tar#a.png", "0.tar#b.png"), names_files=False),
+    "webdataset": Example(
+        webdataset,
+        ("0.tar#a.png", "0.tar#b.png"),
+        names_files=False,
+        pairs=webdataset_pairs,
+        images=webdataset_images,
+    ),
     "jsonl": Example(
         jsonl, ("index.jsonl#000000001", "index.jsonl#000000002"), prompts="index.jsonl"
     ),
@@ -144,7 +188,8 @@ EXAMPLES = {
         pickapic, ("train.parquet#000000000", "train.parquet#000000001"), names_files=False
     ),
     "civitai": Example(civitai, ("a.png", "b.png")),
-    "imagereward": Example(imagereward, ("a.png", "b.png")),
+    "imagereward": Example(imagereward, ("a.png", "b.png"), images=rated_rows),
+    "labelled": Example(labelled, images=labelled_images),
     "hpdv2": Example(hpdv2),
     "text": Example(text, prompts="prompts.txt"),
     "table": Example(table, prompts="prompts.csv"),

@@ -1,4 +1,4 @@
-"""Both stages written out plainly, to hold the project's own against: it shares no code with it.
+"""Trainings written out plainly, to hold the project's own against: it shares no code with it.
 
 One sample at a time, every rollout run to its end, whole copies of the network as reference and
 policy, LoRA as two matrices beside a linear layer. From libraries: the networks, autoencoders and
@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
+from plain_objectives import FORMULAS, Sample
 from torch import Tensor, nn
 
 T = 1000
@@ -72,9 +74,11 @@ class SD15:
     """Epsilon prediction, DPM-Solver++(2M)."""
 
     component = "unet"
+    last = T - 1  # the noisiest timestep
 
     def __init__(self, folder: str) -> None:
         self.pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.encoded: dict[Any, Any] = {}  # what the frozen parts say, kept to save time
         schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.abar = schedule.alphas_cumprod.double().tolist()
 
@@ -130,8 +134,10 @@ class SD3:
 
     def __init__(self, folder: str) -> None:
         self.pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.encoded: dict[Any, Any] = {}
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
+        self.last = T * self.levels[0]
 
     def fresh(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
@@ -178,6 +184,12 @@ class SD3:
         return [*seen, x]
 
 
+@cache
+def family_of(name: str, folder: str) -> SD15 | SD3:
+    """A family's pipeline, loaded once."""
+    return {"sd15": SD15, "sd35m": SD3}[name](folder)
+
+
 @dataclass
 class Plain:
     """A run of a stage; `step` makes one optimizer step and notes what it did."""
@@ -190,6 +202,7 @@ class Plain:
     alpha: float
     seed: int
     name: str
+    facts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # columns, one per pair
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: list[list[Tensor]] = field(default_factory=list)
@@ -207,13 +220,11 @@ class Plain:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.stage.lr, weight_decay=self.stage.weight_decay
         )
-        # What the frozen parts say, kept to save time.
-        self.encoded: dict[Any, Any] = {}
 
     def step(self) -> None:
         """Accumulate over the batch, clip, AdamW, moving average."""
         n, stage = len(self.losses), self.stage
-        if stage.objective == "dro" and n % stage.policy_lag == 0:
+        if hasattr(stage, "policy_lag") and n % stage.policy_lag == 0:
             self.policy = copy.deepcopy(self.learner)
         total = 0.0
         for index in range(stage.batch):
@@ -248,8 +259,9 @@ class Plain:
         flip_draw, drop_draw = torch.rand(2, generator=g).tolist()
         flip = flip_draw < stage.flip
         prompt = self.prompt("" if drop_draw < stage.caption_dropout else self.pairs[pair][0])
-        rolled = stage.objective == "dro" and stage.policy_state == "trajectory"
-        n = stage.rollout_steps if stage.objective == "dro" else 0
+        rolls = hasattr(stage, "rollout_steps")
+        rolled = getattr(stage, "policy_state", "") == "trajectory"
+        n = stage.rollout_steps if rolls else 0
         if rolled:
             offset = int(torch.randint(T // n, (), generator=g))
             stop = int(torch.randint(n, (), generator=g))
@@ -262,7 +274,7 @@ class Plain:
             return lambda x, t: family.call(module, x, t, prompt)
 
         photo = self.latent(pair, 1, flip, first)
-        if stage.objective == "dpo":
+        if not rolls:
             twin, noise = self.latent(pair, 2, flip, second), third
             loser, loser_target = family.noised(twin, noise, t), family.target(twin, noise)
         else:
@@ -275,19 +287,21 @@ class Plain:
                 else:
                     loser = family.noised(image, noise, t)
                     loser_target = predict(self.learner)(loser, t)
+                    if stage.objective == "spin":
+                        loser_target = family.target(image, noise)
         winner, winner_target = family.noised(photo, noise, t), family.target(photo, noise)
 
-        def error(module: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-            return ((predict(module)(x, t) - target) ** 2).mean()
-
+        compared = self.policy if stage.objective == "spin" else self.reference
         with torch.no_grad():
-            ref_winner = error(self.reference, winner, winner_target)
-            ref_loser = error(self.reference, loser, loser_target)
-        better = error(self.learner, winner, winner_target) - ref_winner
-        worse = error(self.learner, loser, loser_target) - ref_loser
-        if stage.objective == "dpo":
-            return torch.log1p(torch.exp(0.5 * stage.beta * (better - worse)))
-        return torch.maximum(better - worse, torch.tensor(stage.margin, dtype=torch.float64))
+            ref_winner, ref_loser = predict(compared)(winner, t), predict(compared)(loser, t)
+        sample = Sample(
+            (predict(self.learner)(winner, t), ref_winner, winner_target),
+            (predict(self.learner)(loser, t), ref_loser, loser_target),
+            {name: values[pair] for name, values in self.facts.items()},
+            t,
+        )
+        discount = getattr(stage, "discount", 1.0) ** (1 - t / family.last)
+        return discount * FORMULAS[stage.objective](stage, sample)
 
     def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
         """Drawn from what the autoencoder says of the image, shifted and scaled."""
@@ -296,18 +310,18 @@ class Plain:
         return (mean + deviation * noise - (config.shift_factor or 0)) * config.scaling_factor
 
     def moments(self, pair: int, side: int, flip: bool) -> tuple[Tensor, Tensor]:
-        if (pair, side, flip) not in self.encoded:
+        if (pair, side, flip) not in self.family.encoded:
             image: Any = self.pairs[pair][side]
             if flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             pixels = self.family.pipe.image_processor.preprocess(image).double()
             with torch.no_grad():
                 found = self.family.pipe.vae.encode(pixels).latent_dist
-            self.encoded[pair, side, flip] = found.mean[0], found.std[0]
-        return self.encoded[pair, side, flip]
+            self.family.encoded[pair, side, flip] = found.mean[0], found.std[0]
+        return self.family.encoded[pair, side, flip]
 
     def prompt(self, text: str) -> Any:
-        if text not in self.encoded:
+        if text not in self.family.encoded:
             with torch.no_grad():
-                self.encoded[text] = self.family.prompt(text)
-        return self.encoded[text]
+                self.family.encoded[text] = self.family.prompt(text)
+        return self.family.encoded[text]

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from raypref.align.watch import StepMetrics
 from raypref.core.ledger import Ledger, write_bytes, write_table
 from raypref.core.rows import INDEX
-from raypref.curate.graph import CurateConfig
 from raypref.curate.publish import PAIRS, PHOTOS, REJECTS
 from raypref.evaluate import statistics, tables
+from raypref.pairs.config import PairingConfig
 from raypref.report.collect import collect
 from raypref.report.page import render
 from raypref.report.views import ReportData
@@ -224,7 +224,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         },
         folder=str(folder),
         pairs=pairs,
-        curated_by=CurateConfig(source=SourceConfig(path=str(folder / "photographs"))),
+        curated_by=PairingConfig(source=SourceConfig(path=str(folder / "photographs"))),
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
         labels=LABELS,
         images=image_ledgers(folder),

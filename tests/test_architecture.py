@@ -20,6 +20,7 @@ LAYERS = [
     "rewards",
     "sources",
     "curate",
+    "pairs",
     "align",
     "evaluate",
     "report",

@@ -24,7 +24,7 @@ from raypref.curate.graph import Curation
 from raypref.engine.batches import in_batches
 from raypref.engine.stream import Selection, StreamConfig, Streamed
 from raypref.engine.worker import Branch, Worker, needs_of, shared_worker
-from raypref.report.collect import _funnel
+from raypref.report.photographs import _funnel
 from raypref.run.config import RunConfig
 from raypref.sources.index import SourceConfig, digest, write_index
 

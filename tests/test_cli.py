@@ -260,7 +260,7 @@ def test_a_part_without_the_one_before_it_is_refused(here, capsys):
 def test_every_command_has_one_script_and_every_script_a_command():
     scripts = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert sorted(SCRIPTS.values()) == sorted(scripts)
-    assert [*COMMANDS] == ["run", "curate", "align", "evaluate", "ablate", "judge"]
+    assert [*COMMANDS] == ["run", "curate", "align", "evaluate", "ablate", "judge", "arena"]
 
 
 LINES = {
@@ -361,10 +361,8 @@ def test_an_unknown_command_names_the_nearest(word, says, capsys):
     first, second = err.splitlines()
     assert out == ""
     assert first.startswith("error: ") and says in first
-    assert (
-        second
-        == "usage: raypref run|curate|align|evaluate|ablate|judge|push ...; see raypref --help"
-    )
+    commands = "run|curate|align|evaluate|ablate|judge|arena|push"
+    assert second == f"usage: raypref {commands} ...; see raypref --help"
 
 
 def test_the_version_is_that_of_the_package(capsys):

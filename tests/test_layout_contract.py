@@ -19,23 +19,36 @@ from raypref.judge.pairs import JudgeConfig, Load
 from raypref.sources.base import Layout, Pair
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.layouts import REGISTRY, giving
-from raypref.sources.store import SourceError
+from raypref.sources.pairs import (
+    image_bytes,
+    labelled_images,
+    labelled_pairs,
+    recognise_images,
+    recognise_pairs,
+)
+from raypref.sources.store import SourceError, locate
 
 MAX = 10**6
 OUTSIDE = "../secret.png"
-PHOTOGRAPHS, PAIRS, PROMPTS = map(sorted, map(giving, ("photographs", "pairs", "prompts")))
+PHOTOGRAPHS, PAIRS, IMAGES, PROMPTS = map(
+    sorted, map(giving, ("photographs", "pairs", "images", "prompts"))
+)
 
 
 def naming_files(layouts: list[str]) -> list[str]:
     return [name for name in layouts if EXAMPLES[name].names_files]
 
 
-def dataset(layout: str, folder: Path, *, second: bytes = SECOND, name: str = "b.png") -> Path:
+def dataset(
+    layout: str, folder: Path, *, second: bytes = SECOND, name: str = "b.png", what: str = ""
+) -> Path:
     """The example's folder, with a photograph beside it that is none of its business."""
     root = folder / "set"
     root.mkdir()
     (folder / "secret.png").write_bytes(SECOND)
-    EXAMPLES[layout].write(root, second, name)
+    example = EXAMPLES[layout]
+    write = (getattr(example, what) if what else None) or example.write
+    write(root, second, name)
     return root
 
 
@@ -51,7 +64,7 @@ def judged(config: JudgeConfig, pair: Pair, limits: ImageConfig | None = None) -
 
 def test_every_layout_has_an_example_and_gives_something():
     assert EXAMPLES.keys() == REGISTRY.keys(), "tests/layout_examples.py writes one of each"
-    assert {*PHOTOGRAPHS, *PAIRS, *PROMPTS} == set(REGISTRY)
+    assert {*PHOTOGRAPHS, *PAIRS, *IMAGES, *PROMPTS} == set(REGISTRY)
 
 
 @pytest.mark.parametrize("layout", PHOTOGRAPHS)
@@ -100,7 +113,7 @@ def test_a_photograph_of_too_many_bytes_is_not_used(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", PAIRS)
 def test_pairs(layout, tmp_path):
-    config = JudgeConfig(pairs=str(dataset(layout, tmp_path)), layout=layout)
+    config = JudgeConfig(pairs=str(dataset(layout, tmp_path, what="pairs")), layout=layout)
     found = config.read()
     assert [pair.prompt for pair in found] == ["one", "two"]
     for pair, expected in zip(found, (FIRST, SECOND), strict=True):
@@ -115,7 +128,7 @@ def _plain(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("layout", naming_files(PAIRS))
 def test_a_pair_with_an_image_outside_is_refused(layout, tmp_path):
-    root = dataset(layout, tmp_path, name=OUTSIDE)
+    root = dataset(layout, tmp_path, name=OUTSIDE, what="pairs")
     said = rf"judge\.pairs: the image '{OUTSIDE}' lies outside of '{root}'"
     with pytest.raises(InputError, match=said):
         JudgeConfig(pairs=str(root), layout=layout).read()
@@ -125,10 +138,37 @@ def test_a_pair_with_an_image_outside_is_refused(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", PAIRS)
 def test_an_image_of_too_many_bytes_in_a_pair_is_dropped(layout, tmp_path):
-    root = dataset(layout, tmp_path, second=SECOND + bytes(MAX))
+    root = dataset(layout, tmp_path, second=SECOND + bytes(MAX), what="pairs")
     config = JudgeConfig(pairs=str(root), layout=layout)
     preferred, other = judged(config, config.read()[1], ImageConfig(max_bytes=MAX))
     assert preferred["reject_reason"] == "too_many_bytes" and "image" in other
+
+
+@pytest.mark.parametrize("layout", PAIRS)
+def test_labelled_pairs_are_recognised_and_listed_alike_each_time(layout, tmp_path):
+    store = locate(str(dataset(layout, tmp_path, what="pairs")))
+    assert recognise_pairs(store) == layout
+    found = list(labelled_pairs(store, "auto"))
+    assert found == list(labelled_pairs(store, layout))
+    assert len({pair.id for pair in found}) == len(found) == 2
+    assert not any(pair.problem for pair in found)
+    for pair, best in zip(found, (FIRST, SECOND), strict=True):
+        read = [image_bytes(ref, store, store, max_bytes=MAX) for ref in (pair.first, pair.second)]
+        assert read == ([best, OTHER] if pair.label == 1 else [OTHER, best])
+
+
+@pytest.mark.parametrize("layout", IMAGES)
+def test_labelled_images(layout, tmp_path):
+    store = locate(str(dataset(layout, tmp_path, what="images")))
+    assert recognise_images(store) == layout
+    found = list(labelled_images(store, "auto"))
+    assert found == list(labelled_images(store, layout))
+    assert [(each.prompt, each.score, each.problem) for each in found] == [
+        ("one", 1.0, ""),
+        ("two", 0.0, ""),
+    ]
+    read = [image_bytes(each.image, store, store, max_bytes=MAX) for each in found]
+    assert read == [FIRST, SECOND] and len({each.id for each in found}) == 2
 
 
 @pytest.mark.parametrize("layout", PROMPTS)

@@ -37,6 +37,7 @@ COMMANDS = [
     (["raypref"], 2, "usage: raypref COMMAND"),
     (["raypref", "evalute"], 2, "the nearest is 'evaluate'"),
     (["raypref", "judge", "--help"], 0, "judge.pairs"),
+    (["raypref", "arena", "--help"], 0, "pairs.arena.noise"),
     (["raypref", "judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
     (["raypref", "run", "tiny", "--dry-run"], 0, " > evaluation > card > report"),
     (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),

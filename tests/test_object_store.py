@@ -144,9 +144,10 @@ def test_a_ledger(bucket: str) -> None:
     assert read_bytes(join(ledger.path, ".manifest.json")) is None
 
 
-def put_example(layout: str, bucket: str, folder: Path) -> str:
+def put_example(layout: str, bucket: str, folder: Path, *, pairs: bool = False) -> str:
     """The URI of the example's dataset."""
-    EXAMPLES[layout].write(folder, SECOND, "b.png")
+    write = (EXAMPLES[layout].pairs if pairs else None) or EXAMPLES[layout].write
+    write(folder, SECOND, "b.png")
     root = join(bucket, f"examples/{layout}")
     for file in folder.rglob("*.*"):
         put(root, file.relative_to(folder).as_posix(), file.read_bytes())
@@ -164,8 +165,9 @@ def test_photographs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("layout", giving("pairs"))
 def test_pairs_of_every_layout(layout: str, bucket: str, tmp_path: Path) -> None:
-    root = put_example(layout, bucket, tmp_path)
-    file = next(file for file in tmp_path.iterdir() if file.suffix in (".json", ".parquet"))
+    root = put_example(layout, bucket, tmp_path, pairs=True)
+    ends = (".json", ".parquet", ".csv", ".tar")
+    file = next(file for file in tmp_path.iterdir() if file.suffix in ends)
     local = JudgeConfig(pairs=str(tmp_path), layout=layout).read()
     for pairs in (root, join(root, file.name)):
         judging = Judging(JudgeConfig(pairs=pairs, layout=layout), {}, folder=str(tmp_path))

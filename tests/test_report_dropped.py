@@ -16,8 +16,8 @@ from raypref.core.rows import INDEX
 from raypref.curate.graph import CurateConfig
 from raypref.curate.publish import PHOTOS, REJECTS
 from raypref.images.decode import ImageConfig, Reason
-from raypref.report.collect import FILTERS
 from raypref.report.dropped import MOST, dropped, shares
+from raypref.report.photographs import FILTERS
 from raypref.report.reasons import keeps
 from raypref.report.views import DroppedFor
 from raypref.sources.index import SourceConfig

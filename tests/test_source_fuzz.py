@@ -20,6 +20,8 @@ from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.found import findings
 from raypref.sources.index import SourceConfig, digest, entries
 from raypref.sources.layouts import giving
+from raypref.sources.pairs import labelled_images, labelled_pairs
+from raypref.sources.store import locate
 
 TRIES = 200
 BITS = [
@@ -143,8 +145,10 @@ def test_whatever_is_changed_pairs_are_refused_in_a_line_or_their_images_end_som
         rng = random.Random(seed)
         root = tmp_path / str(seed)
         root.mkdir()
-        EXAMPLES[layout].write(root, SECOND, rng.choice(["b.png", "gone.png", ".", "x.png/b"]))
-        file = next(file for file in root.iterdir() if file.suffix in (".json", ".parquet"))
+        write = EXAMPLES[layout].pairs or EXAMPLES[layout].write
+        write(root, SECOND, rng.choice(["b.png", "gone.png", ".", "x.png/b"]))
+        forms = (".json", ".parquet", ".csv", ".tar")
+        file = next(file for file in root.iterdir() if file.suffix in forms)
         file.write_bytes(changed(file.read_bytes(), rng))
         config = JudgeConfig(pairs=str(rng.choice([root, file])), layout=layout)
         try:
@@ -160,3 +164,37 @@ def test_whatever_is_changed_pairs_are_refused_in_a_line_or_their_images_end_som
         load(rows)
         ends |= {row.get("reject_reason") or "used" for row in rows}
     assert {"used", "refused"} < ends
+
+
+LISTINGS = [
+    *((name, "pairs", labelled_pairs) for name in giving("pairs")),
+    *((name, "images", labelled_images) for name in giving("images")),
+]
+
+
+@pytest.mark.parametrize(("layout", "what", "listing"), LISTINGS)
+def test_whatever_is_changed_labels_are_refused_in_a_line_or_each_ends_somewhere(
+    layout, what, listing, tmp_path
+):
+    ends = set()
+    for seed in range(TRIES):
+        rng = random.Random(seed)
+        root = tmp_path / str(seed)
+        root.mkdir()
+        write = getattr(EXAMPLES[layout], what) or EXAMPLES[layout].write
+        write(root, SECOND, rng.choice(["b.png", "../b.png", "a.png", "x\\b.png", "http://b.png"]))
+        forms = (".json", ".parquet", ".csv", ".tar")
+        file = next(file for file in root.iterdir() if file.suffix in forms)
+        file.write_bytes(changed(file.read_bytes(), rng))
+        store = locate(str(rng.choice([root, file])))
+        try:
+            entries = list(listing(store, rng.choice(["auto", layout])))
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, seed
+            ends.add("refused")
+            continue
+        assert len({entry.id for entry in entries}) == len(entries), seed
+        for entry in entries:
+            assert "\n" not in entry.problem and entry.prompt.encode() is not None, seed
+            ends.add(entry.problem.partition(":")[0] or "used")
+    assert {"used", "refused"} <= ends

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from plain_comparison import compare
+from plain_objectives import ENTRIES
 from safetensors.torch import load_file
-from training import run, training
+from training import denoiser, run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, load
@@ -32,6 +34,19 @@ def test_an_objective_trains_and_does_not_depend_on_the_split(name: str, tmp_pat
     error = first["ref_chosen"]
     expected = {**FIRST, "sft": error, "dpo_sft": math.log(2) + 0.1 * 1000 * error}[name]
     assert first["loss"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
+    common = {"steps": 20, "batch": 1, "lr": 1e-3}
+    stage = training(name.partition("-")[0], **common, **ENTRIES[name].settings)
+    compare(family, stage, tmp_path)
+
+
+def test_every_objective_has_an_entry() -> None:
+    names = {name.partition("-")[0] for name in ENTRIES}
+    assert names == set(OBJECTIVES) - {"dro"}  # it has `test_exactness.py`
 
 
 def test_sft_trains_on_the_photograph_alone(tmp_path: Path) -> None:
@@ -87,3 +102,24 @@ def test_a_resumed_run_goes_on_in_its_schedule(tmp_path: Path) -> None:
         for name in ("killed", "straight")
     )
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name, passes", [("dpo", 2), ("mapo", 1), ("simpo", 1)])
+def test_what_is_compared_with_nothing_makes_no_pass_of_the_reference(
+    name: str, passes: int, tmp_path: Path
+) -> None:
+    network, calls = denoiser(), []
+    network.module.register_forward_hook(lambda *_: calls.append(1))
+    first = run(training(name, **PLAIN), str(tmp_path), network=network)[0]  # type: ignore[arg-type]
+    assert len(calls) == 2 * passes
+    read = {"ref_chosen", "ref_rejected", "chosen_gap", "rejected_gap"}
+    own = {"chosen_error", "rejected_error"}
+    assert (first.keys() & (read | own)) == (read if passes == 2 else own)
+
+
+def test_spin_is_compared_with_its_policy(tmp_path: Path) -> None:
+    stage = training("spin", steps=5, batch=2, lr=1e-3, rollout_steps=2, policy_lag=3)
+    history = run(stage, str(tmp_path))
+    # The learner equals its opponent where an iteration begins.
+    zero = [row["chosen_gap"] == row["rejected_gap"] == 0 for row in history]
+    assert zero == [True, False, False, True, False]

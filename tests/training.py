@@ -1,5 +1,6 @@
 """What training tests share: a few encoded pairs and a small denoiser of a family, in float64."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, Ranks, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.watch import StepMetrics
-from raypref.core.rows import Row
+from raypref.core.rows import Row, seed_of
 from raypref.demo.world import caption, sample_scenes
 from raypref.engine.stream import Selection
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
@@ -88,6 +89,15 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
     )
 
 
+def facts_of(stage: TrainingConfig, count: int = 10) -> dict[str, torch.Tensor]:
+    """The columns of the pairs that an objective reads: numbers within 0 and 1, each its own."""
+    found = {}
+    for name in stage.facts:
+        generator = torch.Generator().manual_seed(seed_of(0, "fact", name))
+        found[name] = torch.rand(count, generator=generator, dtype=torch.float64)
+    return found
+
+
 def mirrored(image: Image.Image) -> Image.Image:
     """Left and right exchanged."""
     return Image.fromarray(np.asarray(image)[:, ::-1].copy())
@@ -112,7 +122,7 @@ def run(
     """Train on `pairs()`."""
     return train(
         network or denoiser(family),
-        pairs(family=family),
+        replace(pairs(family=family), facts=facts_of(stage)),
         stage,
         LORAS[family],
         name="stage",

@@ -15,6 +15,7 @@ from raypref.ablate.plan import STEPS, PlannedRow, PlannedStep, distinct_steps
 from raypref.core.ledger import absolute, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.core.progress import duration
+from raypref.pairs.kinds import kind_of
 
 
 def describe_plan(rows: list[PlannedRow], rates: Rates) -> str:
@@ -169,7 +170,7 @@ def _amount(planned: PlannedStep) -> float | None:
         index = run.curation.index
         return index.count() if index.state() == "complete" else run.config.source.limit or None
     if name == "cache":
-        return run.config.select.top_k or None
+        return kind_of(run.config).asked(run.config) or None
     if name in run.trained:
         return run.alignment.trainings[name].steps
     if name != "evaluation":

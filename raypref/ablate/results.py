@@ -24,6 +24,7 @@ from raypref.evaluate.labels import (
     plain_label,
     score_text,
 )
+from raypref.pairs.kinds import kind_of
 from raypref.run.config import RunConfig
 from raypref.run.pipeline import Run
 
@@ -159,7 +160,7 @@ def _of_other_prompts(scores: pd.DataFrame, *, base: str) -> list[str]:
 
 def _shortfall(row: PlannedRow) -> list[str]:
     """Says where fewer pairs passed than the row asks for."""
-    pairs, wanted = row.run.curation.pairs, row.run.config.select.top_k
+    pairs, wanted = row.run.curation.pairs, kind_of(row.run.config).asked(row.run.config)
     there = pairs.count() if wanted and pairs.state() == "complete" else wanted
     return [f"{row.label}: only {there} of {wanted} pairs passed."] if there < wanted else []
 

@@ -44,6 +44,9 @@ class TrainingConfig(Section):
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     # Columns of the pairs, numbers, that the loss reads as `facts`.
     facts: ClassVar[tuple[str, ...]] = ()
+    # What the learner is compared with: "ref" is the frozen reference, "policy" the policy; "" is
+    # nothing, which saves its forward.
+    against: ClassVar[str] = "ref"
 
     objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
@@ -95,7 +98,7 @@ class TrainingConfig(Section):
     max_error_ratio: float = setting(
         2.0,
         "stop when the error on the chosen images exceeds the reference's by this factor, over the "
-        "last 256 samples",
+        "last 256 samples; without a reference, that of the first 256",
         affects_result=False,
         gt=1,
     )
@@ -139,6 +142,10 @@ class TrainingConfig(Section):
         """
         raise NotImplementedError
 
+    def weighted(self, loss_B: Tensor, timesteps_B: Tensor, schedule_T: Tensor) -> Tensor:
+        """The loss of samples at these timesteps of the training schedule, weighted: as it is."""
+        return loss_B
+
     def health(self, history: Sequence[Mapping[str, float]], *, key: str) -> str:
         """Why a training must stop, or "": the chosen images' error far above the reference's.
 
@@ -154,12 +161,16 @@ class TrainingConfig(Section):
         recent = history[-steps:]
         if len(recent) < steps:
             return ""  # too few samples to tell from chance
-        reference = sum(row["ref_chosen"] for row in recent)
-        ratio = 1 + sum(row["chosen_gap"] for row in recent) / reference
+        if self.against:
+            reference, whose = sum(row["ref_chosen"] for row in recent), "the reference's"
+            ratio = 1 + sum(row["chosen_gap"] for row in recent) / reference
+        else:
+            reference, whose = sum(row["chosen_error"] for row in history[:steps]), "that at first"
+            ratio = sum(row["chosen_error"] for row in recent) / reference
         if ratio <= self.max_error_ratio:
             return ""
         return (
-            f"the error on the chosen images is {ratio:.2f} times the reference's, more than "
+            f"the error on the chosen images is {ratio:.2f} times {whose}, more than "
             f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from raypref.align import rollout
-from raypref.align.config import TrainingConfig
+from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.align.latents import PairData
-from raypref.align.objectives.dro import DRO
 from raypref.align.residuals import POLICY, Draw, Samples, Side
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
@@ -60,7 +59,7 @@ def policy_trajectories(
     target the policy's own prediction there. The chosen side is the photograph at the same
     timestep, with noise of its own.
     """
-    n = cast("DRO", training).rollout_steps
+    n = cast("RolloutConfig", training).rollout_steps
     timesteps_T = denoiser.training_timesteps(data.latent_shape)
     train_steps = len(timesteps_T)
     drawn = _draw(
@@ -102,11 +101,31 @@ def policy_images(
     policy's image only gates the hinge, by how far learner and reference differ on it. The released
     code draws the image with the learner too, which is `policy_lag=1`.
     """
+    return _policy_images(denoiser, data, training, draws, true_target=False)
+
+
+def self_play(
+    denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
+) -> Samples:
+    """SPIN-Diffusion: as `policy_images`, the policy's image with its true target."""
+    return _policy_images(denoiser, data, training, draws, true_target=True)
+
+
+def _policy_images(
+    denoiser: Denoiser,
+    data: PairData,
+    training: TrainingConfig,
+    draws: Sequence[Draw],
+    *,
+    true_target: bool,
+) -> Samples:
     drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
-    grid_n = denoiser.sampling_timesteps(cast("DRO", training).rollout_steps, data.latent_shape)
+    grid_n = denoiser.sampling_timesteps(
+        cast("RolloutConfig", training).rollout_steps, data.latent_shape
+    )
     adapters.activate(denoiser.module, POLICY)
     image_BCHW = rollout.finished_images(
         denoiser.predict,
@@ -118,7 +137,8 @@ def policy_images(
     photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
     noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, timesteps_B)
     chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
-    rejected = Side(denoiser.add_noise(image_BCHW, noise_BCHW, timesteps_B), None)
+    target = denoiser.target(image_BCHW, noise_BCHW) if true_target else None
+    rejected = Side(denoiser.add_noise(image_BCHW, noise_BCHW, timesteps_B), target)
     facts = data.facts_of(drawn.pairs, noisy_BCHW)
     return Samples((chosen, rejected), timesteps_B, drawn.prompts, facts)
 

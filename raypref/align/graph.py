@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from raypref.align import plan
 from raypref.align.config import TrainingConfig, TrainingJob
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
-from raypref.curate.publish import PAIRS
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import LoraConfig
@@ -23,6 +23,7 @@ class Alignment:
         lora: shape of the adapter.
         cache: the encoded pairs.
         pairs: the pairs.
+        columns: names of their columns, known before there are any.
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
@@ -36,6 +37,7 @@ class Alignment:
         lora: LoraConfig,
         cache: Ledger,
         pairs: Ledger,
+        columns: Sequence[str],
         place: Place,
         seed: int,
         run: str,
@@ -45,6 +47,7 @@ class Alignment:
         self.lora = lora
         self.cache = cache
         self.pairs = pairs
+        self.columns = columns
         self.place = place
         self.seed = seed
         self.run = run
@@ -118,10 +121,10 @@ class Alignment:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact."""
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
-        if absent := [fact for fact in training.facts if fact not in PAIRS.names]:
+        if absent := [fact for fact in training.facts if fact not in self.columns]:
             raise InputError(
                 f"{key}.objective={training.objective} reads {', '.join(absent)} of the pairs, "
-                f"which have {', '.join(PAIRS.names)}"
+                f"which have {', '.join(self.columns)}"
             )
         gpus = training.resources.num_gpus
         if gpus % 1:

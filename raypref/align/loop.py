@@ -189,8 +189,10 @@ def _step(
     entries = [_draw_of(i, state.step, training, len(data), name=draws, seed=seed) for i in mine]
     sums: dict[str, Tensor] = {}
     for samples in _portions(denoiser, data, training, entries):
-        sides = measure(denoiser, samples)
+        sides = measure(denoiser, samples, against=training.against)
         loss_B, metrics = training.loss(sides, samples.facts)
+        schedule_T = denoiser.training_timesteps(data.latent_shape)
+        loss_B = training.weighted(loss_B, samples.timesteps_B, schedule_T)
         (loss_B.sum() / training.batch).backward()
         for key, values_B in {
             "loss": loss_B.detach(),
@@ -236,6 +238,9 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
     """Per side the reference's error, and the learner's less that: both may rise unseen."""
     found = {}
     for name, side in zip(names, sides, strict=True):
+        if side.reference is None:
+            found[f"{name}_error"] = side.error.detach()
+            continue
         found[f"ref_{name}"] = side.reference_error.detach()
         found[f"{name}_gap"] = side.gap.detach()
     return found

@@ -61,11 +61,12 @@ class Residuals:
     """Prediction minus target on one side of B samples, float32 or better, [B, C, H, W].
 
     The inner products are means over C, H, W, one per sample, [B], computed when asked for.
-    Gradients flow through the learner's residual alone.
+    Gradients flow through the learner's residual alone. An objective that compares with nothing
+    (`against` is "") has no reference's residual and must not read what is made of it.
     """
 
     learner: Tensor
-    reference: Tensor
+    reference: Tensor | None
 
     @cached_property
     def error(self) -> Tensor:
@@ -75,7 +76,7 @@ class Residuals:
     @cached_property
     def reference_error(self) -> Tensor:
         """The reference's denoising error."""
-        return inner(self.reference, self.reference)
+        return inner(self._compared, self._compared)
 
     @cached_property
     def gap(self) -> Tensor:
@@ -84,12 +85,22 @@ class Residuals:
         As <learner - reference, learner + reference>: where the two hardly differ, the difference
         of two large means would lose it in float32.
         """
-        return inner(self.learner - self.reference, self.learner + self.reference)
+        return inner(self.learner - self._compared, self.learner + self._compared)
 
     @cached_property
     def cross(self) -> Tensor:
         """The learner's residual times the reference's."""
-        return inner(self.learner, self.reference)
+        return inner(self.learner, self._compared)
+
+    @property
+    def _compared(self) -> Tensor:
+        assert self.reference is not None, "an objective without a reference reads its residual"
+        return self.reference
+
+
+def between(one: Residuals, other: Residuals) -> Tensor:
+    """The learner's residuals on two sides of a sample times each other: [B]."""
+    return inner(one.learner, other.learner)
 
 
 def inner(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
@@ -97,19 +108,26 @@ def inner(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     return (one_BCHW * other_BCHW).flatten(1).mean(1)
 
 
-def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
-    """The residuals of learner and reference, one per side.
+def measure(denoiser: Denoiser, samples: Samples, *, against: str = REFERENCE) -> list[Residuals]:
+    """The residuals of the learner and of what it is compared with, one per side.
 
     All sides go through the network as one batch, but those whose target is the learner's own
     prediction: the residual there is 0 without a gradient, so nothing is kept for one. The
     reference comes first: adapters must not be switched between the learner's forward and its
     backward.
+
+    Args:
+        denoiser: the network with its adapters.
+        samples: of one micro-batch.
+        against: the adapter that the learner is compared with; "": none, and no forward of it.
     """
     timesteps_B, prompts = samples.timesteps_B, samples.prompts
     sizes = [len(timesteps_B)] * len(samples.sides)
-    adapters.activate(denoiser.module, REFERENCE)
-    with torch.no_grad():
-        references = _predict(denoiser, samples.sides, timesteps_B, prompts).split(sizes)
+    references: Sequence[Tensor] = ()
+    if against:
+        adapters.activate(denoiser.module, against)
+        with torch.no_grad():
+            references = _predict(denoiser, samples.sides, timesteps_B, prompts).split(sizes)
     adapters.activate(denoiser.module, LEARNER, train=True)
     own = {}
     for number, side in enumerate(samples.sides):
@@ -123,7 +141,8 @@ def measure(denoiser: Denoiser, samples: Samples) -> list[Residuals]:
     for number, side in enumerate(samples.sides):
         learner = own[number] if number in own else next(predictions)
         target = learner if side.target_BCHW is None else side.target_BCHW
-        found.append(Residuals(_residual(learner, target), _residual(references[number], target)))
+        reference = _residual(references[number], target) if references else None
+        found.append(Residuals(_residual(learner, target), reference))
     return found
 
 

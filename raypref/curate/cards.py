@@ -91,9 +91,9 @@ def _pairs(origin: Provenance, counts: Counter[str]) -> str:
         f"`{public_name(origin.model)}`. Scores are PickScore (`{public_name(origin.scorer)}`).",
         "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
     ]
-    header = [*_header(origin.licence), "task_categories: [text-to-image]"]
+    header = [*hub_header(origin.licence), "task_categories: [text-to-image]"]
     title = "Preference pairs from real photographs"
-    return _card(header, title, *_written(origin, about, PAIRS_COLUMNS), counts)
+    return card_text(header, title, *_written(origin, about, PAIRS_COLUMNS), counts)
 
 
 def _photos(origin: Provenance, counts: Counter[str]) -> str:
@@ -103,7 +103,7 @@ def _photos(origin: Provenance, counts: Counter[str]) -> str:
     ]
     title = "Every input of a curation"
     columns = _written(origin, about, PHOTOS_COLUMNS)
-    return _card(_header(origin.licence), title, *columns, counts)
+    return card_text(hub_header(origin.licence), title, *columns, counts)
 
 
 def _rejects(origin: Provenance, counts: Counter[str]) -> str:
@@ -112,7 +112,7 @@ def _rejects(origin: Provenance, counts: Counter[str]) -> str:
         "shows no rows; `datasets` refuses a table without rows.",
     ]
     title = "Dropped inputs of a curation"
-    return _card(_header(origin.licence), title, about, REJECTS_COLUMNS, counts)
+    return card_text(hub_header(origin.licence), title, about, REJECTS_COLUMNS, counts)
 
 
 def _written(
@@ -125,19 +125,20 @@ def _written(
     return [*about, said], {**columns, **WRITTEN_COLUMNS}
 
 
-def _header(licence: str) -> list[str]:
+def hub_header(licence: str) -> list[str]:
     """Of the YAML that the model hub reads."""
     files = ["configs:", "- config_name: default", '  data_files: "*.parquet"']
     return [*files, f"license: {licence}"]
 
 
-def _card(
+def card_text(
     header: list[str],
     title: str,
     about: list[str],
     columns: Mapping[str, str],
     counts: Counter[str],
 ) -> str:
+    """A card: YAML header, title, what it is about, meaning of the columns, outcomes by reason."""
     return "\n".join(
         [
             *("---", *header, "---", "", f"# {title}", "", *about, ""),

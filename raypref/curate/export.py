@@ -30,7 +30,19 @@ PICKAPIC = pa.schema(
         ("are_different", pa.bool_()),
     ]
 )
+MODELS = (pa.field("model_0", pa.string()), pa.field("model_1", pa.string()))  # generators
 _FOLDERS = {"chosen": "real", "rejected": "fake", "mask": "mask"}  # as the paper's code names them
+# Columns of numbers that pairs may have, with their names there.
+_NUMBERS = {
+    "pickscore_chosen": "pickscore_real",
+    "pickscore_rejected": "pickscore_fake",
+    "colorfulness": "color_real",
+    "chosen_model": "real_model",
+    "rejected_model": "fake_model",
+    "confidence": "confidence",
+    "vote_share": "vote_share",
+    "gap": "gap",
+}
 _ROWS = 64  # a part
 
 
@@ -48,9 +60,11 @@ def export(pairs: Ledger, target: Ledger, form: Format) -> None:
 
 
 def _pickapic(pairs: Ledger, target: Ledger) -> int:
-    total = 0
+    total, schema = 0, PICKAPIC
+    if "chosen_model" in pairs.schema().names:  # of labelled pairs
+        schema = pa.schema([*PICKAPIC, *MODELS])
     for number, rows in enumerate(_chunks(pairs)):
-        table = pa.Table.from_pylist([_labelled(row) for row in rows], schema=PICKAPIC)
+        table = pa.Table.from_pylist([_labelled(row) for row in rows], schema=schema)
         target.write_part(table, part_name(f"{number:06d}"))
         total += len(rows)
     return total
@@ -60,6 +74,7 @@ def _labelled(row: Row) -> Row:
     """Which image comes first is drawn from the key: a trainer must not learn the order."""
     images = [row["chosen"]["bytes"], row["rejected"]["bytes"]]
     uids = [f"{row['key'][:16]}_{what}" for what in ("chosen", "rejected")]
+    models = [row.get("chosen_model"), row.get("rejected_model")]
     first = seed_of(0, "order", row["key"]) % 2
     return {
         "id": row["id"],
@@ -73,24 +88,28 @@ def _labelled(row: Row) -> Row:
         "best_image_uid": uids[0],
         "has_label": True,
         "are_different": True,
+        "model_0": models[first],
+        "model_1": models[1 - first],
     }
 
 
 def _folders(pairs: Ledger, target: Ledger) -> int:
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    numbers = ["pickscore_chosen", "pickscore_rejected", "colorfulness"]
-    scores = ["pickscore_real", "pickscore_fake", "color_real"]
+    there = [name for name in _NUMBERS if name in pairs.schema().names]
+    scores = [_NUMBERS[name] for name in there]
     table.writerow(["uid", "prompt", "real_image_path", "fake_image_path", *scores])
     for rows in _chunks(pairs):
         for row in rows:
-            # One photograph may stand in several pairs, under several captions: the key tells.
+            # One image may stand in several pairs, under several captions: the key tells.
             uid = row["key"][:16]
             for column, folder in _FOLDERS.items():
+                if column not in row:  # labelled pairs have no mask
+                    continue
                 path = join(target.path, folder, f"{uid}.png")
                 write_bytes(path, row[column]["bytes"])
             paths = [f"{folder}/{uid}.png" for folder in ("real", "fake")]
-            table.writerow([uid, row["prompt"], *paths, *(row[name] for name in numbers)])
+            table.writerow([uid, row["prompt"], *paths, *(row[name] for name in there)])
     write_bytes(join(target.path, "pairs.csv"), text.getvalue().encode())
     return 0  # its rows are files, not parts
 

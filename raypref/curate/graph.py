@@ -15,14 +15,15 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import pyarrow.compute as pc
 
 from raypref.core.config import Section, results_of, setting
 from raypref.core.ledger import Ledger, Place, placed
+from raypref.core.messages import without_secrets
 from raypref.core.progress import Work, counted
 from raypref.core.rows import INDEX, REJECT, Row, Transform
 from raypref.curate.captions import GIVEN, SOURCE, CaptionsConfig, write_captions
@@ -49,7 +50,7 @@ from raypref.images.decode import ImageConfig
 from raypref.rewards.base import Score
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.sources.found import findings
-from raypref.sources.index import SourceConfig, digest, write_index
+from raypref.sources.index import SourceConfig, counts_of, digest, write_index
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,38 @@ class Curation:
     def rejects(self) -> Ledger:
         """The inputs that could not be used, for people."""
         return self._after(self.pairs, "rejects", curate=self.config.curate)
+
+    @property
+    def inputs(self) -> Ledger:
+        """What became of every input, for people."""
+        return self.photos
+
+    @property
+    def needs(self) -> tuple[Callable[[], object], ...]:
+        """Each raises InputError for a missing model, or for one that does not fit."""
+        c = self.config
+        return (
+            *(c.saliency.file, partial(c.perturb.check, c.images.size)),
+            *(c.pickscore.model_folder, c.pickscore.processor_folder),
+            *((c.photographic.folder,) if c.photographic.enabled else ()),
+            *((c.captions.folder,) if c.captions.enabled else ()),
+        )
+
+    def entries(self) -> int | None:
+        """How many photographs the source lists; None where only reading all tells."""
+        counts = counts_of(self.config.source)
+        return counts.entries if counts else None
+
+    def described(self) -> str:
+        """What the source holds, in a line for people."""
+        source = self.config.source
+        _ = self.index.settings  # lists the source
+        counts = counts_of(source)
+        if counts is None:
+            return f"counted as they are read, in {without_secrets(source.path)}"
+        entries = counted(counts.entries, "photograph")
+        with_one = "all" if counts.captions == counts.entries else f"{counts.captions}"
+        return f"{entries}, {with_one} with a caption, in {without_secrets(source.path)}"
 
     @cached_property
     def ledgers(self) -> tuple[Ledger, ...]:

@@ -88,8 +88,8 @@ def publish(
     photos.begin()
     rejects.begin()
     counts: Counter[str] = Counter()
-    all_parts = _Parts(photos, _with_source(PHOTOS, made.measured))
-    rejected_parts = _Parts(rejects, REJECTS)
+    all_parts = LargeParts(photos, _with_source(PHOTOS, made.measured))
+    rejected_parts = LargeParts(rejects, REJECTS)
     for part in made.measured.parts():
         outcomes = list(_outcomes(made, part, ranking, repeated))
         counts.update(row["reason"] or row["status"] for row in outcomes)
@@ -115,7 +115,7 @@ def _with_source(schema: pa.Schema, of: Ledger) -> pa.Schema:
     return schema.append(pa.field(SOURCE, pa.string())) if SOURCE in of.schema().names else schema
 
 
-class _Parts:
+class LargeParts:
     """Rows of small parts on their way into larger ones, which people open."""
 
     def __init__(self, ledger: Ledger, schema: pa.Schema) -> None:
@@ -185,8 +185,7 @@ def _pair_tables(twins: Ledger, ranks: Mapping[str, int]) -> Iterator[pa.Table]:
     where = {
         id_: part for part in twins.parts() for id_ in twins.part(part, ["id"])["id"].to_pylist()
     }
-    schema = _with_source(PAIRS, twins)
-    schema = schema.with_metadata({"huggingface": json.dumps(_features(schema))})
+    schema = with_features(_with_source(PAIRS, twins))
     best_first = sorted(ranks, key=ranks.__getitem__)
     for start in range(0, len(best_first), PAIRS_A_PART):
         ids = best_first[start : start + PAIRS_A_PART]
@@ -207,13 +206,18 @@ def _pair(row: Row, rank: int) -> Row:
     return {**row, **images, **scores}
 
 
-def _features(schema: pa.Schema) -> dict[str, object]:
-    """Tells `datasets` which columns are images."""
-    kinds = {pa.string(): "string", pa.float32(): "float32", pa.float64(): "float64"}
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """The schema with what tells `datasets` which columns are images."""
+    kinds = {
+        pa.string(): "string",
+        pa.float32(): "float32",
+        pa.float64(): "float64",
+        pa.bool_(): "bool",
+    }
     features: dict[str, object] = {}
     for field in schema:
         if field.type == IMAGE:
             features[field.name] = {"_type": "Image"}
         else:
             features[field.name] = {"dtype": kinds.get(field.type, "int32"), "_type": "Value"}
-    return {"info": {"features": features}}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})

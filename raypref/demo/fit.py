@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 REPORTS = 40  # lines a training says
 
 
-def fit(
+def fit_model(
     name: str,
     modules: Sequence[nn.Module],
     loss: Callable[[np.ndarray, np.random.Generator], Tensor],

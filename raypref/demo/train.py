@@ -34,7 +34,7 @@ from transformers import CLIPImageProcessorPil
 from raypref.demo import models
 from raypref.demo.critic import MOST_THINGS, Critic
 from raypref.demo.drawn import World, draw_world, hole, mask_tensor, tensor
-from raypref.demo.fit import Noise, fit, tokens
+from raypref.demo.fit import Noise, fit_model, tokens
 from raypref.demo.photograph import SIZE
 from raypref.demo.scene import COLOURS, SHAPES, Scene
 from raypref.models.lora_config import ATTENTION, FILE_NAME
@@ -70,7 +70,7 @@ def train_vae(world: World, folder: Path, scale: float) -> None:
         # A KL term this strong keeps the latents smooth: errors of the UNet stay small in pixels.
         return 5 * error.square().mean() + 0.3 * error.abs().mean() + 2e-3 * kl
 
-    fit("vae", [vae], loss, len(world.photos), steps=int(4000 * scale), batch=8, lr=5e-3)
+    fit_model("vae", [vae], loss, len(world.photos), steps=int(4000 * scale), batch=8, lr=5e-3)
     vae.eval()
     with torch.no_grad():
         latents = torch.cat(
@@ -99,7 +99,7 @@ def train_base(world: World, folder: Path, scale: float) -> None:
         return F.mse_loss(unet(noisy, steps, embeddings).sample, target)
 
     trained, count, steps = [unet, text_encoder], len(world.photos), int(7000 * scale)
-    fit("base", trained, loss, count, steps=steps, batch=32, lr=1.2e-3)
+    fit_model("base", trained, loss, count, steps=steps, batch=32, lr=1.2e-3)
     _save(StableDiffusionPipeline, folder / "sd15", vae, text_encoder, unet)
 
 
@@ -128,7 +128,7 @@ def train_inpaint(world: World, folder: Path, scale: float) -> None:
         return F.mse_loss(prediction, target)
 
     trained, steps = [unet, text_encoder], int(6000 * scale)
-    fit("inpaint", trained, loss, len(seen), steps=steps, batch=32, lr=1.2e-3)
+    fit_model("inpaint", trained, loss, len(seen), steps=steps, batch=32, lr=1.2e-3)
     _save(StableDiffusionInpaintPipeline, folder / "sd15-inpaint", vae, text_encoder, unet)
 
 
@@ -171,7 +171,9 @@ def train_detector(world: World, folder: Path, scale: float) -> None:
         maps = detector((tensor(photos) * 0.5 + 0.5 - _MEAN) / _STD)
         return torch.stack([F.binary_cross_entropy(m, target) for m in maps]).sum()
 
-    fit("detector", [detector], loss, len(world.photos), steps=int(450 * scale), batch=8, lr=2e-3)
+    fit_model(
+        "detector", [detector], loss, len(world.photos), steps=int(450 * scale), batch=8, lr=2e-3
+    )
     state = {name: _half(value) for name, value in detector.state_dict().items()}
     save_file(state, folder / "u2netp.safetensors")
 
@@ -204,7 +206,9 @@ def train_scorer(world: World, folder: Path, scale: float) -> None:
         gap = scale * ((better - worse_) * text_BD).sum(-1)
         return contrast / 4 - F.logsigmoid(gap).mean()
 
-    fit("scorer", [scorer], loss, len(world.photos), steps=int(2500 * scale), batch=48, lr=8e-4)
+    fit_model(
+        "scorer", [scorer], loss, len(world.photos), steps=int(2500 * scale), batch=48, lr=8e-4
+    )
     scorer.half().save_pretrained(folder / "pickscore")
     tokenizer.save_pretrained(folder / "pickscore")
     size = {"height": SIZE, "width": SIZE}
@@ -229,7 +233,9 @@ def train_critic(world: World, folder: Path, scale: float) -> None:
             colour.flatten(0, 1), colours[indices].flatten()
         )
 
-    fit("critic", [critic], loss, len(world.photos), steps=int(3500 * scale), batch=48, lr=2e-3)
+    fit_model(
+        "critic", [critic], loss, len(world.photos), steps=int(3500 * scale), batch=48, lr=2e-3
+    )
     state = {name: _half(value) for name, value in critic.state_dict().items()}
     save_file(state, folder / "critic.safetensors")
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raypref.core.config import Resources
 from raypref.core.exhausted import exhausted
-from raypref.core.ledger import Ledger, join, read_bytes
+from raypref.core.ledger import Ledger, join, read_bytes, remove_file
 from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
 from raypref.engine.batches import Device, Done, Hold, in_batches
 from raypref.images.decode import as_png
@@ -36,6 +36,26 @@ _NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": "", "no_
 
 
 @dataclass(frozen=True)
+class Sound:
+    """A second ledger of a branch, for the rows that were not rejected alone.
+
+    So images go straight into a ledger that holds nothing else, and are stored once. Whoever
+    streams begins and commits it.
+    """
+
+    ledger: Ledger
+    schema: pa.Schema  # of its rows; `id` is among the columns
+
+    def write(self, rows: Sequence[Row], name: str) -> None:
+        """Write the part of a block, before the branch's own: that one says the block is done."""
+        live = _as_stored([row for row in rows if not is_rejected(row)], self.schema.names)
+        if live:
+            self.ledger.write_part(pa.Table.from_pylist(live, schema=self.schema), name)
+        else:  # written before a kill, when these rows could still be used
+            remove_file(join(self.ledger.path, name))
+
+
+@dataclass(frozen=True)
 class Branch:
     """Rows on their way into one ledger.
 
@@ -45,6 +65,7 @@ class Branch:
     stages: Sequence[Transform]  # in order; each adds columns or rejects rows
     ledger: Ledger
     keep: Sequence[str]  # columns of the finished rows, besides `id` and the reject columns
+    sound: Sound | None = None  # only for rows that are read as named parts of another ledger
 
     def columns(self) -> list[str]:
         """Columns of the finished rows."""
@@ -141,6 +162,9 @@ class Worker:
         except _NotWanted:
             return _answer()
         for (branch, schema), own in zip(lacking, copies, strict=True):
+            if branch.sound is not None:
+                assert name is not None, "rows of a selection come as named parts"
+                branch.sound.write(own, name)
             finished = pa.Table.from_pylist(_as_stored(own, schema.names), schema=schema)
             name = branch.ledger.write_part(finished, name)
         return _answer(

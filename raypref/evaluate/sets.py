@@ -230,7 +230,7 @@ def earlier(folder: str, *, known: Sequence[str], loras: Mapping[str, str]) -> d
 
 
 def held_out(photos: Ledger, *, count: int, seed: int) -> tuple[list[Prompt], str]:
-    """Captions of photographs that are in no pair, drawn by the seed; and what they are, in words.
+    """Captions of inputs that are in no pair, drawn by the seed; and what they are, in words.
 
     They show what the person's own photographs show, and no training saw them. Where fewer than
     `FEWEST` are left, the embedded plain prompts are taken instead.
@@ -242,9 +242,10 @@ def held_out(photos: Ledger, *, count: int, seed: int) -> tuple[list[Prompt], st
     """
     used: set[str] = set()
     others: set[str] = set()
-    for batch in photos.batches(["caption", "status", "reason"]):
+    column = "caption" if "caption" in photos.schema().names else "prompt"  # of labelled pairs
+    for batch in photos.batches([column, "status", "reason"]):
         for row in batch.to_pylist():
-            text = (row["caption"] or "").strip()
+            text = (row[column] or "").strip()
             if row["status"] == "pair":
                 used.add(text)
             elif text and row["reason"] not in REPEATED:
@@ -254,9 +255,9 @@ def held_out(photos: Ledger, *, count: int, seed: int) -> tuple[list[Prompt], st
         prompts = [Prompt(text) for text in PLAIN[:count]]
         return prompts, (
             f"{len(prompts)} plain prompts that come with raypref, since "
-            f"{len(left) or 'no'} captions are left that are in no pair"
+            f"{len(left) or 'no'} {column}s are left that are in no pair"
         )
     drawn = heapq.nsmallest(count, left, key=lambda text: (seed_of(seed, "held-out", text), text))
     return [Prompt(text) for text in drawn], (
-        f"{len(drawn)} captions of the {len(left):,} that are in no pair, drawn by the seed"
+        f"{len(drawn)} {column}s of the {len(left):,} that are in no pair, drawn by the seed"
     )

@@ -8,7 +8,6 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +24,9 @@ from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import reward_names
 from raypref.sources.base import Pair, Ref
-from raypref.sources.cells import image
 from raypref.sources.layouts import REGISTRY, known
-from raypref.sources.reading import read, shown
+from raypref.sources.pairs import image_bytes, images_beside, labelled_pairs
+from raypref.sources.reading import shown
 from raypref.sources.store import RemoteStore, SourceError, Store, locate
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 # A source's reasons that this ledger knows by another word.
 _REASONS = {"missing_file": "missing", "no_image": "empty"}
+_USED = "same_image:"  # of a reward it asks no less than another pair
 
 
 class JudgeConfig(Section):
@@ -71,11 +71,7 @@ class JudgeConfig(Section):
             InputError: there is nothing at `pairs` or `images`.
         """
         pairs = locate(self.pairs, key="judge.pairs")
-        if self.images:
-            return pairs, locate(self.images, key="judge.images")
-        if pairs.only is None:
-            return pairs, pairs
-        return pairs, replace(pairs, path=posixpath.dirname(pairs.path), only=None)
+        return pairs, images_beside(pairs, self.images, key="judge.images")
 
     def read(self) -> list[Pair]:
         """The pairs.
@@ -91,7 +87,7 @@ class JudgeConfig(Section):
         pairs = []
         for pair in itertools.islice(self._sure(store), self.limit or None):
             for ref in (pair.first, pair.second):
-                if not ref.column:
+                if not _held(ref):
                     confined(ref.file)
             pairs.append(pair)
         if not pairs:
@@ -99,22 +95,23 @@ class JudgeConfig(Section):
         return pairs
 
     def _sure(self, store: Store) -> Iterator[Pair]:
-        """Pairs as the layout lists them, but those that people were not sure of."""
-        listing = REGISTRY[self.layout].pairs
-        assert listing is not None, f"{self.layout} gives pairs: the setting is checked"
-        try:
-            for pair in listing(store):
-                if pair.confidence is None or pair.confidence >= self.min_confidence:
-                    yield pair
-        except (InputError, SourceError) as error:
-            said = str(error).removeprefix("source.path: ")
-            raise self._other_layout(said) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._other_layout(f"{type(error).__name__}: {error}") from None
+        """Pairs as the layout lists them, but those that people were not sure of or did not judge.
 
-    def _other_layout(self, said: str) -> InputError:
-        name = f"'{self.pairs}' is not of the layout {self.layout}"
-        return InputError(f"judge.pairs: {name} ({said})")
+        Of a ranking, equal ranks are no pair: so the benchmarks count.
+        """
+        ties = not REGISTRY[self.layout].tied_ranks
+        try:
+            for pair in labelled_pairs(store, self.layout):
+                if pair.problem and not pair.problem.startswith(_USED):
+                    raise InputError(pair.problem)
+                judged = pair.label is not None and (ties or pair.label != 0.5)
+                if judged and (pair.confidence is None or pair.confidence >= self.min_confidence):
+                    yield pair
+        except InputError as error:
+            said = str(error).removeprefix("source.path: ")
+            name = f"'{self.pairs}' is not of the layout {self.layout}"
+            said = said if said.startswith(name) else f"{name} ({said})"
+            raise InputError(f"judge.pairs: {said}") from None
 
 
 class Judging:
@@ -144,9 +141,10 @@ class Judging:
         )
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _named(self, ref: Ref) -> Ref:
-        """The reference with the full name of its file, as ids and the digest have it."""
-        return ref._replace(file=self._names[ref])
+    def _named(self, ref: Ref) -> list[str | int]:
+        """File with its full name, row and column, as ids and the digest have them."""
+        stretch = [] if ref.size is None else [ref.size]
+        return [self._names[ref], ref.row, ref.column, *stretch]
 
     def id(self, ref: Ref, prompt: str) -> str:
         """The id of an image of a prompt."""
@@ -170,6 +168,7 @@ class Judging:
                 "file": [ref.file for ref, _ in images.values()],
                 "row": [ref.row for ref, _ in images.values()],
                 "column": [ref.column for ref, _ in images.values()],
+                "size": pa.array([ref.size for ref, _ in images.values()], pa.int64()),
                 "prompt": [prompt for _, prompt in images.values()],
             }
         )
@@ -227,9 +226,9 @@ class Load:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the column."""
         for row in rows:
-            ref = Ref(row["file"], row["row"], row["column"])
+            ref = Ref(row["file"], row["row"], row["column"], row.get("size"))
             try:
-                data = _bytes(ref, *self.stores, max_bytes=self.limits.max_bytes)
+                data = image_bytes(ref, *self.stores, max_bytes=self.limits.max_bytes)
                 row["image"] = encode_png(decode(data, self.limits))
             except BadImage as error:
                 reject(row, self.name, error.reason, str(error))
@@ -265,12 +264,12 @@ def full_name(ref: Ref, pairs: Store, images: Store) -> str:
         pairs: where cells are read from.
         images: where images that are files are read from; links are followed.
     """
-    store = pairs if ref.column else images
+    store = pairs if _held(ref) else images
     if isinstance(store, RemoteStore):
         return shown(store, ref.file)
     path = posixpath.join(store.base, ref.file)
     try:
-        return path if ref.column else os.path.realpath(path)
+        return path if _held(ref) else os.path.realpath(path)
     except ValueError:  # no file can have this name
         return path
 
@@ -290,7 +289,6 @@ def _confined(images: Store) -> Callable[[str], None]:
     return check
 
 
-def _bytes(ref: Ref, pairs: Store, images: Store, *, max_bytes: int) -> bytes:
-    if not ref.column:
-        return read(images, ref.file, max_bytes=max_bytes)
-    return image(pairs, ref.file, ref.column, ref.row, max_bytes=max_bytes)
+def _held(ref: Ref) -> bool:
+    """Whether a file of the dataset holds the image; else the image is a file of its own."""
+    return bool(ref.column) or ref.size is not None

@@ -16,21 +16,15 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
 from raypref.models.hub import LOCAL, hub_id
 from raypref.models.lora_config import FILE_NAME
-from raypref.report.collect import FILTERS
+from raypref.pairs.config import TWINS
+from raypref.pairs.kinds import KINDS
+from raypref.pairs.maker import Kind
 
 PROMPT = "a photo of a red ball"
 EMBEDDED = (
     "The base is a toy model of 64x64 pictures that comes with `raypref`. It knows its rendered "
     "world only: the scores below mean nothing for photographs of your own."
 )
-METHOD = """\
-@article{realalign2026,
-  title   = {When Preference Labels Fall Short: Aligning Diffusion Models from Real Data},
-  author  = {Chen, Weiyan and Deng, Weijian and Xiao, Yao and Tu, Weijie and Dong, Ziyi and
-             Radwan, Ibrahim and Lin, Liang and Wei, Pengxu},
-  journal = {arXiv preprint arXiv:2605.19839},
-  year    = {2026}
-}"""
 
 
 def model_card(
@@ -49,6 +43,7 @@ def model_card(
     fused: bool,
     commits: Mapping[str, str],
     banner: str = "",
+    kind: Kind = KINDS[TWINS],
 ) -> str:
     """The card's text.
 
@@ -58,8 +53,8 @@ def model_card(
         draw: how the example draws its image: steps, guidance, side, first seed.
         shared: name of the LoRA's second file, for ComfyUI and others.
         licence: of the LoRA.
-        photographs: the photographs' licence.
-        counts: what became of every input of the curation, by reason; "pair" for the pairs.
+        photographs: the licence of the photographs, or of the labelled images.
+        counts: what became of every input, by reason; "pair" for the pairs.
         starts_from: LoRA weights that training went on from; empty for the base.
         trainings: those that made this LoRA, in order, with their settings.
         lora: settings of the adapter.
@@ -67,6 +62,7 @@ def model_card(
         fused: whether the merged pipeline is in the run's folder too.
         commits: of models of the hub, by their references.
         banner: what a reader must know before any number; empty for nothing.
+        kind: of the pairs.
     """
     model, replaced, began_from = (
         _origin(ref, commits) for ref in (base.model, base.network, starts_from)
@@ -77,8 +73,9 @@ def model_card(
         library_name="diffusers",
         license=licence,
         pipeline_tag="text-to-image",
-        tags=["lora", "text-to-image", "diffusers", "preference-alignment", "real-images"],
+        tags=["lora", "text-to-image", "diffusers", "preference-alignment", *kind.tags],
     )
+    embedded = EMBEDDED.replace("photographs", kind.terms.images)
     on = f"{replaced.text} in {model.text}" if replaced.name else model.text
     began = f", going on from the LoRA {began_from.text}" if starts_from else ""
     local = [each.name for each in (model, replaced) if each.name and not each.repo]
@@ -90,12 +87,12 @@ def model_card(
             header.to_yaml(),
             "---",
             "",
-            f"# {name}: a LoRA aligned from real photographs",
+            f"# {name}: a LoRA aligned from {kind.terms.data}",
             "",
             *([f"> **{banner}**", ""] if banner else []),
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
-            *([EMBEDDED, ""] if scheme_of(base.model) else []),
+            *([embedded, ""] if scheme_of(base.model) else []),
             "## Use",
             "",
             "```python",
@@ -110,9 +107,9 @@ def model_card(
             "",
             "## Data",
             "",
-            *_funnel(counts),
+            *_funnel(counts, kind),
             "",
-            f"Licence of the photographs: {photographs}.",
+            f"Licence of the {kind.terms.images}: {photographs}.",
             "",
             "## Training",
             "",
@@ -129,7 +126,7 @@ def model_card(
             "## Citation",
             "",
             "```bibtex",
-            METHOD,
+            kind.citation,
             "```",
             "",
         ]
@@ -214,18 +211,18 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _funnel(counts: Mapping[str, int]) -> list[str]:
-    """How many photographs were left after each filter."""
-    known = {reason for _, reasons in FILTERS for reason in reasons}
+def _funnel(counts: Mapping[str, int], kind: Kind) -> list[str]:
+    """How many inputs were left after each filter."""
+    known = {reason for _, reasons in kind.filters for reason in reasons}
     left = sum(counts.values())
     unusable = sum(n for reason, n in counts.items() if reason not in known and reason != "pair")
-    rows = [("photographs found", left), ("usable", left := left - unusable)]
-    for name, reasons in FILTERS:
+    rows = [(f"{kind.terms.input}s found", left), ("usable", left := left - unusable)]
+    for name, reasons in kind.filters:
         dropped = sum(counts.get(reason, 0) for reason in reasons)
         left -= dropped
         if dropped:
             rows.append((name, left))
-    rows.append(("preference pairs", counts.get("pair", 0)))
+    rows.append((f"{kind.terms.made_whole}s", counts.get("pair", 0)))
     return ["| step | left |", "|---|---:|", *(f"| {name} | {n} |" for name, n in rows)]
 
 

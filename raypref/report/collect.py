@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import datetime
 import io
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
-from raypref.curate.graph import CurateConfig
 from raypref.evaluate.labels import digits, lower_is_better
 from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
-from raypref.report.dropped import dropped
-from raypref.report.gallery import gallery
+from raypref.pairs.config import TWINS, PairingConfig
+from raypref.pairs.kinds import kind_of
+from raypref.report.labels import label_inputs
+from raypref.report.photographs import photograph_inputs
 from raypref.report.samples import grids, metric_place, middle, ranked, strips
 from raypref.report.side_by_side import FILE as SIDE_BY_SIDE
 from raypref.report.side_by_side import write_side_by_side
 from raypref.report.views import (
     BeforeAfter,
-    DroppedFor,
-    FunnelStep,
     GridRow,
-    Histogram,
+    InputsView,
     Link,
     PromptGains,
     ReportData,
@@ -41,18 +37,12 @@ from raypref.report.views import (
     TrainingView,
 )
 
-COLORFULNESS = "Colorfulness"
-REPAINTED = "the same, with the tinted region repainted from its caption"
-DRAWN = "a picture drawn from the caption alone"
-# The filters in their order, with the reasons they give.
-FILTERS = (
-    ("distinct", ("duplicate", "near_duplicate")),
-    ("above the mean colorfulness", ("low_colorfulness",)),
-    ("tried, best PickScore first", ("not_needed",)),
-    ("visibly degraded", ("negligible_degradation",)),
-    ("more colorful than the rejected image", ("less_colorful_than_twin",)),
-    ("best by PickScore", ("beyond_top_k",)),
-)
+# What the page shows of the inputs, by `pairs.kind`.
+INPUTS: Mapping[str, Callable[[str, PairingConfig, Ledger], InputsView]] = {
+    TWINS: photograph_inputs,
+    "labelled": label_inputs,
+    "images": label_inputs,
+}
 # What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
     ("pairs/_README.md", "pairs", "dataset card of the pairs"),
@@ -75,7 +65,7 @@ def collect(
     seed: int,
     record: Mapping[str, Any],
     folder: str,
-    curated_by: CurateConfig,
+    curated_by: PairingConfig,
     pairs: Ledger,
     trained: Mapping[str, Ledger],
     labels: Mapping[str, str],
@@ -99,7 +89,7 @@ def collect(
         seed: the run's seed.
         record: content of `run.json`.
         folder: the run's folder; pictures are written to `report/files` in it.
-        curated_by: the settings of the curation.
+        curated_by: the settings that the pairs were made by.
         pairs: the pairs.
         trained: the trainings by name.
         labels: names of the models for people, by name.
@@ -136,7 +126,9 @@ def collect(
         sides = ("base", final)
         shown, both = grids(images, report=report, scores=scores, medians=middle(rows), pair=sides)
     known = {step.name: step.label for step in steps}
-    histograms = _histograms(folder, curated_by.select.min_gap) if curated else []
+    made_from = (
+        INPUTS[curated_by.pairs.kind](folder, curated_by, pairs) if curated else InputsView()
+    )
     return ReportData(
         title=name,
         subtitle=f"seed {seed}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -147,12 +139,13 @@ def collect(
         seconds=record.get("seconds"),
         facts=_facts(record),
         links=_links(folder, name, record, {n: labels[n] for n in trained}, tracking_uri),
-        funnel=_funnel(folder, curated_by.select.min_gap) if curated else [],
-        histograms=histograms,
-        dropped=_dropped(folder, curated_by, report, histograms) if curated else [],
+        terms=kind_of(curated_by).terms,
+        funnel=made_from.funnel,
+        histograms=made_from.histograms,
+        dropped=made_from.dropped,
         source=without_secrets(curated_by.source.path),
-        pairs=gallery(pairs, report=report) if curated else [],
-        rejected_is=DRAWN if curated_by.perturb.kind == "text2image" else REPAINTED,
+        pairs=made_from.pairs,
+        pairs_are=made_from.pairs_are,
         training=[
             view
             for n, ledger in trained.items()
@@ -172,16 +165,6 @@ def collect(
         prompt_gains=[] if scores is None else prompt_gains(scores, model=final, base="base"),
         costs=[_cost(known.get(step, step), facts) for step, facts in record["steps"].items()],
     )
-
-
-def _dropped(
-    folder: str, config: CurateConfig, report: str, histograms: Sequence[Histogram]
-) -> list[DroppedFor]:
-    mean = next((h.threshold for h in histograms if h.title == COLORFULNESS), None)
-    if config.color.variant != "paper":
-        mean = None
-    order = [reason for _, reasons in FILTERS for reason in reasons]
-    return dropped(folder, config, report=report, mean=mean, order=order)
 
 
 def _nearest_the_median(rows: Sequence[GridRow], medians: Sequence[str]) -> int:
@@ -227,61 +210,6 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
 def _scores(evaluation: str) -> pd.DataFrame | None:
     data = read_bytes(join(evaluation, "scores.parquet"))
     return None if data is None else pq.read_table(io.BytesIO(data)).to_pandas()
-
-
-def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
-    photos = _read(join(folder, "photos"), ["status", "reason"])
-    left = len(photos)
-    steps = [FunnelStep(name=f"photographs found{_captioned(folder)}", remaining=left)]
-    rejected = photos[photos["status"] == "rejected"]["reason"].value_counts().to_dict()
-    left -= sum(rejected.values())
-    steps.append(FunnelStep(name="usable", remaining=left, dropped=rejected))
-    for name, reasons in FILTERS:
-        dropped = {r: int((photos["reason"] == r).sum()) for r in reasons}
-        dropped = {reason: count for reason, count in dropped.items() if count}
-        left -= sum(dropped.values())
-        label = f"{name} (gap over {min_gap})" if "degradation" in reasons[0] else name
-        steps.append(FunnelStep(name=label, remaining=left, dropped=dropped))
-    return steps
-
-
-def _captioned(folder: str) -> str:
-    """How many captions a model wrote; empty where none was asked to."""
-    ledger = Ledger(join(folder, "photos"), {})
-    if "caption_source" not in ledger.schema().names:
-        return ""
-    sources = Counter(ledger.table(["caption_source"])["caption_source"].to_pylist())
-    models = sorted({*sources} - {None, "given"})
-    return "".join(f", {sources[model]} captioned by {model}" for model in models)
-
-
-def _histograms(folder: str, min_gap: float) -> list[Histogram]:
-    photos = _read(join(folder, "photos"), ["colorfulness", "status", "reason"])
-    distinct = photos[photos["colorfulness"].notna() & ~photos["reason"].isin(FILTERS[0][1])]
-    values = distinct["colorfulness"].to_numpy(np.float64)
-    # Curation keeps what is above the mean of the very same set, unless the filter is off.
-    cut = (distinct["reason"] == "low_colorfulness").any()
-    threshold = math.fsum(values) / len(values) if cut else None
-    shown = [
-        Histogram(COLORFULNESS, "usable, distinct photographs", values, threshold),
-        Histogram(
-            "PickScore gap", "chosen minus rejected, all pairs tried", _gaps(folder), min_gap
-        ),
-    ]
-    return [histogram for histogram in shown if len(histogram.values)]
-
-
-def _gaps(folder: str) -> np.ndarray:
-    ledger = Ledger(join(folder, "curate", "twins"), {})
-    if not ledger.parts():  # removed to save space
-        return np.empty(0)
-    # Workers may have made a few pairs more than were needed, a different few in every run.
-    photos = _read(join(folder, "photos"), ["reason"])
-    tried = photos.loc[photos["reason"] != "not_needed", "id"]
-    scores = ledger.table(["pickscore", "pickscore_rejected"]).to_pandas()
-    scores = scores[scores["id"].isin(tried)]
-    gaps = (scores["pickscore"] - scores["pickscore_rejected"]).to_numpy(np.float64)
-    return gaps[np.isfinite(gaps)]
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -351,7 +279,3 @@ def _mlflow(run_id: str, uri: str) -> Link:
     store = without_secrets(uri) or "sqlite:///mlflow.db"
     where = "" if uri else "in the folder of the runs: "
     return Link("MLflow", f"run {run_id}; {where}mlflow ui --backend-store-uri {store}")
-
-
-def _read(folder: str, columns: list[str]) -> pd.DataFrame:
-    return Ledger(folder, {}).table(columns).to_pandas()

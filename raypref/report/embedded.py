@@ -10,12 +10,17 @@ BANNER = (
 )
 
 
-def banner(models: Iterable[str], source: str) -> str:
-    """The sentence where one of the models is embedded and the photographs are not; else empty.
+def banner(models: Iterable[str], source: str, images: str = "photographs") -> str:
+    """The sentence where one of the models is embedded and the images are not; else empty.
 
     Args:
         models: references of the base and of the scorers.
         source: `source.path`.
+        images: what people call what lies there, as `photographs`.
     """
     own = not source.startswith(EMBEDDED)
-    return BANNER if own and any(ref.startswith(EMBEDDED) for ref in models) else ""
+    return (
+        BANNER.replace("photographs", images)
+        if own and any(ref.startswith(EMBEDDED) for ref in models)
+        else ""
+    )

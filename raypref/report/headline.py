@@ -14,10 +14,10 @@ def sentence(data: ReportData) -> str:
     """The result in plain words."""
     if row := _first_gain(data):
         return _gained(row, data)
-    pairs = f"{_several(pair_count(data), 'preference pair')} "
+    pairs = f"{_several(pair_count(data), data.terms.made_whole)} "
     are = "is" if pair_count(data) == 1 else "are"
     if not data.pairs:
-        return "There are no pairs yet."
+        return f"There are no {data.terms.made}s yet."
     if data.table is not None and not data.table.empty:
         return f"{pairs}{are} ready and the models are evaluated; the table has no gain."
     if data.training:
@@ -27,11 +27,11 @@ def sentence(data: ReportData) -> str:
 
 
 def about(data: ReportData) -> str:
-    """Pairs, photographs, time and seed, in one line."""
+    """Pairs, inputs, time and seed, in one line."""
     parts = []
     if data.pairs and data.funnel:
-        found = _several(data.funnel[0].remaining, "photograph")
-        parts.append(f"{_several(pair_count(data), 'pair')} from {found}")
+        found = _several(data.funnel[0].remaining, data.terms.input)
+        parts.append(f"{_several(pair_count(data), data.terms.made)} from {found}")
     if spent := seconds(data):
         parts.append(duration(spent))
     return " · ".join([*parts, data.subtitle])

@@ -14,13 +14,9 @@
 
   function gallery(section) {
     const data = JSON.parse(document.getElementById("pairs-data").textContent);
-    const PROMPT = 0, RANK = 1, CHOSEN = 2, REJECTED = 3, COLOR = 4, IMAGES = 5;
-    const keys = {
-      rank: (pair) => pair[RANK],
-      pickscore: (pair) => pair[CHOSEN],
-      gap: (pair) => pair[CHOSEN] - pair[REJECTED],
-      colorfulness: (pair) => pair[COLOR],
-    };
+    const PROMPT = 0, RANK = 1, NUMBERS = 2, NOTES = 3, IMAGES = 4;
+    const keys = { rank: (pair) => pair[RANK] };
+    data.numbers.forEach(({ key }, place) => { keys[key] = (pair) => pair[NUMBERS][place]; });
     const list = part(section, "list"), template = section.querySelector("template");
     const sort = part(section, "sort"), turn = part(section, "turn");
     const search = part(section, "search"), status = part(section, "status");
@@ -40,21 +36,20 @@
 
     function card(pair) {
       const node = template.content.cloneNode(true);
-      const names = { chosen: "Chosen", region: "Salient region, tinted", rejected: "Rejected" };
-      Object.entries(names).forEach(([name, words], place) => {
+      data.kinds.forEach(([name, , words], place) => {
         const image = part(node, name);
         image.width = image.height = data.side;
         image.className = data.pixelated ? "pixelated" : "smooth";
         image.alt = `${words}: ${pair[PROMPT]}`;
         image.src = pair[IMAGES + 2 * place];
         image.parentNode.href = pair[IMAGES + 2 * place + 1];
+        part(node, `${name}-score`).textContent = pair[NOTES][place];
       });
-      part(node, "chosen-score").textContent = number(pair[CHOSEN], 2);
-      part(node, "rejected-score").textContent = number(pair[REJECTED], 2);
       part(node, "prompt").textContent = part(node, "prompt").title = pair[PROMPT];
       part(node, "rank").textContent = count(pair[RANK]);
-      part(node, "gap").textContent = number(keys.gap(pair), 2);
-      part(node, "colorfulness").textContent = number(pair[COLOR], 0);
+      data.numbers.filter((own) => own.shown).forEach((own) => {
+        part(node, own.key).textContent = number(keys[own.key](pair), own.digits);
+      });
       return node;
     }
 
@@ -63,7 +58,7 @@
       const first = page * data.size, shown = order.slice(first, first + data.size);
       list.replaceChildren(...shown.map(card));
       status.textContent = shown.length
-        ? `${count(first + 1)} to ${count(first + shown.length)} of ${count(order.length)} ${order.length === 1 ? "pair" : "pairs"}`
+        ? `${count(first + 1)} to ${count(first + shown.length)} of ${count(order.length)} ${data.made}${order.length === 1 ? "" : "s"}`
         : "no prompt holds these words";
       for (const pager of pagers) {
         part(pager, "place").textContent = `page ${count(page + 1)} of ${count(pages)}`;

@@ -24,6 +24,7 @@ from raypref.report.compared import compared
 from raypref.report.layout import fill
 from raypref.report.views import (
     FunnelStep,
+    PairView,
     Picture,
     PromptGains,
     ReportData,
@@ -49,9 +50,16 @@ CURVES = {
     "rejected_gap": "the same on the rejected images",
     "ref_chosen": "error of the reference on the chosen images",
     "ref_rejected": "error of the reference on the rejected ones",
+    "chosen_error": "error on the chosen images; lower is better",
+    "rejected_error": "the same on the rejected images",
     "diff": "chosen_gap minus rejected_gap; below 0 is better",
     "hinge_active": "share of samples that still give a gradient",
     "implicit_accuracy": "share of pairs ranked as preferred; 0.5 is chance",
+    "margin_exceeded": "share of pairs told apart by more than their margin",
+    "logit": "how much the learner prefers the chosen image more than the reference does",
+    "rejected_share": "share of the rejected side's gradient that is let through",
+    "label_probability": "how sure the labels are; 0.5 is a tie",
+    "weight": "of a sample's errors; a half where learner and reference agree",
     "grad_norm": "before clipping",
     "lora_norm": "size of what the LoRA adds to the weights",
     "lr": "learning rate",
@@ -111,7 +119,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, bool]]:
         ("results", "Results", data.table is not None and not data.table.empty),
         ("samples", "Before and after", bool(data.grids)),
         ("use", "Use it", bool(data.use)),
-        ("photographs", "Photographs", bool(data.funnel)),
+        (f"{data.terms.input}s", f"{data.terms.input.capitalize()}s", bool(data.funnel)),
         ("dropped", "Dropped", bool(data.dropped)),
         ("training", "Training", any(not view.metrics.empty for view in data.training)),
         ("costs", "Cost", bool(data.costs)),
@@ -170,30 +178,83 @@ def _account(funnel: Sequence[FunnelStep]) -> tuple[int, int, int, int] | None:
     return found, kept, dropped, found - kept - dropped
 
 
+class _Number(NamedTuple):
+    """A number of the pairs in the gallery."""
+
+    key: str
+    label: str
+    digits: int
+    shown: bool = True  # under the images; else it only sorts
+    sorts_by: str = ""  # the words of the menu, where they are not the label
+
+
+TWIN_NUMBERS = (
+    _Number("pickscore", "PickScore", 2, shown=False, sorts_by="PickScore of the chosen image"),
+    _Number("gap", "PickScore gap", 2),
+    _Number("colorfulness", "colorfulness", 0),
+)
+LABEL_NUMBERS = (
+    _Number("gap", "gap", 2),
+    _Number("gap_std", "± ", 2),
+    _Number("vote_share", "vote share", 2),
+    _Number("confidence", "confidence", 2),
+    _Number("score", "score", 2),
+    _Number("flipped", "turned round", 0),
+)
+KINDS_OF_PICTURE = (  # attribute of a view, caption, text for who cannot see it
+    ("chosen", "chosen", "Chosen"),
+    ("region", "salient region", "Salient region, tinted"),
+    ("rejected", "rejected", "Rejected"),
+)
+
+
 def _gallery(data: ReportData) -> dict[str, Any] | None:
     """What the script shows, sorts and searches: every pair as one short list."""
     if not data.pairs:
         return None
-    side = data.pairs[0].chosen.width
+    first = data.pairs[0]
+    kinds = [kind for kind in KINDS_OF_PICTURE if getattr(first, kind[0]) is not None]
+    if len(kinds) == 1:  # single images: neither chosen nor rejected
+        kinds = [("chosen", "image", "Image")]
+    facts = [_numbers(pair) for pair in data.pairs]
+    known = LABEL_NUMBERS if first.numbers else TWIN_NUMBERS
+    numbers = [own for own in known if any(fact.get(own.key) is not None for fact in facts)]
     return {
         "size": PAGE_OF_PAIRS,
-        "side": side,
-        "pixelated": data.pairs[0].chosen.pixelated,
-        # prompt, rank, PickScore of both, colorfulness, then small and full of each picture
+        "side": first.chosen.width,
+        "pixelated": first.chosen.pixelated,
+        "made": data.terms.made,
+        "order": "number" if first.numbers else "rank",
+        "kinds": kinds,
+        "numbers": [own._asdict() for own in numbers],
+        # prompt, rank, numbers, a note per picture, then small and full of each
         "pairs": [
             [
                 _shortened(pair.prompt),
                 pair.rank,
-                _rounded(pair.pickscore_chosen),
-                _rounded(pair.pickscore_rejected),
-                _rounded(pair.colorfulness),
-                *pair.chosen[:2],
-                *pair.region[:2],
-                *pair.rejected[:2],
+                [fact.get(own.key) for own in numbers],
+                [_note(pair, kind) for kind, *_ in kinds],
+                *(file for kind, *_ in kinds for file in getattr(pair, kind)[:2]),
             ]
-            for pair in data.pairs
+            for pair, fact in zip(data.pairs, facts, strict=True)
         ],
     }
+
+
+def _numbers(pair: PairView) -> dict[str, float | None]:
+    if pair.numbers:
+        return {key: None if n is None else _rounded(n) for key, n in pair.numbers.items()}
+    gap = pair.pickscore_chosen - pair.pickscore_rejected
+    values = {"pickscore": pair.pickscore_chosen, "gap": gap, "colorfulness": pair.colorfulness}
+    return {key: _rounded(value) for key, value in values.items()}
+
+
+def _note(pair: PairView, kind: str) -> str:
+    """What stands beside a picture's caption: its score, or its generator."""
+    if pair.numbers:
+        return {"chosen": pair.chosen_model, "rejected": pair.rejected_model}.get(kind, "")
+    scores = {"chosen": pair.pickscore_chosen, "rejected": pair.pickscore_rejected}
+    return _number(scores[kind], 2) if kind in scores else ""
 
 
 def _shortened(text: str) -> str:

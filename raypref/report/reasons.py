@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raypref.curate.graph import CurateConfig
+from raypref.pairs.config import PairingConfig
 
 DAMAGED = "The file is damaged: replace it."
 MISSING = "The file cannot be read: put it where its table or caption says, or remove the entry."
@@ -23,6 +24,30 @@ def keeps(reason: str, config: CurateConfig, *, mean: float | None) -> str:
             "color.enabled=false keeps all."
         )
     return text or ""
+
+
+def keeps_label(reason: str, config: PairingConfig) -> str:
+    """What a reason means and what would keep such labels; empty for an unknown one.
+
+    Args:
+        reason: the word in the tables.
+        config: the settings that the pairs were made by.
+    """
+    pairs, images = config.pairs, config.images
+    own = {
+        "tie": "Neither image was preferred: there is nothing to choose. The arena of generators "
+        "may count ties (pairs.arena.draw_probability).",
+        "unlabelled": "Nobody said which image is better.",
+        "low_confidence": f"Less confidence than pairs.min_confidence={pairs.min_confidence:g}.",
+        "beyond_limit": f"pairs.limit={pairs.limit} labels were taken before it (0 takes all).",
+        "same_image": "Both sides are one image.",
+        "bad_label": "What the label says is no choice: write 1, 0 or 0.5, or leave it empty.",
+        "no_caption": "Write a prompt beside the label.",
+        "bad_caption": "The prompt holds a NUL character: write it anew.",
+        "caption_too_long": f"source.max_caption={config.source.max_caption} sets the limit.",
+        "too_small": f"A side is below {images.min_side} pixels: images.min_side sets the limit.",
+    }
+    return own.get(reason) or _fixed().get(reason) or _limits(config).get(reason) or ""
 
 
 def _fixed() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,9 @@ import numpy as np
 import pandas as pd
 
 from raypref.evaluate.tables import NamedTable, Published
+from raypref.pairs.config import TWINS
+from raypref.pairs.kinds import KINDS
+from raypref.pairs.maker import Terms
 
 
 class Picture(NamedTuple):
@@ -23,7 +27,7 @@ class Picture(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """One photograph that became no pair."""
+    """One input that became no pair."""
 
     file: str  # where the source has it
     caption: str
@@ -33,12 +37,13 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedFor:
-    """The photographs of one reason."""
+    """The inputs of one reason."""
 
     reason: str
     count: int
     keep: str  # what the reason means and what would keep them
     shown: Sequence[Dropped]  # some of them
+    listed: bool = False  # as lines, without pictures
 
 
 class StepCost(NamedTuple):
@@ -78,11 +83,22 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FunnelStep:
-    """How many photographs were left after a step, and why the others were not."""
+    """How many inputs were left after a step, and why the others were not."""
 
     name: str
     remaining: int
-    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> photographs
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsView:
+    """What the pairs were made from. A part that is empty is left out."""
+
+    funnel: Sequence[FunnelStep] = ()
+    histograms: Sequence[Histogram] = ()
+    dropped: Sequence[DroppedFor] = ()
+    pairs: Sequence[PairView] = ()
+    pairs_are: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +107,17 @@ class PairView:
 
     rank: int  # from 1
     prompt: str
-    pickscore_chosen: float
-    pickscore_rejected: float
-    colorfulness: float
     chosen: Picture
-    region: Picture  # the chosen image with the salient region tinted
-    rejected: Picture
+    region: Picture | None = None  # the chosen image with the salient region tinted
+    rejected: Picture | None = None  # None of a single image
+    # Of twins:
+    pickscore_chosen: float = math.nan
+    pickscore_rejected: float = math.nan
+    colorfulness: float = math.nan
+    # Of labelled pairs:
+    chosen_model: str = ""
+    rejected_model: str = ""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)  # by column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +181,13 @@ class ReportData:
     seconds: float | None = None  # of the whole run; None takes the sum of the steps
     facts: Sequence[tuple[str, str]] = ()  # versions, git commit, ...
     links: Sequence[Link] = ()
-    funnel: Sequence[FunnelStep] = ()  # from the photographs found to the pairs
+    funnel: Sequence[FunnelStep] = ()  # from the inputs found to the pairs
     histograms: Sequence[Histogram] = ()
     dropped: Sequence[DroppedFor] = ()
     source: str = ""  # where the dropped files are
     pairs: Sequence[PairView] = ()  # all of them, by rank
-    rejected_is: str = ""  # how the rejected images were made, after "Right the rejected one:"
+    pairs_are: str = ""  # what both sides of the pairs are, in sentences
+    terms: Terms = KINDS[TWINS].terms  # what the inputs are called
     training: Sequence[TrainingView] = ()
     medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()

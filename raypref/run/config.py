@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import model_validator
 
 from raypref.align import plan
 from raypref.align.latents import CacheConfig
 from raypref.core.config import setting
 from raypref.core.tracking import TrackingConfig
-from raypref.curate.graph import CurateConfig
 from raypref.engine.stream import StreamConfig
 from raypref.evaluate.generate import GenerateConfig
 from raypref.evaluate.graph import TableConfig
@@ -18,11 +19,13 @@ from raypref.judge.pairs import JudgeConfig
 from raypref.models.backbone import BackboneConfig
 from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
+from raypref.pairs.config import TWINS, PairingConfig, PairsConfig
+from raypref.pairs.kinds import KINDS
 from raypref.rewards.rewards import Rewards
 
 
-class RunConfig(CurateConfig):
-    """All settings of a run: those of curation, and these."""
+class RunConfig(PairingConfig):
+    """All settings of a run: those of its pairs, and these."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "stage1": "train.stage1",
@@ -36,9 +39,10 @@ class RunConfig(CurateConfig):
     lora: LoraConfig = LoraConfig()
     cache: CacheConfig = CacheConfig()
     trainings: tuple[str, ...] = setting(
-        ("stage1", "stage2", "stage2_alone"),
+        KINDS[TWINS].trainings,
         "trainings of this run, by their names in [train.NAME]; their starts are trained too; []: "
-        "only the base and evaluate.loras are evaluated",
+        "only the base and evaluate.loras are evaluated; by default stage2_alone on labelled pairs "
+        "and none on labelled images",
         affects_result=False,
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
@@ -53,3 +57,15 @@ class RunConfig(CurateConfig):
     judge: JudgeConfig = JudgeConfig()
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainings_of_the_kind(cls, values: Any) -> Any:
+        """Where no training is named, those that the kind of pairs is for."""
+        if not isinstance(values, Mapping) or "trainings" in values:
+            return values
+        pairs = values.get("pairs", {})
+        kind = pairs.kind if isinstance(pairs, PairsConfig) else pairs.get("kind", TWINS)
+        if kind not in KINDS:  # told with the key
+            return values
+        return {**values, "trainings": KINDS[kind].trainings}

@@ -26,6 +26,7 @@ from raypref.engine.cluster import idle_gpus, require_nodes, require_usable_gpus
 from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
+from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.page import write_page
@@ -39,11 +40,6 @@ TRAININGS = "trainings"
 CURATE = ("pairs", "export", "report")
 ALIGN = ("cache", "start", TRAININGS)
 EVALUATE = ("evaluation", "fused", "card", "report")
-# Sections of the settings whose models a step needs in any case, where they are not its own name.
-PASSES = {
-    "pairs": ("captions", "photographic", "pickscore", "saliency", "perturb"),
-    "evaluation": ("evaluate",),
-}
 
 
 def is_part(step: Step, only: Collection[str]) -> bool:
@@ -70,10 +66,10 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         workers = training.min_workers or training.resources.workers
         yield f"train.{step.name}.resources", training.resources, workers
         return
-    for name in PASSES.get(step.name, (step.name,)):
-        section = getattr(config, name, None)
-        need = getattr(section, "resources", None)
-        if need is not None and getattr(section, "enabled", True):
+    held = {"pairs": [*kind_of(config).used(config)], "evaluation": ["evaluate"]}
+    for name in held.get(step.name, [step.name]):
+        need = getattr(getattr(config, name, None), "resources", None)
+        if need is not None:
             yield f"{name}.resources", need, 1
     if step.name == "evaluation":
         for name in config.metrics.rewards:
@@ -82,14 +78,15 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
             yield f"{key}.resources", own.resources, 1
 
 
-def changes_of(step: Step) -> str:
+def changes_of(run: Run, step: Step) -> str:
     """Which settings a step was made with that differ now; empty: it was made with these."""
     for ledger in step.ledgers():
         if ledger.state() == "stale":
             changes = ledger.changes()
             other = [change for change in changes if not change.startswith("source.digest:")]
             if len(other) < len(changes):
-                other.insert(0, "made from other photographs (what source.path lists changed)")
+                inputs = f"{kind_of(run.config).terms.input}s"
+                other.insert(0, f"made from other {inputs} (what source.path lists changed)")
             return "; ".join(other)
     return ""
 
@@ -119,10 +116,10 @@ def execute(
     require_steps_before(run, only=only)
     stale = _stale(waiting)
     if stale and not redo:
-        step = next(step for step in waiting if changes_of(step))
+        step = next(step for step in waiting if changes_of(run, step))
         raise InputError(
-            f"{step.name} of {run.folder}: {changes_of(step)}. Give this variant a name of its own "
-            "(run=NAME) or replace the old result with --redo"
+            f"{step.name} of {run.folder}: {changes_of(run, step)}. Give this variant a name of "
+            "its own (run=NAME) or replace the old result with --redo"
         )
     with waiting_for("looking for the models and the data"):
         _check(waiting)  # before anything is written or cleared
@@ -263,7 +260,7 @@ def require_steps_before(run: Run, *, only: Collection[str] = ()) -> None:
     if not any(is_part(step, only) for step in run.steps):
         raise InputError("trainings=[]: nothing is to be trained; name a training, or evaluate")
     for step in steps_lacking(run, only=only):
-        changes = changes_of(step)
+        changes = changes_of(run, step)
         raise InputError(
             f"{run.folder} has no {step.name} for these settings yet"
             f"{f' ({changes})' if changes else ''}. Run raypref {command_of(step)} or raypref run "

@@ -17,6 +17,7 @@ from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures, passes
+from raypref.pairs.config import TWINS
 from raypref.rewards.config import RewardConfig
 from raypref.run.config import RunConfig
 
@@ -103,24 +104,25 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
 
     c, pixels = config, (config.images.size / SIDE) ** 2
     size, pickscore = SIZES.get(config.base.family, SD15), _of_reward("pickscore", c.pickscore)
-    if c.captions.enabled:
+    if c.pairs.kind == TWINS and c.captions.enabled:
         asked = c.captions
         vlm = _judge(JUDGES["photographic"], asked.dtype, asked.resources.batch)
         add("captions", asked.resources, _together([vlm]))
-    scoring, needs = [pickscore], [c.pickscore.resources]
-    if c.photographic.enabled:
-        filtered = c.photographic
-        scoring.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
-        needs.append(filtered.resources)
-    add("scored", shared_worker(needs), _together(scoring))
-    painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
-    twins = [
-        (_weights(U2NET, "float32"), 0.1),
-        (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted),
-        pickscore,
-    ]
-    needs = [c.saliency.resources, c.perturb.resources, c.pickscore.resources]
-    add("twins", shared_worker(needs), _together(twins))
+    if c.pairs.kind == TWINS:
+        scoring, needs = [pickscore], [c.pickscore.resources]
+        if c.photographic.enabled:
+            filtered = c.photographic
+            scoring.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
+            needs.append(filtered.resources)
+        add("scored", shared_worker(needs), _together(scoring))
+        painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
+        twins = [
+            (_weights(U2NET, "float32"), 0.1),
+            (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted),
+            pickscore,
+        ]
+        needs = [c.saliency.resources, c.perturb.resources, c.pickscore.resources]
+        add("twins", shared_worker(needs), _together(twins))
     precision = BYTES[c.base.dtype] / 2
     encoders = _weights(size.text + size.autoencoder, c.base.dtype)
     images = 4 * c.cache.resources.batch  # of a pair: two sides, each as it is and mirrored

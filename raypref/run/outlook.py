@@ -11,22 +11,23 @@ from typing import NamedTuple
 from raypref.core.config import Section, flatten
 from raypref.core.ledger import join
 from raypref.core.messages import without_secrets
-from raypref.core.progress import counted, duration
+from raypref.core.progress import duration
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import BASE
 from raypref.evaluate.sets import DEFAULT_COUNT
 from raypref.models.hub import hub_id
+from raypref.pairs.config import TWINS
+from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
 from raypref.run.memory_plan import predicted_gib
 from raypref.run.pipeline import Run, Step
-from raypref.sources.index import counts_of
 
 WIDTH = 100  # columns
 MOST = 3  # names on a line
 LONG = ("steps", "GPU memory", "changed", "downloads", "note")  # may take two lines
-PATHS = ("photographs", "page")
+PATHS = ("photographs", "labels", "page")
 QUICK = ("card", "report")  # take seconds, and are written anew every time
 DOWNLOADS = {"sd15": 12, "sd35m": 33}  # GB of a preset's weights
 EMBEDDED = (
@@ -61,12 +62,14 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
     states = step_states(run, only=only)
     steps = {step.name: step for step in run.steps}
     waiting = [steps[name] for name, state in states.items() if state != "done"]
+    source = f"{kind_of(run.config).terms.input}s"
     told = {
-        "photographs": _photographs(run),
+        source: run.curation.described(),
         "steps": " > ".join(states),
+        **_trainings(run.config),
         **_by_state(states),
         **_needs(steps_lacking(run, only=only)),
-        **_changed(steps[name] for name, state in states.items() if state == "changed"),
+        **_changed(run, [steps[name] for name, state in states.items() if state == "changed"]),
         **_expected(run, waiting, estimate),
         "GPU memory": _gpu_memory(run.config, waiting),
         "downloads": _downloads(run, waiting),
@@ -74,7 +77,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
     if "report" in states:
         told["page"] = without_secrets(join(run.folder, "report", "index.html"))
     if shows_embedded_models(run.config):
-        told["note"] = EMBEDDED
+        told["note"] = embedded_note(run.config)
     return [f"run folder   {without_secrets(run.folder)}", *_lines(told)]
 
 
@@ -99,6 +102,11 @@ def step_states(run: Run, *, only: Collection[str] = ()) -> dict[str, str]:
     return {step.name: _state(step) for step in run.steps if is_part(step, only)}
 
 
+def embedded_note(config: RunConfig) -> str:
+    """What is said where photographs, or labelled images, go through the embedded models."""
+    return EMBEDDED.replace("photographs", kind_of(config).terms.images)
+
+
 def shows_embedded_models(config: RunConfig) -> bool:
     """Whether photographs of one's own go through the small embedded models."""
     own = scheme_of(config.source.path) is None
@@ -114,15 +122,15 @@ def _state(step: Step) -> str:
     return "half done" if states - {"absent"} else "to do"
 
 
-def _photographs(run: Run) -> str:
-    source = run.config.source
-    _ = run.curation.index.settings  # lists the source
-    counts = counts_of(source)
-    if counts is None:
-        return f"counted as they are read, in {without_secrets(source.path)}"
-    entries = counted(counts.entries, "photograph")
-    with_one = "all" if counts.captions == counts.entries else f"{counts.captions}"
-    return f"{entries}, {with_one} with a caption, in {without_secrets(source.path)}"
+def _trainings(config: RunConfig) -> dict[str, str]:
+    """Which trainings the kind of pairs has by default; nothing for photographs."""
+    default = kind_of(config).trainings
+    if config.pairs.kind == TWINS or config.trainings != default:
+        return {}
+    if not default:
+        return {"trainings": "none: name one with an objective for single images, trainings=NAME"}
+    named = ", ".join(default)
+    return {"trainings": f"{named}, Diffusion-DPO on labelled pairs; trainings=NAME names others"}
 
 
 def _by_state(states: dict[str, str]) -> dict[str, str]:
@@ -140,12 +148,13 @@ def _needs(lacking: list[Step]) -> dict[str, str]:
     return {"needs first": f"{first.name} (raypref {command_of(first)})"} if first else {}
 
 
-def _changed(steps: Iterable[Step]) -> dict[str, str]:
+def _changed(run: Run, steps: Iterable[Step]) -> dict[str, str]:
     """What was made with other settings, told of the first step of all that were."""
     first = next(iter(steps), None)
     if first is None:
         return {}
-    return {"changed": f"{first.name}: {changes_of(first)}; take run=NEW, or --redo to replace it"}
+    changes = changes_of(run, first)
+    return {"changed": f"{first.name}: {changes}; take run=NEW, or --redo to replace it"}
 
 
 def _expected(run: Run, waiting: list[Step], estimate: Estimate) -> dict[str, str]:
@@ -177,8 +186,7 @@ def _minutes(seconds: float) -> str:
 def _amount(run: Run, step: Step) -> float | None:
     """How many units of work a step is, where the settings alone do not say it."""
     if step.name == "pairs":
-        counts = counts_of(run.config.source)
-        return counts.entries if counts else None
+        return run.curation.entries()
     if step.name == "evaluation":
         return _images(run) * len(run.config.evaluate.seeds)
     return None
@@ -244,8 +252,7 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
     config = run.config
     sections: list[Section] = []
     if "pairs" in steps:
-        sections += [config.saliency, config.perturb, config.pickscore]
-        sections += [s for s in (config.captions, config.photographic) if s.enabled]
+        sections += kind_of(config).used(config).values()
     if {*steps} - {"pairs", "export", "card", "report"}:
         sections.append(config.base)
     if "evaluation" in steps:

@@ -34,7 +34,6 @@ from raypref.core.ledger import (
 from raypref.core.progress import Progress, Work
 from raypref.core.tracking import Tracker
 from raypref.curate.export import export
-from raypref.curate.graph import Curation
 from raypref.engine.stream import stream
 from raypref.evaluate import tables
 from raypref.evaluate.every import Evaluations
@@ -44,6 +43,8 @@ from raypref.evaluate.sets import PromptSet, PromptSets
 from raypref.models import checks
 from raypref.models.fuse import fuse
 from raypref.models.lora_formats import shared_name
+from raypref.pairs.kinds import kind_of, maker_of
+from raypref.pairs.maker import PairMaker
 from raypref.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ class Run:
         self.page_told = False  # whether the log says where the page is
 
     @cached_property
-    def curation(self) -> Curation:
-        """Photographs to pairs."""
-        return Curation(self.config, place=self.place)
+    def curation(self) -> PairMaker:
+        """Photographs, or labels, to pairs."""
+        return maker_of(self.config, place=self.place)
 
     @cached_property
     def cache(self) -> Ledger:
@@ -118,6 +119,7 @@ class Run:
             lora=c.lora,
             cache=self.cache,
             pairs=self.curation.pairs,
+            columns=kind_of(c).columns.names,
             place=self.place,
             seed=c.seed + c.training_seed,
             run=c.run,
@@ -136,9 +138,9 @@ class Run:
     @cached_property
     def evaluations(self) -> Evaluations:
         """Images, scores and tables of all prompt sets."""
-        c, photos = self.config, self.curation.photos
+        c, inputs = self.config, self.curation.inputs
         sets = PromptSets(
-            c.evaluate, folder=self.folder, photos=photos, seed=c.seed, redo=self.redo
+            c.evaluate, folder=self.folder, photos=inputs, seed=c.seed, redo=self.redo
         )
         return Evaluations(sets, self._evaluation)
 
@@ -182,9 +184,6 @@ class Run:
         """The steps in order."""
         c, ev, align = self.config, self.evaluation, self.alignment
         base = partial(checks.check_base, c.base)
-        reward = (c.pickscore.model_folder, c.pickscore.processor_folder)
-        artworks = (c.photographic.folder,) if c.photographic.enabled else ()
-        captioner = (c.captions.folder,) if c.captions.enabled else ()
         sides = tuple(
             partial(checks.check_side, c.base, side, key=key)
             for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
@@ -212,10 +211,7 @@ class Run:
                 "pairs",
                 lambda: self.curation.ledgers,
                 self._curate,
-                (
-                    *(c.saliency.file, partial(c.perturb.check, c.images.size)),
-                    *(*reward, *artworks, *captioner),
-                ),
+                self.curation.needs,
                 read=bool(train),  # LoRAs of others can be evaluated without
             ),
             *(
@@ -339,9 +335,8 @@ class Run:
         """What must be said before any number of the run; empty for nothing."""
         from raypref.report.embedded import banner
 
-        return banner(
-            (self.config.base.model, self.config.pickscore.model), self.config.source.path
-        )
+        models = (self.config.base.model, self.config.pickscore.model)
+        return banner(models, self.config.source.path, kind_of(self.config).terms.images)
 
     def _card(self) -> Work:
         from raypref.report.card import model_card
@@ -362,6 +357,7 @@ class Run:
             shared=shared_name(c.run, self.alignment.final),
             licence=c.model.license,
             photographs=c.source.license,
+            kind=kind_of(c),
             counts=self.curation.pairs.manifest()["counts"],
             starts_from=first if plan.is_weights(first, trainings) else "",
             trainings={name: _results_of(trainings[name]) for name in chain},

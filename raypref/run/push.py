@@ -20,6 +20,9 @@ from raypref.core.messages import without_secrets
 from raypref.curate.cards import CARD
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
+from raypref.pairs.config import TWINS
+from raypref.pairs.kinds import KINDS
+from raypref.pairs.maker import Kind
 from raypref.run.config import RunConfig
 from raypref.run.upload import HUB_CARD, PushFailed, Upload, send
 
@@ -49,14 +52,16 @@ def push(words: Sequence[str], program: str) -> int:
         return DONE
     given = parser.parse_args(words)
     folder, settings = find_run(given.run)
+    kind = _kind(settings)
     licence = given.license or settings.get("source", {}).get("license", UNKNOWN)
     if not given.license and licence == UNKNOWN:
         raise InputError(
-            "the licence of the photographs is not known, and others may read what is pushed; say "
-            "it with --license as the hub spells it (cc-by-4.0; other where its list has none)"
+            f"the licence of the {kind.terms.images} is not known, and others may read what is "
+            "pushed; say it with --license as the hub spells it (cc-by-4.0; other where its list "
+            "has none)"
         )
     uploads = collect(folder, settings, what=given.what, repo=given.repo, licence=licence)
-    print(described(folder, uploads, public=given.public, licence=licence))
+    print(described(folder, uploads, public=given.public, licence=licence, kind=kind))
     if given.dry_run:
         return DONE
     _require_token()
@@ -86,7 +91,7 @@ def _arguments(program: str) -> _Parser:
     add("--repo", metavar="OWNER/NAME", required=True, type=_repo, help="of both repositories")
     add("--what", choices=(PAIRS, LORA, BOTH), default=BOTH, help="default: both")
     add("--public", action="store_true", help="for everybody; private otherwise")
-    add("--license", metavar="LICENCE", type=_licence, help="of the photographs")
+    add("--license", metavar="LICENCE", type=_licence, help="of the photographs, or the images")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="show what would go, then stop")
     return parser
@@ -122,6 +127,11 @@ def find_run(named: str) -> tuple[str, dict[str, Any]]:
     raise InputError(f"there is no run '{without_secrets(named)}': no {said}")
 
 
+def _kind(settings: Mapping[str, Any]) -> Kind:
+    """Of the pairs of a run, which another version may have made."""
+    return KINDS.get(settings.get("pairs", {}).get("kind", TWINS), KINDS[TWINS])
+
+
 def collect(
     folder: str, settings: Mapping[str, Any], *, what: str, repo: str, licence: str
 ) -> list[Upload]:
@@ -132,7 +142,7 @@ def collect(
         settings: its own.
         what: `pairs`, `lora` or `both`.
         repo: OWNER/NAME; a dataset and a model may share it.
-        licence: of the photographs, for the cards.
+        licence: of the photographs or labelled images, for the cards.
 
     Raises:
         InputError: something is not made yet; says what to run.
@@ -176,8 +186,8 @@ def _lora(
     fix = f"`raypref run {join(folder, 'config.toml')}` writes one"
     text = _read(ledger.path, (HUB_CARD,), fix=fix)
     text = text.replace('load_lora_weights("."', f'load_lora_weights("{repo}"')
-    said = f"Licence of the photographs: {licence}."
-    text = re.sub(r"^Licence of the photographs: .*$", said, text, flags=re.MULTILINE)
+    said = rf"\1: {licence}."
+    text = re.sub(r"^(Licence of the \w+): .*$", said, text, flags=re.MULTILINE)
     card = ModelCard(text, ignore_metadata_errors=True)
     if with_pairs:
         card.data["datasets"] = [repo]
@@ -194,7 +204,9 @@ def _read(folder: str, names: Sequence[str], *, fix: str) -> str:
     raise InputError(f"{folder} has no card; {fix}")
 
 
-def described(folder: str, uploads: Sequence[Upload], *, public: bool, licence: str) -> str:
+def described(
+    folder: str, uploads: Sequence[Upload], *, public: bool, licence: str, kind: Kind
+) -> str:
     """What goes, for a person to agree to: repositories, files, bytes, who may read it."""
     import huggingface_hub as hub
 
@@ -208,9 +220,9 @@ def described(folder: str, uploads: Sequence[Upload], *, public: bool, licence: 
         total = _bytes(sum(sizes.values()))
         lines.append(f"\n{upload.kind} {upload.repo} ({seen}): {len(sizes)} files, {total}")
         lines += [f"  {name:<40} {_bytes(count):>10}" for name, count in sizes.items()]
-    lines.append(f"\nLicence of the photographs: {licence}")
+    lines.append(f"\nLicence of the {kind.terms.images}: {licence}")
     if any(upload.kind == "dataset" for upload in uploads):
-        lines.append("The pairs hold the photographs themselves, their captions and file names.")
+        lines.append(f"The pairs hold {kind.terms.hold}.")
     return "\n".join(lines)
 
 

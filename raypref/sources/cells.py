@@ -115,6 +115,25 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
 
 
+def entry_type(kind: pa.DataType) -> pa.DataType:
+    """What a dictionary's entries are."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    plain = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return plain or pa.types.is_fixed_size_list(kind)
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column can hold images: bytes, or Hugging Face's struct of bytes and path."""
+    kind = entry_type(kind)
+    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    plain = plain or kind == pa.binary_view() or pa.types.is_fixed_size_binary(kind)
+    return plain or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
 def image(store: Store, file: str, column: str, row: int, *, max_bytes: int) -> bytes:
     """One row's image. Of its row group only this column is read, a row at a time.
 
@@ -134,6 +153,11 @@ def image(store: Store, file: str, column: str, row: int, *, max_bytes: int) -> 
         if isinstance(store, RemoteStore) and isinstance(error, OSError):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{file}: {error}") from None
+    return image_in(found, file, row, max_bytes=max_bytes)
+
+
+def image_in(found: Any, file: str, row: int, *, max_bytes: int) -> bytes:
+    """The image that a cell's value is or holds. SourceError where it holds none."""
     # Hugging Face's image struct may hold a path instead of bytes: never followed, a foreign file
     # could then name any file of this machine.
     data = found.get("bytes") if isinstance(found, dict) else found

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 from pydantic import AfterValidator
@@ -31,8 +31,10 @@ from raypref.sources.layouts import REGISTRY, giving, known
 from raypref.sources.reading import read
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 
+T = TypeVar("T")
 _SAMPLE = 2**16  # bytes at either end of a shard
 _READERS = 8  # shards sampled side by side
+_LAYOUT = known("photographs", "pairs", "images", others=("auto",))
 
 
 def _absolute(roots: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,12 +50,13 @@ class SourceConfig(Section):
         "folder, file or URI (s3://, gs://); tiny:world for the embedded photographs",
         affects_result=False,  # the digest of what it lists does
     )
-    layout: Annotated[str, AfterValidator(known("photographs", "auto"))] = setting(
+    layout: Annotated[str, AfterValidator(_LAYOUT)] = setting(
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
         "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
-        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart",
+        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart; of "
+        "labelled pairs: labelled, pickapic, hpdv2, hpdv3, imagereward, webdataset, all told apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),
@@ -127,7 +130,12 @@ def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
 
 def _photographs(layout: str, config: SourceConfig, store: Store) -> Iterator[Row]:
     listing = REGISTRY[layout].photographs
-    assert listing is not None, f"{layout} gives photographs: the setting is checked"
+    if listing is None:
+        names = ", ".join(giving("photographs"))
+        raise InputError(
+            f"source.layout: {layout} gives labelled pairs, no photographs; layouts of "
+            f"photographs are {names}"
+        )
     return listing(store, config.columns())
 
 
@@ -198,7 +206,7 @@ def counts_of(config: SourceConfig) -> Counted | None:
     return _counted.get(config)
 
 
-_known: dict[SourceConfig, str] | None = None  # digests, within `unchanged`
+_known: dict[Hashable, Any] | None = None  # what was read of sources, within `unchanged`
 
 
 @contextmanager
@@ -210,6 +218,21 @@ def unchanged() -> Iterator[None]:
         yield
     finally:
         _known = before
+
+
+def remembered(key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` reads of a source, read once within `unchanged`.
+
+    Args:
+        key: tells it from all else that is read.
+        make: reads it.
+    """
+    if _known is None:
+        return make()
+    if key not in _known:
+        _known[key] = make()
+    found: T = _known[key]
+    return found
 
 
 def digest(config: SourceConfig, *, bare: bool = False) -> str:
@@ -225,11 +248,7 @@ def digest(config: SourceConfig, *, bare: bool = False) -> str:
     Raises:
         InputError: nothing there, or no captions at all; says what was looked for.
     """
-    if _known is None:
-        return _digest(config, bare)
-    if config not in _known:
-        _known[config] = _digest(config, bare)
-    return _known[config]
+    return remembered(config, lambda: _digest(config, bare))
 
 
 def _digest(config: SourceConfig, bare: bool) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import posixpath
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +19,8 @@ from raypref.sources.store import LocalStore, RemoteStore, SourceError, Store
 
 SCAN_BYTES = 2**20
 LINE = 2**24  # characters of a line of text
+PACKED = ".gz"
+_DAMAGED = "#//damaged"  # no entry of a file has this id
 FOLDERS = 16  # whose listings are kept at a time
 # First bytes of a file that stands for one not fetched -> what it is and what fetches it.
 _POINTERS = {
@@ -23,6 +28,7 @@ _POINTERS = {
     b"/annex/objects/": "a git-annex pointer; run 'git annex get'",
 }
 
+T = TypeVar("T")
 Look = Callable[[str], tuple[str, int | None]]  # from a name to the file that is there, its bytes
 
 
@@ -87,21 +93,46 @@ def sound_files(
     Raises:
         InputError: not one of them can be read.
     """
-    damaged: list[Row] = []
-    sound = False
+    yield from sound(store, files, rows, _dropped)
+
+
+def _dropped(id_: str, problem: str) -> Row:
+    return index_row(id_, id_.removesuffix(_DAMAGED), None, problem=problem)
+
+
+def sound(
+    store: Store,
+    files: Iterable[str],
+    entries: Callable[[str], Iterator[T]],
+    dropped: Callable[[str, str], T],
+) -> Iterator[T]:
+    """The entries of each file, and one for each file that cannot be read.
+
+    Args:
+        store: where they lie.
+        files: their names.
+        entries: lists those of a file.
+        dropped: makes the entry of a damaged file of its id and the problem.
+
+    Raises:
+        InputError: not one of them can be read.
+    """
+    damaged: list[SourceError] = []
+    left: list[T] = []
+    any_sound = False
     for file in files:
         try:
-            for row in rows(file):
-                yield row
-                sound = True
-            sound = True
+            for entry in entries(file):
+                yield entry
+                any_sound = True
+            any_sound = True
         except SourceError as error:
-            problem = f"{error.reason}: {error.message}"
-            damaged.append(index_row(f"{file}#//damaged", file, None, problem=problem))
-    if damaged and not sound:
-        said = str(damaged[0]["problem"]).partition(": ")[2]
-        raise InputError(f"source.path: '{store.path}': {said}")
-    yield from damaged
+            damaged.append(error)
+            said = f"{error.reason}: {error.message}"
+            left.append(dropped(file + _DAMAGED, said))
+    if damaged and not any_sound:
+        raise InputError(f"source.path: '{store.path}': {damaged[0].message}")
+    yield from left
 
 
 def scan(store: Store, name: str) -> io.BufferedReader:
@@ -109,20 +140,25 @@ def scan(store: Store, name: str) -> io.BufferedReader:
     return io.BufferedReader(store.open(name), SCAN_BYTES)  # type: ignore[arg-type]
 
 
-def text_lines(store: Store, name: str, newline: str | None = None) -> Iterator[str]:
+def text_lines(
+    store: Store, name: str, newline: str | None = None, errors: str = "strict"
+) -> Iterator[str]:
     """The lines of a text file in UTF-8, without the byte order mark that spreadsheets write.
 
     Args:
         store: where it lies.
-        name: the file's.
+        name: the file's; one that ends in .gz is unpacked line by line.
         newline: as for `open`.
+        errors: as for `open`.
 
     Raises:
         SourceError: it is not UTF-8, has a line too long for memory, or cannot be read.
         OSError: an object store failed.
     """
     try:
-        with io.TextIOWrapper(scan(store, name), encoding="utf-8-sig", newline=newline) as text:
+        with io.TextIOWrapper(
+            unpacked(store, name), encoding="utf-8-sig", newline=newline, errors=errors
+        ) as text:
             while line := text.readline(LINE):
                 if len(line) == LINE and line[-1] not in "\r\n":
                     said = f"{name} has a line of more than {LINE} characters"
@@ -130,10 +166,20 @@ def text_lines(store: Store, name: str, newline: str | None = None) -> Iterator[
                 yield line
     except UnicodeDecodeError as error:
         raise SourceError("bad_encoding", f"{name} is not UTF-8 text: {error}") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise damage(store, name, f"{name} cannot be unpacked: {error}") from None
     except OSError as error:
         if isinstance(store, RemoteStore):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{name} cannot be read: {error}") from None
+
+
+def unpacked(store: Store, name: str) -> io.BufferedReader:
+    """A file to be read from its beginning to its end, unpacked where its name ends in .gz."""
+    file = scan(store, name)
+    if not name.endswith(PACKED):
+        return file
+    return io.BufferedReader(gzip.GzipFile(fileobj=file), SCAN_BYTES)
 
 
 def shown(store: Store, name: str) -> str:

@@ -15,6 +15,7 @@ ORDER = (
     *(
         "test_workers.py",
         "test_examples.py",
+        "test_labelled_run.py",
         "test_interrupt.py",
         "test_full_disk.py",
         "test_remake.py",

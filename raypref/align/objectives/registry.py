@@ -4,13 +4,24 @@ Settings are read where torch is not: a file imports it in its functions.
 """
 
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.arena import ArenaPO, FixedMargin
+from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
 from raypref.align.objectives.dro import DRO
+from raypref.align.objectives.dspo import DSPO
+from raypref.align.objectives.fdpo import FDPO
 from raypref.align.objectives.hinge import Hinge
 from raypref.align.objectives.ipo import IPO
 from raypref.align.objectives.kto import KTO
+from raypref.align.objectives.linear_dpo import LinearDPO
+from raypref.align.objectives.mapo import MaPO
+from raypref.align.objectives.noisy_labels import CDPO, RDPO
+from raypref.align.objectives.sdpo import SDPO
 from raypref.align.objectives.sft import SFT
+from raypref.align.objectives.simpo import SimPO
+from raypref.align.objectives.smpo import SmPO
+from raypref.align.objectives.spin import SPIN
 
 # By the value of `train.NAME.objective`.
 OBJECTIVES: dict[str, type[TrainingConfig]] = {
@@ -21,4 +32,17 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "kto": KTO,
     "dpo_sft": DPOSFT,
     "sft": SFT,
+    "arena": ArenaPO,
+    "fixed_margin": FixedMargin,
+    "cdpo": CDPO,
+    "rdpo": RDPO,
+    "smpo": SmPO,
+    "sdpo": SDPO,
+    "dspo": DSPO,
+    "dmpo": DMPO,
+    "fdpo": FDPO,
+    "linear_dpo": LinearDPO,
+    "mapo": MaPO,
+    "simpo": SimPO,
+    "spin": SPIN,
 }

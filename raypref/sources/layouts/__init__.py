@@ -18,6 +18,7 @@ from raypref.sources.layouts import (
     imagereward,
     json_list,
     jsonl,
+    labelled,
     parquet,
     pickapic,
     table,
@@ -35,25 +36,29 @@ REGISTRY: dict[str, Layout] = {
     "civitai": civitai.LAYOUT,
     "imagereward": imagereward.LAYOUT,
     "hpdv2": hpdv2.LAYOUT,
+    "labelled": labelled.LAYOUT,
     "text": text.LAYOUT,
     "table": table.LAYOUT,
     "json": json_list.LAYOUT,
 }
 
 
-def giving(what: Literal["photographs", "pairs", "prompts"]) -> dict[str, Layout]:
-    """The registered layouts that give photographs, labelled pairs, or prompts."""
+What = Literal["photographs", "pairs", "images", "prompts"]
+
+
+def giving(what: What) -> dict[str, Layout]:
+    """The registered layouts that give photographs, labelled pairs or images, or prompts."""
     return {name: layout for name, layout in REGISTRY.items() if getattr(layout, what)}
 
 
-def known(what: Literal["photographs", "pairs"], *others: str) -> Callable[[str], str]:
-    """A check of a setting: the name of a registered layout that gives this, or one of the others.
+def known(*kinds: What, others: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """A check of a setting: the name of a registered layout that gives one of these, or of others.
 
     ValueError lists the names there are when the setting is read.
     """
 
     def check(name: str) -> str:
-        names = [*others, *giving(what)]
+        names = [*others, *dict.fromkeys(name for what in kinds for name in giving(what))]
         if name not in names:
             raise ValueError(f"it is one of {', '.join(names)}")
         return name

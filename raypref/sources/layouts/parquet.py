@@ -13,7 +13,19 @@ from raypref.core.messages import first_line
 from raypref.core.rows import Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import PATH_KEYS, Columns
-from raypref.sources.cells import files, is_text, pick, row_id, rows_of, schema_of, text, value
+from raypref.sources.cells import (
+    entry_type,
+    files,
+    holds_bytes,
+    is_list,
+    is_text,
+    pick,
+    row_id,
+    rows_of,
+    schema_of,
+    text,
+    value,
+)
 from raypref.sources.prompts import GROUPINGS, IDS, Prompt, column, of_record
 from raypref.sources.reading import lookup, shown, sound_files
 from raypref.sources.store import SourceError, Store
@@ -61,7 +73,7 @@ def prompts(store: Store, file: str) -> Iterator[Prompt]:
     try:
         schema = schema_of(store, file)
         found = column(where, schema.names)
-        kind = _inner(schema.field(found).type)
+        kind = entry_type(schema.field(found).type)
         if not is_text(kind):
             raise InputError(f"{where}: column '{found}' holds {kind}, not text")
         more = [name for name in schema.names if name.lower() in (*GROUPINGS, *IDS)]
@@ -90,9 +102,9 @@ def _has_images(store: Store, file: str, columns: Columns) -> bool:
 
 
 def _must_be_text(kind: pa.DataType, file: str, column: str) -> None:
-    kind = _inner(kind)
-    texts = kind.value_type if _is_list(kind) else kind
-    if not (is_text(_inner(texts)) or pa.types.is_null(texts)):
+    kind = entry_type(kind)
+    texts = kind.value_type if is_list(kind) else kind
+    if not (is_text(entry_type(texts)) or pa.types.is_null(texts)):
         raise InputError(
             f"{file}: the column {column} holds {kind}, no captions; name the column that holds "
             "text, or lists of text, with source.caption_column"
@@ -101,30 +113,15 @@ def _must_be_text(kind: pa.DataType, file: str, column: str) -> None:
 
 def _holds_images(kind: pa.DataType, file: str, column: str) -> bool:
     """Whether a column holds images; False: paths of them."""
-    kind = _inner(kind)
+    kind = entry_type(kind)
     if is_text(kind) or pa.types.is_null(kind):
         return False
-    if _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+    if holds_bytes(kind):
         return True
     raise InputError(
         f"{file}: the column {column} holds {kind}, neither images (bytes, or a struct with bytes) "
         "nor paths (text); name another one with source.image_column"
     )
-
-
-def _inner(kind: pa.DataType) -> pa.DataType:
-    """What a dictionary's entries are."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return plain or kind == pa.binary_view() or pa.types.is_fixed_size_binary(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    plain = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return plain or pa.types.is_fixed_size_list(kind)
 
 
 def _texts(cell: pa.Scalar) -> list[str | None]:

@@ -11,10 +11,10 @@ import tarfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Self
+from typing import IO
 
 from raypref.core.rows import Row, index_row
-from raypref.sources import masks
+from raypref.sources import labels, masks
 from raypref.sources.base import Layout
 from raypref.sources.captions import (
     ENDS,
@@ -28,16 +28,12 @@ from raypref.sources.layouts.folder import IMAGE_SUFFIXES
 from raypref.sources.leftout import left_out_by
 from raypref.sources.names import one_form
 from raypref.sources.reading import damage, scan
+from raypref.sources.samples import images, pairs
 from raypref.sources.store import RemoteStore, SourceError, Store
+from raypref.sources.tar import Member, check_end, escaped, key_of
 
-LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 READERS = 8  # shards listed side by side
-HEADER_BYTES = 2**16  # of a long name or an extended header
 WAITING = 2**28  # characters of captions kept for images that come later in their shard
-_DESCRIBES = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
 Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
 
@@ -100,20 +96,17 @@ class _Shard:
         damaged: Row | None = None
         try:
             # "r:" takes no compression: of a compressed shard no member could be read by itself.
-            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as tar:
+            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=Member) as tar:
                 for member in tar:
                     # Else all headers of the shard stay in memory.
                     tar.members = []  # type: ignore[attr-defined]
                     if member.isdir() or left_out_by(member.name):
                         continue
-                    if sample and _key(member.name) != _key(sample[0].name):
+                    if sample and key_of(member.name) != key_of(sample[0].name):
                         yield from self._images(sample)
                         sample = []
                     sample.append(member)
-                # The library takes a broken header, and that nothing follows, for the end.
-                self.file.seek(tar.offset)
-                if self.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
+                check_end(self.file, tar)
             yield from self._images(sample)
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             if isinstance(self.store, RemoteStore) and isinstance(error, OSError):
@@ -134,7 +127,7 @@ class _Shard:
         taken = False
         for member in images:
             if _is_plain(member.name):
-                self.plain.setdefault(_key(member.name), member.name)
+                self.plain.setdefault(key_of(member.name), member.name)
         for member in images:
             own, shared = _text_names(member.name, texts)
             made = None if own else self._made_of(member.name)
@@ -154,7 +147,7 @@ class _Shard:
                 self.texts[name].append(text)
 
     def _row(self, member: tarfile.TarInfo, caption: str | None, problem: str | None) -> Row:
-        name = _escaped(member.name)
+        name = escaped(member.name)
         again = f"//{self.seen[name]}" if self.seen[name] else ""  # a tar may hold a name twice
         self.seen[name] += 1
         # Links would read what lies elsewhere; sparse files are not stored as they are.
@@ -182,7 +175,7 @@ class _Shard:
         if not own and (made := self._made_of(image)):
             return row | {"problem": made}
         if of is not None and not own and not shared:
-            return row | {"problem": _escaped(masks.problem(image, of))}
+            return row | {"problem": escaped(masks.problem(image, of))}
         caption, problem = first_caption(self._next(name) for name in [*own, *shared])
         return row | {"caption": caption, "problem": problem}
 
@@ -193,10 +186,10 @@ class _Shard:
 
     def _made_of(self, image: str) -> str | None:
         """What is wrong with a picture that only belongs to a photograph of the same key."""
-        of = self.plain.get(_key(image))
+        of = self.plain.get(key_of(image))
         if of is None or _is_plain(image):
             return None
-        return _escaped(masks.problem(image, of))
+        return escaped(masks.problem(image, of))
 
     def _caption(self, member: tarfile.TarInfo) -> Text:
         """What a text member says, or the problem with it."""
@@ -207,38 +200,6 @@ class _Shard:
         data = self.file.read(member.size)
         self.file.seek(position)  # where the archive's reader left it
         return caption_in(data, member.name, self.columns)
-
-
-class _Member(tarfile.TarInfo):
-    """A header that can do no harm: the library steps by any size, backwards too.
-
-    Raises tarfile.ReadError for a size that no member can have.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read a header."""
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _DESCRIBES and member.size > HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
-        return member
-
-    def _block(self, count: int) -> int:
-        # Where the next member begins; an extended header may have changed the size by then.
-        if not 0 <= count <= LARGEST:
-            raise tarfile.ReadError(f"a member of {count} bytes")
-        return int(super()._block(count))  # type: ignore[misc]
-
-
-def _escaped(text: str) -> str:
-    """A text without what is not UTF-8: it comes escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _key(name: str) -> str:
-    """Folder and name up to the first dot, as WebDataset defines it."""
-    folder, name = posixpath.split(one_form(name))
-    return posixpath.join(folder, name.split(".")[0])
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -254,18 +215,22 @@ def _name(name: str) -> str:
 
 def _is_plain(image: str) -> bool:
     """Whether the name has one suffix only."""
-    return _split(image)[0] == _key(image)
+    return _split(image)[0] == key_of(image)
 
 
 def _text_names(image: str, texts: Container[str]) -> tuple[list[str], list[str]]:
     """Of some texts, those of an image alone and those of its key, which all its images share."""
     own = sidecar_names(one_form(image))
-    shared = [_key(image) + end for end in ENDS]
+    shared = [key_of(image) + end for end in ENDS]
     return [n for n in own if n in texts], [n for n in shared if n in texts and n not in own]
 
 
 LAYOUT = Layout(
     photographs=photographs,
+    pairs=pairs,
+    images=images,
+    pairs_in=labels.names_pairs,
+    images_in=labels.names_images,
     suffixes=(".tar",),
     sampled=True,
     advice="add a photo.txt for each photo.jpg to the shards",

@@ -1,0 +1,1 @@
+"""Pairs: what becomes a preference pair, from people's labels too."""

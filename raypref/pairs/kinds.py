@@ -1,0 +1,118 @@
+"""The kinds of pairs that `pairs.kind` names: what is known of each, and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raypref.core.ledger import Place
+from raypref.curate.graph import Curation
+from raypref.curate.publish import PAIRS as TWIN_PAIRS
+from raypref.pairs.columns import PAIRS, SINGLE
+from raypref.pairs.config import TWINS, PairingConfig
+from raypref.pairs.labelled import LabelledPairs
+from raypref.pairs.maker import Kind, PairMaker, Terms
+
+_DECIDES = (
+    ("with a label", ("unlabelled",)),
+    ("confident enough", ("low_confidence",)),
+    ("not tied", ("tie",)),
+    ("within the limit", ("beyond_limit",)),
+)
+_REAL_ALIGN = """\
+@article{realalign2026,
+  title   = {When Preference Labels Fall Short: Aligning Diffusion Models from Real Data},
+  author  = {Chen, Weiyan and Deng, Weijian and Xiao, Yao and Tu, Weijie and Dong, Ziyi and
+             Radwan, Ibrahim and Lin, Liang and Wei, Pengxu},
+  journal = {arXiv preprint arXiv:2605.19839},
+  year    = {2026}
+}"""
+_DIFFUSION_DPO = """\
+@inproceedings{wallace2024diffusion,
+  title     = {Diffusion Model Alignment Using Direct Preference Optimization},
+  author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron
+               and Purushwalkam, Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq
+               and Naik, Nikhil},
+  booktitle = {CVPR},
+  year      = {2024}
+}"""
+_LABELS = Terms(
+    input="label",
+    images="images",
+    data="people's labels",
+    table="labels",
+    made="pair",
+    made_whole="preference pair",
+    hold="both images of each label, their prompts and generators' names",
+)
+KINDS = {
+    TWINS: Kind(
+        terms=Terms(
+            input="photograph",
+            images="photographs",
+            data="real photographs",
+            table="photos",
+            made="pair",
+            made_whole="preference pair",
+            hold="the photographs themselves, their captions and file names",
+        ),
+        sections=("saliency", "perturb", "pickscore", "captions", "photographic"),
+        limit=("select", "top_k"),
+        trainings=("stage1", "stage2", "stage2_alone"),
+        columns=TWIN_PAIRS,
+        filters=(
+            ("distinct", ("duplicate", "near_duplicate")),
+            ("above the mean colorfulness", ("low_colorfulness",)),
+            ("tried, best PickScore first", ("not_needed",)),
+            ("visibly degraded", ("negligible_degradation",)),
+            ("more colorful than the rejected image", ("less_colorful_than_twin",)),
+            ("best by PickScore", ("beyond_top_k",)),
+        ),
+        tags=("real-images",),
+        citation=_REAL_ALIGN,
+    ),
+    "labelled": Kind(
+        terms=_LABELS,
+        sections=(),
+        limit=("pairs", "limit"),
+        # Stage 1 learns from photographs; stage 2 starts from it. Alone it is Diffusion-DPO.
+        trainings=("stage2_alone",),
+        columns=PAIRS,
+        filters=_DECIDES,
+        tags=("human-preferences",),
+        citation=_DIFFUSION_DPO,
+    ),
+    "images": Kind(
+        terms=_LABELS._replace(
+            made="image",
+            made_whole="labelled image",
+            hold="the images, their prompts, scores and generators' names",
+        ),
+        sections=(),
+        limit=("pairs", "limit"),
+        trainings=(),  # there is no pair to compare: the person names an objective for images
+        columns=SINGLE,
+        filters=_DECIDES,
+        tags=("human-preferences",),
+        citation=_DIFFUSION_DPO,
+    ),
+}
+MAKERS: dict[str, Callable[..., PairMaker]] = {
+    TWINS: Curation,
+    "labelled": LabelledPairs,
+    "images": LabelledPairs,
+}
+
+
+def kind_of(config: PairingConfig) -> Kind:
+    """What is known of the pairs of a run."""
+    return KINDS[config.pairs.kind]
+
+
+def maker_of(config: PairingConfig, *, place: Place) -> PairMaker:
+    """What makes the pairs of a run.
+
+    Args:
+        config: everything that decides the pairs.
+        place: where its ledgers lie.
+    """
+    return MAKERS[config.pairs.kind](config, place=place)
