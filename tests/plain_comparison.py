@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_objectives import ENTRIES, Rows
 from plain_training import Plain, family_of
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -42,16 +43,22 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         hook.remove()
 
     config = LORAS[family]
+    rows = Rows(
+        [(caption, photo, twin(photo)) for caption, photo in photographs(10)],
+        {name: values.tolist() for name, values in facts_of(stage).items()},
+    )
+    if stage.objective in ENTRIES:
+        rows = ENTRIES[stage.objective].rows(stage, rows)
     plain = Plain(
         family_of(family, BASES[family].model),
-        [(caption, photo, twin(photo)) for caption, photo in photographs(10)],
+        rows.pairs,
         stage,
         targets=config.targets,
         rank=config.rank,
         alpha=config.alpha,
         seed=0,
         name=f"test-{stage.objective}",
-        facts={name: values.tolist() for name, values in facts_of(stage).items()},
+        facts=rows.facts,
     )
     for i in range(stage.steps):
         plain.step()

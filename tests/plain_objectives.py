@@ -8,12 +8,19 @@ of `ENTRIES`; `test_trained_objectives.py` trains each on both layouts against `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """What is trained on: caption, chosen and rejected image, and numbers of each row."""
+
+    pairs: list[tuple[str, Any, Any]]
+    facts: dict[str, list[float]]
 
 
 class Sample(NamedTuple):
@@ -23,6 +30,7 @@ class Sample(NamedTuple):
     rejected: tuple[Tensor, Tensor, Tensor]
     facts: Mapping[str, float] = {}  # columns of the pair
     t: float = 0.0  # timestep, 0 .. 1000
+    earlier: Sequence[float] = ()  # per earlier step but the last, mean gap of the sides it reads
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Entry:
 
     formula: Callable[[Any, Sample], Tensor]  # settings of the training, sample -> its loss
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rows: Callable[[Any, Rows], Rows] = lambda stage, rows: rows  # what it trains on
     also: tuple[Mapping[str, Any], ...] = ()  # other settings, compared on random tensors alone
 
 
@@ -68,9 +77,61 @@ def hinge(stage: Any, sample: Sample) -> Tensor:
 
 
 def kto(stage: Any, sample: Sample) -> Tensor:
-    better = -stage.beta / 2 * gap(sample.chosen)
-    worse = -stage.beta / 2 * gap(sample.rejected)
-    return (1 - sigmoid(better)) + (1 - sigmoid(-worse))
+    utility = {
+        "sigmoid": sigmoid,
+        "loss_averse": lambda x: torch.log(sigmoid(x)),
+        "risk_seeking": lambda x: -torch.log(1 - sigmoid(x)),
+    }[stage.utility]
+    point = 0.0
+    if stage.reference_point == "average" and sample.earlier:
+        recent = sample.earlier[-math.ceil(256 / stage.batch) :]
+        point = max(0.0, sum(-stage.beta / 2 * each for each in recent) / len(recent))
+    better = -stage.beta / 2 * gap(sample.chosen) - point
+    good = stage.desirable_weight * (1 - utility(better))
+    if stage.sample == "image":
+        bad = stage.undesirable_weight * (1 - utility(-better))
+        return good if sample.facts["score"] > stage.desirable_above else bad
+    worse = -stage.beta / 2 * gap(sample.rejected) - point
+    return good + stage.undesirable_weight * (1 - utility(-worse))
+
+
+def alone(stage: Any, rows: Rows) -> Rows:
+    """Every image a row, beside itself: the chosen ones have score 1, the rejected ones 0."""
+    images = [(text, image, image) for text, *both in rows.pairs for image in both]
+    facts = {name: [v for v in values for _ in range(2)] for name, values in rows.facts.items()}
+    return Rows(images, facts | {"score": [1.0, 0.0] * len(rows.pairs)})
+
+
+def alone_or_not(stage: Any, rows: Rows) -> Rows:
+    return alone(stage, rows) if stage.sample == "image" else rows
+
+
+def rwr(stage: Any, sample: Sample) -> Tensor:
+    phi, ref, target = sample.chosen
+    return sample.facts["w"] * error(phi, target) + stage.pretraining * error(phi, ref)
+
+
+def weighted(stage: Any, rows: Rows) -> Rows:
+    images = alone(stage, rows)
+    raised = [math.exp(score / stage.temperature) for score in images.facts["score"]]
+    mean = sum(raised) / len(raised)
+    return Rows(images.pairs, images.facts | {"w": [each / mean for each in raised]})
+
+
+def best(stage: Any, rows: Rows) -> Rows:
+    images = alone(stage, rows)
+    scores, prompts = images.facts["score"], images.facts["prompt"]
+    kept = []
+    for i in range(len(scores)):
+        ahead = [
+            j
+            for j in range(len(scores))
+            if prompts[j] == prompts[i] and (-scores[j], j) < (-scores[i], i)
+        ]
+        if len(ahead) < stage.best:
+            kept.append(i)
+    facts = {name: [values[i] for i in kept] for name, values in images.facts.items()}
+    return Rows([images.pairs[i] for i in kept], facts)
 
 
 def dpo_sft(stage: Any, sample: Sample) -> Tensor:
@@ -195,7 +256,9 @@ ENTRIES: dict[str, Entry] = {
     "dpo-discount": Entry(dpo, BETA | {"discount": 0.2}),
     "ipo": Entry(ipo, BETA),
     "hinge": Entry(hinge, BETA),
-    "kto": Entry(kto, BETA),
+    "kto": Entry(kto, BETA, alone_or_not),
+    "rwr": Entry(rwr, {"temperature": 0.5, "pretraining": 0.3}, weighted),
+    "raft": Entry(sft, {}, best),
     "dpo_sft": Entry(dpo_sft, BETA | {"sft_weight": 0.2}),
     "sft": Entry(sft),
     "arena": Entry(

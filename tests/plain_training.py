@@ -23,7 +23,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from plain_objectives import FORMULAS, Sample
+from plain_objectives import FORMULAS, Sample, gap
 from torch import Tensor, nn
 
 T = 1000
@@ -203,6 +203,7 @@ class Plain:
     seed: int
     name: str
     facts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # columns, one per pair
+    gaps: list[float] = field(default_factory=list)  # per step, mean over samples and sides
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: list[list[Tensor]] = field(default_factory=list)
@@ -227,6 +228,7 @@ class Plain:
         if hasattr(stage, "policy_lag") and n % stage.policy_lag == 0:
             self.policy = copy.deepcopy(self.learner)
         total = 0.0
+        self.gaps.append(0.0)
         for index in range(stage.batch):
             loss = self.loss(n, index) / stage.batch
             loss.backward()
@@ -243,6 +245,13 @@ class Plain:
         decay = 0.0 if n == 0 else min(stage.ema_decay, (1 + n) / (10 + n))
         for mean, p in zip(self.shadow, self.parameters, strict=True):
             mean.copy_(decay * mean + (1 - decay) * p.detach())
+        if stage.reference == "ema":
+            ours, theirs = (
+                [p for name, p in network.named_parameters() if name.endswith((".down", ".up"))]
+                for network in (self.learner, self.reference)
+            )
+            for p, q in zip(ours, theirs, strict=True):
+                q.data = stage.reference_decay * q.data + (1 - stage.reference_decay) * p.data
         self.losses.append(total)
         self.norms.append(norm)
         self.weights.append([p.detach().clone() for p in self.parameters])
@@ -254,7 +263,7 @@ class Plain:
         order = torch.randperm(
             len(self.pairs), generator=seeded(self.seed, self.name, "epoch", epoch)
         )
-        pair = int(order[place])
+        pair = self.in_curriculum(int(order[place]), step)
         g = seeded(self.seed, self.name, "sample", step, index)
         flip_draw, drop_draw = torch.rand(2, generator=g).tolist()
         flip = flip_draw < stage.flip
@@ -299,9 +308,23 @@ class Plain:
             (predict(self.learner)(loser, t), ref_loser, loser_target),
             {name: values[pair] for name, values in self.facts.items()},
             t,
+            self.gaps[: max(0, step - 1)],
         )
+        read = (sample.chosen, sample.rejected)[: len(stage.sides)]
+        self.gaps[step] += sum(gap(side).item() for side in read) / len(read) / stage.batch
         discount = getattr(stage, "discount", 1.0) ** (1 - t / family.last)
         return discount * FORMULAS[stage.objective](stage, sample)
+
+    def in_curriculum(self, pair: int, step: int) -> int:
+        """Instead of a pair the one that an epoch's order comes to on the pairs that are open."""
+        stage, count = self.stage, len(self.pairs)
+        if stage.curriculum == "off":
+            return pair
+        start, end = stage.curriculum_start, stage.curriculum_end * stage.steps
+        share = start + (1 - start) * step / end if step < end else 1.0
+        number = max(1, round(share * count))
+        easiest = sorted(range(count), key=lambda p: (-self.facts["gap"][p], p))
+        return easiest[pair * number // count] if number < count else pair
 
     def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
         """Drawn from what the autoencoder says of the image, shifted and scaled."""
@@ -310,15 +333,16 @@ class Plain:
         return (mean + deviation * noise - (config.shift_factor or 0)) * config.scaling_factor
 
     def moments(self, pair: int, side: int, flip: bool) -> tuple[Tensor, Tensor]:
-        if (pair, side, flip) not in self.family.encoded:
-            image: Any = self.pairs[pair][side]
+        image: Any = self.pairs[pair][side]
+        key = image.tobytes(), flip
+        if key not in self.family.encoded:
             if flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             pixels = self.family.pipe.image_processor.preprocess(image).double()
             with torch.no_grad():
                 found = self.family.pipe.vae.encode(pixels).latent_dist
-            self.family.encoded[pair, side, flip] = found.mean[0], found.std[0]
-        return self.family.encoded[pair, side, flip]
+            self.family.encoded[key] = found.mean[0], found.std[0]
+        return self.family.encoded[key]
 
     def prompt(self, text: str) -> Any:
         if text not in self.family.encoded:

@@ -44,7 +44,7 @@ def test_its_settings_are_those_of_one_training(name: str) -> None:
     kind = OBJECTIVES[name]
     training = made(name)
     assert training.objective == name
-    assert training.sides in (("chosen", "rejected"), ("chosen",))
+    assert training.sides in (("chosen", "rejected"), ("chosen",), ("image",))
     for dotted, field in fields_of(kind):
         assert field.description, dotted
     decide = results_of({"t": training})

@@ -53,7 +53,7 @@ def loss_of(
     name: str, residuals: list[Residuals], **settings: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     made = objective(name, **settings)
-    facts = {fact: torch.ones_like(residuals[0].error) for fact in made.facts}
+    facts = {name: torch.ones_like(residuals[0].error) for name in made.facts}
     return made.loss(residuals[: len(made.sides)], facts)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,29 @@ def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path:
     common = {"steps": 20, "batch": 1, "lr": 1e-3}
     stage = training(name.partition("-")[0], **common, **ENTRIES[name].settings)
     compare(family, stage, tmp_path)
+
+
+AVERAGE = {"objective": "kto", "reference_point": "average", "desirable_weight": 3.0}
+FORMS: dict[str, dict[str, Any]] = {
+    "kto of images": AVERAGE | {"sample": "image", "batch": 2},
+    "kto loss averse": {"objective": "kto", "utility": "loss_averse", "undesirable_weight": 1.3},
+    "kto risk seeking": AVERAGE | {"utility": "risk_seeking"},
+    "a reference that follows": {"reference": "ema", "reference_decay": 0.8},
+    "a curriculum": {"curriculum": "easy_first", "curriculum_end": 0.8},
+}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("form", FORMS)
+def test_20_steps_of_other_forms_equal_a_plain_implementation(
+    form: str, family: str, tmp_path: Path
+) -> None:
+    settings = {"steps": 20, "batch": 1, "lr": 1e-3, "beta": 100.0, **FORMS[form]}
+    history, _ = compare(family, training(**settings), tmp_path)
+    if settings.get("reference_point") == "average":
+        points = [row["reference_point"] for row in history]
+        assert points[:2] == [0, 0]  # of step 1 it is not known yet
+        assert max(points) > 0
 
 
 def test_every_objective_has_an_entry() -> None:

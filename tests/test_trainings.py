@@ -88,10 +88,23 @@ def test_what_a_run_writes_down_and_what_a_table_changes_keep_the_rest(given):
     assert other.lr == (1e-4 if "train.stage2_alone.lr=1e-4" in given else 0.25)
 
 
-def test_a_table_that_reads_a_fact_the_pairs_lack_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(OBJECTIVES["dpo"], "facts", ("votes",))
-    needs = [need for step in run(tmp_path).steps if step.name == "stage2" for need in step.needs]
-    with pytest.raises(InputError, match=r"^train\.stage2\.objective=dpo reads votes of the pairs"):
+@pytest.mark.parametrize(
+    "facts, curriculum, reads",
+    [
+        (("votes",), "off", "objective=dpo reads votes"),
+        ((), "easy_first", "curriculum=easy_first reads gap_of_these"),
+    ],
+)
+def test_a_table_that_reads_a_fact_the_pairs_lack_is_refused_before_any_work(
+    facts, curriculum, reads, tmp_path, monkeypatch
+):
+    kind = OBJECTIVES["dpo"]
+    monkeypatch.setattr(kind, "facts", facts)
+    if not facts:  # whatever columns pairs will have
+        monkeypatch.setattr(kind, "columns", ("gap_of_these",))
+    steps = run(tmp_path, f"train.stage2.curriculum={curriculum}").steps
+    needs = [need for step in steps if step.name == "stage2" for need in step.needs]
+    with pytest.raises(InputError, match=rf"^train\.stage2\.{reads} of the pairs"):
         for need in needs:
             need()
 

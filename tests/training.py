@@ -92,7 +92,7 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
 def facts_of(stage: TrainingConfig, count: int = 10) -> dict[str, torch.Tensor]:
     """The columns of the pairs that an objective reads: numbers within 0 and 1, each its own."""
     found = {}
-    for name in stage.facts:
+    for name in stage.columns:
         generator = torch.Generator().manual_seed(seed_of(0, "fact", name))
         found[name] = torch.rand(count, generator=generator, dtype=torch.float64)
     return found

@@ -40,13 +40,13 @@ class Experience(Protocol):
 class TrainingConfig(Section):
     """One training, `[train.NAME]`. The common defaults are the paper's for SD-1.5."""
 
-    # Names of a sample's sides, in the order of `Samples.sides`.
-    sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     # Columns of the pairs, numbers, that the loss reads as `facts`.
     facts: ClassVar[tuple[str, ...]] = ()
     # What the learner is compared with: "ref" is the frozen reference, "policy" the policy; "" is
     # nothing, which saves its forward.
     against: ClassVar[str] = "ref"
+    # Whether it learns from labelled images: then their `score` is a fact too (`labelled.py`).
+    labelled: ClassVar[bool] = False
 
     objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
@@ -63,8 +63,17 @@ class TrainingConfig(Section):
     draws: str = setting(
         "", "stream of random numbers: trainings that share one see the same samples; empty: own"
     )
-    reference: Literal["start", "base"] = setting(
-        "start", "the frozen model to compare with: the one it starts from, or the base"
+    reference: Literal["start", "base", "ema"] = setting(
+        "start",
+        "the model to compare with: frozen, the one it starts from or the base; ema: begins as the "
+        "first and follows the learner",
+    )
+    reference_decay: float = setting(
+        0.999,
+        "with reference=ema, what the reference keeps of itself per optimizer step",
+        later=True,
+        ge=0,
+        lt=1,
     )
     steps: int = setting(1000, "optimizer steps", ge=1)
     batch: int = setting(256, "samples per optimizer step, over all workers", ge=1)
@@ -81,6 +90,22 @@ class TrainingConfig(Section):
     ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
     caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
     flip: float = setting(0.5, "share of samples mirrored, drawn once per pair", ge=0, le=1)
+    curriculum: Literal["off", "easy_first"] = setting(
+        "off",
+        "easy_first: begin with the pairs of the largest gap (column gap) and open the others by "
+        "and by",
+        later=True,
+    )
+    curriculum_start: float = setting(
+        0.25, "with a curriculum, share of the pairs open at the first step", later=True, gt=0, le=1
+    )
+    curriculum_end: float = setting(
+        0.5,
+        "with a curriculum, share of the steps after which all are open",
+        later=True,
+        ge=0,
+        le=1,
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in backward to save memory", affects_result=False
     )
@@ -125,6 +150,42 @@ class TrainingConfig(Section):
     )
     resources: Resources = Resources()
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Names of a sample's sides, in the order of `Samples.sides`."""
+        return ("chosen", "rejected")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the pairs, numbers, that this training reads."""
+        return (*self.facts, "gap") if self.curriculum != "off" else self.facts
+
+    def prepared(self, data: PairData, *, key: str) -> PairData:
+        """The pairs as this training reads them: here, as they are.
+
+        Where a loss needs a number over all pairs, or not all pairs are trained on, it is done
+        here, once.
+
+        Args:
+            data: all pairs.
+            key: of this training in the settings, for messages.
+
+        Raises:
+            InputError: it cannot train on them.
+        """
+        return data
+
+    def carried(self, history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+        """Facts that are the same for all samples of a step, from the metrics of earlier steps.
+
+        Those are averages over whole batches, and checkpoints hold them: neither the split of a
+        batch nor a kill changes them.
+
+        Args:
+            history: metrics of all steps but the last one, which the device may still be busy with.
+        """
+        return {}
+
     def experience(self) -> Experience:
         """What makes the samples of an optimizer step: here, stored pairs."""
         from raypref.align.experience import stored_pairs
@@ -157,20 +218,24 @@ class TrainingConfig(Section):
             history: metrics of every step so far, averages over the batch.
             key: of this training in the settings, for the message.
         """
+        return self.error_grown(history, "chosen", key=key)
+
+    def error_grown(self, history: Sequence[Mapping[str, float]], side: str, *, key: str) -> str:
+        """As `health`, over the metrics `ref_SIDE` and `SIDE_gap`."""
         steps = math.ceil(SAMPLES_COMPARED / self.batch)
         recent = history[-steps:]
         if len(recent) < steps:
             return ""  # too few samples to tell from chance
         if self.against:
-            reference, whose = sum(row["ref_chosen"] for row in recent), "the reference's"
-            ratio = 1 + sum(row["chosen_gap"] for row in recent) / reference
+            before, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
+            now = before + sum(row[f"{side}_gap"] for row in recent)
         else:
-            reference, whose = sum(row["chosen_error"] for row in history[:steps]), "that at first"
-            ratio = sum(row["chosen_error"] for row in recent) / reference
-        if ratio <= self.max_error_ratio:
+            before, whose = sum(row[f"{side}_error"] for row in history[:steps]), "that at first"
+            now = sum(row[f"{side}_error"] for row in recent)
+        if now <= self.max_error_ratio * before:
             return ""
         return (
-            f"the error on the chosen images is {ratio:.2f} times {whose}, more than "
+            f"the error on the {side} images is {now / before:.2f} times {whose}, more than "
             f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
 
@@ -226,7 +291,7 @@ class TrainingJob:
     lora: LoraConfig
     training: TrainingConfig
     cache: Ledger
-    pairs: Ledger | None  # whose columns are the objective's facts; None where it has none
+    pairs: Ledger | None  # whose columns the training reads; None where it reads none
     folder: str
     start: str | None
     seed: int

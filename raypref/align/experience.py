@@ -30,24 +30,34 @@ def stored_pairs(
     Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
     half of their pairs face different ways; here it is drawn once per pair.
     """
-    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
-    (timesteps_B,) = drawn.numbers
-    timesteps_B = timesteps_B.to(denoiser.device)
-    chosen_noise, rejected_noise, noise_BCHW = drawn.noises
-    sides = []
-    for which, own_noise in enumerate((chosen_noise, rejected_noise)):
-        latents_BCHW = data.latents(drawn.pairs, drawn.flips, own_noise, which=which)
-        noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        sides.append(Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW)))
-    return Samples(tuple(sides), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, noisy_BCHW))
+    return _stored(denoiser, data, training, draws, sides=2)
 
 
 def chosen_images(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Samples:
-    """The chosen image as in `stored_pairs`, alone."""
-    pairs = stored_pairs(denoiser, data, training, draws)
-    return pairs._replace(sides=pairs.sides[:1])
+    """The chosen image as in `stored_pairs`, alone; of single images, the one there is."""
+    return _stored(denoiser, data, training, draws, sides=1)
+
+
+def _stored(
+    denoiser: Denoiser,
+    data: PairData,
+    training: TrainingConfig,
+    draws: Sequence[Draw],
+    *,
+    sides: int,
+) -> Samples:
+    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
+    (timesteps_B,) = drawn.numbers
+    timesteps_B = timesteps_B.to(denoiser.device)
+    *own_noises, noise_BCHW = drawn.noises
+    found = []
+    for which, own_noise in enumerate(own_noises[:sides]):
+        latents_BCHW = data.latents(drawn.pairs, drawn.flips, own_noise, which=which)
+        noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        found.append(Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW)))
+    return Samples(tuple(found), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, noisy_BCHW))
 
 
 def policy_trajectories(

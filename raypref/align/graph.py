@@ -77,7 +77,7 @@ class Alignment:
                 lora=self.lora,
                 training=training,
                 cache=self.cache,
-                pairs=self.pairs if training.facts else None,
+                pairs=self.pairs if training.columns or training.labelled else None,
                 folder=self.trained[name].path,
                 start=starts.get(training.start),  # None: the base
                 seed=self.seed,
@@ -121,9 +121,11 @@ class Alignment:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact."""
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
-        if absent := [fact for fact in training.facts if fact not in self.columns]:
+        if absent := [column for column in training.columns if column not in self.columns]:
+            own = absent[0] in training.facts
+            reads = f"objective={training.objective}" if own else "curriculum=easy_first"
             raise InputError(
-                f"{key}.objective={training.objective} reads {', '.join(absent)} of the pairs, "
+                f"{key}.{reads} reads {', '.join(absent)} of the pairs, "
                 f"which have {', '.join(self.columns)}"
             )
         gpus = training.resources.num_gpus

@@ -1,5 +1,7 @@
 """What training reads of the pairs: latent moments and prompt embeddings, computed once.
 
+A ledger of single labelled images is one of pairs without rejected images: one side, not two.
+
 The VAE's moments (not a sample) are kept, for the image and its mirror image, so that every epoch
 draws fresh latent noise: exactly what encoding again would give, without the VAE. A mirrored
 latent is not the latent of the mirrored image, hence both.
@@ -7,6 +9,7 @@ latent is not the latent of the mirrored image, hence both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,7 +55,7 @@ class Images(NamedTuple):
     """What is encoded of a batch: B prompts, and the images of B pairs, or none."""
 
     prompts: list[str]
-    images: list[Image.Image]  # per pair chosen and rejected, each as taken and mirrored
+    images: list[Image.Image]  # per pair and side, as taken and mirrored
     masks: list[Image.Image]  # per pair, for a family that inpaints
 
 
@@ -60,7 +63,7 @@ class Encoded(NamedTuple):
     """What the text encoder and the autoencoder made of a batch, on the CPU."""
 
     captions: Conditioning
-    moments: Tensor | None  # [B, 2 (chosen, rejected), FLIPS, 2, C, h, w]
+    moments: Tensor | None  # [B, S (chosen, rejected if there), FLIPS, 2, C, h, w]
     surroundings: Tensor | None  # [B, FLIPS, K, h, w]
 
 
@@ -76,7 +79,7 @@ class Encode:
         around = [("surroundings", pa.binary()), ("surroundings_shape", pa.list_(pa.int64()))]
         self.writes = pa.schema(
             [
-                ("moments", pa.binary()),  # float32 [2 (chosen, rejected), FLIPS, 2, C, h, w]
+                ("moments", pa.binary()),  # float32 [S, FLIPS, 2, C, h, w], S as in `Encoded`
                 ("moments_shape", pa.list_(pa.int64())),
                 *schema(family(base.family).conditioning),
                 *(around if self.inpaints else ()),  # float32 [FLIPS, K, h, w]
@@ -91,14 +94,17 @@ class Encode:
     def prepare(self, rows: list[Row]) -> Images:
         """Decode the images; a row without any (the empty caption) shows those of another one.
 
-        So a batch has one shape. Where no row has images, none are encoded.
+        So a batch has one shape. Where no row has images, none are encoded. A single labelled
+        image is a row without a rejected one.
         """
         pairs = [row for row in rows if row["chosen"] is not None]
+        _require_one_kind(pairs)
         shown = [row if row["chosen"] is not None else pairs[0] for row in rows] if pairs else []
         images = [
             image
             for row in shown
             for value in (row["chosen"], row["rejected"])
+            if value is not None
             for image in _both_ways(open_png(value["bytes"]))
         ]
         masks = [self._mask(row) for row in shown] if self.inpaints else []
@@ -119,11 +125,12 @@ class Encode:
         if images := batch.images:
             moments_NRCHW = self.encoder.image_moments(images).to(*cpu)
             count = len(batch.prompts)
-            moments = moments_NRCHW.reshape(count, 2, FLIPS, *moments_NRCHW.shape[1:])
+            moments = moments_NRCHW.reshape(count, -1, FLIPS, *moments_NRCHW.shape[1:])
         if batch.masks:
             flipped = [ImageOps.mirror(mask) for mask in batch.masks]
-            sides = (images[:: 2 * FLIPS], batch.masks), (images[1 :: 2 * FLIPS], flipped)
-            surroundings = torch.stack([self.encoder.surroundings(*side) for side in sides], 1)
+            each = len(images) // len(batch.masks)  # of a row
+            both = (images[::each], batch.masks), (images[1::each], flipped)
+            surroundings = torch.stack([self.encoder.surroundings(*way) for way in both], 1)
             surroundings = surroundings.to(*cpu)
         return Encoded(captions, moments, surroundings)
 
@@ -138,22 +145,70 @@ class Encode:
                 row["surroundings"], row["surroundings_shape"] = packed(out.surroundings[i])
 
 
+def _require_one_kind(rows: Sequence[Row]) -> None:
+    """Raise InputError where some rows have a rejected image and others none."""
+    single = [row["id"] for row in rows if row["rejected"] is None]
+    if 0 < len(single) < len(rows):
+        raise InputError(
+            f"pair '{single[0]}' has no rejected image, but others have one: pairs and single "
+            "labelled images cannot be trained on together"
+        )
+
+
 def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     return image, ImageOps.mirror(image)
 
 
 @dataclass(frozen=True)
 class PairData:
-    """All pairs as tensors, in the order of their ids, in the host's memory: they may be many."""
+    """All pairs as tensors, in the order of their ids, in the host's memory: they may be many.
 
-    moments: Tensor  # [N, 2 (chosen, rejected), FLIPS, 2 (mean, log-variance), C, h, w]
-    embeddings: Conditioning  # N captions
+    Single labelled images are pairs of one side. N rows share M captions: where each image is a row
+    of its own, two rows have one.
+    """
+
+    moments: Tensor  # [N, S (chosen, rejected if there), FLIPS, 2 (mean, log-variance), C, h, w]
+    embeddings: Conditioning  # M captions
     unconditional: Conditioning  # one, the empty caption
-    surroundings: Tensor | None = None  # [N, FLIPS, K, h, w], for a family that inpaints
+    surroundings: Tensor | None = None  # [M, FLIPS, K, h, w], for a family that inpaints
     facts: Mapping[str, Tensor] = field(default_factory=dict)  # numbers of the pairs, each [N]
+    caption_of: Tensor | None = None  # [N], which caption a row has; None: row n has caption n
 
     def __len__(self) -> int:
         return len(self.moments)
+
+    @property
+    def single(self) -> bool:
+        """Whether the rows are single images."""
+        return self.moments.shape[1] == 1
+
+    def images(self) -> PairData:
+        """Each image as a row of its own, with `score`: 1 for a chosen one, 0 for a rejected one.
+
+        The chosen image of pair n is row 2n. Single images stay as they are. Nothing is copied.
+        """
+        if self.single:
+            return self
+        import torch
+
+        count = len(self)
+        facts = {name: values.repeat_interleave(2) for name, values in self.facts.items()}
+        score_N = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(count)
+        return replace(
+            self,
+            moments=self.moments.flatten(0, 1).unsqueeze(1),
+            facts={**facts, "score": score_N},
+            caption_of=torch.arange(count).repeat_interleave(2),
+        )
+
+    def only(self, rows: Tensor) -> PairData:
+        """Some rows, copied; `rows` are their indices."""
+        return replace(
+            self,
+            moments=self.moments[rows],
+            facts={name: values[rows] for name, values in self.facts.items()},
+            caption_of=rows if self.caption_of is None else self.caption_of[rows],
+        )
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -170,15 +225,18 @@ class PairData:
             dropped: whether to take the empty caption.
             flips: whether to take what is around the mirrored mask.
         """
+        places = list(indices)
+        if self.caption_of is not None:
+            places = self.caption_of[places].tolist()
         captions = stack(
             [
                 self.unconditional if drop else self.embeddings[i]
-                for i, drop in zip(indices, dropped, strict=True)
+                for i, drop in zip(places, dropped, strict=True)
             ]
         )
         if self.surroundings is None:
             return captions
-        around_BKHW = self.surroundings[list(indices), [int(flip) for flip in flips]]
+        around_BKHW = self.surroundings[places, [int(flip) for flip in flips]]
         return replace(captions, surroundings_BKHW=around_BKHW)
 
     def latents(
@@ -191,7 +249,15 @@ class PairData:
             flips: whether to take the mirrored image.
             noise_BCHW: standard normal draws, where and as precise as the latents shall be.
             which: 0 for the chosen image, 1 for the rejected.
+
+        Raises:
+            InputError: a rejected image is asked for, but the rows are single images.
         """
+        if which >= self.moments.shape[1]:
+            raise InputError(
+                "the pairs are single labelled images, and this objective compares two images: "
+                "set objective to kto with sample=image, rwr, raft or sft"
+            )
         moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
         mean, log_variance = moments[:, 0], moments[:, 1]
         return mean + (0.5 * log_variance).exp() * noise_BCHW
@@ -219,17 +285,20 @@ def read_pairs(
     *,
     pairs: Ledger | None = None,
     facts: Sequence[str] = (),
+    scores: bool = False,
 ) -> PairData:
     """Load encoded pairs into memory, as the base's family reads them.
 
     Args:
         ledger: the encoded pairs.
         base: the model that encoded them.
-        pairs: the pairs themselves; None where there are no facts.
-        facts: columns of the pairs, numbers, that an objective reads.
+        pairs: the pairs themselves; None where no columns are read.
+        facts: columns of the pairs, numbers, that an objective reads; `prompt` is read as a number
+            that rows with the same prompt share.
+        scores: whether to read the `score` too where the pairs are single labelled images.
 
     Raises:
-        InputError: the pairs have no such column of numbers.
+        InputError: the pairs have no such column of numbers, or only some have a rejected image.
     """
     kind, inpaints = family(base.family).conditioning, family(base.family).inpaints
     ids = set(ledger.table(["id"])["id"].to_pylist())
@@ -251,14 +320,16 @@ def read_pairs(
             value = unpacked(row[name], row[f"{name}_shape"])
             if name not in images:
                 images[name] = value.new_empty((len(places), *value.shape))
+            if len(value) != len(images[name][0]):
+                raise InputError(
+                    f"{ledger.path}: pair '{row['id']}' has {len(value)} images, others have "
+                    f"{len(images[name][0])}: pairs and single labelled images cannot be trained "
+                    "on together"
+                )
             images[name][places[row["id"]]] = value
-    return PairData(
-        images["moments"],
-        captions,
-        unconditional,
-        images.get("surroundings"),
-        _facts(pairs, facts, places) if pairs else {},
-    )
+    found = PairData(images["moments"], captions, unconditional, images.get("surroundings"))
+    names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
+    return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
 
 
 def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:
@@ -269,11 +340,15 @@ def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> di
     if absent:
         raise InputError(f"{pairs.path}: the pairs have no column {', '.join(absent)}")
     found = {name: torch.empty(len(places), dtype=torch.float64) for name in names}
+    prompts: dict[str, int] = {}
     for row in pairs.rows(["id", *names]):
         for name in names:
-            if not isinstance(row[name], int | float):
+            value = row[name]
+            if name == "prompt":
+                value = prompts.setdefault(value, len(prompts))
+            if not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(
-                    f"{pairs.path}: {name} of pair '{row['id']}' is {row[name]!r}, not a number"
+                    f"{pairs.path}: {name} of pair '{row['id']}' is {value!r}, not a number"
                 )
-            found[name][places[row["id"]]] = row[name]
+            found[name][places[row["id"]]] = value
     return found

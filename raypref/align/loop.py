@@ -17,7 +17,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from raypref.align import checkpoints
+from raypref.align import checkpoints, curriculum
 from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.align.latents import PairData
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Residuals, Samples, measure
@@ -60,6 +60,7 @@ class State:
     """All that changes during training, and so all that a checkpoint holds."""
 
     learner: nn.Parameter  # [P], all values of the adapter
+    reference: nn.Parameter
     policy: nn.Parameter
     optimizer: torch.optim.AdamW
     ema: EMAModel | None
@@ -109,6 +110,8 @@ def train(
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
         denoiser.module.compile()
+    data = training.prepared(data, key=f"train.{name}")
+    easiest_N = curriculum.easiest_first(data) if training.curriculum != "off" else None
     writes = group.rank == 0
     if writes and not state.step:
         # Of another version: a state of theirs is no start, and would crowd out ours.
@@ -119,7 +122,15 @@ def train(
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
             adapters.copy(denoiser.module, LEARNER, POLICY)
-        metrics = _step(denoiser, data, training, state, draws=draws, seed=seed, group=group)
+        mine = [
+            _draw_of(i, state.step, training, len(data), name=draws, seed=seed)
+            for i in range(group.rank, training.batch, group.world)
+        ]
+        if easiest_N is not None:
+            mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
+        metrics = _step(denoiser, data, training, state, mine, group)
+        if training.reference == "ema":
+            adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(
             adapters.matrices(denoiser.module, LEARNER), scale=lora_config.alpha / lora_config.rank
         )
@@ -130,7 +141,7 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            tensors = _tensors(state, with_policy=isinstance(training, RolloutConfig))
+            tensors = _tensors(state, training)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
             _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
@@ -162,7 +173,7 @@ def _prepare(
     adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
         lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
-        if training.reference == "start":  # else it stays as attached: it adds nothing to the base
+        if training.reference != "base":  # else it stays as attached: it adds nothing to the base
             adapters.copy(module, LEARNER, REFERENCE)
     if training.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -171,7 +182,8 @@ def _prepare(
         [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
     ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
-    return State(learner, adapters.vector(module, POLICY), optimizer, ema)
+    reference, policy = (adapters.vector(module, name) for name in (REFERENCE, POLICY))
+    return State(learner, reference, policy, optimizer, ema)
 
 
 def _step(
@@ -179,18 +191,23 @@ def _step(
     data: PairData,
     training: TrainingConfig,
     state: State,
-    *,
-    draws: str,
-    seed: int,
+    draws: Sequence[Draw],
     group: Ranks,
 ) -> Mapping[str, Tensor | float]:
-    """One optimizer step over the global batch; its metrics stay on the device."""
-    mine = range(group.rank, training.batch, group.world)
-    entries = [_draw_of(i, state.step, training, len(data), name=draws, seed=seed) for i in mine]
+    """One optimizer step over the global batch, of which `draws` are this rank's entries.
+
+    Its metrics stay on the device.
+    """
+    # The last step's metrics may not have been read yet (`watch.LAG`): left out on every device.
+    carried = training.carried(state.history[: max(0, state.step - 1)])
     sums: dict[str, Tensor] = {}
-    for samples in _portions(denoiser, data, training, entries):
+    for samples in _portions(denoiser, data, training, draws):
         sides = measure(denoiser, samples, against=training.against)
-        loss_B, metrics = training.loss(sides, samples.facts)
+        facts = {
+            key: sides[0].error.new_full((len(samples.timesteps_B),), value)
+            for key, value in carried.items()
+        }
+        loss_B, metrics = training.loss(sides, {**samples.facts, **facts})
         schedule_T = denoiser.training_timesteps(data.latent_shape)
         loss_B = training.weighted(loss_B, samples.timesteps_B, schedule_T)
         (loss_B.sum() / training.batch).backward()
@@ -272,11 +289,13 @@ def _sum_over_ranks(learner: nn.Parameter, sums: dict[str, Tensor], group: Ranks
     sums.update(zip(sums, metrics, strict=True))
 
 
-def _tensors(state: State, *, with_policy: bool) -> dict[str, Tensor]:
+def _tensors(state: State, training: TrainingConfig) -> dict[str, Tensor]:
     """The state as named tensors."""
     tensors: dict[str, Tensor] = {"learner": state.learner.data}
-    if with_policy:
+    if isinstance(training, RolloutConfig):
         tensors["policy"] = state.policy.data
+    if training.reference == "ema":
+        tensors["reference"] = state.reference.data
     for key, value in state.optimizer.state[state.learner].items():
         tensors[f"adamw.{key}"] = value
     if state.ema is not None:
@@ -295,6 +314,8 @@ def _restore(module: nn.Module, state: State, folder: str) -> None:
     state.step, tensors = found
     adapters.fill(module, LEARNER, tensors["learner"])
     adapters.fill(module, POLICY, tensors.get("policy", tensors["learner"]))
+    if "reference" in tensors:  # else it is frozen, and as it was at the start
+        adapters.fill(module, REFERENCE, tensors["reference"])
     device = state.learner.device
     state.optimizer.state[state.learner] = {
         "step": tensors["adamw.step"],

@@ -75,7 +75,13 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         denoiser = load_denoiser(job.base, device=device)
         history = train(
             denoiser,
-            read_pairs(job.cache, job.base, pairs=job.pairs, facts=job.training.facts),
+            read_pairs(
+                job.cache,
+                job.base,
+                pairs=job.pairs,
+                facts=job.training.columns,
+                scores=job.training.labelled,
+            ),
             job.training,
             job.lora,
             name=job.name,

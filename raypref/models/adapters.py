@@ -152,6 +152,12 @@ def copy(module: nn.Module, source: str, target: str) -> None:
         slot.silent.add(target)
 
 
+def blend(module: nn.Module, source: str, target: str, *, keep: float) -> None:
+    """Move one adapter's values towards another's: `keep` of its own, the rest from `source`."""
+    vectors = _slots[module].vectors
+    fill(module, target, vectors[target].detach().lerp(vectors[source].detach(), 1 - keep))
+
+
 def state(module: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's values by peft's key, without the adapter's name."""
     return dict(zip(_keys(_slots[module]), matrices(module, name), strict=True))

@@ -17,6 +17,8 @@ from raypref.align.objectives.kto import KTO
 from raypref.align.objectives.linear_dpo import LinearDPO
 from raypref.align.objectives.mapo import MaPO
 from raypref.align.objectives.noisy_labels import CDPO, RDPO
+from raypref.align.objectives.raft import RAFT
+from raypref.align.objectives.rwr import RWR
 from raypref.align.objectives.sdpo import SDPO
 from raypref.align.objectives.sft import SFT
 from raypref.align.objectives.simpo import SimPO
@@ -30,6 +32,8 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "ipo": IPO,
     "hinge": Hinge,
     "kto": KTO,
+    "rwr": RWR,
+    "raft": RAFT,
     "dpo_sft": DPOSFT,
     "sft": SFT,
     "arena": ArenaPO,
