@@ -22,41 +22,41 @@ def drawn():
     return labelled.draw_images(labelled.training_prompts(8), few)
 
 
-def images(count: int, prompts: int = 64) -> tuple[list[str], np.ndarray]:
-    """Prompts and scores of simulated images."""
+def images(count: int, groups: int = 64) -> tuple[list[str], np.ndarray]:
+    """Groups and scores of simulated images."""
     rng = np.random.default_rng(4)
-    names = [f"prompt {i % prompts}" for i in range(count)]
+    names = [f"group {i % groups}" for i in range(count)]
     return names, rng.normal(25, 4, count)
 
 
-def test_every_image_is_in_one_pair_of_its_prompt():
-    prompts, scores = images(64 * 10)
-    found = choices(prompts, scores, temperature=3.0, seed=1)
+def test_every_image_is_in_one_pair_of_its_group():
+    groups, scores = images(64 * 10)
+    found = choices(groups, scores, temperature=3.0, seed=1)
     used = [image for choice in found for image in (choice.chosen, choice.rejected)]
     assert sorted(used) == list(range(640))
-    assert all(prompts[c.chosen] == prompts[c.rejected] for c in found)
+    assert all(groups[c.chosen] == groups[c.rejected] for c in found)
 
 
-def test_a_prompt_has_its_pairs_whatever_other_prompts_there_are():
-    prompts, scores = images(640)
-    whole = choices(prompts, scores, temperature=3.0, seed=1)
-    part = [i for i, prompt in enumerate(prompts) if prompt == "prompt 7"]
-    own = choices([prompts[i] for i in part], scores[part], temperature=3.0, seed=1)
+def test_a_group_has_its_pairs_whatever_other_groups_there_are():
+    groups, scores = images(640)
+    whole = choices(groups, scores, temperature=3.0, seed=1)
+    part = [i for i, group in enumerate(groups) if group == "group 7"]
+    own = choices([groups[i] for i in part], scores[part], temperature=3.0, seed=1)
     assert [(part[c.chosen], part[c.rejected]) for c in own] == [
-        (c.chosen, c.rejected) for c in whole if prompts[c.chosen] == "prompt 7"
+        (c.chosen, c.rejected) for c in whole if groups[c.chosen] == "group 7"
     ]
 
 
 def test_labels_without_noise_follow_the_scores():
-    prompts, scores = images(640)
-    found = choices(prompts, scores, temperature=0.0, seed=1)
+    groups, scores = images(640)
+    found = choices(groups, scores, temperature=0.0, seed=1)
     assert all(scores[c.chosen] > scores[c.rejected] for c in found)
     assert {c.vote_share for c in found} == {1.0}
 
 
 def test_upsets_are_as_frequent_as_the_logistic_distribution_says():
-    prompts, scores = images(64 * 200)
-    found = choices(prompts, scores, temperature=3.0, seed=1)
+    groups, scores = images(64 * 200)
+    found = choices(groups, scores, temperature=3.0, seed=1)
     gaps = np.array([scores[c.chosen] - scores[c.rejected] for c in found])
     expected = 1 / (1 + np.exp(np.abs(gaps) / 3.0))  # of an upset
     upsets, spread = (gaps < 0).sum(), math.sqrt((expected * (1 - expected)).sum())
@@ -130,8 +130,9 @@ def test_labels_and_ratings_are_files_of_the_same_images(monkeypatch, tmp_path):
             1 / (1 + math.exp(-difference / TEMPERATURE)), abs=1e-4
         )
     for folder in (labels, ratings):
-        assert sum(1 for _ in folder.glob("images/*.png")) == len(rows)
+        assert sum(1 for _ in folder.glob("images/*/*.png")) == len(rows)
     for pair in pairs:
+        assert pair["chosen_model"] != pair["rejected_model"]
         assert (labels / pair["chosen"]).read_bytes() == (ratings / pair["chosen"]).read_bytes()
 
 

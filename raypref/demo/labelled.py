@@ -48,7 +48,7 @@ GENERATORS = {
 PROMPTS = 64
 SEEDS = (7, 8)  # one image per prompt, generator and seed
 # Of the logistic noise of a label, in units of PickScore: a quarter of the labels are upsets.
-TEMPERATURE = 3.0
+TEMPERATURE = 1.2
 BATCH = 32  # images drawn or scored at once
 SEED = 22  # of prompts, pairs and noise
 LABELS, RATINGS, IMAGES = "labels.jsonl", "ratings.jsonl", "images"
@@ -67,14 +67,16 @@ def labelled_folder() -> Path:
     """A folder with `labels.jsonl` and `images/`, made on first use and kept in the cache.
 
     One row per pair: prompt, chosen, rejected, chosen_model, rejected_model, vote_share, gap. Every
-    image is in one pair; some pairs are of one generator.
+    image is in one pair, with one of another generator for the same prompt and seed.
     """
-    return cached("labelled", _write_labels)
+    graded = _graded()  # before: one entry of the cache is built at a time
+    return cached("labelled", lambda folder: _write_labels(folder, graded))
 
 
 def ratings_folder() -> Path:
     """A folder with `ratings.jsonl` and the same images: prompt, image, model, score."""
-    return cached("ratings", lambda folder: shutil.copytree(_graded(), folder))
+    graded = _graded()
+    return cached("ratings", lambda folder: shutil.copytree(graded, folder))
 
 
 def training_prompts(count: int) -> list[str]:
@@ -143,21 +145,24 @@ def _score(rows: Sequence[Row]) -> None:
 
 
 def choices(
-    prompts: list[str], scores: np.ndarray, *, temperature: float, seed: int
+    groups: Sequence[str], scores: np.ndarray, *, temperature: float, seed: int
 ) -> list[Choice]:
-    """Pairs over all images of a prompt, each image in one, and a noisy choice for each pair.
+    """Pairs over the images of a group, each image in one, and a noisy choice for each pair.
 
     Args:
-        prompts: of each image.
+        groups: of each image: those of one group may be compared.
         scores: true score of each image.
         temperature: scale of the logistic noise; 0 labels without noise.
         seed: of pairs and noise.
     """
+    members: dict[str, list[int]] = {}
+    for image, group in enumerate(groups):
+        members.setdefault(group, []).append(image)
     found = []
-    for prompt in dict.fromkeys(prompts):
-        rng = np.random.default_rng(seed_of(seed, "labelled", prompt))
-        own = rng.permutation([i for i, other in enumerate(prompts) if other == prompt])
-        for first, second in zip(own[::2].tolist(), own[1::2].tolist(), strict=False):
+    for group, images in members.items():
+        rng = np.random.default_rng(seed_of(seed, "labelled", group))
+        drawn = rng.permutation(images).tolist()
+        for first, second in zip(drawn[::2], drawn[1::2], strict=False):
             difference = float(scores[first] - scores[second])
             if difference + temperature * rng.logistic() < 0:
                 first, second, difference = second, first, -difference
@@ -172,7 +177,7 @@ def _graded() -> Path:
     def build(folder: Path) -> None:
         count = PROMPTS * len(SEEDS) * len(GENERATORS)
         log.info("drawing %d images for tiny:labelled, once; this takes about two minutes", count)
-        (folder / IMAGES).mkdir(parents=True)
+        folder.mkdir()
         rows = draw_images(training_prompts(PROMPTS), GENERATORS)
         _write_lines(folder / RATINGS, [_rating(row, folder) for row in rows])
 
@@ -181,7 +186,8 @@ def _graded() -> Path:
 
 def _rating(row: Row, folder: Path) -> dict[str, Any]:
     """Write an image; its line in the ratings."""
-    name = f"{IMAGES}/{row['prompt_id']:02d}-{row['seed']}-{row['model']}.png"
+    name = f"{IMAGES}/{row['prompt_id']:02d}-{row['seed']}/{row['model']}.png"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     image: Image.Image = row["image"]
     image.save(folder / name)
     return {
@@ -192,13 +198,13 @@ def _rating(row: Row, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_labels(folder: Path) -> None:
-    graded = _graded()
+def _write_labels(folder: Path, graded: Path) -> None:
     shutil.copytree(graded / IMAGES, folder / IMAGES)
     rows = [json.loads(line) for line in (graded / RATINGS).read_text("utf-8").splitlines()]
     scores = np.array([row["score"] for row in rows])
-    prompts = [row["prompt"] for row in rows]
-    found = choices(prompts, scores, temperature=TEMPERATURE, seed=SEED)
+    # Of one prompt and seed: the same picture but for the generator.
+    groups = [row["image"].rpartition("/")[0] for row in rows]
+    found = choices(groups, scores, temperature=TEMPERATURE, seed=SEED)
     _write_lines(folder / LABELS, [_label(rows, choice) for choice in found])
 
 

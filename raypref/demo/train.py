@@ -151,9 +151,8 @@ def train_crisp(world: World, folder: Path, scale: float) -> None:
         return F.mse_loss(unet(noisy, steps, embeddings).sample, target)
 
     trained = nn.ParameterList(p for p in unet.parameters() if p.requires_grad)
-    fit_model(
-        "crisp", [trained], loss, len(world.photos), steps=int(300 * scale), batch=32, lr=1e-3
-    )
+    count, steps = len(world.photos), int(300 * scale)
+    fit_model("crisp", [trained], loss, count, steps=steps, batch=32, lr=1e-3)
     state = get_peft_model_state_dict(unet)
     (folder / "crisp").mkdir(exist_ok=True)
     halves = {f"unet.{name}": value.half().contiguous() for name, value in state.items()}
