@@ -10,7 +10,8 @@ from test_shards import JPEG, OTHER, shard
 from test_sources import index
 
 from raypref.core.ledger import in_folder
-from raypref.curate.graph import CurateConfig, Curation
+from raypref.curate.config import CurateConfig
+from raypref.curate.graph import Curation
 from raypref.engine.stream import StreamConfig
 from raypref.sources.found import findings
 from raypref.sources.store import locate

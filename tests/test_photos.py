@@ -14,7 +14,8 @@ from test_icc import named
 
 from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import REJECT, Row
-from raypref.curate.graph import CurateConfig, Curation
+from raypref.curate.config import CurateConfig
+from raypref.curate.graph import Curation
 from raypref.curate.select import ignored_profiles
 from raypref.curate.transforms import Crop, MeasurePhotograph
 from raypref.engine.stream import Selection, StreamConfig, Streamed

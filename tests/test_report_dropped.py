@@ -13,7 +13,7 @@ from report_runs import fill, png, scene
 
 from raypref.core.ledger import Ledger
 from raypref.core.rows import INDEX
-from raypref.curate.graph import CurateConfig
+from raypref.curate.config import CurateConfig
 from raypref.curate.publish import PHOTOS, REJECTS
 from raypref.images.decode import ImageConfig, Reason
 from raypref.report.dropped import MOST, dropped, shares

@@ -10,7 +10,7 @@ from corpus import write_folder
 
 from raypref.core.config import InputError, build
 from raypref.core.rows import Row, Transform, is_rejected
-from raypref.curate.graph import CurateConfig
+from raypref.curate.config import CurateConfig
 from raypref.curate.photographic import PhotographicConfig
 from raypref.curate.scoring import scoring_stages
 from raypref.curate.transforms import MeasurePhotograph

@@ -18,29 +18,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Self
 
 import pyarrow.compute as pc
-from pydantic import model_validator
 
-from raypref.core.config import Section, results_of, setting
+from raypref.core.config import results_of
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.messages import without_secrets
 from raypref.core.progress import Work, counted
 from raypref.core.rows import INDEX, REJECT, Row, Transform
-from raypref.curate.captions import GIVEN, SOURCE, CaptionsConfig, write_captions
+from raypref.curate.captions import GIVEN, SOURCE, write_captions
 from raypref.curate.cards import Provenance
-from raypref.curate.export import Format
-from raypref.curate.perturb import Inpaint, PerturbConfig
-from raypref.curate.photographic import PhotographicConfig
+from raypref.curate.config import CurateConfig
+from raypref.curate.perturb import Inpaint
 from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, rescoring_of
-from raypref.curate.saliency import Saliency, SaliencyConfig
-from raypref.curate.scoring import refuse_pool_beside, scoring_stages
+from raypref.curate.saliency import Saliency
+from raypref.curate.scoring import scoring_stages
 from raypref.curate.select import (
     SOUND,
     Ranking,
-    SelectConfig,
     ignored_profiles,
     mean_colorfulness,
     near_repeated_ids,
@@ -49,11 +45,8 @@ from raypref.curate.select import (
 )
 from raypref.curate.transforms import Colorfulness, Crop, MeasurePhotograph
 from raypref.engine.stream import Selection, StreamConfig, stream
-from raypref.images.colorfulness import ColorConfig
-from raypref.images.decode import ImageConfig
-from raypref.rewards.pickscore import PickScoreConfig
 from raypref.sources.found import findings
-from raypref.sources.index import SourceConfig, counts_of, digest, write_index
+from raypref.sources.index import counts_of, digest, write_index
 
 log = logging.getLogger(__name__)
 
@@ -61,48 +54,6 @@ FIRST_WAVE = 8  # times K: enough where one pair in eight passes
 LARGEST_WAVE = 1_000_000  # photographs; their rows lie in the driver's memory
 
 _ENTRY = [name for name in INDEX.names if name not in ("id", "problem")]  # how to read one again
-
-
-class PassesConfig(Section):
-    """How pairs are made."""
-
-    exhaustive: bool = setting(
-        False,
-        "make a pair of every retained photograph, as the paper did, instead of stopping when "
-        "top_k have passed; the same pairs, and the funnel shows how many would pass",
-    )
-
-
-class ExportConfig(Section):
-    """Other forms in which the pairs are written, below `export/`."""
-
-    formats: tuple[Format, ...] = setting(
-        (),
-        "pickapic: Parquet with Pick-a-Pic's columns; folders: pairs.csv with images beside it",
-        affects_result=False,
-    )
-
-
-class CurateConfig(Section):
-    """Everything that decides the pairs."""
-
-    source: SourceConfig
-    seed: int = setting(0, "seed of everything random")
-    images: ImageConfig = ImageConfig()
-    captions: CaptionsConfig = CaptionsConfig()
-    color: ColorConfig = ColorConfig()
-    photographic: PhotographicConfig = PhotographicConfig()
-    saliency: SaliencyConfig = SaliencyConfig()
-    perturb: PerturbConfig = PerturbConfig()
-    pickscore: PickScoreConfig = PickScoreConfig()
-    select: SelectConfig = SelectConfig()
-    curate: PassesConfig = PassesConfig()
-    export: ExportConfig = ExportConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        refuse_pool_beside(self.photographic, self.pickscore)
-        return self
 
 
 class Curation:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from raypref.core.config import InputError, Location, Section, setting
-from raypref.curate.graph import CurateConfig
+from raypref.curate.config import CurateConfig
 from raypref.pairs.arena import ArenaConfig
 
 TWINS = "twins"

@@ -19,7 +19,7 @@ from raypref.core.config import InputError
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, read_bytes
 from raypref.core.rows import Row
-from raypref.curate.graph import CurateConfig
+from raypref.curate.config import CurateConfig
 from raypref.images.decode import BadImage, ImageConfig, decode
 from raypref.report.pictures import PIXELATED, Folder, encode, list_files
 from raypref.report.reasons import keeps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raypref.curate.graph import CurateConfig
+from raypref.curate.config import CurateConfig
 from raypref.pairs.config import PairingConfig
 
 DAMAGED = "The file is damaged: replace it."
