@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from raypref.core.ledger import Ledger
 from raypref.curate.export import Format, export
 from raypref.judge.pairs import JudgeConfig
 from raypref.sources.base import LabelledImage, Pair, Ref
-from raypref.sources.index import SourceConfig, entries
+from raypref.sources.index import SourceConfig, digest, entries
 from raypref.sources.layouts import giving
 from raypref.sources.pairs import (
     image_bytes,
@@ -283,6 +284,22 @@ def test_a_layout_of_pairs_gives_no_photographs(tmp_path):
         list(entries(source))
     with pytest.raises(InputError, match=r"civitai gives no labelled pairs; .*hpdv3"):
         listed(tmp_path, "civitai")
+
+
+@pytest.mark.parametrize("name", ["", "labels.csv"])
+def test_who_asks_for_photographs_where_labels_are_is_told(name, tmp_path):
+    EXAMPLES["labelled"].write(tmp_path, SECOND, "b.png")
+    with pytest.raises(InputError, match=r"layout labelled\): pairs\.kind=labelled reads them"):
+        digest(SourceConfig(path=str(tmp_path / name)))
+
+
+def test_the_example_in_python_counts(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "labels.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    EXAMPLES["labelled"].write(tmp_path, SECOND, "b.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "labelled\nCounter({1.0: 1, 0.0: 1})\n"
 
 
 # ------------------------------------------------------------------ memory
