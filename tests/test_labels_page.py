@@ -1,10 +1,12 @@
 """The page of a run on people's labels: their words, their numbers, no photograph."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+from browsing import Opened, chromium
 from label_listing import Listing, made, picture, png, stream_here
 
 from raypref.core.ledger import Ledger
@@ -90,6 +92,29 @@ def test_the_page_speaks_of_labels(listing: Listing, tmp_path: Path) -> None:
     assert len(files) == 4
     for full, side in zip(files[1::2], ("chosen", "rejected"), strict=True):
         assert (run / "report" / full).read_bytes() == stored[prompt][side]["bytes"]
+
+
+def test_the_gallery_of_labels_is_sorted_and_seen_in_a_browser(
+    listing: Listing, tmp_path: Path
+) -> None:
+    for share in (0.9, 0.6, 0.75):
+        listing.pair(1.0, vote_share=share, first_model="sharp", second_model="dull")
+    file = tmp_path / "run" / "report" / "index.html"
+    file.write_text(page_of(listing, tmp_path / "run"))
+    with chromium() as browser:
+        opened = Opened(browser, file)
+        assert opened.ranks() == [1, 2, 3]
+        opened.choose("sort", "vote_share")
+        assert opened.ranks() == [1, 3, 2]
+        cards = opened.page.locator("#pairs article")
+        said = " ".join(str(cards.first.inner_text()).split())
+        assert "chosen sharp" in said and "rejected dull" in said
+        assert "gap 1.00 ± " in said and "vote share 0.90" in said
+        assert cards.locator("img").count() == 6
+        assert opened.broken() == [] and opened.complaints == []
+        if shot := os.environ.get("SHOT"):
+            opened.page.screenshot(path=shot, full_page=True)
+        opened.page.close()
 
 
 def test_single_images_are_neither_chosen_nor_rejected(listing: Listing, tmp_path: Path) -> None:
