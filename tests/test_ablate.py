@@ -45,12 +45,17 @@ TRAININGS = {
     "lr": 6,
     "rank": 8,
     "steps": 5,
+    "arena": 9,
+    "objectives": 44,
 }
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
-    return load_config("tiny", [f"storage={tmp_path_factory.mktemp('runs')}"])
+    storage, labels = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("labels") / "l.csv"
+    Image.new("RGB", (64, 64)).save(labels.with_name("a.png"))
+    labels.write_text("prompt,chosen,rejected,gap\na ball,a.png,a.png,1\n")  # drawing takes minutes
+    return load_config("tiny", [f"storage={storage}", f"ablate.labelled={labels}"])
 
 
 def paths(step: PlannedStep) -> tuple[str, ...]:
@@ -235,7 +240,7 @@ def test_a_wrong_table_file_is_one_line_with_the_fix(text, reason, tmp_path):
 
 
 def test_an_unknown_table_names_those_there_are():
-    with pytest.raises(InputError, match=r"tables are: beta, figure10, .*table6, all"):
+    with pytest.raises(InputError, match=r"tables are: arena, beta, figure10, .*table6, all"):
         table.read_table("table9")
 
 

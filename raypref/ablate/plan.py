@@ -24,11 +24,13 @@ from raypref.core.config import (
     setting,
 )
 from raypref.core.ledger import absolute, by_content, join
+from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import BASE
 from raypref.run.config import RunConfig
 from raypref.run.pipeline import Run, Step
 
 STEPS = "steps"  # folder of the shared ledgers, below the storage
+EMBEDDED_LABELS = "tiny:labelled"
 
 
 class SweepConfig(Section):
@@ -56,6 +58,12 @@ class SweepConfig(Section):
     partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
     pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
     civitai: str = setting("", "source.path of Civitai's images, for table2 and figure8_civitai")
+    labelled: str = setting(
+        "",
+        "source.path of labelled pairs, for arena and objectives; empty: tiny:labelled where the "
+        "base model is an embedded one",
+        later=True,
+    )
     pixart: str = setting("", "PixArt-alpha/PixArt-XL-2-1024-MS or its folder, for table4")
     sd35m: str = setting(
         "", "stabilityai/stable-diffusion-3.5-medium or its folder, for table4's inpainting"
@@ -71,8 +79,12 @@ class AblateConfig(RunConfig):
 def load_config(source: str, words: Iterable[str]) -> AblateConfig:
     """Read the base settings; without a `run` of their own they are of `ablations`."""
     config = load(AblateConfig, source, words)
-    named = config.run != RunConfig.model_fields["run"].default
-    return config if named else config.model_copy(update={"run": "ablations"})
+    changes: dict[str, Any] = {}
+    if config.run == RunConfig.model_fields["run"].default:
+        changes["run"] = "ablations"
+    if not config.ablate.labelled and scheme_of(config.base.model):
+        changes["ablate"] = config.ablate.model_copy(update={"labelled": EMBEDDED_LABELS})
+    return config.model_copy(update=changes)
 
 
 @dataclass

@@ -82,6 +82,12 @@ class Table(Section):
     base: str = setting("base", "the row that gains are measured against")
     published: str = setting("", "its table in evaluate/published.toml")
     columns: tuple[str, ...] = setting((), "metrics of the paper's table, in its order; come first")
+    set_: dict[str, Value] = Field(
+        {}, alias="set", description="settings of every row, by dotted key; a row's own count more"
+    )
+    copy_: dict[str, str] = Field(
+        {}, alias="copy", description="settings of every row that are taken from others"
+    )
     rows: tuple[Row, ...] = setting((), "rows")
     grid: dict[str, tuple[Value, ...]] = Field({}, description="a row for each combination")
     grid_times: dict[str, tuple[float, ...]] = Field({}, description="the same, as multiples")
@@ -91,14 +97,17 @@ class Table(Section):
     claims: tuple[Claim, ...] = setting((), "statements to test")
 
     def all_rows(self) -> list[Row]:
-        """Rows as listed, then those of the grid."""
+        """Rows as listed, then those of the grid, each with the settings of every row."""
         rows = [*self.rows]
         keys = [*self.grid, *self.grid_times]
         for values in itertools.product(*self.grid.values(), *self.grid_times.values()):
             point = dict(zip(keys, values, strict=True))
             if point:
                 rows.append(_point(point, times=self.grid_times))
-        return rows
+        return [
+            row.model_copy(update={"set_": self.set_ | row.set_, "copy_": self.copy_ | row.copy_})
+            for row in rows
+        ]
 
 
 def _point(point: Mapping[str, Value], *, times: Mapping[str, Any]) -> Row:
