@@ -11,6 +11,7 @@ from corpus import encode, scene
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.arena import ArenaPO, FixedMargin
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, build, flatten, load, replaced, results_of, to_toml
 from raypref.core.ledger import Ledger
@@ -280,7 +281,23 @@ def pairs(folder: Path, sizes: list[tuple[int, int]]) -> Ledger:
 
 
 def test_pairs_of_one_size_pass(tmp_path):
-    check_pairs(pairs(tmp_path, [(64, 64)] * 3), side=64)
+    check_pairs(pairs(tmp_path, [(64, 64)] * 3), side=64, trainings={})
+
+
+def test_pairs_without_a_number_that_a_training_reads_are_refused_by_its_name(tmp_path):
+    made = pairs(tmp_path, [(64, 64)] * 3)
+    columns = made.table().append_column("gap", pa.array([1.0, None, None]))
+    made.clear()
+    made.begin()
+    made.write_part(columns)
+    made.commit(expected=3, counts={})
+    with pytest.raises(InputError) as caught:
+        check_pairs(made, side=64, trainings={"mine": ArenaPO(steps=1)})
+    assert str(caught.value) == (
+        "train.mine.objective=arena reads gap of the pairs, and 2 of 3 have none; a gap needs "
+        "labels that name both generators"
+    )
+    check_pairs(made, side=64, trainings={"mine": FixedMargin(steps=1)})
 
 
 @pytest.mark.parametrize(
@@ -293,7 +310,7 @@ def test_pairs_of_one_size_pass(tmp_path):
 )
 def test_pairs_that_cannot_be_trained_on_are_refused(tmp_path, sizes, message):
     with pytest.raises(InputError) as caught:
-        check_pairs(pairs(tmp_path, sizes), side=64)
+        check_pairs(pairs(tmp_path, sizes), side=64, trainings={})
     assert message in str(caught.value)
 
 

@@ -256,7 +256,11 @@ class Run:
         return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
-        check_pairs(self.curation.pairs, side=self.config.images.size)
+        check_pairs(
+            self.curation.pairs,
+            side=self.config.images.size,
+            trainings=self.alignment.trainings,
+        )
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         stages = [Encode(self.config.base, self.config.cache)]
