@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from raypref.core.ledger import Ledger
 from raypref.curate.export import Format, export
 from raypref.judge.pairs import JudgeConfig
 from raypref.sources.base import LabelledImage, Pair, Ref
-from raypref.sources.index import SourceConfig, entries
+from raypref.sources.index import SourceConfig, digest, entries
 from raypref.sources.layouts import giving
 from raypref.sources.pairs import (
     image_bytes,
@@ -35,7 +36,7 @@ from raypref.sources.pairs import (
     recognise_pairs,
 )
 from raypref.sources.records import records
-from raypref.sources.store import locate
+from raypref.sources.store import SourceError, locate
 
 MAX = 10**6
 
@@ -193,6 +194,37 @@ def test_what_datasets_saves_is_a_source_in_any_order(tmp_path):
             assert Image.open(io.BytesIO(data_)).tobytes() == image.tobytes()
 
 
+def test_a_damaged_arrow_file_is_refused_or_its_images_are_dropped(tmp_path):
+    names = ("prompt", "chosen", "rejected")
+    batch = pa.record_batch([["x"] * 9, [FIRST[:400]] * 9, [SECOND[:400]] * 9], names=names)
+    with (
+        pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, batch.schema) as w,
+    ):
+        w.write_batch(batch)
+    whole, ends = (tmp_path / "0.arrow").read_bytes(), set()
+    for seed in range(150):
+        rng, data = random.Random(seed), bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(1000)] = rng.randrange(256)
+        (tmp_path / "0.arrow").write_bytes(
+            data[: rng.choice([len(data), rng.randrange(len(data))])]
+        )
+        try:
+            found = listed(tmp_path, "labelled")
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            ends.add("refused")
+            continue
+        for pair in found:
+            try:
+                read(tmp_path, pair.first, pair.second)
+                ends.add(reason(pair) or "used")
+            except SourceError as error:
+                ends.add(error.reason)
+    assert {"refused", "used", "unreadable_file"} <= ends
+
+
 def test_an_image_folder_with_metadata_names_two_images(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "train").mkdir(exist_ok=True)
@@ -283,6 +315,22 @@ def test_a_layout_of_pairs_gives_no_photographs(tmp_path):
         list(entries(source))
     with pytest.raises(InputError, match=r"civitai gives no labelled pairs; .*hpdv3"):
         listed(tmp_path, "civitai")
+
+
+@pytest.mark.parametrize("name", ["", "labels.csv"])
+def test_who_asks_for_photographs_where_labels_are_is_told(name, tmp_path):
+    EXAMPLES["labelled"].write(tmp_path, SECOND, "b.png")
+    with pytest.raises(InputError, match=r"layout labelled\): pairs\.kind=labelled reads them"):
+        digest(SourceConfig(path=str(tmp_path / name)))
+
+
+def test_the_example_in_python_counts(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "labels.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    EXAMPLES["labelled"].write(tmp_path, SECOND, "b.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "labelled\nCounter({1.0: 1, 0.0: 1})\n"
 
 
 # ------------------------------------------------------------------ memory

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 # A source's reasons that this ledger knows by another word.
 _REASONS = {"missing_file": "missing", "no_image": "empty"}
-_USED = "same_image:"  # of a reward it asks no less than another pair
+# Of a reward these ask no less than other pairs.
+_USED = ("same_image:", "no_caption:", "bad_caption:")
 
 
 class JudgeConfig(Section):
@@ -42,13 +43,13 @@ class JudgeConfig(Section):
 
     pairs: Location = setting(
         "",
-        "Parquet file (pickapic), JSON file (hpdv2, hpdv3, imagereward), or the folder of such; "
-        "local or a URI (s3://, gs://)",
+        "Parquet file (pickapic), JSON file (hpdv2, hpdv3, imagereward), label file, shards, or "
+        "the folder of such (docs/labels.md); local or a URI (s3://, gs://)",
     )
     layout: Annotated[str, AfterValidator(known("pairs"))] = setting(
         "pickapic",
-        "layout of judge.pairs: pickapic, hpdv2, hpdv3, imagereward, or one of your own "
-        "(docs/extending.md)",
+        "layout of judge.pairs: pickapic, hpdv2, hpdv3, imagereward, labelled, webdataset, or one "
+        "of your own (docs/extending.md)",
     )
     images: Location = setting("", "folder that image paths are relative to; empty: the file's")
     limit: int = setting(0, "use only the first N pairs; 0 uses all", ge=0)

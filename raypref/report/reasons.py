@@ -64,6 +64,8 @@ def _fixed() -> dict[str, str]:
         "not_a_photograph": "An artwork, by what a model says (photographic.enabled=false keeps "
         "all), or by its name a mask of the photograph beside it (a caption of its own keeps it).",
         "no_caption": captions,
+        "bad_label": "Its label is none of 1, 0, 0.5 and empty (docs/labels.md).",
+        "same_image": "Both images of the pair are the same.",
         "bad_caption": "Its caption holds a NUL character: write it anew.",
         "changed": "The file changed during curation: run again with run=NEW.",
         "bad_score": "The reward gave no number for it.",

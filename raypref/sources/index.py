@@ -28,6 +28,7 @@ from raypref.sources.base import Layout
 from raypref.sources.captions import Columns, is_index
 from raypref.sources.found import is_mask, no_captions, nothing
 from raypref.sources.layouts import REGISTRY, giving, known
+from raypref.sources.pairs import recognise_images, recognise_pairs
 from raypref.sources.reading import read
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 
@@ -181,11 +182,20 @@ def _usable(config: SourceConfig, *, bare: bool) -> Iterator[Row]:
         raise InputError(
             f"source.path: no photographs in '{config.path}', {nothing(store)}; expected image "
             "files with a captions.csv or .txt/.json sidecars, .parquet files, .tar shards, or a "
-            ".jsonl file; source.layout names other layouts"
+            f".jsonl file; source.layout names other layouts{_labels(store)}"
         )
     layout = _layout(config, store)
     loose, advice = layout == "folder", REGISTRY[layout].advice
-    raise InputError(no_captions(store, count, problems, first, loose=loose, advice=advice))
+    said = no_captions(store, count, problems, first, loose=loose, advice=advice)
+    raise InputError(said + _labels(store))
+
+
+def _labels(store: Store) -> str:
+    """What to do where a source holds labelled data instead of photographs; else empty."""
+    for recognised, kind in ((recognise_pairs, "labelled"), (recognise_images, "images")):
+        with suppress(InputError):
+            return f"; it holds labels (layout {recognised(store)}): pairs.kind={kind} reads them"
+    return ""
 
 
 class Counted(NamedTuple):
@@ -341,7 +351,8 @@ def _layout(config: SourceConfig, store: Store) -> str:
             if store.only.endswith(layout.suffixes):
                 return name
         ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
-        raise InputError(f"source.path: '{store.path}' is a file, but not one of {ends}")
+        said = f"source.path: '{store.path}' is a file, but not one of {ends}"
+        raise InputError(said + _labels(store))
     direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
     for file in store.files():

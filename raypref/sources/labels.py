@@ -222,15 +222,23 @@ def image_named(value: Any, column: str, where: str, folder: str = "") -> Ref:
 
 
 def prompt_in(value: Any, where: str) -> str:
-    """A record's prompt. SourceError where it is no text or empty."""
+    """A record's prompt. SourceError where it is no text or empty, or cannot be used."""
     text = value.strip() if isinstance(value, str) else ""
     try:
         text.encode()  # JSON can hold half a character
     except UnicodeEncodeError:
         text = ""
-    if not text:
-        raise SourceError("no_caption", f"{where} has no prompt")
+    if problem := bad_prompt(text, where):
+        reason, _, said = problem.partition(": ")
+        raise SourceError(reason, said)
     return text
+
+
+def bad_prompt(text: str, where: str) -> str:
+    """What is wrong with a prompt, as `reason: message`; "" where nothing is."""
+    if not text.strip():
+        return f"no_caption: {where} has no prompt"
+    return f"bad_caption: the prompt of {where} holds a NUL character" if "\0" in text else ""
 
 
 def label_of(value: Any, where: str) -> float | None:

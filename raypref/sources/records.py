@@ -17,7 +17,7 @@ from raypref.core.config import InputError
 from raypref.core.rows import Row, index_row
 from raypref.sources.base import Pair, Ref
 from raypref.sources.captions import as_text, caption_of
-from raypref.sources.labels import model_of, no_pair
+from raypref.sources.labels import bad_prompt, model_of, no_pair
 from raypref.sources.reading import Look, pointer, read, unpacked
 from raypref.sources.store import RemoteStore, SourceError, Store
 
@@ -212,9 +212,9 @@ def ranked(
 
 
 def usable(pair: Pair, where: str) -> Pair:
-    """The pair, with its problem where it has no prompt or one image twice."""
-    if not pair.prompt.strip():
-        return pair._replace(problem=f"no_caption: {where} has no prompt")
+    """The pair, with its problem where its prompt cannot be used or it has one image twice."""
+    if problem := bad_prompt(pair.prompt, where):
+        return pair._replace(problem=problem)
     if pair.first == pair.second:
         return pair._replace(problem=f"same_image: both images of {where} are {pair.first.file}")
     return pair
