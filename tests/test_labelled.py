@@ -36,7 +36,7 @@ from raypref.sources.pairs import (
     recognise_pairs,
 )
 from raypref.sources.records import records
-from raypref.sources.store import locate
+from raypref.sources.store import SourceError, locate
 
 MAX = 10**6
 
@@ -192,6 +192,37 @@ def test_what_datasets_saves_is_a_source_in_any_order(tmp_path):
             strict=True,
         ):
             assert Image.open(io.BytesIO(data_)).tobytes() == image.tobytes()
+
+
+def test_a_damaged_arrow_file_is_refused_or_its_images_are_dropped(tmp_path):
+    names = ("prompt", "chosen", "rejected")
+    batch = pa.record_batch([["x"] * 9, [FIRST[:400]] * 9, [SECOND[:400]] * 9], names=names)
+    with (
+        pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, batch.schema) as w,
+    ):
+        w.write_batch(batch)
+    whole, ends = (tmp_path / "0.arrow").read_bytes(), set()
+    for seed in range(150):
+        rng, data = random.Random(seed), bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(1000)] = rng.randrange(256)
+        (tmp_path / "0.arrow").write_bytes(
+            data[: rng.choice([len(data), rng.randrange(len(data))])]
+        )
+        try:
+            found = listed(tmp_path, "labelled")
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            ends.add("refused")
+            continue
+        for pair in found:
+            try:
+                read(tmp_path, pair.first, pair.second)
+                ends.add(reason(pair) or "used")
+            except SourceError as error:
+                ends.add(error.reason)
+    assert {"refused", "used", "unreadable_file"} <= ends
 
 
 def test_an_image_folder_with_metadata_names_two_images(tmp_path):
