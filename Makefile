@@ -29,7 +29,7 @@ bench: setup  ## ratios against plain loops
 	$(RUN) benchmarks/curation.py
 	$(RUN) benchmarks/training.py
 	$(RUN) benchmarks/evaluation.py
-	$(RUN) benchmarks/arena.py
+	$(RUN) benchmarks/arena_labels.py
 
 setup: $(VENV)/.ready
 

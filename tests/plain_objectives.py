@@ -261,12 +261,6 @@ ENTRIES: dict[str, Entry] = {
     "raft": Entry(sft, {}, best),
     "dpo_sft": Entry(dpo_sft, BETA | {"sft_weight": 0.2}),
     "sft": Entry(sft),
-    "arena": Entry(
-        arena,
-        BETA | {"gamma": 1.5},
-        also=tuple({"variant": name, "gamma": 0.7, **BETA} for name in ("weight", "regression")),
-    ),
-    "fixed_margin": Entry(fixed_margin, BETA | {"gamma": 0.5}),
     "cdpo": Entry(cdpo, BETA | {"label_noise": 0.2}),
     "rdpo": Entry(rdpo, BETA | {"label_noise": 0.2}),
     "smpo": Entry(
@@ -289,5 +283,7 @@ ENTRIES: dict[str, Entry] = {
     "mapo": Entry(mapo, {"horizon": 10.0}),
     "simpo": Entry(simpo, {"beta": 5.0}),
     "spin": Entry(dpo, BETA | {"rollout_steps": 3, "policy_lag": 7}),
+    "arena": Entry(arena, BETA | {"gamma": 1.5}),
+    "fixed_margin": Entry(fixed_margin, BETA | {"gamma": 0.5}),
 }
 FORMULAS = {"dro": dro} | {name: entry.formula for name, entry in ENTRIES.items()}

@@ -21,6 +21,7 @@ from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
 from raypref.report import charts, headline
 from raypref.report.compared import compared
+from raypref.report.curves import CURVES
 from raypref.report.layout import fill
 from raypref.report.views import (
     FunnelStep,
@@ -43,36 +44,6 @@ SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_nor
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
 EXTREMES = 5  # prompts named at each end of the gains
 
-# Training metrics we know, in the order they are shown, with what a reader should look for.
-CURVES = {
-    "loss": "the objective; lower is better",
-    "chosen_gap": "error on the chosen images relative to the reference; below 0 is better",
-    "rejected_gap": "the same on the rejected images",
-    "ref_chosen": "error of the reference on the chosen images",
-    "ref_rejected": "error of the reference on the rejected ones",
-    "chosen_error": "error on the chosen images; lower is better",
-    "rejected_error": "the same on the rejected images",
-    "image_gap": "error on the labelled images relative to the reference",
-    "ref_image": "error of the reference on the labelled images",
-    "desirable_gap": "the part of image_gap on desirable or weighted images; below 0 is better",
-    "ref_desirable": "error of the reference on these",
-    "desirable": "share of images that are desirable",
-    "weight": "of the images, by their score",
-    "reference_point": "reward from which gains count",
-    "diff": "chosen_gap minus rejected_gap; below 0 is better",
-    "hinge_active": "share of samples that still give a gradient",
-    "implicit_accuracy": "share of pairs ranked as preferred; 0.5 is chance",
-    "margin_exceeded": "share of pairs told apart by more than their margin",
-    "logit": "how much the learner prefers the chosen image more than the reference does",
-    "rejected_share": "share of the rejected side's gradient that is let through",
-    "label_probability": "how sure the labels are; 0.5 is a tie",
-    "pair_weight": "of a pair's errors; a half where learner and reference agree",
-    "grad_norm": "before clipping",
-    "lora_norm": "size of what the LoRA adds to the weights",
-    "lr": "learning rate",
-    "seconds_per_step": "wall time of one optimizer step",
-    "images_per_second": "chosen images per second, each with its rejected one",
-}
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
 GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while both get worse
 

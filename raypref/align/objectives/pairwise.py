@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from raypref.align.residuals import Residuals
 
 
-class SidesConfig(TrainingConfig):
+class PairObjectiveConfig(TrainingConfig):
     """A training on chosen and rejected images."""
 
     discount: float = setting(
@@ -38,7 +38,7 @@ class SidesConfig(TrainingConfig):
         return loss_B * self.discount ** (1 - share_B)
 
 
-class PairwiseConfig(SidesConfig):
+class PairwiseConfig(PairObjectiveConfig):
     """A training on pairs whose loss is a function of Diffusion-DPO's logit."""
 
     beta: float = setting(2000.0, "strength of the pull to the reference", gt=0)
@@ -59,7 +59,7 @@ class PairwiseConfig(SidesConfig):
         }
 
 
-class ReferenceFreeConfig(SidesConfig):
+class ReferenceFreeConfig(PairObjectiveConfig):
     """A training on pairs that compares the learner's own errors: `reference` is not read."""
 
     against: ClassVar[str] = ""

@@ -36,8 +36,6 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "raft": RAFT,
     "dpo_sft": DPOSFT,
     "sft": SFT,
-    "arena": ArenaPO,
-    "fixed_margin": FixedMargin,
     "cdpo": CDPO,
     "rdpo": RDPO,
     "smpo": SmPO,
@@ -49,4 +47,6 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "mapo": MaPO,
     "simpo": SimPO,
     "spin": SPIN,
+    "arena": ArenaPO,
+    "fixed_margin": FixedMargin,
 }

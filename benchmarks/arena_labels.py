@@ -1,6 +1,6 @@
 """The arena of 850,000 simulated labelled pairs: seconds of each step, and memory.
 
-python benchmarks/arena.py [PAIRS]
+python benchmarks/arena_labels.py [PAIRS]
 
 Generators are drawn as often as HPDv3 has images of theirs, and each is as capable as its place in
 a list. The labels come one at a time, as from a layout. The walk is held against that of a
