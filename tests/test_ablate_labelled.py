@@ -49,18 +49,20 @@ def test_settings_of_the_table_count_for_every_row_and_a_rows_own_count_more():
         {
             "title": "t",
             "set": {"lora.rank": 2, "lora.alpha": 3.0},
+            "times": {"evaluate.steps": 2},
             "copy": {"seed": "training_seed"},
             "rows": [
-                {"name": "a", "set": {"lora.rank": 7}},
-                {"name": "b", "copy": {"seed": "lora.rank"}},
+                {"name": "a", "set": {"lora.rank": 7, "evaluate.steps": 3}},
+                {"name": "b", "copy": {"seed": "lora.rank"}, "times": {"lora.rank": 4}},
             ],
             "grid": {"select.top_k": [5]},
         }
     )
-    assert [(row.set_, row.copy_) for row in made.all_rows()] == [
-        ({"lora.rank": 7, "lora.alpha": 3.0}, {"seed": "training_seed"}),
-        ({"lora.rank": 2, "lora.alpha": 3.0}, {"seed": "lora.rank"}),
-        ({"lora.rank": 2, "lora.alpha": 3.0, "select.top_k": 5}, {"seed": "training_seed"}),
+    alpha, twice, seed = {"lora.alpha": 3.0}, {"evaluate.steps": 2}, {"seed": "training_seed"}
+    assert [(row.set_, row.times, row.copy_) for row in made.all_rows()] == [
+        (alpha | {"lora.rank": 7, "evaluate.steps": 3}, {}, seed),
+        (alpha, twice | {"lora.rank": 4}, {"seed": "lora.rank"}),
+        (alpha | {"lora.rank": 2, "select.top_k": 5}, twice, seed),
     ]
 
 

@@ -85,6 +85,7 @@ class Table(Section):
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings of every row, by dotted key; a row's own count more"
     )
+    times: dict[str, float] = Field({}, description="settings of every row as multiples")
     copy_: dict[str, str] = Field(
         {}, alias="copy", description="settings of every row that are taken from others"
     )
@@ -104,10 +105,16 @@ class Table(Section):
             point = dict(zip(keys, values, strict=True))
             if point:
                 rows.append(_point(point, times=self.grid_times))
-        return [
-            row.model_copy(update={"set_": self.set_ | row.set_, "copy_": self.copy_ | row.copy_})
-            for row in rows
-        ]
+        common = self.set_, self.times, self.copy_
+        return [_over(common, row) for row in rows]
+
+
+def _over(common: tuple[dict[str, Any], dict[str, float], dict[str, str]], row: Row) -> Row:
+    """The row with what all rows have; what it says of a setting itself is all that counts."""
+    own = {*row.set_, *row.times, *row.copy_}
+    set_, times, copy_ = ({k: v for k, v in of.items() if k not in own} for of in common)
+    changed = {"set_": set_ | row.set_, "times": times | row.times, "copy_": copy_ | row.copy_}
+    return row.model_copy(update=changed)
 
 
 def _point(point: Mapping[str, Value], *, times: Mapping[str, Any]) -> Row:
