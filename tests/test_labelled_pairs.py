@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from raypref.curate.export import export
 from raypref.engine.batches import in_batches
 from raypref.engine.worker import Branch, Sound, Worker, needs_of, shared_worker
 from raypref.images.decode import center_square
-from raypref.pairs import labelled
+from raypref.pairs import decide, labelled
 from raypref.pairs.decide import DECIDED
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.listing import list_labels, survey
@@ -172,6 +173,34 @@ def test_killed_anywhere_the_result_is_the_same_to_the_byte(listing, tmp_path, m
     assert contents(killed).keys() == contents(whole).keys()
     different = [name for name, data in contents(whole).items() if contents(killed)[name] != data]
     assert different == []
+
+
+def test_pairs_that_were_deleted_are_made_again(listing, tmp_path):
+    for number in range(70):  # two parts
+        listing.pair(float(number % 2), first_model="a", second_model="b")
+    listing.entries[3] = listing.entries[3]._replace(second=Ref("gone.png"))
+    maker = made(listing.config(), tmp_path)
+    whole = contents(tmp_path)
+    assert maker.loaded.parts() == maker.pairs.parts() and len(maker.pairs.parts()) == 2
+    for damage in (shutil.rmtree, lambda folder: (folder / "part-00000001.parquet").unlink()):
+        damage(tmp_path / "pairs")
+        (tmp_path / "pairs" / ".manifest.json").unlink(missing_ok=True)
+        made(listing.config(), tmp_path)
+        assert contents(tmp_path) == whole
+        assert maker.pairs.state() == "complete"
+
+
+def test_a_decided_ledger_of_small_parts_is_cut_into_the_same_pieces(
+    listing, tmp_path, monkeypatch
+):
+    for number in range(150):
+        listing.pair(float(number % 2), first_model="a", second_model="b")
+    made(listing.config(), tmp_path / "new")
+    monkeypatch.setattr(decide, "ROWS_A_PART", 64)  # as an earlier version wrote them
+    maker = made(listing.config(), tmp_path / "old")
+    assert len(maker.decided.parts()) == len(maker.pairs.parts()) == 3
+    for folder in ("pairs", "labels", "curate/loaded"):
+        assert contents(tmp_path / "old" / folder) == contents(tmp_path / "new" / folder)
 
 
 def test_a_block_done_again_leaves_no_pair_that_is_dropped_now(listing, tmp_path):
