@@ -57,6 +57,7 @@ def every_way(listing: Listing) -> dict[str, str]:
         listing.pair(1.0, confidence=0.9): "pair",
         listing.pair(1.0, prompt="  "): "no_caption",
         listing.pair(1.0, prompt="a\0b"): "bad_caption",
+        listing.pair(1.0, prompt="a" * 200_000): "caption_too_long",
         listing.pair(0.7): "bad_label",
         listing.pair(1.0, problem="bad_record: line 9 is no record"): "bad_record",
         listing.pair(1.0, first=Ref("../secret.png")): "outside_root",
@@ -90,8 +91,8 @@ def test_every_label_ends_exactly_once(listing, tmp_path):
     not_dropped = {"pair", "tie", "unlabelled", "low_confidence", "beyond_limit"}
     rejects = {row["id"]: row for row in maker.rejects.rows()}
     assert rejects.keys() == {id_ for id_, fate in fates.items() if fate not in not_dropped}
-    assert "nowhere.png" in rejects["row 11"]["message"]
-    assert ended["row 2"]["status"] == "not_selected" and ended["row 11"]["status"] == "dropped"
+    assert "nowhere.png" in rejects["row 12"]["message"]
+    assert ended["row 2"]["status"] == "not_selected" and ended["row 12"]["status"] == "dropped"
     assert ended["row 1"]["first"] == "1-0.png" and ended["row 1"]["label"] == 0
 
 
@@ -249,7 +250,7 @@ def test_entries_are_rows_with_what_is_wrong_with_them(listing):
     every_way(listing)
     problems = [row["problem"] for row in list_labels(listing.config())]
     assert [p.partition(":")[0] for p in problems if p] == [
-        *("no_caption", "bad_caption", "bad_label", "bad_record"),
+        *("no_caption", "bad_caption", "caption_too_long", "bad_label", "bad_record"),
     ]
     row = next(list_labels(listing.config()))
     assert json.loads(row["first"])[0] == "0-0.png"
