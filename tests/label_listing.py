@@ -69,7 +69,7 @@ def stream_here(rows, *, label, stages, branches, config):
         rows.schema(),
         shared_worker(needs_of(stages)),
     )
-    for name in rows.ledger.parts():
+    for name in rows.parts():
         if not branch.ledger.has_part(name):
             answer = worker(pa.table({"part": [name]})).to_pylist()[0]
             assert not answer["no_room"]

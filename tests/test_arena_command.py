@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from raypref import cli
+from raypref.align.plan import RESERVED
 from raypref.core.config import InputError, build
+from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import in_folder
-from raypref.judge.arenas import ArenaJobConfig, read_choices
+from raypref.judge.arenas import FOLDER, ArenaJobConfig, read_choices
 from raypref.pairs.arena import ArenaConfig
 from raypref.pairs.choices import Choices, arena_findings, correlation, variance_between
 from raypref.pairs.config import PairingConfig
@@ -282,7 +284,7 @@ def test_the_command_prints_a_table_and_leaves_a_page_and_numbers(
     out = capsys.readouterr().out
     assert out.index("real_images") < out.index("plain") < out.index("early")
     assert "1,500 decided" in out and "votes for the chosen image of 750 held-out pairs" in out
-    folder = tmp_path / "runs" / "hpd" / "arena"
+    folder = tmp_path / "runs" / "hpd" / "arena-page"
     numbers = json.loads((folder / "arena.json").read_text())
     assert numbers["settings"]["pairs"]["arena"]["noise"] == 4.0
     assert [row["generator"] for row in numbers["standings"]] == list(TRUE)
@@ -303,8 +305,22 @@ def test_a_file_of_settings_serves_and_says_where_the_labels_are(
         "[pairs.arena]\ndrift = 0.1\n[table]\nresamples = 100\n"
     )
     assert cli.console(["arena", str(own)]) == 0
-    numbers = json.loads((tmp_path / "runs" / "mine" / "arena" / "arena.json").read_text())
+    numbers = json.loads((tmp_path / "runs" / "mine" / "arena-page" / "arena.json").read_text())
     assert numbers["settings"]["pairs"]["arena"]["drift"] == 0.1
+
+
+def test_a_run_keeps_its_folder_and_its_ledger(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LISTED[:] = people(60)
+    words = ["arena", str(labels), "source.layout=people", "table.resamples=100"]
+    ledger = tmp_path / "runs" / "run" / "arena"
+    ledger.mkdir(parents=True)
+    with only_job_in(str(ledger.parent)):
+        assert cli.console(words) == 2
+    assert "is in use by another job" in capsys.readouterr().err
+    assert cli.console(words) == 0
+    assert [*ledger.iterdir()] == [] and FOLDER in RESERVED
 
 
 def test_what_is_not_there_is_one_line_and_leaves_nothing(
@@ -333,6 +349,6 @@ HPDV3 = [
 def test_published_and_own_labels_are_recognised(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert cli.console(["arena", name, "table.resamples=100"]) == 0
-    numbers = json.loads((tmp_path / "runs" / "run" / "arena" / "arena.json").read_text())
+    numbers = json.loads((tmp_path / "runs" / "run" / "arena-page" / "arena.json").read_text())
     assert [row["generator"] for row in numbers["standings"]] == ["real_images", "flux", "sd2"]
     assert numbers["labels"] == {"labels": 36} and numbers["decided"] == 36

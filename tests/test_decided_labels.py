@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from label_listing import Listing
 
-from raypref.core.config import InputError
+from raypref.core.config import InputError, load
 from raypref.core.ledger import in_folder
 from raypref.core.rows import seed_of
+from raypref.models.families.registry import FAMILIES, INPAINTING, family
 from raypref.pairs import labelled
 from raypref.pairs.arena import ArenaConfig, fit, gap, walk_order
-from raypref.pairs.decide import decide, is_flipped
+from raypref.pairs.config import PairsConfig
+from raypref.pairs.decide import DROPPED, decide, is_flipped, outcomes
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.listing import survey, write_labels
 from raypref.run.config import RunConfig
 from raypref.sources.base import Pair, Ref
 from raypref.sources.index import unchanged
+
+PAIRS = PairsConfig(kind="labelled", gap="given")
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_gaps_are_the_arena_s_divided_by_their_mean(listing, tmp_path):
     told = {row["generator"]: row for row in maker.arena.rows()}
     assert [told[name]["mean"] for name in names] == pytest.approx(arena.mean.tolist(), rel=1e-12)
     assert sum(row["games"] for row in told.values()) == 2 * len(games)
-    assert maker.decided.parts() == ["part-00000000.parquet", "part-00000001.parquet"]
+    assert maker.decided.parts() == ["part-00000000.parquet"]
 
 
 def test_the_gaps_of_the_source_are_taken_where_it_is_asked_for(listing, tmp_path):
@@ -130,3 +134,52 @@ def test_tables_of_runs_read_the_labels_once(listing, tmp_path, monkeypatch):
     assert len(reads) == 1 and len(found) == 1
     maker_of(listing.config(), place=place).index.fingerprint  # noqa: B018
     assert len(reads) == 2
+
+
+def test_a_negative_gap_of_the_source_is_dropped_where_gaps_are_the_source_s(listing, tmp_path):
+    for gap_ in (2.0, -1.0, 0.0, None):
+        listing.pair(1.0, gap=gap_, first_model="a", second_model="b")
+    listing.pair(0.5, gap=-1.0)
+    rows, maker = decided(listing.config("pairs.gap=given"), tmp_path / "given")
+    assert [(row["id"], row["gap"]) for row in rows] == [
+        ("row 0", 2),
+        ("row 2", 0),
+        ("row 3", None),
+    ]
+    told = {row["id"]: row for row, why in outcomes(maker.index.rows(), PAIRS) if why == DROPPED}
+    assert told.keys() == {"row 1"}
+    assert told["row 1"]["problem"] == "bad_gap: the gap of row 1 is -1; it must be 0 or more"
+    fitted, _ = decided(listing.config(), tmp_path / "fitted")
+    assert [row["id"] for row in fitted] == ["row 0", "row 1", "row 2", "row 3"]
+
+
+def test_confidence_is_compared_only_where_a_limit_is_set(listing, tmp_path):
+    for confidence in (-3.0, 0.1, 0.9, None):
+        listing.pair(1.0, confidence=confidence)
+    rows, _ = decided(listing.config(), tmp_path / "all")
+    assert [row["confidence"] for row in rows] == [-3.0, 0.1, 0.9, None]
+    rows, _ = decided(listing.config("pairs.min_confidence=0.5"), tmp_path / "sure")
+    assert [row["confidence"] for row in rows] == [0.9, None]
+
+
+@pytest.mark.parametrize(
+    "toml, says",
+    [
+        ('pairs = "labelled"', "pairs='labelled': "),
+        ('[pairs]\nkind = ["labelled"]', r"pairs\.kind=\['labelled'\]: "),
+        ('[pairs]\nkind = "ranked"', r"pairs\.kind='ranked': "),
+        (
+            '[pairs]\nkind = "labelled"\n[base]\nfamily = "sd15_inpaint"',
+            r"base\.family=sd15_inpaint reads masks .* pairs\.kind=labelled has none",
+        ),
+    ],
+)
+def test_kinds_of_pairs_that_cannot_be_are_named(toml, says, tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text(f'extends = "tiny"\n{toml}\n')
+    with pytest.raises(InputError, match=f"^{says}"):
+        load(RunConfig, str(file))
+
+
+def test_families_that_read_masks_are_known_before_they_are_loaded():
+    assert {name for name in FAMILIES if family(name).inpaints} == INPAINTING

@@ -88,6 +88,11 @@ DROPPED: dict[str, tuple[str, str | bytes, list[str]]] = {
     "header with byte order mark": ("l.csv", codecs.BOM_UTF8 + (CHOSEN + GOOD).encode(), ["ok"]),
     "semicolons": ("l.csv", (CHOSEN + GOOD).replace(",", ";"), ["ok"]),
     "tabs": ("l.tsv", (CHOSEN + GOOD).replace(",", "\t"), ["ok"]),
+    "a field of many characters": (
+        "l.csv",
+        CHOSEN + row("x" * 200_000) + GOOD,
+        ["bad_record", "ok"],
+    ),
     "carriage returns": ("l.csv", (CHOSEN + GOOD * 2).replace("\n", "\r\n"), ["ok", "ok"]),
     "capitals and spaces in the header": ("l.csv", " Prompt ,CHOSEN,Rejected\n" + GOOD, ["ok"]),
     "Windows paths": ("l.csv", CHOSEN + row("images\\A.PNG", ".\\images\\b.png"), ["ok"]),
@@ -208,6 +213,10 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
         {"l.csv": (CHOSEN + GOOD).encode("utf-16")},
         r"l\.csv is not UTF-8 text; save it as such",
     ),
+    "a field that never ends": (
+        {"l.csv": CHOSEN + GOOD + '"' + ("x" * 999 + "\n") * 17_000},
+        r"l\.csv, line 3: a field has more than 16777216 characters; shorten it, or close its",
+    ),
     "a quote left open": (
         {"l.csv": CHOSEN + GOOD + 'a "cat",images/a.png,images/b.png\n"open,a,b\n' + GOOD},
         r"l\.csv, line 4: .*a quote is left open",
@@ -283,3 +292,19 @@ def test_single_images_have_scores_or_labels(tmp_path):
     scores = single("3.5 -1 1e3  nan x inf", "score")(tmp_path / "scores")
     assert [each.score for each in scores[:5]] == [3.5, -1, 1000, None, None]
     assert [each.problem.partition(":")[0] for each in scores[5:]] == ["bad_record"] * 2
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_images_of_a_prompt_beyond_64_are_one_dropped_entry(form, tmp_path):
+    ranks = [*range(70)]
+    if form == "json":
+        record = {"prompt": "x", "generations": [*map(str, ranks)], "ranking": ranks}
+        (tmp_path / "train.json").write_text(json.dumps([record]))
+    else:
+        columns = {"prompt_id": ["p"] * 70, "prompt": ["x"] * 70, "image": [A, B] * 35}
+        pq.write_table(pa.table(columns | {"rank": ranks, "overall_rating": ranks}),
+                       tmp_path / "train.parquet")  # fmt: skip
+    *pairs, last = labelled_pairs(locate(str(tmp_path)), "imagereward")
+    assert len(pairs) == 64 * 63 // 2 and not any(pair.problem for pair in pairs)
+    assert "has 70 images; the 6 after the first 64 are left out" in last.problem
+    assert last.problem.startswith("bad_record: ") and last.id.endswith("/beyond")

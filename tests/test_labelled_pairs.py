@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from raypref.curate.export import export
 from raypref.engine.batches import in_batches
 from raypref.engine.worker import Branch, Sound, Worker, needs_of, shared_worker
 from raypref.images.decode import center_square
-from raypref.pairs import labelled
+from raypref.pairs import decide, labelled
 from raypref.pairs.decide import DECIDED
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.listing import list_labels, survey
@@ -56,6 +57,7 @@ def every_way(listing: Listing) -> dict[str, str]:
         listing.pair(1.0, confidence=0.9): "pair",
         listing.pair(1.0, prompt="  "): "no_caption",
         listing.pair(1.0, prompt="a\0b"): "bad_caption",
+        listing.pair(1.0, prompt="a" * 200_000): "caption_too_long",
         listing.pair(0.7): "bad_label",
         listing.pair(1.0, problem="bad_record: line 9 is no record"): "bad_record",
         listing.pair(1.0, first=Ref("../secret.png")): "outside_root",
@@ -89,8 +91,8 @@ def test_every_label_ends_exactly_once(listing, tmp_path):
     not_dropped = {"pair", "tie", "unlabelled", "low_confidence", "beyond_limit"}
     rejects = {row["id"]: row for row in maker.rejects.rows()}
     assert rejects.keys() == {id_ for id_, fate in fates.items() if fate not in not_dropped}
-    assert "nowhere.png" in rejects["row 11"]["message"]
-    assert ended["row 2"]["status"] == "not_selected" and ended["row 11"]["status"] == "dropped"
+    assert "nowhere.png" in rejects["row 12"]["message"]
+    assert ended["row 2"]["status"] == "not_selected" and ended["row 12"]["status"] == "dropped"
     assert ended["row 1"]["first"] == "1-0.png" and ended["row 1"]["label"] == 0
 
 
@@ -174,6 +176,34 @@ def test_killed_anywhere_the_result_is_the_same_to_the_byte(listing, tmp_path, m
     assert different == []
 
 
+def test_pairs_that_were_deleted_are_made_again(listing, tmp_path):
+    for number in range(70):  # two parts
+        listing.pair(float(number % 2), first_model="a", second_model="b")
+    listing.entries[3] = listing.entries[3]._replace(second=Ref("gone.png"))
+    maker = made(listing.config(), tmp_path)
+    whole = contents(tmp_path)
+    assert maker.loaded.parts() == maker.pairs.parts() and len(maker.pairs.parts()) == 2
+    for damage in (shutil.rmtree, lambda folder: (folder / "part-00000001.parquet").unlink()):
+        damage(tmp_path / "pairs")
+        (tmp_path / "pairs" / ".manifest.json").unlink(missing_ok=True)
+        made(listing.config(), tmp_path)
+        assert contents(tmp_path) == whole
+        assert maker.pairs.state() == "complete"
+
+
+def test_a_decided_ledger_of_small_parts_is_cut_into_the_same_pieces(
+    listing, tmp_path, monkeypatch
+):
+    for number in range(150):
+        listing.pair(float(number % 2), first_model="a", second_model="b")
+    made(listing.config(), tmp_path / "new")
+    monkeypatch.setattr(decide, "ROWS_A_PART", 64)  # as an earlier version wrote them
+    maker = made(listing.config(), tmp_path / "old")
+    assert len(maker.decided.parts()) == len(maker.pairs.parts()) == 3
+    for folder in ("pairs", "labels", "curate/loaded"):
+        assert contents(tmp_path / "old" / folder) == contents(tmp_path / "new" / folder)
+
+
 def test_a_block_done_again_leaves_no_pair_that_is_dropped_now(listing, tmp_path):
     listing.pair(1.0)
     config = listing.config()
@@ -220,7 +250,7 @@ def test_entries_are_rows_with_what_is_wrong_with_them(listing):
     every_way(listing)
     problems = [row["problem"] for row in list_labels(listing.config())]
     assert [p.partition(":")[0] for p in problems if p] == [
-        *("no_caption", "bad_caption", "bad_label", "bad_record"),
+        *("no_caption", "bad_caption", "caption_too_long", "bad_label", "bad_record"),
     ]
     row = next(list_labels(listing.config()))
     assert json.loads(row["first"])[0] == "0-0.png"

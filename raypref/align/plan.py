@@ -18,9 +18,9 @@ WHERE = "@"  # "@NAME" as a start: where the training NAME starts
 # Folders of a run that hold something else.
 # fmt: off
 RESERVED = frozenset((
-    "arena", "base", "cache", "config", "curate", "evaluation", "export", "fused", "images",
-    "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples", "start",
-    "trainings",
+    "arena", "arena-page", "base", "cache", "config", "curate", "evaluation", "export", "fused",
+    "images", "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples",
+    "start", "trainings",
 ))
 # fmt: on
 # The paper's two stages, the second without the first, and the plain baseline.

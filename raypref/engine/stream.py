@@ -91,6 +91,10 @@ class Selection:
         more = 0 if self.also is None else self.also.num_rows
         return self.ledger.count(self.condition) + more
 
+    def parts(self) -> list[str]:
+        """The names of the parts, in order; each is a block."""
+        return self.ledger.parts()
+
     def part(self, name: str) -> pa.Table:
         """The selected rows of one part."""
         table = self.ledger.part(name, self.columns, where=self.where)
@@ -190,7 +194,7 @@ def stream_branches(
         blocks = [todo.slice(start, size) for start in range(0, todo.num_rows, size)]
     else:  # a worker reads the part that a block names: no pixel passes through the driver
         there = set.intersection(*(set(ledger.parts()) for ledger in ledgers))
-        names = [name for name in rows.ledger.parts() if name not in there]
+        names = [name for name in rows.parts() if name not in there]
         size, blocks = 1, [pa.table({"part": [name]}) for name in names]
         schema, read = rows.schema(), _ReadPart(rows)
         total = rows.count()

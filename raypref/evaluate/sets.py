@@ -8,14 +8,15 @@ never meets the results of an earlier one, and a set that is named again finds i
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 from pyarrow import fs as pafs
 
 from raypref.core.config import InputError
@@ -34,7 +35,9 @@ FEWEST = 8  # captions; of fewer no interval says anything
 RESERVED = frozenset(("images", "scores", "reference", "samples"))
 ABOUT = "prompts.json"  # beside a table: the name of its set, where the prompts came from
 # An image that repeats another has a caption that may be its pair's in other words.
-REPEATED = ("duplicate", "near_duplicate")
+UNUSABLE = frozenset(
+    ("duplicate", "near_duplicate", "no_caption", "bad_caption", "caption_too_long")
+)
 
 
 class PromptSet(NamedTuple):
@@ -233,31 +236,48 @@ def held_out(photos: Ledger, *, count: int, seed: int) -> tuple[list[Prompt], st
     """Captions of inputs that are in no pair, drawn by the seed; and what they are, in words.
 
     They show what the person's own photographs show, and no training saw them. Where fewer than
-    `FEWEST` are left, the embedded plain prompts are taken instead.
+    `FEWEST` are left, the embedded plain prompts are taken instead. In memory are 8 bytes per
+    input, which is read twice.
 
     Args:
         photos: the complete ledger of all inputs.
         count: how many, at most.
         seed: decides which; neither the order of the photographs nor the rest of them does.
     """
-    used: set[str] = set()
-    others: set[str] = set()
-    column = "caption" if "caption" in photos.schema().names else "prompt"  # of labelled pairs
-    for batch in photos.batches([column, "status", "reason"]):
-        for row in batch.to_pylist():
-            text = (row[column] or "").strip()
-            if row["status"] == "pair":
-                used.add(text)
-            elif text and row["reason"] not in REPEATED:
-                others.add(text)
-    left = others - used
+    used, others = array("q"), array("q")
+    for text, in_pair in _texts(photos):
+        (used if in_pair else others).append(_draw(seed, text))
+    left = np.setdiff1d(np.frombuffer(others, np.int64), np.frombuffer(used, np.int64))
+    column = _text_column(photos)
     if len(left) < FEWEST:
         prompts = [Prompt(text) for text in PLAIN[:count]]
         return prompts, (
             f"{len(prompts)} plain prompts that come with raypref, since "
             f"{len(left) or 'no'} {column}s are left that are in no pair"
         )
-    drawn = heapq.nsmallest(count, left, key=lambda text: (seed_of(seed, "held-out", text), text))
+    taken = set(left[:count].tolist())
+    texts = {text for text, in_pair in _texts(photos) if _draw(seed, text) in taken}
+    drawn = sorted(texts, key=lambda text: (_draw(seed, text), text))[:count]
     return [Prompt(text) for text in drawn], (
         f"{len(drawn)} {column}s of the {len(left):,} that are in no pair, drawn by the seed"
     )
+
+
+def _draw(seed: int, text: str) -> int:
+    return seed_of(seed, "held-out", text)
+
+
+def _text_column(photos: Ledger) -> str:
+    return "caption" if "caption" in photos.schema().names else "prompt"  # of labelled pairs
+
+
+def _texts(photos: Ledger) -> Iterator[tuple[str, bool]]:
+    """The texts that can be drawn, and those in pairs; whether each is in one."""
+    column = _text_column(photos)
+    for batch in photos.batches([column, "status", "reason"]):
+        for row in batch.to_pylist():
+            text = (row[column] or "").strip()
+            # Of a label that was dropped nothing is known to be right.
+            bad = row["status"] == "dropped" or row["reason"] in UNUSABLE
+            if row["status"] == "pair" or (text and not bad):
+                yield text, row["status"] == "pair"

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import math
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,11 @@ from raypref.sources.index import SourceConfig
 if TYPE_CHECKING:
     from raypref.core.rows import Row
     from raypref.pairs.choices import Choices, Findings
-    from raypref.sources.base import Pair
 
 log = logging.getLogger(__name__)
 
 SAID = {"vote_share": "votes for the chosen image", "confidence": "confidence"}
+FOLDER = "arena-page"  # below the run's; its ledger `arena` is another thing
 UNNAMED = "unnamed"  # what becomes of a label, besides the words of `pairs.decide`
 
 
@@ -46,7 +45,7 @@ def show_capabilities(config: ArenaJobConfig) -> tuple[str, Findings, Counter[st
     """Fit the arena to the labels of `source`, and write page and numbers.
 
     Returns:
-        The folder, `<storage>/<run>/arena`, what was found, and what became of the labels.
+        The folder, `<storage>/<run>/arena-page`, what was found, and what became of the labels.
 
     Raises:
         InputError: no labels there, no two generators named, or another job in the folder.
@@ -56,8 +55,9 @@ def show_capabilities(config: ArenaJobConfig) -> tuple[str, Findings, Counter[st
     from raypref.report.arena import render
 
     config.source.store()  # what is not there is refused before a folder is made
-    folder = absolute(join(config.storage, config.run, "arena"))
-    with only_job_in(folder):
+    run = absolute(join(config.storage, config.run))
+    folder = join(run, FOLDER)
+    with only_job_in(run):
         choices, counts = read_choices(config)
         amount, where = counted(len(choices.chosen), "choice"), without_secrets(config.source.path)
         log.info("arena of %s in %s of %s", counted(len(choices.names), "generator"), amount, where)
@@ -77,70 +77,46 @@ def read_choices(config: ArenaJobConfig) -> tuple[Choices, Counter[str]]:
     They are those that a run with the same settings fits its arena to, in the same order: all that
     decide, beyond `pairs.limit` too, and turned round where `pairs.flip_labels` says so.
 
-    In memory are 33 bytes per label whose generators are named.
+    In memory are 33 bytes per label that counts.
 
     Raises:
         InputError: as in `show_capabilities`.
     """
     import numpy as np
 
-    from raypref.pairs.arena import walk_order
     from raypref.pairs.choices import Choices
-    from raypref.pairs.decide import BEYOND, TAKEN, TIE, is_flipped, outcomes
+    from raypref.pairs.decide import number_labels
     from raypref.pairs.listing import problem_of
     from raypref.sources.pairs import labelled_pairs
 
-    labels = PairingConfig(source=config.source, seed=config.seed, pairs=config.pairs)
-    numbers: dict[str, int] = {}
-    chosen, rejected, ties = array("q"), array("q"), array("b")
-    shares, sure, counts = array("d"), array("d"), Counter[str]()
+    counts: Counter[str] = Counter()
 
-    def entries() -> Iterator[Row]:
-        """What `outcomes` reads of each label, and the label."""
+    def rows() -> Iterator[Row]:
+        """What `number_labels` reads of each label."""
         source = config.source
         listed = labelled_pairs(source.store(), source.layout)
         for pair in itertools.islice(listed, source.limit or None):
-            problem = problem_of(pair, source.max_caption) or None
-            known = {"problem": problem, "label": pair.label, "confidence": pair.confidence}
-            yield {**known, "pair": pair}
-
-    def ids() -> Iterator[str]:
-        """The ids of those that count, whose numbers are kept."""
-        for row, reason in outcomes(entries(), config.pairs):
             counts["labels"] += 1
-            pair: Pair = row["pair"]
-            if reason not in (TAKEN, BEYOND, TIE):
-                counts[reason] += 1
-                continue
-            if pair.first_model is None or pair.second_model is None:
-                counts[UNNAMED] += 1
-                continue
-            turned = (pair.label != 1) != is_flipped(pair.id, labels)
-            names = (pair.first_model, pair.second_model)
-            both = [numbers.setdefault(name, len(numbers)) for name in names]
-            chosen.append(both[turned])
-            rejected.append(both[not turned])
-            ties.append(reason == TIE)
-            share = math.nan if pair.vote_share is None else pair.vote_share
-            shares.append(1 - share if turned else share)
-            sure.append(math.nan if pair.confidence is None else pair.confidence)
-            yield pair.id
+            problem = problem_of(pair, source.max_caption) or None
+            yield {**pair._asdict(), "problem": problem}
 
+    also = ("vote_share", "confidence")
+    run = PairingConfig(source=config.source, seed=config.seed, pairs=config.pairs)
     with waiting(lambda: f"arena: reading the labels, {counts['labels']:,} so far"):
-        order = walk_order(ids(), config.seed)
-    _check(config, counts, len(chosen) - sum(ties), len(numbers))
-    names = sorted(numbers)
-    # Numbered by name, and not by which comes first in the source.
-    rank = {name: place for place, name in enumerate(names)}
-    places = np.array([rank[name] for name in numbers])
-    columns = (
-        places[np.array(chosen)][order],
-        places[np.array(rejected)][order],
-        np.array(ties, bool)[order],
-        np.array(shares)[order],
-        np.array(sure)[order],
-    )
-    return Choices(names, *columns), counts
+        labels = number_labels(rows(), run, also=also)
+    walk = labels.walk
+    counts += labels.left_out + Counter({UNNAMED: len(labels.chosen) - len(walk)})
+    chosen, rejected, ties = labels.chosen[walk], labels.rejected[walk], labels.ties[walk]
+    # A generator whose opponents are never named is none of the arena.
+    there = np.union1d(chosen, rejected)
+    _check(config, counts, len(walk) - int(ties.sum()), len(there))
+    return Choices(
+        [labels.names[number] for number in there],
+        np.searchsorted(there, chosen),
+        np.searchsorted(there, rejected),
+        ties,
+        *(labels.also[name][walk] for name in also),
+    ), counts
 
 
 def numbers(found: Findings, counts: Counter[str], config: ArenaJobConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Choices(NamedTuple):
     """Labelled pairs whose generators are named, in the order of the walk, each [pairs]."""
 
     names: list[str]  # of the generators, sorted; [generators]
-    chosen: np.ndarray  # numbers of the generators; of a tie, the first image's
+    chosen: np.ndarray  # numbers of the generators; which of a tie's it is means nothing
     rejected: np.ndarray
     ties: np.ndarray  # bool
     vote_share: np.ndarray  # of votes for the chosen image, NaN where not known
@@ -157,7 +157,7 @@ def _foretold(arena: Arena, unseen: Choices, config: ArenaConfig) -> tuple[float
     s = np.sqrt(arena.std[one] ** 2 + arena.std[other] ** 2 + 2 * config.noise**2)
     right = np.where(m == 0, 0.5, m > 0)
     cdf, margin = NormalDist().cdf, config.draw_margin
-    # Of those choices that are no ties.
+    # Given that the choice was decided: ties are left out above.
     wins = np.array([cdf(t) for t in ((np.abs(m) - margin) / s).tolist()])
     losses = np.array([cdf(t) for t in ((-np.abs(m) - margin) / s).tolist()])
     told = wins / (wins + losses)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from raypref.pairs.config import PairingConfig, PairsConfig
 # Why an entry goes no further, besides being dropped.
 UNLABELLED, TIE, LOW_CONFIDENCE, BEYOND = "unlabelled", "tie", "low_confidence", "beyond_limit"
 DROPPED, TAKEN = "dropped", ""
-ROWS_A_PART = 64  # as many pairs of images lie in one part of the pairs
+COUNT = (TAKEN, BEYOND, TIE)  # of these the arena learns
+ROWS_A_PART = 4096  # without images
 DECIDED = pa.schema(
     [
         ("id", pa.string()),
@@ -51,6 +53,8 @@ READS = ["id", "first_model", "second_model", "label", "confidence", "gap", "pro
 def outcomes(rows: Iterable[Row], config: PairsConfig) -> Iterator[tuple[Row, str]]:
     """What becomes of each entry as far as its label says: `TAKEN`, or the reason it is not.
 
+    One that is `DROPPED` has a `problem`.
+
     Args:
         rows: of `listing.LISTED`, from the first on: a limit counts those taken.
         config: what is left out.
@@ -58,6 +62,9 @@ def outcomes(rows: Iterable[Row], config: PairsConfig) -> Iterator[tuple[Row, st
     taken = 0
     for row in rows:
         reason = _reason(row, config)
+        if reason == TAKEN and config.gap == "given" and (row["gap"] or 0) < 0:
+            said = f"bad_gap: the gap of {row['id']} is {row['gap']:g}; it must be 0 or more"
+            row, reason = {**row, "problem": said}, DROPPED
         if reason == TAKEN:
             taken += 1
             if config.limit and taken > config.limit:
@@ -70,7 +77,9 @@ def _reason(row: Row, config: PairsConfig) -> str:
         return DROPPED
     if row["label"] is None:
         return UNLABELLED
-    if row["confidence"] is not None and row["confidence"] < config.min_confidence:
+    # Unset it leaves out nothing: a source may count confidence from below 0.
+    confidence = row["confidence"] if config.min_confidence else None
+    if confidence is not None and confidence < config.min_confidence:
         return LOW_CONFIDENCE
     return TIE if config.kind == "labelled" and row["label"] == 0.5 else TAKEN
 
@@ -91,8 +100,8 @@ def decide(index: Ledger, config: PairingConfig, *, decided: Ledger, arena: Ledg
     """
     gaps = np.empty((0, 2))
     if config.pairs.kind == "labelled":
-        labels = _labels(index, config)
-        fitted = None if arena is None else _fitted(labels, index, config, arena)
+        labels = number_labels(index.rows(READS, batch_size=4096), config, also=("gap",))
+        fitted = None if arena is None else _fitted(labels, config, arena)
         gaps = _gaps(labels, fitted, config)
     decided.clear()
     decided.begin()
@@ -120,8 +129,8 @@ def is_flipped(id_: str, config: PairingConfig) -> bool:
     return share > 0 and seed_of(config.seed, "flip", id_) < share * 2**63
 
 
-class _Labels(NamedTuple):
-    """A few numbers per label that decides, or is a tie, in the order of the index, each [labels].
+class Labels(NamedTuple):
+    """A few numbers per label that decides, or is a tie, in the order of the rows, each [labels].
 
     Turned round where `is_flipped` says so: the arena learns from the noise, too.
     """
@@ -129,53 +138,76 @@ class _Labels(NamedTuple):
     names: list[str]  # of the generators, sorted
     chosen: np.ndarray  # number of the generator, -1 where it has none
     rejected: np.ndarray
-    given: np.ndarray  # the source's gap, NaN where it has none
-    ties: np.ndarray
-    taken: np.ndarray  # whether it goes on
+    ties: np.ndarray  # bool; which of a tie's generators is `chosen` means nothing
+    taken: np.ndarray  # bool, whether it goes on
+    walk: np.ndarray  # the order in which the arena walks those whose generators are both named
+    also: dict[str, np.ndarray]  # further columns, NaN where a label has no such number
+    left_out: Counter[str]  # the labels that do not count, by reason
+
+    @property
+    def named(self) -> np.ndarray:
+        """Whether both generators are named, bool, [labels]."""
+        named: np.ndarray = (self.chosen >= 0) & (self.rejected >= 0)
+        return named
 
 
-def _labels(index: Ledger, config: PairingConfig) -> _Labels:
+def number_labels(rows: Iterable[Row], config: PairingConfig, *, also: Sequence[str]) -> Labels:
+    """Labels as numbers for the arena, in one pass.
+
+    In memory are 17 bytes per label that counts, and 8 per further column.
+
+    Args:
+        rows: of `listing.LISTED`, from the first on, with the columns `READS` and `also`.
+        config: what is left out, turned round, and the seed of the walk.
+        also: columns of numbers that are kept; `vote_share` becomes that of the chosen image.
+    """
     numbers: dict[str | None, int] = {None: -1}
-    chosen, rejected, given, what = array("q"), array("q"), array("d"), array("b")
-    for row, reason in outcomes(index.rows(READS, batch_size=4096), config.pairs):
-        if reason not in (TAKEN, BEYOND, TIE):
-            continue
-        sides = [row["first_model"], row["second_model"]]
-        both = [numbers.setdefault(name, len(numbers) - 1) for name in sides]
-        if not _first_is_chosen(row, config):
-            both.reverse()
-        chosen.append(both[0])
-        rejected.append(both[1])
-        given.append(np.nan if row["gap"] is None else row["gap"])
-        what.append((TAKEN, BEYOND, TIE).index(reason))
+    chosen, rejected, what = array("i"), array("i"), array("b")
+    more = {name: array("d") for name in also}
+    left_out: Counter[str] = Counter()
+
+    def ids() -> Iterator[str]:
+        """The ids of the labels that count, whose numbers are kept."""
+        for row, reason in outcomes(rows, config.pairs):
+            if reason not in COUNT:
+                left_out[reason] += 1
+                continue
+            sides = [row["first_model"], row["second_model"]]
+            both = [numbers.setdefault(name, len(numbers) - 1) for name in sides]
+            straight = _first_is_chosen(row, config)
+            chosen.append(both[not straight])
+            rejected.append(both[straight])
+            what.append(COUNT.index(reason))
+            for name, values in more.items():
+                value = np.nan if row[name] is None else row[name]
+                values.append(value if straight or name != "vote_share" else 1 - value)
+            yield row["id"]
+
+    walk = walk_order(ids(), config.seed)
     names = sorted(name for name in numbers if name is not None)
     # By name, and not by which comes first in the source.
-    place = np.array([*(names.index(n) for n in numbers if n is not None), -1], np.int64)
+    rank = {name: place for place, name in enumerate(names)}
+    place = np.array([*(rank[name] for name in numbers if name is not None), -1], np.int64)
     kinds = np.array(what, np.int8)
-    return _Labels(
+    labels = Labels(
         names,
         place[np.array(chosen, np.int64)],
         place[np.array(rejected, np.int64)],
-        np.array(given),
-        kinds == 2,
-        kinds == 0,
+        kinds == COUNT.index(TIE),
+        kinds == COUNT.index(TAKEN),
+        walk,
+        {name: np.array(values) for name, values in more.items()},
+        left_out,
     )
+    return labels._replace(walk=walk[labels.named[walk]])
 
 
-def _fitted(labels: _Labels, index: Ledger, config: PairingConfig, ledger: Ledger) -> Arena:
+def _fitted(labels: Labels, config: PairingConfig, ledger: Ledger) -> Arena:
     """Fit the arena to all labels that decide, beyond the limit too, and write it down."""
-    named = (labels.chosen >= 0) & (labels.rejected >= 0)
-    ids = (
-        row["id"]
-        for row, reason in outcomes(index.rows(READS, batch_size=4096), config.pairs)
-        if reason in (TAKEN, BEYOND, TIE)
-    )
-    order = walk_order(ids, config.seed)
-    order = order[named[order]]
     arena = fit(
-        labels.chosen[order],
-        labels.rejected[order],
-        labels.ties[order],
+        labels.chosen[labels.walk],
+        labels.rejected[labels.walk],
+        labels.ties[labels.walk],
         generators=len(labels.names),
         config=config.pairs.arena,
     )
@@ -188,7 +220,7 @@ def _fitted(labels: _Labels, index: Ledger, config: PairingConfig, ledger: Ledge
     return arena
 
 
-def _gaps(labels: _Labels, arena: Arena | None, config: PairingConfig) -> np.ndarray:
+def _gaps(labels: Labels, arena: Arena | None, config: PairingConfig) -> np.ndarray:
     """Gap and its deviation of each label that is taken, [taken, 2]; NaN where there is none.
 
     Divided by the mean gap: an objective's margin then means the same for every source.
@@ -196,7 +228,7 @@ def _gaps(labels: _Labels, arena: Arena | None, config: PairingConfig) -> np.nda
     taken = labels.taken
     found = np.full((int(taken.sum()), 2), np.nan)
     if config.pairs.gap == "given":
-        found[:, 0] = labels.given[taken]
+        found[:, 0] = labels.also["gap"][taken]
         if not np.isfinite(found[:, 0]).any():
             raise InputError(
                 f"pairs.gap=given: no label of '{config.source.path}' that decides has a gap; add "
@@ -204,7 +236,7 @@ def _gaps(labels: _Labels, arena: Arena | None, config: PairingConfig) -> np.nda
             )
     elif arena is not None:
         chosen, rejected = labels.chosen[taken], labels.rejected[taken]
-        named = (chosen >= 0) & (rejected >= 0)
+        named = labels.named[taken]
         found[named] = np.stack(
             gap(arena, chosen[named], rejected[named], config.pairs.arena), axis=1
         )

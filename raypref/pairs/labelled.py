@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
 
 from raypref.core.config import InputError, results_of
-from raypref.core.ledger import Ledger, Place, placed
+from raypref.core.ledger import Ledger, Place, part_name, placed
 from raypref.core.messages import without_secrets
 from raypref.core.progress import Work, counted, waiting
 from raypref.core.rows import REJECT, Row
 from raypref.curate.publish import REJECTS, LargeParts, with_features
-from raypref.curate.select import ignored_profiles
+from raypref.curate.select import SOUND, ignored_profiles
 from raypref.engine.stream import Selection, StreamConfig, stream_branches
 from raypref.engine.worker import Branch, Sound
 from raypref.pairs.cards import write_label_cards
@@ -37,6 +38,7 @@ from raypref.sources.index import remembered
 log = logging.getLogger(__name__)
 
 FACTS = ("key", "profile")  # of what was loaded, beside the images
+PAIRS_A_PART = 64
 
 
 class LabelledPairs:
@@ -147,10 +149,13 @@ class LabelledPairs:
             with waiting("labels: deciding, fitting the gaps"):
                 decide(self.index, self.config, decided=self.decided, arena=self.arena)
         busy = 0.0
+        if self.loaded.parts() and self.pairs.count() < self.loaded.count(SOUND):
+            log.warning("%s: pairs are missing; the images are loaded again", self.pairs.path)
+            self.loaded.clear()
         if self.loaded.state() != "complete":
             self.pairs.begin()
             busy = stream_branches(
-                Selection(self.decided),
+                _in_pieces(self.decided),
                 label="pairs",
                 stages=[LoadImages(self.config)],
                 branches=[Branch([], self.loaded, FACTS, Sound(self.pairs, self._schema))],
@@ -219,6 +224,33 @@ class LabelledPairs:
                     stage, word, message = (own[name] for name in REJECT.names)
                     told = {"stage": stage, "reason": word, "message": message}
                     yield found | told | {"status": DROPPED}
+
+
+@dataclass(frozen=True)
+class _Pieces(Selection):
+    """A selection whose blocks are pieces of the ledger's parts."""
+
+    pieces: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # name -> part, first row
+
+    def parts(self) -> list[str]:
+        """The names of the pieces."""
+        return list(self.pieces)
+
+    def part(self, name: str) -> pa.Table:
+        """The rows of one piece."""
+        part, first = self.pieces[name]
+        return super().part(part).slice(first, PAIRS_A_PART)
+
+
+def _in_pieces(decided: Ledger) -> _Pieces:
+    """Its rows, in pieces whose images make one part of the pairs."""
+    places = [
+        (part, first)
+        for part in decided.parts()
+        for first in range(0, max(1, decided.part(part, ["id"]).num_rows), PAIRS_A_PART)
+    ]
+    names = [part_name(f"{number:08d}") for number in range(len(places))]
+    return _Pieces(decided, pieces=dict(zip(names, places, strict=True)))
 
 
 def _some(rows: Iterator[Row]) -> Iterator[list[Row]]:

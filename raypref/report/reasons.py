@@ -42,6 +42,7 @@ def keeps_label(reason: str, config: PairingConfig) -> str:
         "beyond_limit": f"pairs.limit={pairs.limit} labels were taken before it (0 takes all).",
         "same_image": "Both sides are one image.",
         "bad_label": "What the label says is no choice: write 1, 0 or 0.5, or leave it empty.",
+        "bad_gap": "Its gap is below 0: swap the images, or take pairs.gap=arena.",
         "no_caption": "Write a prompt beside the label.",
         "bad_caption": "The prompt holds a NUL character: write it anew.",
         "caption_too_long": f"source.max_caption={config.source.max_caption} sets the limit.",

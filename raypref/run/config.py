@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from raypref.align import plan
 from raypref.align.latents import CacheConfig
-from raypref.core.config import setting
+from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
 from raypref.evaluate.generate import GenerateConfig
@@ -17,6 +17,7 @@ from raypref.evaluate.graph import TableConfig
 from raypref.evaluate.measures import MetricsConfig
 from raypref.judge.pairs import JudgeConfig
 from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import INPAINTING
 from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
 from raypref.pairs.config import TWINS, PairingConfig, PairsConfig
@@ -65,7 +66,20 @@ class RunConfig(PairingConfig):
         if not isinstance(values, Mapping) or "trainings" in values:
             return values
         pairs = values.get("pairs", {})
-        kind = pairs.kind if isinstance(pairs, PairsConfig) else pairs.get("kind", TWINS)
-        if kind not in KINDS:  # told with the key
+        if isinstance(pairs, PairsConfig):
+            kind: object = pairs.kind
+        else:
+            kind = pairs.get("kind", TWINS) if isinstance(pairs, Mapping) else None
+        if not isinstance(kind, str) or kind not in KINDS:  # told with the key
             return values
         return {**values, "trainings": KINDS[kind].trainings}
+
+    @model_validator(mode="after")
+    def _masks_are_there(self) -> RunConfig:
+        if self.base.family in INPAINTING and self.pairs.kind != TWINS:
+            raise InputError(
+                f"base.family={self.base.family} reads masks of the pairs, and "
+                f"pairs.kind={self.pairs.kind} has none; take another base.family, or "
+                f"pairs.kind={TWINS}"
+            )
+        return self

@@ -1,7 +1,7 @@
 """Arrow files as `datasets` saves them: columns of all rows, or one cell.
 
 They are read batch by batch, from the beginning: such a file has no index. `save_to_disk` writes
-batches of 100 to 1000 rows.
+batches of 100 to 1000 rows. What a batch unpacks to is known before it is unpacked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raypref.sources.arrow_bodies import CheckedStream
 from raypref.sources.cells import value
 from raypref.sources.reading import damage, scan
 from raypref.sources.store import RemoteStore, SourceError, Store
@@ -28,7 +29,7 @@ def saved_schema(store: Store, file: str) -> pa.Schema:
     Raises:
         SourceError: it is not a sound Arrow stream.
     """
-    with _sound(store, file), scan(store, file) as opened, pa.ipc.open_stream(opened) as stream:
+    with _sound(store, file), scan(store, file) as opened, _whole(opened, file) as stream:
         return stream.schema
 
 
@@ -38,7 +39,7 @@ def saved_rows(store: Store, file: str, columns: list[str]) -> Iterator[tuple[pa
     Raises:
         SourceError: it is not a sound Arrow stream.
     """
-    with _sound(store, file), scan(store, file) as opened, _stream(opened, columns) as stream:
+    with _sound(store, file), scan(store, file) as opened, _stream(opened, file, columns) as stream:
         for batch in stream:
             batch.validate(full=True)  # what it says of itself may be wrong
             yield from zip(*(batch[column] for column in columns), strict=True)
@@ -77,7 +78,7 @@ class _Cursor:
         self.batch: pa.RecordBatch | None = None
         self.opened = scan(store, file)
         with _sound(store, file):
-            self.batches = iter(_stream(self.opened, [column]))
+            self.batches = iter(_stream(self.opened, file, [column]))
 
     def at(self, row: int) -> Any:
         """The value in a row of this batch or a later one."""
@@ -94,17 +95,23 @@ _cursors: list[_Cursor] = []  # none of them in use; the one used last is at the
 _lock = threading.Lock()
 
 
-def _stream(opened: io.BufferedReader, columns: list[str]) -> pa.RecordBatchReader:
-    """A reader of some columns; others are skipped where they lie."""
+def _whole(opened: io.BufferedReader, file: str) -> pa.RecordBatchReader:
+    """A reader of all columns."""
+    return pa.ipc.open_stream(CheckedStream(opened, file))
+
+
+def _stream(opened: io.BufferedReader, file: str, columns: list[str]) -> pa.RecordBatchReader:
+    """A reader of some columns; others are not unpacked."""
     start = opened.tell()
-    with pa.ipc.open_stream(opened) as whole:
+    with _whole(opened, file) as whole:
         names = whole.schema.names
     opened.seek(start)
     missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(f"no column {missing[0]}")
     fields = [names.index(column) for column in columns]
-    return pa.ipc.open_stream(opened, options=pa.ipc.IpcReadOptions(included_fields=fields))
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    return pa.ipc.open_stream(CheckedStream(opened, file), options=options)
 
 
 @contextmanager

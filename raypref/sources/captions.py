@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from raypref.sources.reading import pointer, scan
+from raypref.sources.reading import csv_fault, pointer, scan
 from raypref.sources.store import RemoteStore, SourceError, Store
 
 CAPTION_KEYS = ("caption", "prompt", "text")
@@ -154,7 +154,7 @@ def csv_records(store: Store, table: str, columns: Columns = ANY) -> Iterator[Re
                 yield Record(reader.line_num, record[path] or "", record[caption] or "")
     except csv.Error as error:
         # The reader counts whole records: the broken one begins after them.
-        said = f"{table}, line {reader.line_num + 1}: {error}"
+        said = f"{table}, line {reader.line_num + 1}: {csv_fault(error)}"
         raise SourceError("unreadable_file", said) from None
 
 

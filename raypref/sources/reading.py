@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import posixpath
@@ -19,6 +20,8 @@ from raypref.sources.store import LocalStore, RemoteStore, SourceError, Store
 
 SCAN_BYTES = 2**20
 LINE = 2**24  # characters of a line of text
+# Of a field too: a longer prompt than `source.max_caption` is one dropped row, and not the file.
+csv.field_size_limit(LINE)
 PACKED = ".gz"
 _DAMAGED = "#//damaged"  # no entry of a file has this id
 FOLDERS = 16  # whose listings are kept at a time
@@ -172,6 +175,18 @@ def text_lines(
         if isinstance(store, RemoteStore):
             raise  # a network failure: the same command resumes
         raise SourceError("unreadable_file", f"{name} cannot be read: {error}") from None
+
+
+def csv_fault(error: csv.Error) -> str:
+    """What is wrong with a table that `csv` cannot read, and its fix."""
+    said = str(error)
+    if "field limit" in said:
+        return f"a field has more than {LINE} characters; shorten it, or close its quote"
+    if "end of data" in said:
+        return f"{said}; a quote is left open"
+    if "expected after" in said:
+        return f"{said}; a quote is left open or stands in the middle of a field"
+    return said
 
 
 def unpacked(store: Store, name: str) -> io.BufferedReader:

@@ -24,6 +24,7 @@ from raypref.sources.store import RemoteStore, SourceError, Store
 JSON_BYTES = 2**32  # of a JSON file that is parsed as a whole
 JSON_CHARACTERS = 2**24  # of a record of a list, which is parsed record by record
 CHUNK = 2**20
+MOST = 64  # images of a prompt that are compared; published rankings have up to 9
 FORM = (KeyError, TypeError, ValueError, AttributeError)  # of a record of another layout
 _OF_NUMBERS = "0123456789.eE+-"  # "" is in it: the end of what was read
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -188,6 +189,8 @@ def ranked(
 ) -> Iterator[Pair]:
     """Each two images of a record that ranks its images; equal ranks are a tie.
 
+    What a record has beyond `MOST` images is one entry with a problem.
+
     Args:
         record: with a `prompt`, and perhaps `models`, a list of the generators.
         paths: key of the list of images.
@@ -205,10 +208,19 @@ def ranked(
     except FORM as error:
         yield no_pair(id_, misshapen(where, error))
         return
-    for (i, (one, rank, model)), (j, (two, other, other_model)) in itertools.combinations(rows, 2):
+    pairs = itertools.combinations(rows[:MOST], 2)
+    for (i, (one, rank, model)), (j, (two, other, other_model)) in pairs:
         label = 0.5 if rank == other else float(rank < other)
         pair = Pair(prompt, one, two, label, None, model, other_model, id=f"{id_}/{i}-{j}")
         yield usable(pair, where)
+    if len(rows) > MOST:
+        yield too_many(id_, where, len(rows))
+
+
+def too_many(id_: str, where: str, count: int) -> Pair:
+    """The entry that stands for the images of a prompt beyond `MOST`."""
+    said = f"bad_record: {where} has {count} images; the {count - MOST} after the first {MOST} are"
+    return no_pair(f"{id_}/beyond", f"{said} left out")
 
 
 def usable(pair: Pair, where: str) -> Pair:

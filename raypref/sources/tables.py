@@ -17,7 +17,7 @@ import pyarrow as pa
 from raypref.core.config import InputError
 from raypref.sources import arrow, cells
 from raypref.sources.base import Ref
-from raypref.sources.reading import PACKED, shown, text_lines
+from raypref.sources.reading import PACKED, csv_fault, shown, text_lines
 from raypref.sources.records import records
 from raypref.sources.store import Store
 
@@ -131,7 +131,7 @@ def _header(store: Store, file: str, rows: Iterator[list[str]]) -> list[str]:
     try:
         names = [name.strip() for name in next(rows, [])]
     except csv.Error as error:
-        raise InputError(f"{shown(store, file)}, line 1: {error}") from None
+        raise InputError(f"{shown(store, file)}, line 1: {csv_fault(error)}") from None
     if any("\0" in name or not _is_text(name) for name in names):
         raise InputError(f"{shown(store, file)} is not UTF-8 text; save it as such")
     return names
@@ -157,8 +157,8 @@ def _csv_lines(store: Store, file: str) -> Iterator[TableRow]:
             else:
                 yield TableRow(number, where, values)
     except csv.Error as error:
-        said = f"{error}; a quote is left open or stands in the middle of a field"
-        raise InputError(f"{shown(store, file)}, line {number + 1}: {said}") from None
+        said = f"{shown(store, file)}, line {number + 1}: {csv_fault(error)}"
+        raise InputError(said) from None
 
 
 def _is_list(store: Store, file: str) -> bool:

@@ -18,6 +18,8 @@ FAMILIES = {
     "sd15_inpaint": "raypref.models.families.sd15_inpaint",
     "sd35m": "raypref.models.families.sd3",
 }
+# Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
+INPAINTING = frozenset(("sd15_inpaint",))
 
 
 def _known(name: str) -> str:

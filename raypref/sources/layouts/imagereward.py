@@ -14,12 +14,20 @@ from raypref.sources import cells, labels
 from raypref.sources.base import LabelledImage, Layout, Pair, Ref
 from raypref.sources.captions import Columns, as_text
 from raypref.sources.reading import lookup, sound
-from raypref.sources.records import bad_record, path_of, photograph, ranked, records, usable
+from raypref.sources.records import (
+    MOST,
+    bad_record,
+    path_of,
+    photograph,
+    ranked,
+    records,
+    too_many,
+    usable,
+)
 from raypref.sources.store import Store
 
 _COLUMNS = ("prompt_id", "prompt", "rank", "overall_rating")  # of the Parquet files
 _RATED = labels.ImageColumns("prompt", "image", "score", "", "")
-_MOST = 64  # images of a prompt; there are 4 to 9
 
 
 def photographs(store: Store, _columns: Columns) -> Iterator[Row]:
@@ -92,7 +100,11 @@ def _ranked_rows(store: Store, file: str) -> Iterator[Pair]:
     """The pairs of each prompt's rows, which follow one another."""
     seen: set[str] = set()
     for prompt_id, group in itertools.groupby(_rows(store, file), lambda row: row.prompt_id):
-        rows = list(itertools.islice(group, _MOST))
+        rows, count = [], 0
+        for row in group:
+            count += 1
+            if count <= MOST:
+                rows.append(row)
         id_, where = cells.row_id(file, rows[0].number), f"prompt {prompt_id} of {file}"
         if prompt_id in seen:
             said = f"bad_record: the rows of {where} do not follow one another"
@@ -105,6 +117,8 @@ def _ranked_rows(store: Store, file: str) -> Iterator[Pair]:
                 label = 0.5 if one.rank == two.rank else float(one.rank < two.rank)
             found = Pair(one.prompt, one.image, two.image, label, id=f"{id_}/{i}-{j}")
             yield usable(found, where)
+        if count > MOST:
+            yield too_many(id_, where, count)
 
 
 def _rated_rows(store: Store, file: str) -> Iterator[LabelledImage]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from raypref.core.config import InputError
 from raypref.sources.base import Layout
 from raypref.sources.prompts import Prompt, column, of_record
-from raypref.sources.reading import shown, text_lines
+from raypref.sources.reading import csv_fault, shown, text_lines
 from raypref.sources.store import Store
 
 
@@ -25,7 +25,7 @@ def prompts(store: Store, file: str) -> Iterator[Prompt]:
         for row in reader:
             yield of_record(where, row)
     except csv.Error as error:
-        raise InputError(f"{where}, line {reader.line_num}: {error}") from None
+        raise InputError(f"{where}, line {reader.line_num}: {csv_fault(error)}") from None
 
 
 LAYOUT = Layout(prompts=prompts, suffixes=(".csv", ".tsv"))
