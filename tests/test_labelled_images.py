@@ -119,8 +119,6 @@ def test_single_images_have_one_side_and_the_latents_of_the_pairs_images(
         KTO,
         training("rwr", **COMMON),
         training("raft", **COMMON),
-        training("sft", **COMMON),
-        training("dro", rollout_steps=2, **COMMON),
     ],
     ids=lambda stage: stage.objective,
 )

@@ -11,10 +11,12 @@ from corpus import encode, scene
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
+from raypref.align.latents import CacheConfig, Encode, Images
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, build, flatten, load, replaced, results_of, to_toml
 from raypref.core.ledger import Ledger
+from raypref.models.backbone import BackboneConfig
 from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, execute
 from raypref.run.pipeline import Run
@@ -191,7 +193,7 @@ def test_a_start_that_is_not_there_is_refused(train, starts, message):
 
 
 def test_an_unknown_training_is_refused():
-    with pytest.raises(InputError, match="use stage1, stage2, stage2_alone, sft"):
+    with pytest.raises(InputError, match="use stage1, stage2, stage2_alone, kto_images, sft"):
         settle("stage3")
 
 
@@ -281,7 +283,15 @@ def pairs(folder: Path, sizes: list[tuple[int, int]]) -> Ledger:
 
 
 def test_pairs_of_one_size_pass(tmp_path):
-    check_pairs(pairs(tmp_path, [(64, 64)] * 3), side=64, trainings={})
+    made = pairs(tmp_path, [(64, 64)] * 3)
+    check_pairs(made, trainings={})
+    assert len(prepared(made, side=64).images) == 12  # two sides, both ways
+
+
+def prepared(made: Ledger, *, side: int) -> Images:
+    """What a worker makes of the pairs before it encodes them."""
+    rows = [{**row, "prompt": ""} for row in made.rows()]
+    return Encode(BackboneConfig(), CacheConfig(), side=side).prepare(rows)
 
 
 def test_pairs_without_a_number_that_a_training_reads_are_refused_by_its_name(tmp_path):
@@ -292,26 +302,30 @@ def test_pairs_without_a_number_that_a_training_reads_are_refused_by_its_name(tm
     made.write_part(columns)
     made.commit(expected=3, counts={})
     with pytest.raises(InputError) as caught:
-        check_pairs(made, side=64, trainings={"mine": ArenaPO(steps=1)})
+        check_pairs(made, trainings={"mine": ArenaPO(steps=1)})
     assert str(caught.value) == (
         "train.mine.objective=arena reads gap of the pairs, and 2 of 3 have none; a gap needs "
         "labels that name both generators"
     )
-    check_pairs(made, side=64, trainings={"mine": FixedMargin(steps=1)})
+    check_pairs(made, trainings={"mine": FixedMargin(steps=1)})
 
 
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ([], "holds no pairs"),
         ([(64, 64), (32, 32)], "chosen image of pair 'pair-1' is 32x32, and images.size=64"),
         ([(64, 48)], "is 64x48, and images.size=64"),
     ],
 )
 def test_pairs_that_cannot_be_trained_on_are_refused(tmp_path, sizes, message):
     with pytest.raises(InputError) as caught:
-        check_pairs(pairs(tmp_path, sizes), side=64, trainings={})
+        prepared(pairs(tmp_path, sizes), side=64)
     assert message in str(caught.value)
+
+
+def test_no_pairs_are_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no pairs"):
+        check_pairs(pairs(tmp_path, []), trainings={})
 
 
 def test_pairs_made_at_another_resolution_are_refused_by_name(tmp_path):

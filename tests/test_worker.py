@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from raypref.core.config import Resources
+from raypref.core.config import InputError, Resources
 from raypref.core.ledger import Ledger
 from raypref.core.rows import REJECT, Row, reject
 from raypref.engine.worker import Branch, Worker, needs_of, shared_worker
@@ -63,6 +63,16 @@ def through(folder: Path, *workers: int) -> list[Ledger]:
     answer = worker(IMAGES).to_pylist()[0]
     assert answer["rows"] == 5 and answer["rejected"] == len(workers) and not answer["no_room"]
     return ledgers
+
+
+def test_what_a_person_must_change_is_an_answer_and_no_crash(tmp_path: Path) -> None:
+    class Refuses(Red):
+        def __call__(self, rows: list[Row]) -> None:
+            raise InputError(f"row '{rows[0]['id']}' is wrong")
+
+    branch = Branch([Refuses("red", unwanted=0, workers=0)], Ledger(str(tmp_path), {}), ["red"])
+    worker = Worker(lambda block: (block, None), [], [branch], IMAGES.schema, Resources())
+    assert worker(IMAGES).to_pylist()[0]["refused"].endswith("is wrong")
 
 
 @pytest.mark.parametrize("workers", [(1, 1), (1, 0), (0, 0)], ids=["models", "one model", "none"])

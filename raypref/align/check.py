@@ -1,46 +1,38 @@
-"""Whether pairs can be trained on, told before any of them is encoded."""
+"""Whether trainings find in the pairs what they read, told before any pair is encoded."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import pyarrow.compute as pc
-from PIL import Image
 
 from raypref.align.config import TrainingConfig
 from raypref.core.config import InputError
 from raypref.core.ledger import Ledger
 
 
-def check_pairs(pairs: Ledger, *, side: int, trainings: Mapping[str, TrainingConfig]) -> None:
-    """See that there are pairs, squares of one side, and that the trainings find what they read.
+def check_pairs(pairs: Ledger, *, trainings: Mapping[str, TrainingConfig]) -> None:
+    """See that there are pairs, and that the trainings find the numbers that they read.
+
+    Images are not read here: there may be millions. Their size is seen to where they are encoded.
 
     Args:
-        pairs: the pairs, or single labelled images, whose rejected image is null.
-        side: of all images, in pixels.
+        pairs: the pairs, or single labelled images, which have a `score`.
         trainings: what is trained on them, by name.
 
     Raises:
-        InputError: there is none, an image has another size, or a number is missing; names the
-            pair or the training.
+        InputError: there is no pair, a number is missing, or scores are of no use; names the
+            training.
     """
     if not pairs.count():
         raise InputError(f"{pairs.path} holds no pairs; there is nothing to train on")
+    single = "score" in pairs.schema().names
+    scores = pc.min_max(pairs.table(["score"])["score"]).as_py() if single else None
     for name, training in trainings.items():
-        for column in training.columns:
+        for column in (*training.columns, *(["score"] if single and training.labelled else [])):
             _must_be_whole(pairs, column, f"train.{name}.objective={training.objective}")
-    for row in pairs.rows(["id", "chosen", "rejected"]):
-        for name in ("chosen", "rejected"):
-            if row[name] is None:
-                continue
-            with Image.open(io.BytesIO(row[name]["bytes"])) as image:  # reads no more than its head
-                size = image.size
-            if size != (side, side):
-                raise InputError(
-                    f"{pairs.path}: the {name} image of pair '{row['id']}' is "
-                    f"{size[0]}x{size[1]}, and images.size={side}"
-                )
+        if scores is not None:
+            training.check_scores(scores["min"], scores["max"], key=f"train.{name}")
 
 
 def _must_be_whole(pairs: Ledger, column: str, whose: str) -> None:

@@ -7,9 +7,11 @@ from, its loss, and when a training has gone wrong. The loop asks the class and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias
+
+from pydantic import model_validator
 
 from raypref.core.config import Resources, Section, setting
 from raypref.core.ledger import Ledger
@@ -123,7 +125,7 @@ class TrainingConfig(Section):
     max_error_ratio: float = setting(
         2.0,
         "stop when the error on the chosen images exceeds the reference's by this factor, over the "
-        "last 256 samples; without a reference, that of the first 256",
+        "last 256 samples; without a frozen reference, that of the first 256",
         affects_result=False,
         gt=1,
     )
@@ -150,6 +152,18 @@ class TrainingConfig(Section):
     )
     resources: Resources = Resources()
 
+    @model_validator(mode="after")
+    def _reads_its_reference(self) -> Self:
+        """Refuse a reference that this objective would ignore."""
+        for key in ("reference", "reference_decay"):
+            default = type(self).model_fields[key].default
+            if self.against != "ref" and getattr(self, key) != default:
+                raise ValueError(
+                    f"{key}={getattr(self, key)}: the objective {self.objective} reads no "
+                    f"reference; leave {key} out, or set it to {default}"
+                )
+        return self
+
     @property
     def sides(self) -> tuple[str, ...]:
         """Names of a sample's sides, in the order of `Samples.sides`."""
@@ -159,6 +173,24 @@ class TrainingConfig(Section):
     def columns(self) -> tuple[str, ...]:
         """Columns of the pairs, numbers, that this training reads."""
         return (*self.facts, "gap") if self.curriculum != "off" else self.facts
+
+    @property
+    def of_single_images(self) -> bool:
+        """Whether single labelled images are enough: it reads their scores and no second side."""
+        return self.labelled and "rejected" not in self.sides
+
+    def instead(self, columns: Collection[str]) -> str:
+        """Settings with which pairs of these columns suffice, where now they do not, or ""."""
+        return ""
+
+    def check_scores(self, low: float, high: float, *, key: str) -> None:
+        """Raise InputError where it cannot learn from scores in this range, both ends included.
+
+        Args:
+            low: the lowest score of an image.
+            high: the highest.
+            key: of this training in the settings, for messages.
+        """
 
     def prepared(self, data: PairData, *, key: str) -> PairData:
         """The pairs as this training reads them: here, as they are.
@@ -221,23 +253,32 @@ class TrainingConfig(Section):
         return self.error_grown(history, "chosen", key=key)
 
     def error_grown(self, history: Sequence[Mapping[str, float]], side: str, *, key: str) -> str:
-        """As `health`, over the metrics `ref_SIDE` and `SIDE_gap`."""
+        """As `health`, over the metrics `ref_SIDE` and `SIDE_gap`, or `SIDE_error`.
+
+        A reference that follows the learner gets worse with it: then, and without a reference, the
+        error is compared with that of the first samples.
+        """
         steps = math.ceil(SAMPLES_COMPARED / self.batch)
         recent = history[-steps:]
         if len(recent) < steps:
             return ""  # too few samples to tell from chance
-        if self.against:
+        if self.against == "ref" and self.reference != "ema":
             before, whose = sum(row[f"ref_{side}"] for row in recent), "the reference's"
-            now = before + sum(row[f"{side}_gap"] for row in recent)
         else:
-            before, whose = sum(row[f"{side}_error"] for row in history[:steps]), "that at first"
-            now = sum(row[f"{side}_error"] for row in recent)
+            before, whose = self._error(history[:steps], side), "that at first"
+        now = self._error(recent, side)
         if now <= self.max_error_ratio * before:
             return ""
         return (
             f"the error on the {side} images is {now / before:.2f} times {whose}, more than "
             f"{key}.max_error_ratio={self.max_error_ratio:g}"
         )
+
+    def _error(self, rows: Sequence[Mapping[str, float]], side: str) -> float:
+        """The learner's error on a side, summed over steps."""
+        if not self.against:
+            return sum(row[f"{side}_error"] for row in rows)
+        return sum(row[f"ref_{side}"] for row in rows) + sum(row[f"{side}_gap"] for row in rows)
 
     @property
     def samples_at_once(self) -> int:

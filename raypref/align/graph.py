@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from raypref.align import plan
-from raypref.align.config import TrainingConfig, TrainingJob
+from raypref.align.config import RolloutConfig, TrainingConfig, TrainingJob
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
@@ -24,6 +24,7 @@ class Alignment:
         cache: the encoded pairs.
         pairs: the pairs.
         columns: names of their columns, known before there are any.
+        sides: names of the images of a row: of single labelled images one.
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
@@ -38,6 +39,7 @@ class Alignment:
         cache: Ledger,
         pairs: Ledger,
         columns: Sequence[str],
+        sides: Sequence[str],
         place: Place,
         seed: int,
         run: str,
@@ -48,6 +50,7 @@ class Alignment:
         self.cache = cache
         self.pairs = pairs
         self.columns = columns
+        self.sides = sides
         self.place = place
         self.seed = seed
         self.run = run
@@ -118,15 +121,27 @@ class Alignment:
                 lora_formats.write_shared(ledger.path, name=shared, component=component)
 
     def check_training(self, name: str) -> None:
-        """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact."""
+        """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
+
+        Or an objective that learns nothing from the scores of single images.
+        """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
+        if len(self.sides) == 1 and not training.of_single_images:
+            paired = "rejected" in training.sides and not isinstance(training, RolloutConfig)
+            why = "compares two images" if paired else "does not read scores"
+            raise InputError(
+                f"{key}.objective={training.objective} {why}, and the pairs are single images with "
+                "scores; set it to kto with sample=image, rwr or raft"
+            )
         if absent := [column for column in training.columns if column not in self.columns]:
             own = absent[0] in training.facts
             reads = f"objective={training.objective}" if own else "curriculum=easy_first"
+            others = training.instead(self.columns) if own else ""
+            fix = f"; set {key}.{others}" if others else ""
             raise InputError(
                 f"{key}.{reads} reads {', '.join(absent)} of the pairs, "
-                f"which have {', '.join(self.columns)}"
+                f"which have {', '.join(self.columns)}{fix}"
             )
         gpus = training.resources.num_gpus
         if gpus % 1:

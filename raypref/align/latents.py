@@ -68,12 +68,21 @@ class Encoded(NamedTuple):
 
 
 class Encode:
-    """Transform: images to latent moments, caption to its embedding."""
+    """Transform: images to latent moments, caption to its embedding.
+
+    Args:
+        base: the model that encodes.
+        config: its resources.
+        side: of all images, in pixels, others being refused; None: any.
+    """
 
     name = "encode"
 
-    def __init__(self, base: BackboneConfig, config: CacheConfig) -> None:
+    def __init__(
+        self, base: BackboneConfig, config: CacheConfig, *, side: int | None = None
+    ) -> None:
         self.base = base
+        self.side = side
         self.inpaints = family(base.family).inpaints
         self.reads = (*READS, "mask") if self.inpaints else READS
         around = [("surroundings", pa.binary()), ("surroundings_shape", pa.list_(pa.int64()))]
@@ -96,6 +105,9 @@ class Encode:
 
         So a batch has one shape. Where no row has images, none are encoded. A single labelled
         image is a row without a rejected one.
+
+        Raises:
+            InputError: an image has another size; names the pair.
         """
         pairs = [row for row in rows if row["chosen"] is not None]
         _require_one_kind(pairs)
@@ -103,12 +115,21 @@ class Encode:
         images = [
             image
             for row in shown
-            for value in (row["chosen"], row["rejected"])
-            if value is not None
-            for image in _both_ways(open_png(value["bytes"]))
+            for name in ("chosen", "rejected")
+            if row[name] is not None
+            for image in _both_ways(self._image(row, name))
         ]
         masks = [self._mask(row) for row in shown] if self.inpaints else []
         return Images([row["prompt"] for row in rows], images, masks)
+
+    def _image(self, row: Row, name: str) -> Image.Image:
+        image = open_png(row[name]["bytes"])
+        if self.side is not None and image.size != (self.side, self.side):
+            raise InputError(
+                f"the {name} image of pair '{row['id']}' is {image.width}x{image.height}, and "
+                f"images.size={self.side}"
+            )
+        return image
 
     def _mask(self, row: Row) -> Image.Image:
         if row["mask"] is None:
@@ -201,6 +222,11 @@ class PairData:
             caption_of=torch.arange(count).repeat_interleave(2),
         )
 
+    def scores(self) -> tuple[float, float]:
+        """The lowest and the highest score of the images."""
+        score_N = self.facts["score"]
+        return score_N.min().item(), score_N.max().item()
+
     def only(self, rows: Tensor) -> PairData:
         """Some rows, copied; `rows` are their indices."""
         return replace(
@@ -256,7 +282,7 @@ class PairData:
         if which >= self.moments.shape[1]:
             raise InputError(
                 "the pairs are single labelled images, and this objective compares two images: "
-                "set objective to kto with sample=image, rwr, raft or sft"
+                "set objective to kto with sample=image, rwr or raft"
             )
         moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
         mean, log_variance = moments[:, 0], moments[:, 1]

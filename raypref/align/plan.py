@@ -23,7 +23,7 @@ RESERVED = frozenset((
     "start", "trainings",
 ))
 # fmt: on
-# The paper's two stages, the second without the first, and the plain baseline.
+# The paper's two stages, the second without the first, KTO on labelled images, the plain baseline.
 DEFAULT: dict[str, dict[str, Any]] = {
     "stage1": {"objective": "dro", "label": "stage 1", "steps": 1600, "ema_decay": 0.9999},
     "stage2": {
@@ -38,6 +38,12 @@ DEFAULT: dict[str, dict[str, Any]] = {
         "label": "stage 2 alone",
         "start": "@stage1",
         "draws": "stage2",  # the same samples in the same order: only the start differs
+    },
+    "kto_images": {
+        "like": "stage2_alone",
+        "objective": "kto",
+        "sample": "image",
+        "label": "KTO",
     },
     "sft": {"objective": "sft", "label": "SFT", "steps": 1600, "ema_decay": 0.9999},
 }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypref.core.config import Resources, Section, setting
+from raypref.core.config import InputError, Resources, Section, setting
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import Ledger, Where, filesystem, join, write_bytes
 from raypref.core.progress import Progress, counted, waiting
@@ -317,6 +317,8 @@ def _follow(
     told: set[str] = set()
     began = time.monotonic()
     for part in answers:
+        if part["refused"]:
+            raise InputError(part["refused"])
         if part["no_room"]:
             raise NoRoomError(f"{progress.label}: {part['no_room']}")
         for line in set(part["notes"].splitlines()) - told:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raypref.core.config import Resources
+from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import exhausted
 from raypref.core.ledger import Ledger, join, read_bytes, remove_file
 from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
@@ -36,7 +36,10 @@ STOP = ".stop"  # in a ledger: blocks that are not begun are not wanted any more
 Reader = Callable[[pa.Table], tuple[pa.Table, str | None]]
 
 # Reply for a block of which nothing was written.
-_NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": "", "no_room": ""}
+_NOTHING = {"part": "", "rows": 0, "rejected": 0, "busy": 0.0, "notes": ""} | {
+    "no_room": "",
+    "refused": "",
+}
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,11 @@ class Worker:
         return [schema.empty_table() for schema in self.schemas]
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Returns only what the driver counts, or why there is no room: Ray need not try again."""
+        """Returns only what the driver counts, or why it must end: Ray need not try again."""
         try:
             return self._finish(block)
+        except InputError as error:
+            return _answer(refused=str(error))
         except Exception as error:
             if not (line := exhausted(error)):
                 raise

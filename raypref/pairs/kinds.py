@@ -89,8 +89,9 @@ KINDS = {
         ),
         sections=(),
         limit=("pairs", "limit"),
-        trainings=(),  # there is no pair to compare: the person names an objective for images
+        trainings=("kto_images",),
         columns=SINGLE,
+        sides=("chosen",),
         filters=_DECIDES,
         tags=("human-preferences",),
         citation=_DIFFUSION_DPO,

@@ -36,6 +36,7 @@ class Kind(NamedTuple):
     tags: tuple[str, ...]  # of a model card
     citation: str  # of a model card, BibTeX
     filters: tuple[tuple[str, tuple[str, ...]], ...]  # in order: what is left, reasons for the rest
+    sides: tuple[str, ...] = ("chosen", "rejected")  # the images of a row
 
     def asked(self, config: Section) -> int:
         """How many pairs a run asks for; 0: all there are."""

@@ -43,7 +43,7 @@ class RunConfig(PairingConfig):
         KINDS[TWINS].trainings,
         "trainings of this run, by their names in [train.NAME]; their starts are trained too; []: "
         "only the base and evaluate.loras are evaluated; by default stage2_alone on labelled pairs "
-        "and none on labelled images",
+        "and kto_images on labelled images",
         affects_result=False,
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)

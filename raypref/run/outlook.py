@@ -127,10 +127,9 @@ def _trainings(config: RunConfig) -> dict[str, str]:
     default = kind_of(config).trainings
     if config.pairs.kind == TWINS or config.trainings != default:
         return {}
-    if not default:
-        return {"trainings": "none: name one with an objective for single images, trainings=NAME"}
     named = ", ".join(default)
-    return {"trainings": f"{named}, Diffusion-DPO on labelled pairs; trainings=NAME names others"}
+    what = {"labelled": "Diffusion-DPO on labelled pairs", "images": "Diffusion-KTO on images"}
+    return {"trainings": f"{named}, {what[config.pairs.kind]}; trainings=NAME names others"}
 
 
 def _by_state(states: dict[str, str]) -> dict[str, str]:

@@ -120,6 +120,7 @@ class Run:
             cache=self.cache,
             pairs=self.curation.pairs,
             columns=kind_of(c).columns.names,
+            sides=kind_of(c).sides,
             place=self.place,
             seed=c.seed + c.training_seed,
             run=c.run,
@@ -256,14 +257,11 @@ class Run:
         return Work(len(self.config.export.formats), "formats")
 
     def _encode(self) -> Work:
-        check_pairs(
-            self.curation.pairs,
-            side=self.config.images.size,
-            trainings=self.alignment.trainings,
-        )
+        check_pairs(self.curation.pairs, trainings=self.alignment.trainings)
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
-        stages = [Encode(self.config.base, self.config.cache)]
+        c = self.config
+        stages = [Encode(c.base, c.cache, side=c.images.size)]
         rows = rows_to_encode(self.curation.pairs, stages[0].reads)
         columns = stages[0].writes.names
         streamed = stream(

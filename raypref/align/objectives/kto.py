@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raypref.align.config import SAMPLES_COMPARED, Metrics
 from raypref.align.objectives.pairwise import PairwiseConfig
-from raypref.core.config import setting
+from raypref.core.config import InputError, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +61,28 @@ class KTO(PairwiseConfig):
         """A pair's, or one image."""
         return ("chosen", "rejected") if self.sample == "pair" else ("image",)
 
+    def check_scores(self, low: float, high: float, *, key: str) -> None:
+        """Raise InputError where all images are desirable, or none is."""
+        if self.sample == "pair" or low <= self.desirable_above < high:
+            return
+        which = "no image is" if high <= self.desirable_above else "all images are"
+        fix = f"set it to {(low + high) / 2:g}, for example" if low < high else "kto needs both"
+        raise InputError(
+            f"{key}.desirable_above={self.desirable_above:g}: {which} desirable, since scores go "
+            f"from {low:g} to {high:g}; {fix}"
+        )
+
     def prepared(self, data: PairData, *, key: str) -> PairData:
-        """Every image a row of its own, where that is a sample."""
-        return data if self.sample == "pair" else data.images()
+        """Every image a row of its own, where that is a sample.
+
+        Raises:
+            InputError: all images are desirable, or none is.
+        """
+        if self.sample == "pair":
+            return data
+        data = data.images()
+        self.check_scores(*data.scores(), key=key)
+        return data
 
     def experience(self) -> Experience:
         """Pairs, or the image of each row."""

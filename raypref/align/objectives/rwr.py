@@ -51,6 +51,20 @@ class RWR(LabelledConfig):
         """The weight is made of the scores."""
         return tuple(name for name in super().columns if name != "weight")
 
+    def check_scores(self, low: float, high: float, *, key: str) -> None:
+        """Raise InputError where no image would have a weight, or one a negative weight."""
+        if self.weighting == "score" and low < 0:
+            raise InputError(
+                f"{key}.weighting=score: scores go down to {low:g}, and a weight cannot be "
+                "negative; set it to exponential or cutoff"
+            )
+        none = {"exponential": False, "cutoff": high < self.cutoff, "score": high == 0}
+        if none[self.weighting]:
+            raise InputError(
+                f"{key}.weighting={self.weighting}: no image has a weight; scores go from {low:g} "
+                f"to {high:g}, {key}.cutoff is {self.cutoff:g}"
+            )
+
     def prepared(self, data: PairData, *, key: str) -> PairData:
         """Every image a row of its own, with its `weight`.
 
@@ -58,6 +72,7 @@ class RWR(LabelledConfig):
             InputError: no image has a weight, or one has a negative weight.
         """
         data = super().prepared(data, key=key)
+        self.check_scores(*data.scores(), key=key)
         score_N = data.facts["score"]
         if self.weighting == "exponential":
             weight_N = (score_N / self.temperature).softmax(0) * len(score_N)
@@ -65,17 +80,6 @@ class RWR(LabelledConfig):
             weight_N = (score_N >= self.cutoff).to(score_N.dtype)
         else:
             weight_N = score_N
-        low, high = score_N.min().item(), score_N.max().item()
-        if weight_N.min() < 0:
-            raise InputError(
-                f"{key}.weighting=score: scores go down to {low:g}, and a weight cannot be "
-                "negative; set it to exponential or cutoff"
-            )
-        if weight_N.max() == 0:
-            raise InputError(
-                f"{key}.weighting={self.weighting}: no image has a weight; scores go from {low:g} "
-                f"to {high:g}, {key}.cutoff is {self.cutoff:g}"
-            )
         return replace(data, facts={**data.facts, "weight": weight_N})
 
     def loss(

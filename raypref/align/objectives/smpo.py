@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from raypref.align.config import Metrics
@@ -44,6 +44,10 @@ class SmPO(PairwiseConfig):
     def facts(self) -> tuple[str, ...]:  # type: ignore[override]
         """The columns that p is made of."""
         return COLUMNS[self.label_from]
+
+    def instead(self, columns: Collection[str]) -> str:
+        """Sources of p that these columns have."""
+        return " or ".join(f"label_from={n}" for n, own in COLUMNS.items() if {*own} <= {*columns})
 
     def loss(
         self, sides: Sequence[Residuals], facts: Mapping[str, Tensor]
