@@ -21,8 +21,9 @@ from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
 from raypref.report import charts, headline
 from raypref.report.compared import compared
-from raypref.report.curves import CURVES
+from raypref.report.curves import CURVES, both_gaps, meaning
 from raypref.report.layout import fill
+from raypref.report.meanings import meanings
 from raypref.report.views import (
     FunnelStep,
     PairView,
@@ -35,10 +36,6 @@ from raypref.report.views import (
 
 PAGE_OF_PAIRS = 24
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
-TWO_LINES = (
-    '0 = unchanged: <span class="better">chosen images</span> should fall, '
-    '<span class="paper">rejected images</span> should rise'
-)
 RELATIVE = "error relative to the reference"
 SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_norm")  # the first two
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
@@ -62,6 +59,7 @@ def render(data: ReportData) -> str:
         scripts=("lightbox.js", "cursor.js", "page.js"),
         data=data,
         sentence=headline.sentence(data),
+        intro=headline.intro(data),
         about=headline.about(data),
         progress=headline.progress(data),
         sections=_sections(data),
@@ -118,6 +116,7 @@ class _Score:
 @dataclass(frozen=True)
 class _Results:
     metrics: list[str]
+    meanings: list[str]  # a sentence per metric
     rows: list[tuple[str, list[_Score | None]]]
     footnote: str
     final: str  # the model of the summary
@@ -260,11 +259,14 @@ def _training(view: TrainingView) -> _Curves:
     for name in columns:
         values = numbers[name].to_numpy(np.float64)
         if together and name == GAPS[0]:
-            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps))
-            drawn.append(_Curve(RELATIVE, Markup(TWO_LINES), Markup(svg)))
+            other = "own samples" if view.own_samples else "rejected images"
+            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps), other)
+            words = both_gaps(own_samples=view.own_samples)
+            drawn.append(_Curve(RELATIVE, Markup(words), Markup(svg)))
         elif not together or name not in GAPS:
             svg = _curve(name, steps.tobytes(), values.tobytes(), smooth=name not in PLANNED)
-            drawn.append(_Curve(name, CURVES.get(name, ""), Markup(svg)))
+            said = meaning(name, own_samples=view.own_samples)
+            drawn.append(_Curve(name, said, Markup(svg)))
     names = [curve.metric for curve in drawn]
     first = [name for name in SHOWN_CURVES if name in names][:2] or names[:2]
     return _Curves(
@@ -283,9 +285,9 @@ def _curve(name: str, steps: bytes, values: bytes, *, smooth: bool) -> str:
 
 
 @lru_cache(maxsize=64)
-def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes) -> str:
+def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes, other: str) -> str:
     gaps = np.frombuffer(chosen), np.frombuffer(rejected)
-    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps)
+    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps, other=other)
 
 
 def _results(data: ReportData) -> _Results | None:
@@ -297,6 +299,7 @@ def _results(data: ReportData) -> _Results | None:
     metrics = list(dict.fromkeys(data.table["metric"]))
     return _Results(
         metrics=[labels.metric_label(metric) for metric in metrics],
+        meanings=meanings(metrics),
         rows=[
             (
                 labels.model_label(model, data.labels),
