@@ -118,7 +118,7 @@ def test_the_first_sentence_claims_nothing_that_the_interval_does_not():
     said = headline.sentence(evaluated([1.0, -1.0, 0.5, -0.5]))
     assert said.startswith(
         "No clear difference: PickScore is on average 20.00 for the model before training and "
-        "20.00 after stage 2 (+0.00, 95% interval ["
+        "20.00 after stage 2 (±0.00, 95% interval ["
     )
     assert said.endswith("]). Better on 2 of 4 prompts, worse on 2.")
     alone = headline.sentence(evaluated([1.0]))

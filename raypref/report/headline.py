@@ -7,7 +7,7 @@ from typing import Any
 
 from raypref.core.progress import duration
 from raypref.evaluate import labels
-from raypref.report.meanings import meaning_of
+from raypref.report.meanings import gain_words, meaning_of
 from raypref.report.views import ReportData
 
 
@@ -117,7 +117,7 @@ def _before_after(row: Any) -> tuple[str, str]:
 
 
 def _gain(row: Any) -> str:
-    gain = labels.gain_text(row.metric, row.gain)
+    gain = gain_words(row.metric, row.gain)
     interval = labels.interval_text(row.metric, row.gain_low, row.gain_high)
     return f"{gain}, 95% interval {interval}" if interval else f"{gain}, no interval"
 

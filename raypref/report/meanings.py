@@ -1,10 +1,10 @@
-"""What each metric says of a model, for people who meet it first on the page."""
+"""What metrics and gains say, for people who meet them first on the page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raypref.evaluate.labels import lower_is_better, plain_label
+from raypref.evaluate.labels import gain_text, lower_is_better, plain_label
 
 # After the metric's name; the page adds which way is better.
 MEANINGS = {
@@ -38,3 +38,9 @@ def meaning_of(metric: str) -> str:
 def meanings(metrics: Iterable[str]) -> list[str]:
     """One sentence per metric that is known, in order."""
     return [said for metric in dict.fromkeys(metrics) if (said := meaning_of(metric))]
+
+
+def gain_words(metric: str, gain: float) -> str:
+    """A gain with its sign; `±0` where it rounds to zero, which is neither a rise nor a drop."""
+    text = gain_text(metric, gain)
+    return text if text.strip("+-0.") else f"±{text[1:]}"

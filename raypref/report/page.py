@@ -23,7 +23,7 @@ from raypref.report import charts, headline
 from raypref.report.compared import compared
 from raypref.report.curves import CURVES, both_gaps, meaning
 from raypref.report.layout import fill
-from raypref.report.meanings import meanings
+from raypref.report.meanings import gain_words, meanings
 from raypref.report.views import (
     FunnelStep,
     PairView,
@@ -39,6 +39,7 @@ LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh 
 RELATIVE = "error relative to the reference"
 SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_norm")  # the first two
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
+OPEN_THUMBS = 12  # dropped photographs of a reason shown at once
 EXTREMES = 5  # prompts named at each end of the gains
 
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
@@ -72,6 +73,7 @@ def render(data: ReportData) -> str:
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,
+        open_thumbs=OPEN_THUMBS,
         results=_results(data),
         results_set=data.sets[0].name if len(data.sets) > 1 else "",
         other_sets=[
@@ -202,6 +204,7 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
         "pixelated": first.chosen.pixelated,
         "made": data.terms.made,
         "order": "number" if first.numbers else "rank",
+        "order_is": "number in the source" if first.numbers else "rank (1: best PickScore)",
         "kinds": kinds,
         "numbers": [own._asdict() for own in numbers],
         # prompt, rank, numbers, a note per picture, then small and full of each
@@ -322,7 +325,7 @@ def _score(row: Any, published: tables.Published) -> _Score:
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
-        gain=labels.gain_text(row.metric, row.gain) if has_gain else "",
+        gain=gain_words(row.metric, row.gain) if has_gain else "",
         trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
         mark=("▲" if rises else "▼" if falls else "≈" if level else "") if has_gain else "",
         paper="" if paper is None else labels.score_text(row.metric, paper),
@@ -354,7 +357,7 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
 def _prompt_gains(view: PromptGains) -> _Gains:
     label, digits = labels.metric_label(view.metric), labels.digits(view.metric)
     gains = np.array([gain for _, gain in view.gains])
-    named = [(prompt, labels.gain_text(view.metric, gain)) for prompt, gain in view.gains]
+    named = [(prompt, gain_words(view.metric, gain)) for prompt, gain in view.gains]
     few = min(EXTREMES, len(named) // 2)
     return _Gains(
         metric=label,

@@ -12,13 +12,13 @@ import pandas as pd
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, read_bytes
 from raypref.evaluate.labels import (
-    gain_text,
     lower_is_better,
     metric_label,
     metric_names,
     plain_label,
     score_text,
 )
+from raypref.report.meanings import gain_words
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import BeforeAfter, GridRow, Picture, StripView
 
@@ -108,7 +108,7 @@ def grids(
     for one in medians:
         before, after = (found.get((one.seed, one.prompt_id, model)) for model in pair)
         if before is not None and after is not None:
-            gain = f"{plain_label(one.metric)} {gain_text(one.metric, one.gain)}"
+            gain = f"{plain_label(one.metric)} {gain_words(one.metric, one.gain)}"
             sides = (_picture(folder, before), _picture(folder, after))
             both.append(BeforeAfter(before["prompt"], *sides, gain))
     return rows, both
