@@ -317,7 +317,7 @@ COMMANDS = {
         needed="judge.pairs=FILE",
     ),
     "arena": Command(
-        "How capable the generators of labelled images are, by people's choices between them.",
+        "Which image generator people prefer, from their choices between labelled images.",
         show_arena,
         ArenaJobConfig,
         _RESOLVED,

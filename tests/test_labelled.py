@@ -320,7 +320,7 @@ def test_a_layout_of_pairs_gives_no_photographs(tmp_path):
 @pytest.mark.parametrize("name", ["", "labels.csv"])
 def test_who_asks_for_photographs_where_labels_are_is_told(name, tmp_path):
     EXAMPLES["labelled"].write(tmp_path, SECOND, "b.png")
-    with pytest.raises(InputError, match=r"layout labelled\): pairs\.kind=labelled reads them"):
+    with pytest.raises(InputError, match=r"layout labelled\): add pairs\.kind=labelled"):
         digest(SourceConfig(path=str(tmp_path / name)))
 
 

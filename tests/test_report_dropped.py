@@ -88,7 +88,8 @@ def test_each_reason_has_its_photographs_and_what_would_keep_them(tmp_path):
     found = look(tmp_path, config)
     assert list(found)[-1] == "low_colorfulness", "in the order of the filters"
     assert found["low_colorfulness"].keep == (
-        "Not above the mean of the set, 42.12: about half of any set. "
+        "Not above the mean of the set, 42.12: the filter keeps the more colorful ones, of most "
+        "sets about half. "
         "color.enabled=false keeps all."
     )
     (grey,) = found["low_colorfulness"].shown

@@ -18,6 +18,7 @@ from raypref.core.progress import Work, duration
 from raypref.evaluate import statistics
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
+from raypref.pairs.kinds import KINDS
 from raypref.report import collect, headline
 from raypref.report.embedded import BANNER, banner
 from raypref.report.samples import middle, ranked
@@ -94,15 +95,32 @@ def evaluated(gains: list[float], metric: str = "pickscore") -> ReportData:
 
 def test_the_first_sentence_tells_the_gain_and_its_interval():
     said = headline.sentence(evaluated([1.0, 2.0, 3.0, 2.0]))
-    assert said.startswith("PickScore rises from 20.00 (base) to 22.00 after stage 2 (+2.00, 95% ")
-    assert said.endswith("; better on 4 of 4 prompts, worse on 0.")
+    assert said.startswith(
+        "PickScore rises on average from 20.00 (the model before training) to 22.00 (after stage "
+        "2): +2.00, 95% interval ["
+    )
+    assert said.endswith("]. Better on 4 of 4 prompts, worse on 0.")
     assert "which is worse" not in said
+
+
+def test_the_first_sentence_names_what_got_worse():
+    better, worse = scores([1.0, 2.0]), scores([-0.5, -1.0], "colorfulness")
+    same = scores([0.001, -0.004], "prompt_accuracy")  # rounds to zero
+    both = pd.concat([better, worse, same, scores([3.0, 3.0], "texture_detail")])
+    data = dataclasses.replace(evaluated([1.0]), table=statistics.summarise(both, resamples=50))
+    said = headline.sentence(data)
+    assert said.count("Worse:") == 1
+    assert "Worse: Colorfulness, from 20.00 to 19.25 (-0.75, 95% interval [" in said
+    assert "Worse" not in headline.sentence(evaluated([-1.0, -2.0])), "it is the sentence itself"
 
 
 def test_the_first_sentence_claims_nothing_that_the_interval_does_not():
     said = headline.sentence(evaluated([1.0, -1.0, 0.5, -0.5]))
-    assert said.startswith("No clear difference: PickScore is 20.00 for the base and 20.00 after")
-    assert said.endswith("; better on 2 of 4 prompts, worse on 2.")
+    assert said.startswith(
+        "No clear difference: PickScore is on average 20.00 for the model before training and "
+        "20.00 after stage 2 (±0.00, 95% interval ["
+    )
+    assert said.endswith("]). Better on 2 of 4 prompts, worse on 2.")
     alone = headline.sentence(evaluated([1.0]))
     assert alone.startswith("No clear difference") and "no interval" in alone
 
@@ -124,6 +142,22 @@ def test_before_an_evaluation_the_first_sentence_says_what_there_is():
     )
     assert headline.progress(curated) == "Done: pairs. Still to come: stage 1."
     assert headline.progress(dataclasses.replace(curated, to_come=[])) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "learned"),
+    [("twins", "prefer your photographs"), ("labelled", "prefer the images that people chose")],
+)
+def test_the_page_says_what_it_is_of(kind, learned):
+    data = dataclasses.replace(evaluated([1.0, 2.0]), terms=KINDS[kind].terms)
+    assert headline.intro(data) == (
+        f"A text-to-image model, trained to {learned}. PickScore rates how well a picture fits its "
+        "prompt and pleases people; higher is better."
+    )
+    lower = dataclasses.replace(evaluated([1.0], "cmmd"), terms=KINDS[kind].terms)
+    assert headline.intro(lower).endswith("; lower is better.")
+    bare = dataclasses.replace(data, table=None)
+    assert headline.intro(bare) == f"Pairs that teach a text-to-image model to {learned}."
 
 
 def test_the_time_is_the_recorded_one():
@@ -148,6 +182,17 @@ def test_the_shown_prompts_are_those_around_the_median():
     assert [own.gain for own in lower] == [-1.0, 0.0, 1.0]  # the best first
     assert middle(rows[:3]) == rows[:3] and middle([]) == []
     assert ranked(scores([1.0]), model="stage1", base="base") == []
+
+
+def test_the_number_is_of_the_shown_pictures():
+    """Seed 3 loses where the mean over both seeds gains; without a score there, seed 7 is shown."""
+    own = scores([0.0, 0.0])
+    of_model = own["model"] == "stage2"
+    own.loc[of_model & (own["seed"] == 7), "score"] = 30.0
+    own.loc[of_model & (own["seed"] == 3) & (own["prompt_id"] == 0), "score"] = 19.0
+    own.loc[of_model & (own["seed"] == 3) & (own["prompt_id"] == 1), "score"] = np.nan
+    rows = ranked(own, model="stage2", base="base")
+    assert [(row.prompt_id, row.seed, row.gain) for row in rows] == [(1, 7, 10.0), (0, 3, -1.0)]
 
 
 # ------------------------------------------------------------------ banner and code

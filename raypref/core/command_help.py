@@ -19,11 +19,18 @@ Align text-to-image diffusion models from real photographs, on one machine or a 
 Commands:
 {commands}
 
+Presets:
+  tiny       small embedded models, no network, minutes on a laptop: for a first look at your data
+  sd15       Stable Diffusion 1.5 as in the paper: a GPU, weights from the model hub
+  sd35m      Stable Diffusion 3.5 Medium as in the paper: a larger GPU
+
   --version    the version, and the commit in a checkout
   --help       this text; after a command its arguments and settings
 
 Examples:
-  raypref run tiny                    # the whole job on embedded models, no network
+  raypref run tiny                                             # the demo
+  raypref run tiny source.path=photos/                         # your photographs
+  raypref run tiny pairs.kind=labelled source.path=labels.csv  # columns prompt,chosen,rejected
   raypref run sd15 source.path=photos/ evaluate.prompts=prompts.txt --dry-run
 
 {status}

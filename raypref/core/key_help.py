@@ -70,8 +70,9 @@ def _matching(model: type[Section], words: Sequence[str]) -> list[str]:
     wanted = [word.lower() for word in words]
     if len(wanted) == 1:
         own = [key for key in fields if key.lower().startswith(f"{wanted[0]}.")]
-        if own:
-            return own
+        if own:  # sections within it come last, just before them what only studies need
+            studies = {key: (fields[key].description or "").endswith("for studies") for key in own}
+            return sorted(own, key=lambda key: (key.count("."), studies[key]))
     by_key = [key for key in fields if all(word in key.lower() for word in wanted)]
     texts = {key: f"{key} {field.description or ''}".lower() for key, field in fields.items()}
     by_text = [key for key, text in texts.items() if all(word in text for word in wanted)]

@@ -72,7 +72,7 @@ class Evaluations:
         """
         first = self.first
         if first.metrics.distance and not first.distance:
-            log.info("no CMMD and FID: they compare with the photographs of pairs; there are none")
+            log.info("no CMMD and FID: they compare with chosen images of pairs; there are none")
         busy, count = 0.0, 0
         # First the samples: the step counts as done when its ledgers, the evaluation's, are. Those
         # there are show the set that was first: another one must not draw them anew.

@@ -32,7 +32,7 @@ class MetricsConfig(Section):
         affects_result=False,
     )
     distance: bool = setting(
-        True, "CMMD and FID to the photographs of the pairs", affects_result=False
+        True, "CMMD and FID to the chosen images of the pairs", affects_result=False
     )
     embedder: str = setting(
         "pickscore",

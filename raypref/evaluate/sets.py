@@ -96,8 +96,7 @@ class PromptSets:
         if not self.config.files:
             if not self.ready:
                 raise InputError(
-                    "evaluate.prompts is needed before the photographs are curated: add "
-                    "evaluate.prompts=FILE"
+                    "evaluate.prompts is needed before there are pairs: add evaluate.prompts=FILE"
                 )
             count = self.config.limit or DEFAULT_COUNT
             prompts, origin = held_out(self.photos, count=count, seed=self.seed)

@@ -43,6 +43,7 @@ _LABELS = Terms(
     made="pair",
     made_whole="preference pair",
     hold="both images of each label, their prompts and generators' names",
+    learned="prefer the images that people chose",
 )
 KINDS = {
     TWINS: Kind(
@@ -54,6 +55,7 @@ KINDS = {
             made="pair",
             made_whole="preference pair",
             hold="the photographs themselves, their captions and file names",
+            learned="prefer your photographs",
         ),
         sections=("saliency", "perturb", "pickscore", "captions", "photographic"),
         limit=("select", "top_k"),
@@ -65,7 +67,7 @@ KINDS = {
             ("tried, best PickScore first", ("not_needed",)),
             ("visibly degraded", ("negligible_degradation",)),
             ("more colorful than the rejected image", ("less_colorful_than_twin",)),
-            ("best by PickScore", ("beyond_top_k",)),
+            ("kept, best PickScore first", ("beyond_top_k",)),
         ),
         tags=("real-images",),
         citation=_REAL_ALIGN,
@@ -86,6 +88,7 @@ KINDS = {
             made="image",
             made_whole="labelled image",
             hold="the images, their prompts, scores and generators' names",
+            learned="draw what people rated well",
         ),
         sections=(),
         limit=("pairs", "limit"),

@@ -23,6 +23,7 @@ class Terms(NamedTuple):
     made: str  # one of what they become, in short
     made_whole: str  # the same in full
     hold: str  # what goes with the pairs when they are pushed
+    learned: str  # "a model trained to ...", on them
 
 
 class Kind(NamedTuple):

@@ -80,13 +80,16 @@ def curve(name: str, steps: np.ndarray, values: np.ndarray, *, smooth: bool = Tr
     return inline(drawn, label, Cursor(steps[thin].tolist(), texts, lead="step"))
 
 
-def against_reference(steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> str:
+def against_reference(
+    steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, *, other: str = "rejected images"
+) -> str:
     """Both errors of a training, less those of the reference: zero is where it began.
 
     Args:
         steps: optimizer steps, ascending, [n].
         chosen: error on the chosen images, less the reference's, finite, [n].
         rejected: the same on the rejected ones.
+        other: what the rejected ones are.
     """
     drawn, axes = figure(3.4, 1.75)
     spans = []
@@ -98,11 +101,12 @@ def against_reference(steps: np.ndarray, chosen: np.ndarray, rejected: np.ndarra
     _over_steps(axes, min(0.0, *(low for low, _ in spans)), max(0.0, *(high for _, high in spans)))
     label = (
         f"errors relative to the reference, up to step {int(steps[-1])}: chosen images "
-        f"{smoothed(chosen)[-1]:.4g}, rejected images {smoothed(rejected)[-1]:.4g}"
+        f"{smoothed(chosen)[-1]:.4g}, {other} {smoothed(rejected)[-1]:.4g}"
     )
     thin = _thinned(steps)
     both = zip(chosen[thin], rejected[thin], strict=True)
-    texts = [f"chosen {one:+.3g}, rejected {other:+.3g}" for one, other in both]
+    short = other.removesuffix(" images")
+    texts = [f"chosen {one:+.3g}, {short} {two:+.3g}" for one, two in both]
     return inline(drawn, label, Cursor(steps[thin].tolist(), texts, lead="step"))
 
 

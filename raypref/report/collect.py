@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,6 +80,7 @@ def collect(
     steps: Sequence[StepState] = (),
     sampled: Sequence[str] = (),
     use: str = "",
+    on_own_samples: Collection[str] = (),
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -104,6 +105,7 @@ def collect(
         steps: the run's steps that a reader of the page knows.
         sampled: prompts of the samples that trainings draw, in order.
         use: Python code that loads the LoRA, if there is one.
+        on_own_samples: trainings whose rejected side is drawn by the policy.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -149,7 +151,7 @@ def collect(
         training=[
             view
             for n, ledger in trained.items()
-            if (view := _training(ledger, labels[n], report, sampled))
+            if (view := _training(ledger, labels[n], report, sampled, own=n in on_own_samples))
         ],
         medians=both,
         grids=shown,
@@ -222,7 +224,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training(
-    trained: Ledger, label: str, report: str, prompts: Sequence[str]
+    trained: Ledger, label: str, report: str, prompts: Sequence[str], *, own: bool
 ) -> TrainingView | None:
     data = read_bytes(join(trained.path, "metrics.parquet"))
     if data is None:
@@ -233,6 +235,7 @@ def _training(
         metrics=metrics.rename(columns={"seconds": "seconds_per_step"}),
         strips=strips(trained, report=report),
         prompts=prompts,
+        own_samples=own,
     )
 
 

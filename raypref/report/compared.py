@@ -55,7 +55,8 @@ def compared(
             ]
             label = metric_label(str(metric))
             svg = figures.bars(label, rows, digits=digits(str(metric)))
-            yield Compared(label, "mean and 95% interval; the axis is cut", Markup(svg))
+            what = "mean and 95% interval" if part["low"].notna().any() else "mean"
+            yield Compared(label, f"{what}; the axis is cut", Markup(svg))
     if categories is not None and not categories.empty and len(means) > 1:
         yield from _radars(categories, str(table["metric"].iloc[0]), labels)
 

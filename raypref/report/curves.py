@@ -1,9 +1,11 @@
 """The metrics of a training in words, in the order in which the page shows their curves."""
 
+from __future__ import annotations
+
 CURVES = {
     "loss": "the objective; lower is better",
     "chosen_gap": "error on the chosen images relative to the reference; below 0 is better",
-    "rejected_gap": "the same on the rejected images",
+    "rejected_gap": "the same on the rejected images; above 0 is better",
     "ref_chosen": "error of the reference on the chosen images",
     "ref_rejected": "error of the reference on the rejected ones",
     "chosen_error": "error on the chosen images; lower is better",
@@ -29,3 +31,39 @@ CURVES = {
     "seconds_per_step": "wall time of one optimizer step",
     "images_per_second": "chosen images per second, each with its rejected one",
 }
+# Of a training on samples of its own policy: they are its rejected side.
+OWN_SAMPLES = {
+    "rejected_gap": "the same on the policy's own samples",
+    "ref_rejected": "error of the reference on the policy's own samples",
+    "rejected_error": "error on the policy's own samples",
+    "diff": "chosen_gap minus the gap on the policy's own samples; below 0 is better",
+    "implicit_accuracy": "share of chosen images preferred to the policy's own; 0.5 is chance",
+    "images_per_second": "chosen images per second, each with a sample of the policy",
+}
+BOTH_GAPS = (
+    '0 = unchanged: <span class="better">chosen images</span> should fall, '
+    '<span class="paper">rejected images</span> should rise'
+)
+BOTH_GAPS_OF_OWN_SAMPLES = (
+    '0 = unchanged: <span class="better">chosen images</span> should fall below '
+    '<span class="paper">the policy\'s own samples</span>'
+)
+
+
+def meaning(metric: str, *, own_samples: bool) -> str:
+    """What a metric says; empty for one that is not known.
+
+    Args:
+        metric: its column.
+        own_samples: whether the rejected side is drawn by the policy.
+    """
+    return (OWN_SAMPLES.get(metric, "") if own_samples else "") or CURVES.get(metric, "")
+
+
+def both_gaps(*, own_samples: bool) -> str:
+    """What the two gaps in one chart say, as markup.
+
+    Args:
+        own_samples: whether the rejected side is drawn by the policy.
+    """
+    return BOTH_GAPS_OF_OWN_SAMPLES if own_samples else BOTH_GAPS

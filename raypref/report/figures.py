@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from raypref.report.charts import ACCENT, BAD, INK, LINE, SOFT, WARM, figure, inline
+from raypref.report.charts import ACCENT, INK, LINE, SOFT, WARM, figure, inline
 from raypref.report.cursor import Cursor
 
-# Of the models in the order of the tables: the base is grey, the last green.
-COLOURS = (SOFT, WARM, BAD, INK)
+# Of the models in the order of the tables: the base is grey, the last green. No red: it says worse.
+COLOURS = (SOFT, WARM, INK)
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 

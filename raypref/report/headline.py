@@ -7,6 +7,7 @@ from typing import Any
 
 from raypref.core.progress import duration
 from raypref.evaluate import labels
+from raypref.report.meanings import gain_words, meaning_of
 from raypref.report.views import ReportData
 
 
@@ -24,6 +25,17 @@ def sentence(data: ReportData) -> str:
         names = " and ".join(view.name for view in data.training)
         return f"{pairs}{are} ready and {names} trained; nothing is evaluated yet."
     return f"{pairs}{are} ready; nothing is trained yet."
+
+
+def intro(data: ReportData) -> str:
+    """What the page is of, and what its first metric says, for a reader who knows neither."""
+    learned = data.terms.learned
+    if not data.training and not _first_gain(data):
+        return f"{data.terms.made.capitalize()}s that teach a text-to-image model to {learned}."
+    said = [f"A text-to-image model, trained to {learned}."]
+    if row := _first_gain(data):
+        said.append(meaning_of(row.metric))
+    return " ".join(filter(None, said))
 
 
 def about(data: ReportData) -> str:
@@ -61,35 +73,59 @@ def final_model(data: ReportData) -> str:
     return data.final or str(data.table["model"].iloc[-1])
 
 
-def _first_gain(data: ReportData) -> Any:
-    """The final model's first row of the table with a gain, or None."""
+def _gains(data: ReportData) -> list[Any]:
+    """The final model's rows of the table that have a gain."""
     if data.table is None or data.table.empty:
-        return None
+        return []
     own = data.table[data.table["model"] == final_model(data)]
-    return next((row for row in own.itertuples() if not math.isnan(row.gain)), None)
+    return [row for row in own.itertuples() if not math.isnan(row.gain)]
+
+
+def _first_gain(data: ReportData) -> Any:
+    """The first of them, or None."""
+    return next(iter(_gains(data)), None)
 
 
 def _gained(row: Any, data: ReportData) -> str:
     metric, name = labels.plain_label(row.metric), labels.model_label(row.model, data.labels)
-    before = labels.score_text(row.metric, row.mean - row.gain)
-    mean, gain = (
-        labels.score_text(row.metric, row.mean),
-        labels.gain_text(row.metric, row.gain),
-    )
-    interval = labels.interval_text(row.metric, row.gain_low, row.gain_high)
-    how = f"{gain}, 95% interval {interval}" if interval else f"{gain}, no interval"
+    before, after = _before_after(row)
     if row.gain_low > 0 or row.gain_high < 0:
-        text = f"{metric} {'rises' if row.gain > 0 else 'falls'} from {before} (base) to {mean}"
-        better = (row.gain > 0) != labels.lower_is_better(row.metric)
-        text += f" after {name} ({how}){'' if better else ', which is worse'}"
+        text = (
+            f"{metric} {'rises' if row.gain > 0 else 'falls'} on average from {before} (the model "
+            f"before training) to {after} (after {name}): {_gain(row)}"
+        )
+        text += ", which is worse." if _is_worse(row) else "."
     else:
-        text = f"No clear difference: {metric} is {before} for the base and {mean} after {name}"
-        text += f" ({how})"
+        text = (
+            f"No clear difference: {metric} is on average {before} for the model before training "
+            f"and {after} after {name} ({_gain(row)})."
+        )
     for view in data.prompt_gains:
         if view.metric == row.metric:
             prompts = _several(len(view.gains), "prompt")
-            return f"{text}; better on {view.wins:,} of {prompts}, worse on {view.losses:,}."
-    return f"{text}."
+            text += f" Better on {view.wins:,} of {prompts}, worse on {view.losses:,}."
+    worse = [own for own in _gains(data) if own.metric != row.metric and _is_worse(own)]
+    for own in worse:
+        shown = labels.plain_label(own.metric)
+        text += f" Worse: {shown}, from {' to '.join(_before_after(own))} ({_gain(own)})."
+    return text
+
+
+def _before_after(row: Any) -> tuple[str, str]:
+    before = labels.score_text(row.metric, row.mean - row.gain)
+    return before, labels.score_text(row.metric, row.mean)
+
+
+def _gain(row: Any) -> str:
+    gain = gain_words(row.metric, row.gain)
+    interval = labels.interval_text(row.metric, row.gain_low, row.gain_high)
+    return f"{gain}, 95% interval {interval}" if interval else f"{gain}, no interval"
+
+
+def _is_worse(row: Any) -> bool:
+    """Whether the mean went the wrong way, by more than the page rounds to zero."""
+    lost = row.gain if labels.lower_is_better(row.metric) else -row.gain
+    return bool(lost >= 0.5 * 10.0 ** -labels.digits(row.metric))
 
 
 def _several(number: int, unit: str) -> str:

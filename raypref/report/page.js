@@ -29,7 +29,7 @@
       order = data.pairs
         .filter((pair) => words.every((word) => pair[PROMPT].toLowerCase().includes(word)))
         .sort((a, b) => sign * (key(a) - key(b)) || a[RANK] - b[RANK]);
-      turn.textContent = falling ? "sorted: highest first" : "sorted: lowest first";
+      turn.textContent = falling ? "Highest first (turn round)" : "Lowest first (turn round)";
       page = 0;
       show();
     }

@@ -21,8 +21,9 @@ from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
 from raypref.report import charts, headline
 from raypref.report.compared import compared
-from raypref.report.curves import CURVES
+from raypref.report.curves import CURVES, both_gaps, meaning
 from raypref.report.layout import fill
+from raypref.report.meanings import gain_words, meanings
 from raypref.report.views import (
     FunnelStep,
     PairView,
@@ -35,13 +36,10 @@ from raypref.report.views import (
 
 PAGE_OF_PAIRS = 24
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
-TWO_LINES = (
-    '0 = unchanged: <span class="better">chosen images</span> should fall, '
-    '<span class="paper">rejected images</span> should rise'
-)
 RELATIVE = "error relative to the reference"
 SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_norm")  # the first two
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
+OPEN_THUMBS = 12  # dropped photographs of a reason shown at once
 EXTREMES = 5  # prompts named at each end of the gains
 
 PLANNED = {"lr"}  # set by a schedule: a moving average would only falsify it
@@ -62,6 +60,7 @@ def render(data: ReportData) -> str:
         scripts=("lightbox.js", "cursor.js", "page.js"),
         data=data,
         sentence=headline.sentence(data),
+        intro=headline.intro(data),
         about=headline.about(data),
         progress=headline.progress(data),
         sections=_sections(data),
@@ -74,6 +73,7 @@ def render(data: ReportData) -> str:
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,
+        open_thumbs=OPEN_THUMBS,
         results=_results(data),
         results_set=data.sets[0].name if len(data.sets) > 1 else "",
         other_sets=[
@@ -118,6 +118,7 @@ class _Score:
 @dataclass(frozen=True)
 class _Results:
     metrics: list[str]
+    meanings: list[str]  # a sentence per metric
     rows: list[tuple[str, list[_Score | None]]]
     footnote: str
     final: str  # the model of the summary
@@ -203,6 +204,7 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
         "pixelated": first.chosen.pixelated,
         "made": data.terms.made,
         "order": "number" if first.numbers else "rank",
+        "order_is": "number in the source" if first.numbers else "rank (1: best PickScore)",
         "kinds": kinds,
         "numbers": [own._asdict() for own in numbers],
         # prompt, rank, numbers, a note per picture, then small and full of each
@@ -260,11 +262,14 @@ def _training(view: TrainingView) -> _Curves:
     for name in columns:
         values = numbers[name].to_numpy(np.float64)
         if together and name == GAPS[0]:
-            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps))
-            drawn.append(_Curve(RELATIVE, Markup(TWO_LINES), Markup(svg)))
+            other = "own samples" if view.own_samples else "rejected images"
+            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps), other)
+            words = both_gaps(own_samples=view.own_samples)
+            drawn.append(_Curve(RELATIVE, Markup(words), Markup(svg)))
         elif not together or name not in GAPS:
             svg = _curve(name, steps.tobytes(), values.tobytes(), smooth=name not in PLANNED)
-            drawn.append(_Curve(name, CURVES.get(name, ""), Markup(svg)))
+            said = meaning(name, own_samples=view.own_samples)
+            drawn.append(_Curve(name, said, Markup(svg)))
     names = [curve.metric for curve in drawn]
     first = [name for name in SHOWN_CURVES if name in names][:2] or names[:2]
     return _Curves(
@@ -283,9 +288,9 @@ def _curve(name: str, steps: bytes, values: bytes, *, smooth: bool) -> str:
 
 
 @lru_cache(maxsize=64)
-def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes) -> str:
+def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes, other: str) -> str:
     gaps = np.frombuffer(chosen), np.frombuffer(rejected)
-    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps)
+    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps, other=other)
 
 
 def _results(data: ReportData) -> _Results | None:
@@ -297,6 +302,7 @@ def _results(data: ReportData) -> _Results | None:
     metrics = list(dict.fromkeys(data.table["metric"]))
     return _Results(
         metrics=[labels.metric_label(metric) for metric in metrics],
+        meanings=meanings(metrics),
         rows=[
             (
                 labels.model_label(model, data.labels),
@@ -319,7 +325,7 @@ def _score(row: Any, published: tables.Published) -> _Score:
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
-        gain=labels.gain_text(row.metric, row.gain) if has_gain else "",
+        gain=gain_words(row.metric, row.gain) if has_gain else "",
         trend=("better" if good else "worse" if bad else "flat") if has_gain else "",
         mark=("▲" if rises else "▼" if falls else "≈" if level else "") if has_gain else "",
         paper="" if paper is None else labels.score_text(row.metric, paper),
@@ -351,7 +357,7 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
 def _prompt_gains(view: PromptGains) -> _Gains:
     label, digits = labels.metric_label(view.metric), labels.digits(view.metric)
     gains = np.array([gain for _, gain in view.gains])
-    named = [(prompt, labels.gain_text(view.metric, gain)) for prompt, gain in view.gains]
+    named = [(prompt, gain_words(view.metric, gain)) for prompt, gain in view.gains]
     few = min(EXTREMES, len(named) // 2)
     return _Gains(
         metric=label,

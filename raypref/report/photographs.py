@@ -38,7 +38,8 @@ def photograph_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Inpu
         histograms=histograms,
         dropped=_dropped(folder, config, report, histograms),
         pairs=gallery(pairs, report=report),
-        pairs_are=f"Left the chosen image, a photograph. Right the rejected one: {rejected_is}. "
+        pairs_are=f"Left the chosen image, a photograph. Middle the same, its "
+        f"salient region tinted. Right the rejected one: {rejected_is}. "
         "Numbers are PickScore; a click enlarges.",
     )
 

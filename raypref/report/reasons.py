@@ -20,8 +20,8 @@ def keeps(reason: str, config: CurateConfig, *, mean: float | None) -> str:
     text = _fixed().get(reason) or _limits(config).get(reason)
     if reason == "low_colorfulness" and mean is not None:
         return (
-            f"Not above the mean of the set, {mean:.2f}: about half of any set. "
-            "color.enabled=false keeps all."
+            f"Not above the mean of the set, {mean:.2f}: the filter keeps the more colorful ones, "
+            "of most sets about half. color.enabled=false keeps all."
         )
     return text or ""
 

@@ -12,13 +12,13 @@ import pandas as pd
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, read_bytes
 from raypref.evaluate.labels import (
-    gain_text,
     lower_is_better,
     metric_label,
     metric_names,
     plain_label,
     score_text,
 )
+from raypref.report.meanings import gain_words
 from raypref.report.pictures import Folder, list_files, picture, strip
 from raypref.report.views import BeforeAfter, GridRow, Picture, StripView
 
@@ -28,16 +28,18 @@ MEDIANS = 4  # prompts around the median gain, on the first screen
 
 
 class Ranked(NamedTuple):
-    """A prompt with what the model gains on it, and the seed it is shown with."""
+    """A prompt with the seed it is shown with, and what the model gains on that image."""
 
     prompt_id: int
     seed: int
-    gain: float  # mean over the seeds, in the metric's own direction
+    gain: float  # of this seed's image, in the metric's own direction
     metric: str
 
 
 def ranked(scores: pd.DataFrame, *, model: str, base: str) -> list[Ranked]:
     """All prompts by their gain in the first metric of the table, the best first.
+
+    Each with the lowest seed that both models have a score for: number and picture are of it alone.
 
     Args:
         scores: of single images, the columns `statistics.SCORES`.
@@ -46,13 +48,16 @@ def ranked(scores: pd.DataFrame, *, model: str, base: str) -> list[Ranked]:
     """
     metric = min(scores["metric"].unique(), key=metric_place)
     own = scores[scores["metric"] == metric]
-    means = own.pivot_table(index="prompt_id", columns="model", values="score")
-    if model == base or not {model, base} <= set(means.columns):
+    images = own.pivot_table(index=["prompt_id", "seed"], columns="model", values="score")
+    if model == base or not {model, base} <= set(images.columns):
         return []
-    gains = (means[model] - means[base]).dropna()
-    gains = gains.sort_values(ascending=lower_is_better(metric), kind="stable")
-    seeds = own.groupby("prompt_id")["seed"].min()
-    return [Ranked(int(i), int(seeds[i]), float(gain), metric) for i, gain in gains.items()]
+    gains = (images[model] - images[base]).dropna().rename("gain").reset_index()
+    gains = gains.drop_duplicates("prompt_id")  # sorted by prompt and seed: the lowest seed stays
+    gains = gains.sort_values("gain", ascending=lower_is_better(metric), kind="stable")
+    return [
+        Ranked(int(row.prompt_id), int(row.seed), float(row.gain), metric)
+        for row in gains.itertuples()
+    ]
 
 
 def middle(rows: Sequence[Ranked], most: int = MEDIANS) -> list[Ranked]:
@@ -103,7 +108,7 @@ def grids(
     for one in medians:
         before, after = (found.get((one.seed, one.prompt_id, model)) for model in pair)
         if before is not None and after is not None:
-            gain = f"{plain_label(one.metric)} {gain_text(one.metric, one.gain)}"
+            gain = f"{plain_label(one.metric)} {gain_words(one.metric, one.gain)}"
             sides = (_picture(folder, before), _picture(folder, after))
             both.append(BeforeAfter(before["prompt"], *sides, gain))
     return rows, both

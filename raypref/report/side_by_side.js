@@ -33,7 +33,7 @@
       });
     }
     turn.disabled = model.disabled = metric.value === "";
-    turn.textContent = rising ? "sorted: losses first" : "sorted: wins first";
+    turn.textContent = rising ? "Losses first (turn round)" : "Wins first (turn round)";
     page = 0;
     show();
   }

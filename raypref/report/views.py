@@ -136,6 +136,7 @@ class TrainingView:
     metrics: pd.DataFrame
     strips: Sequence[StripView] = ()
     prompts: Sequence[str] = ()  # of the images in a strip, from left to right
+    own_samples: bool = False  # whether the rejected side is drawn by the policy
 
 
 @dataclass(frozen=True, kw_only=True)

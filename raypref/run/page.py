@@ -72,8 +72,16 @@ def _html(run: Run) -> str:
         steps=_steps(run),
         sampled=[prompt.text for prompt in ev.prompts[: c.evaluate.samples]] if images else [],
         use=_use(run),
+        on_own_samples=on_own_samples(run),
     )
     return render(data)
+
+
+def on_own_samples(run: Run) -> list[str]:
+    """Names of the trainings whose rejected side is drawn by the policy."""
+    from raypref.align.config import RolloutConfig
+
+    return [n for n, own in run.alignment.trainings.items() if isinstance(own, RolloutConfig)]
 
 
 def _images(run: Run) -> Mapping[str, Ledger]:

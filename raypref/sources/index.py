@@ -194,7 +194,7 @@ def _labels(store: Store) -> str:
     """What to do where a source holds labelled data instead of photographs; else empty."""
     for recognised, kind in ((recognise_pairs, "labelled"), (recognise_images, "images")):
         with suppress(InputError):
-            return f"; it holds labels (layout {recognised(store)}): pairs.kind={kind} reads them"
+            return f"; it holds labels (layout {recognised(store)}): add pairs.kind={kind}"
     return ""
 
 
@@ -351,8 +351,9 @@ def _layout(config: SourceConfig, store: Store) -> str:
             if store.only.endswith(layout.suffixes):
                 return name
         ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
-        said = f"source.path: '{store.path}' is a file, but not one of {ends}"
-        raise InputError(said + _labels(store))
+        if labels := _labels(store):
+            raise InputError(f"source.path: '{store.path}' holds no photographs{labels}")
+        raise InputError(f"source.path: '{store.path}' is a file, but not one of {ends}")
     direct: dict[str, str] = {}  # layout -> the first file that speaks for it
     deeper: dict[str, str] = {}
     for file in store.files():

@@ -1,0 +1,46 @@
+"""What metrics and gains say, for people who meet them first on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from raypref.evaluate.labels import gain_text, lower_is_better, plain_label
+
+# After the metric's name; the page adds which way is better.
+MEANINGS = {
+    "pickscore": "rates how well a picture fits its prompt and pleases people",
+    "imagereward": "rates how well a picture fits its prompt and pleases people",
+    "unifiedreward": "is a grade from 1 to 5 that a vision-language model gives a picture",
+    "hpsv2": "rates how well a picture fits its prompt and pleases people",
+    "hpsv3": "rates how well a picture fits its prompt and pleases people",
+    "deqa": "rates the quality of a picture, whatever its prompt",
+    "aesthetic": "rates how beautiful people find a picture, whatever its prompt",
+    "clipscore": "measures how close a picture is to its prompt",
+    "vqascore": "is how likely a model finds it that a picture shows its prompt",
+    "realism": "measures how much a picture looks like a photograph",
+    "dpg": "is the share of questions about the prompt that the picture answers with yes",
+    "texture_detail": "measures fine contrast in a picture",
+    "colorfulness": "measures how strong and varied the colors of a picture are",
+    "prompt_accuracy": "is the share of what a prompt names that a classifier finds in the picture",
+    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs",
+    "fid": "is an older distance to the same images; with few pictures it is biased: no interval",
+}
+
+
+def meaning_of(metric: str) -> str:
+    """One sentence on a metric: what it says and which way is better; empty where unknown."""
+    if metric not in MEANINGS:
+        return ""
+    better = "lower" if lower_is_better(metric) else "higher"
+    return f"{plain_label(metric)} {MEANINGS[metric]}; {better} is better."
+
+
+def meanings(metrics: Iterable[str]) -> list[str]:
+    """One sentence per metric that is known, in order."""
+    return [said for metric in dict.fromkeys(metrics) if (said := meaning_of(metric))]
+
+
+def gain_words(metric: str, gain: float) -> str:
+    """A gain with its sign; `±0` where it rounds to zero, which is neither a rise nor a drop."""
+    text = gain_text(metric, gain)
+    return text if text.strip("+-0.") else f"±{text[1:]}"
