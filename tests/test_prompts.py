@@ -69,7 +69,7 @@ def test_a_short_csv_row_and_a_null_are_blanks(tmp_path: Path) -> None:
         ("p.csv", b"", "no column prompt or Prompt or caption; found none"),
         ("p.csv", b"prompt\n\n", "p.csv holds no prompt"),
         ("p.csv", b"text,x\na,b\n", "found text, x"),
-        ("p.csv", b'prompt\n"' + b"a" * 200_000 + b'"\n', "line 1: field larger"),
+        ("p.csv", b'prompt\n"' + b"a" * 200_000 + b'"\n', "line 2: a field has more"),
         ("p.txt", b"ok\n\xff\xfe\n", "is not UTF-8"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n["b"]\n', "line 2: not a JSON object"),

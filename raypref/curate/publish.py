@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from raypref.core.ledger import Ledger, part_name
 from raypref.core.rows import IMAGE, REJECT, Row
 from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance, write_cards
+from raypref.curate.rescore import QUICK
 from raypref.curate.select import SOUND, Ranking
 
 PHOTOS = pa.schema(
@@ -58,10 +60,18 @@ class CuratedLedgers(NamedTuple):
     twins: Ledger
     rescored: Ledger | None = None  # exact scores of some of those scored
 
-    def exact_scores(self) -> dict[str, float]:
-        """The exact PickScores, by id, of photographs whose first ones are not."""
-        rows = self.rescored.rows(["id", "pickscore"], where=SOUND) if self.rescored else ()
-        return {row["id"]: row["pickscore"] for row in rows}
+    def exact_scores(self, tried: Collection[str]) -> dict[str, float]:
+        """The exact PickScores, by id, of photographs whose first ones are not.
+
+        Of those tried, and those whose first score is no number. How many more were scored again
+        depends on where a run was killed: these keep their first one.
+        """
+        rows = self.rescored.rows(["id", QUICK, "pickscore"], where=SOUND) if self.rescored else ()
+        return {
+            row["id"]: row["pickscore"]
+            for row in rows
+            if row["id"] in tried or not math.isfinite(row[QUICK])
+        }
 
 
 def publish(
@@ -96,7 +106,7 @@ def publish(
     counts: Counter[str] = Counter()
     all_parts = LargeParts(photos, _with_source(PHOTOS, made.measured))
     rejected_parts = LargeParts(rejects, REJECTS)
-    exact = made.exact_scores()
+    exact = made.exact_scores(ranking.tried)
     for part in made.measured.parts():
         outcomes = list(_outcomes(made, part, ranking, repeated, exact))
         counts.update(row["reason"] or row["status"] for row in outcomes)

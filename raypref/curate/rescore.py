@@ -4,8 +4,8 @@ All photographs have a quick score q. A photograph's exact score e, in `pickscor
 a bound b of it. With every photograph of q >= t scored exactly, one that was not has e < t + b: so
 those of e >= t + b are the best in exact order, ties included, and nothing else is read to select:
 a wave is a run of that order, a gap is the exact score less the twin's, which is never quick. So
-the pairs, their ranks and their scores are those of scoring all exactly. Photographs that were
-never reached keep their quick score in the table of photographs.
+the pairs, their ranks and their scores are those of scoring all exactly. Photographs whose pair
+was not tried keep their quick score in the table of photographs.
 
 The bound is measured: `MARGIN` times the largest difference seen on a sample of all photographs,
 taken by the hash of their bytes, and on every photograph scored exactly since. It is measured again

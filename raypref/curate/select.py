@@ -159,6 +159,11 @@ class Ranking:
         return self._full and not self.exhaustive
 
     @property
+    def tried(self) -> set[str]:
+        """The ids that were reached: no matter how many more pairs were made."""
+        return {*self.ranks, *self.failed, *self.rejected}
+
+    @property
     def _full(self) -> bool:
         return 0 < self.config.top_k <= len(self.ranks)
 

@@ -11,6 +11,8 @@ from raypref.sources.prompts import Prompt, column, of_record
 from raypref.sources.reading import csv_fault, shown, text_lines
 from raypref.sources.store import Store
 
+_LONGEST = 2**17  # characters of a field
+
 
 def prompts(store: Store, file: str) -> Iterator[Prompt]:
     """Every line after the header."""
@@ -23,6 +25,10 @@ def prompts(store: Store, file: str) -> Iterator[Prompt]:
     try:
         column(where, reader.fieldnames or ())
         for row in reader:
+            # A quote left open swallows the lines after it.
+            if any(isinstance(text, str) and len(text) > _LONGEST for text in row.values()):
+                said = f"a field has more than {_LONGEST} characters; is a quote left open?"
+                raise InputError(f"{where}, line {reader.line_num}: {said}")
             yield of_record(where, row)
     except csv.Error as error:
         raise InputError(f"{where}, line {reader.line_num}: {csv_fault(error)}") from None
