@@ -249,6 +249,7 @@ def test_a_file_extends_a_preset(tmp_path):
     (tmp_path / "own.toml").write_text('extends = "tiny"\n[train.stage2]\nbeta = 7\n')
     own, tiny = load(RunConfig, str(tmp_path / "own.toml")), load(RunConfig, "tiny")
     assert changed_keys(flatten(tiny), flatten(own)) == [
+        "train.kto_images.beta: 2000.0 -> 7.0",  # which is like the last one
         "train.stage2.beta: 2000.0 -> 7.0",
         "train.stage2_alone.beta: 2000.0 -> 7.0",  # which is like stage 2
     ]

@@ -1,11 +1,14 @@
 """CMMD: against the formula written out image by image."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from raypref.core.ledger import Ledger
 from raypref.evaluate import distance
 from raypref.evaluate.distance import cmmd_summary, fid_summary, frechet
 from raypref.evaluate.statistics import SUMMARY
@@ -33,6 +36,31 @@ def embeddings() -> pd.DataFrame:
         for _ in range(SEEDS)
     ]
     return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "scores, wanted",
+    [(None, [0, 1, 2, 3]), ([0.0, 1.0, 1.0, 0.0], [1, 2]), ([1.0, 5.0, 3.0, 2.5], [1, 2])],
+    ids=["pairs", "good and bad", "ratings"],
+)
+def test_the_reference_leaves_bad_single_images_out(
+    tmp_path: Path, scores: list[float] | None, wanted: list[int]
+) -> None:
+    vectors = np.eye(4)
+    ids = pa.array(["b", "a", "d", "c"])
+
+    def ledger(name: str, **columns: list[object]) -> Ledger:
+        own = Ledger(str(tmp_path / name), {})
+        own.begin()
+        own.write_part(pa.table({"id": ids, **columns}))
+        own.commit(expected=4, counts={})
+        return own
+
+    embedded = ledger("embedded", embedding=vectors.tolist())
+    found = distance.reference_of(
+        embedded, ledger("pairs", **({"score": scores} if scores else {}))
+    )
+    assert {int(row.argmax()) for row in found} == {*wanted} and len(found) == len(wanted)
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:

@@ -15,7 +15,16 @@ from gpu_sections import counting
 from raypref.core.config import PRESETS, load
 from raypref.run.config import RunConfig
 from raypref.run.execute import needs_of_step
-from raypref.run.memory_plan import CARDS, JUDGES, PAINTERS, SIZES, U2NET, predicted_gib, too_large
+from raypref.run.memory_plan import (
+    CARDS,
+    JUDGES,
+    PAINTERS,
+    SIZES,
+    U2NET,
+    latents_gib,
+    predicted_gib,
+    too_large,
+)
 from raypref.run.outlook import _models
 from raypref.run.pipeline import Run
 
@@ -162,3 +171,17 @@ def test_it_is_predicted_without_any_heavy_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert float(done.stdout) > 10
+
+
+@pytest.mark.parametrize(
+    "preset, given, values",
+    [
+        # Two sides, each both ways, mean and variance; CLIP's tokens.
+        ("sd15", [], 2 * 2 * 2 * 4 * 64 * 64 + 77 * 768),
+        ("sd15", ["pairs.kind=images", "images.size=256"], 2 * 2 * 4 * 32 * 32 + 77 * 768),
+        ("sd35m", [], 2 * 2 * 2 * 16 * 64 * 64 + 333 * 4096 + 2048),
+    ],
+)
+def test_latents_by_hand(preset: str, given: list[str], values: int) -> None:
+    config = load(RunConfig, preset, ["source.path=p", *given])
+    assert latents_gib(config, 1000) * 2**30 == pytest.approx(4 * 1000 * values)

@@ -20,11 +20,32 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
+from raypref.core.ledger import Ledger
 from raypref.evaluate import statistics
 
 SIGMA = 10.0
 SCALE = 1000.0
+
+
+def reference_of(embedded: Ledger, pairs: Ledger) -> np.ndarray:
+    """Embeddings of the images that are an example of what is wanted, [M, D].
+
+    Of pairs those are all chosen images. Of single labelled images, which may be bad, those whose
+    score is in the upper half of the range of all scores.
+
+    Args:
+        embedded: the `embedding` of `chosen` of every pair.
+        pairs: the pairs, or single labelled images, which have a `score`.
+    """
+    table = embedded.table(["embedding"])
+    if pairs.state() == "complete" and "score" in pairs.schema().names:
+        scored = pairs.table(["score"])
+        lowest, highest = pc.min_max(scored["score"]).as_py().values()
+        good = scored.filter(pc.field("score") >= (lowest + highest) / 2)
+        table = table.filter(pc.field("id").isin(good["id"].combine_chunks()))
+    return np.stack(table["embedding"].to_numpy())
 
 
 def cmmd_summary(

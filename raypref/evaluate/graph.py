@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from raypref.core.config import InputError, Section, results_of, setting
@@ -308,7 +307,7 @@ class Evaluation:
         import pandas as pd
 
         from raypref.evaluate import statistics
-        from raypref.evaluate.distance import cmmd_summary, fid_summary
+        from raypref.evaluate.distance import cmmd_summary, fid_summary, reference_of
 
         resamples = self.table.resamples
         summary = statistics.summarise(self.long, base=BASE, resamples=resamples)
@@ -316,7 +315,7 @@ class Evaluation:
         if self.distance:
             group = self.scores(self.metrics.embedding)
             embeddings = group.table(["model", "prompt_id", "embedding"]).to_pandas()
-            real = np.stack(self.reference.table(["embedding"])["embedding"].to_numpy())
+            real = reference_of(self.reference, self.pairs)
             parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))
             parts.append(fid_summary(embeddings, real, base=BASE))
         return statistics.arranged(pd.concat([p for p in parts if not p.empty]))

@@ -1,4 +1,4 @@
-"""How much memory of a GPU each step of a run is predicted to need at its peak.
+"""How much memory steps are predicted to need: of a GPU at the peak, of the host for latents.
 
 Worked out, not measured: weights by their number and precision, and per sample what the networks
 of the published sizes keep, counted on the meta device (`benchmarks/gpu_sections/counting.py`) or
@@ -18,6 +18,7 @@ from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures, passes
 from raypref.pairs.config import TWINS
+from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
 from raypref.run.config import RunConfig
 
@@ -51,6 +52,13 @@ SIZES = {
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
     "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
+}
+# What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
+# mirror image), and the values of a caption.
+STORED = {
+    "sd15": (4, 77 * 768),
+    "sd15_inpaint": (4, 77 * 768),
+    "sd35m": (16, (77 + 256) * 4096 + 2048),
 }
 # Pipelines of `perturb.kind`: parameters, 1e9.
 PAINTERS = {"sd15": 1.0663, "text2image": 1.0663, "sd35m": 8.1341, "pixart": 5.4600}
@@ -135,6 +143,20 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
     for step, need, gib in _scores(c):
         add(step, need, gib)
     return found
+
+
+def latents_gib(config: RunConfig, pairs: int) -> float:
+    """Memory of the host that the encoded pairs take in every worker of a training, GiB.
+
+    Args:
+        config: the settings of a run.
+        pairs: how many there are.
+    """
+    channels, caption = STORED.get(config.base.family, STORED["sd15"])
+    around = 2 * (channels + 1) if config.base.family == "sd15_inpaint" else 0  # both ways
+    sides = len(kind_of(config).sides)
+    values = (sides * 2 * 2 * channels + around) * (config.images.size // 8) ** 2 + caption
+    return pairs * 4 * values / GIB
 
 
 def too_large(predicted: dict[str, float], *, card: float) -> dict[str, float]:

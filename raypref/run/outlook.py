@@ -21,11 +21,12 @@ from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
-from raypref.run.memory_plan import predicted_gib
+from raypref.run.memory_plan import latents_gib, predicted_gib
 from raypref.run.pipeline import Run, Step
 
 WIDTH = 100  # columns
 MOST = 3  # names on a line
+MUCH = 4  # GiB of latents that a worker's host may lack
 LONG = ("steps", "GPU memory", "changed", "downloads", "note")  # may take two lines
 PATHS = ("photographs", "labels", "page")
 QUICK = ("card", "report")  # take seconds, and are written anew every time
@@ -72,6 +73,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         **_changed(run, [steps[name] for name, state in states.items() if state == "changed"]),
         **_expected(run, waiting, estimate),
         "GPU memory": _gpu_memory(run.config, waiting),
+        **_host_memory(run, waiting),
         "downloads": _downloads(run, waiting),
     }
     if "report" in states:
@@ -230,6 +232,19 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
     gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
     peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
     return f"{peaks} GiB per GPU (predicted)" if peaks else "not predicted"
+
+
+def _host_memory(run: Run, waiting: list[Step]) -> dict[str, str]:
+    """What the encoded pairs take in every worker of a training, where that is much."""
+    config, kind = run.config, kind_of(run.config)
+    if scheme_of(config.base.model) or not any(step.trains for step in waiting):
+        return {}
+    known = [n for n in (kind.asked(config), run.curation.entries()) if n]
+    gib = latents_gib(config, min(known, default=0))
+    if gib <= MUCH:
+        return {}
+    lower = ".".join(kind.limit)
+    return {"host memory": f"latents {gib:.0f} GiB per training worker; less with a lower {lower}"}
 
 
 def _downloads(run: Run, waiting: list[Step]) -> str:
