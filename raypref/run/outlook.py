@@ -12,7 +12,7 @@ from raypref.core.config import Section, flatten
 from raypref.core.ledger import join
 from raypref.core.messages import without_secrets
 from raypref.core.progress import duration
-from raypref.core.schemes import scheme_of
+from raypref.core.schemes import is_embedded, scheme_of
 from raypref.evaluate.generate import BASE
 from raypref.evaluate.sets import DEFAULT_COUNT
 from raypref.models.hub import hub_id
@@ -109,8 +109,8 @@ def embedded_note(config: RunConfig) -> str:
 
 def shows_embedded_models(config: RunConfig) -> bool:
     """Whether photographs of one's own go through the small embedded models."""
-    own = scheme_of(config.source.path) is None
-    return own and scheme_of(config.base.model) is not None
+    models = (config.base.model, config.pickscore.model)
+    return not is_embedded(config.source.path) and is_embedded(*models)
 
 
 def _state(step: Step) -> str:
