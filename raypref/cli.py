@@ -38,6 +38,7 @@ from raypref.core.command_help import (
 from raypref.core.command_line import sorted_words
 from raypref.core.config import InputError, Section, flatten, load, presets
 from raypref.core.exhausted import exhausted
+from raypref.core.messages import without_secrets
 from raypref.core.terminal import FORMS, say_error, spoken
 from raypref.core.versions import own_version
 from raypref.engine.cluster import connected
@@ -130,7 +131,7 @@ def main(name: str, arguments: Sequence[str], *, program: str) -> int:
             return DONE
         given = parse_command(command, arguments, program=program)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(without_secrets(f"error: {error}"), file=sys.stderr)
         return WRONG_INPUT
     form = "lines" if "--resolved" in given.flags else given.log  # TOML is TOML in any form
     return ended(lambda: command.work(given), form=form)

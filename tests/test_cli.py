@@ -337,8 +337,9 @@ def test_the_console_command_lists_the_others(capsys):
         assert err == ""
         first = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
         assert first[: len(COMMANDS)] == [*COMMANDS]
-        assert first.count("raypref") == 2, "two examples"
-        assert len(out.splitlines()) < 30 and max(map(len, out.splitlines())) <= 100
+        assert first.count("raypref") == 4, "examples"
+        assert {*presets()} <= {*first}
+        assert len(out.splitlines()) <= 32 and max(map(len, out.splitlines())) <= 100
     assert cli.console([]) == 2
     nothing = capsys.readouterr()
     assert (nothing.out, nothing.err) == ("", out)

@@ -18,7 +18,7 @@ import pytest
 from raypref import cli
 from raypref.core.config import InputError
 from raypref.core.progress import Progress, at_step, since_start, waiting
-from raypref.core.terminal import say, say_place
+from raypref.core.terminal import say, say_error, say_place, spoken
 
 log = logging.getLogger("raypref.test")
 PATH = "/somewhere/with a space/" + "long/" * 30 + "index.html"
@@ -193,3 +193,16 @@ def test_advice_of_ray_on_its_own_settings_is_not_shown():
     with pytest.warns(UserWarning) as seen:
         assert cli.ended(work) == 0
     assert [str(one.message) for one in seen] == ["from raypref.engine.pool"]
+
+
+def test_no_password_of_an_address_reaches_the_terminal(capsys):
+    address = "s3://key:secret@bucket/runs"
+    with spoken("lines"):
+        say(f"planning in {address}")
+        say_place("Page", f"{address}/index.html")
+        say_error(f"error: {address} is in use")
+    out, err = capsys.readouterr()
+    assert out == "planning in s3://***@bucket/runs\nPage: s3://***@bucket/runs/index.html\n"
+    assert err == "error: s3://***@bucket/runs is in use\n"
+    assert cli.console(["run", "tiny", f"{address}=", "no-key"]) == 2
+    assert "secret" not in capsys.readouterr().err

@@ -2,12 +2,16 @@
 
 import html
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_runs import gather, make, scene
 
 from raypref.core.config import load
+from raypref.core.ledger import Ledger
+from raypref.report import headline
 from raypref.report.page import render
 from raypref.report.views import ReportData, TrainingView
 from raypref.run.config import RunConfig
@@ -47,3 +51,14 @@ def test_further_curves_are_counted_not_listed() -> None:
 def test_which_trainings_draw_their_rejected_side(objective: str, own: bool) -> None:
     words = ["trainings=mine", f"train.mine.objective={objective}"]
     assert on_own_samples(Run(load(RunConfig, "tiny", words))) == (["mine"] if own else [])
+
+
+def test_trainings_of_earlier_pairs_are_named_not_shown(tmp_path: Path) -> None:
+    data = make(tmp_path, [(scene(i, 64), f"prompt {i}") for i in range(3)], pairs=4)
+    assert [view.name for view in data.training] == ["stage 1", "stage 1 + stage 2"]
+    assert data.earlier == [] and headline.progress(data) == ""
+    Ledger(str(tmp_path / "stage1"), {"pairs": "earlier"}).begin()
+    again = gather(tmp_path, Ledger(str(tmp_path / "pairs"), {"pairs": 4}))
+    assert [view.name for view in again.training] == ["stage 1 + stage 2"]
+    assert not any("stage1/" in link.text for link in again.links)
+    assert headline.progress(again) == "Not shown, of earlier pairs or settings: stage 1."

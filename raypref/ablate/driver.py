@@ -268,5 +268,8 @@ def _placed(rows: Sequence[PlannedRow]) -> list[Placed]:
 def _where(runs: Sequence[Placed]) -> str:
     """The same as Markdown."""
     lines = ["| row | seed | MLflow run | folder |", "| --- | --- | --- | --- |"]
-    lines += [f"| {run.label} | {run.seed} | {run.mlflow} | {run.folder} |" for run in runs]
+    lines += [
+        f"| {run.label} | {run.seed} | {run.mlflow} | {without_secrets(run.folder)} |"
+        for run in runs
+    ]
     return "\n".join([*lines, ""])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from raypref.ablate.plan import PlannedRow
 from raypref.ablate.table import Table
-from raypref.core.schemes import SCHEMES
+from raypref.core.schemes import is_embedded
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.distance import cmmd_summary, fid_summary
 from raypref.evaluate.labels import (
@@ -138,8 +138,7 @@ def gather(
 
 def embedded(config: RunConfig) -> bool:
     """Whether the base model or the first scorer is one that is made up, as those of `tiny`."""
-    named = (config.base.model, config.pickscore.model)
-    return any(reference.partition(":")[0] in SCHEMES for reference in named)
+    return is_embedded(config.base.model, config.pickscore.model)
 
 
 def _named(frame: pd.DataFrame, row: PlannedRow) -> pd.DataFrame:

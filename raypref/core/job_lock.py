@@ -37,10 +37,12 @@ def only_job_in(folder: str) -> Iterator[None]:
             lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{folder} is in use by another job; wait for it, or take another name with run=NAME"
+            f"{without_secrets(folder)} is in use by another job; wait for it, or take another "
+            "name with run=NAME"
         ) from None
     except NotImplementedError:
-        log.warning("%s: the file system has no locks; start one job at a time there", folder)
+        where = without_secrets(folder)
+        log.warning("%s: the file system has no locks; start one job at a time there", where)
     except OSError as error:
         where = without_secrets(folder)
         raise InputError(f"storage: {where} cannot be written ({first_line(error)})") from None

@@ -9,6 +9,12 @@ from typing import Any
 SCHEMES = {"tiny": "raypref.demo.scheme"}
 
 
+def is_embedded(*references: str) -> bool:
+    """Whether one of these references has a scheme: it is made up, no model or photograph."""
+    split = (reference.partition(":") for reference in references)
+    return any(colon and scheme in SCHEMES for scheme, colon, _ in split)
+
+
 def scheme_of(reference: str) -> tuple[Any, str] | None:
     """The module for a reference, and the name after the colon; None where it has no scheme."""
     scheme, colon, name = reference.partition(":")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from raypref.core.messages import without_secrets
 from raypref.core.progress import current_step, shown_on
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def spoken(form: str) -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """A result, for the person who gave the command."""
+    """A result, for the person who gave the command; without the passwords of addresses."""
+    text = without_secrets(text)
     if _bars is not None:
         _bars.write(text)
     elif _form == "json":
@@ -121,7 +123,8 @@ def say(text: str = "") -> None:
 
 
 def say_error(text: str) -> None:
-    """What went wrong, on stderr."""
+    """What went wrong, on stderr; without the passwords of addresses."""
+    text = without_secrets(text)
     if _form == "json":
         record = log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None)
         text = JsonLines().format(record)
@@ -133,8 +136,9 @@ def say_place(name: str, path: str) -> None:
 
     Args:
         name: of the result.
-        path: absolute path, or URI.
+        path: absolute path, or URI; a password in it is left out.
     """
+    path = without_secrets(path)
     if _bars is not None and "://" not in path:
         _bars.write(f"{name}: ", path, link=f"file://{quote(path)}")
     else:

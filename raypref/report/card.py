@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 from raypref.core.messages import public_name
-from raypref.core.schemes import scheme_of
+from raypref.core.schemes import is_embedded
 from raypref.evaluate.generate import GenerateConfig
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
@@ -92,7 +92,7 @@ def model_card(
             *([f"> **{banner}**", ""] if banner else []),
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
             "",
-            *([embedded, ""] if scheme_of(base.model) else []),
+            *([embedded, ""] if is_embedded(base.model) else []),
             "## Use",
             "",
             "```python",
@@ -100,7 +100,7 @@ def model_card(
             *_drawing(base, draw),
             "```",
             "",
-            *([] if scheme_of(base.model) else path),
+            *([] if is_embedded(base.model) else path),
             f"`{shared}` is the same LoRA for ComfyUI and programs like it: put it where they look "
             "for LoRAs.",
             *merged,
@@ -164,7 +164,7 @@ def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]
     kind, component = own.pipeline, own.component
     names, more, where = [kind], "", model.arguments
     dtype = f"dtype=torch.{base.dtype}"  # parts of a pipeline may be stored in several
-    embedded = scheme_of(base.model) is not None
+    embedded = is_embedded(base.model)
     if embedded:  # its folder is where the package is installed
         where = "folder"
     if base.variant:

@@ -128,6 +128,9 @@ def collect(
         sides = ("base", final)
         shown, both = grids(images, report=report, scores=scores, medians=middle(rows), pair=sides)
     known = {step.name: step.label for step in steps}
+    # Those of other pairs or settings stay on disk until they are made anew.
+    earlier = [name for name, ledger in trained.items() if ledger.state() == "stale"]
+    trained = {name: ledger for name, ledger in trained.items() if name not in earlier}
     made_from = (
         INPUTS[curated_by.pairs.kind](folder, curated_by, pairs) if curated else InputsView()
     )
@@ -153,6 +156,7 @@ def collect(
             for n, ledger in trained.items()
             if (view := _training(ledger, labels[n], report, sampled, own=n in on_own_samples))
         ],
+        earlier=[labels[name] for name in earlier],
         medians=both,
         grids=shown,
         opening=_nearest_the_median(shown, [own.prompt for own in both]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-EMBEDDED = "tiny:"
+from raypref.core.schemes import is_embedded
+
 BANNER = (
     "Embedded 64x64 models: this run checks your data; scores mean nothing for your photographs."
 )
@@ -18,9 +19,5 @@ def banner(models: Iterable[str], source: str, images: str = "photographs") -> s
         source: `source.path`.
         images: what people call what lies there, as `photographs`.
     """
-    own = not source.startswith(EMBEDDED)
-    return (
-        BANNER.replace("photographs", images)
-        if own and any(ref.startswith(EMBEDDED) for ref in models)
-        else ""
-    )
+    own = not is_embedded(source)
+    return BANNER.replace("photographs", images) if own and is_embedded(*models) else ""

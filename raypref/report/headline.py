@@ -50,11 +50,14 @@ def about(data: ReportData) -> str:
 
 
 def progress(data: ReportData) -> str:
-    """What is done and what is to come; empty where nothing is to come."""
-    if not data.to_come:
-        return ""
-    done = f"Done: {', '.join(data.done)}. " if data.done else ""
-    return f"{done}Still to come: {', '.join(data.to_come)}."
+    """What is done, what is to come, what is left from before; empty where there is neither."""
+    said = []
+    if data.to_come:
+        said += [f"Done: {', '.join(data.done)}."] if data.done else []
+        said.append(f"Still to come: {', '.join(data.to_come)}.")
+    if data.earlier:
+        said.append(f"Not shown, of earlier pairs or settings: {', '.join(data.earlier)}.")
+    return " ".join(said)
 
 
 def seconds(data: ReportData) -> float:

@@ -190,6 +190,7 @@ class ReportData:
     pairs_are: str = ""  # what both sides of the pairs are, in sentences
     terms: Terms = KINDS[TWINS].terms  # what the inputs are called
     training: Sequence[TrainingView] = ()
+    earlier: Sequence[str] = ()  # trainings of other pairs or settings, which are not shown
     medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()
     opening: int = 0  # the grid that the comparison opens with

@@ -247,7 +247,8 @@ def _clear_stale(run: Run, steps: Collection[Step]) -> None:
             if any(own.state() == "stale" for own in ev.ledgers):
                 ev.drop_tables()
     for ledger in _stale(steps):
-        log.info("%s: cleared (%s)", ledger.path, "; ".join(ledger.changes()))
+        changes = "; ".join(ledger.changes())
+        log.info("%s: cleared (%s)", without_secrets(ledger.path), without_secrets(changes))
         ledger.clear()
 
 
