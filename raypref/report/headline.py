@@ -126,7 +126,12 @@ def _gain(row: Any) -> str:
 
 
 def _is_worse(row: Any) -> bool:
-    """Whether the mean went the wrong way, by more than the page rounds to zero."""
+    """Whether the mean went the wrong way, by more than the page rounds to zero.
+
+    A metric without an interval, FID, always moves a little: it is left to the table.
+    """
+    if not labels.interval_text(row.metric, row.gain_low, row.gain_high):
+        return False
     lost = row.gain if labels.lower_is_better(row.metric) else -row.gain
     return bool(lost >= 0.5 * 10.0 ** -labels.digits(row.metric))
 
