@@ -12,7 +12,7 @@ from gpu_sections.bench import Bench
 from gpu_sections.networks import adapter_of, base_of, denoiser_of
 from raypref.align.residuals import LEARNER
 from raypref.core.config import Resources
-from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.generate import BASE, Generate, GenerateConfig
 from raypref.models import adapters, lora
 
 STEPS = 50  # of the preset
@@ -49,8 +49,10 @@ def _images(bench: Bench, folders: dict[str, str], variant: str, *, fuse: bool) 
     )
     transform = Generate(base_of(bench, "sd15"), config, loras=folders)
     transform.setup()
-    rows = rows_to_generate(["a red ball on a meadow"] * batch, config, [BASE, *NAMES]).to_pylist()
-    by_model = {name: [row for row in rows if row["model"] == name] for name in (BASE, *NAMES)}
+    by_model = {
+        name: [{"model": name, "prompt": "a red ball on a meadow", "noise": 1}] * batch
+        for name in (BASE, *NAMES)
+    }
 
     def draw(model: str) -> None:
         transform.compute(by_model[model])
