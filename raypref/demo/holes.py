@@ -42,16 +42,16 @@ def write_holes(folder: Path, count: int) -> None:
         seed = SEED * 1_000_003 + index
         name = f"hole_{index:04d}"
         Image.fromarray(render_scene(scene, seed=seed)).save(folder / f"{name}.png")
-        hole_mask(scene, seed=seed).save(folder / f"{name}_mask.png")
+        grown(object_mask(scene, seed=seed)).save(folder / f"{name}_mask.png")
         rows.append((f"{name}.png", caption(scene)))
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def hole_mask(scene: Scene, *, seed: int) -> Image.Image:
-    """The scene's things as rendered, grown by `GROW` pixels on every side: mode L, 255 and 0."""
-    things = object_mask(scene, seed=seed).astype(np.uint8) * 255
-    return Image.fromarray(things).filter(ImageFilter.MaxFilter(2 * GROW + 1))
+def grown(things_hw: np.ndarray) -> Image.Image:
+    """Where things are (true, or not 0), grown by `GROW` pixels on every side: L, 255 and 0."""
+    mask = Image.fromarray((things_hw > 0).astype(np.uint8) * 255)
+    return mask.filter(ImageFilter.MaxFilter(2 * GROW + 1))
 
 
 def _distinct_scenes(count: int) -> list[Scene]:

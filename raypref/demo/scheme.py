@@ -1,4 +1,4 @@
-"""What stands behind the scheme `tiny:`: embedded models, photographs, prompts, holes and a classifier."""
+"""What stands behind the scheme `tiny:`: embedded models, photographs, prompts, holes, a critic."""
 
 from __future__ import annotations
 
