@@ -35,8 +35,8 @@ class HeadConfig(AestheticConfig):
     )
     head: Location = setting(
         ...,
-        "head of the reward NAME: a file, or OWNER/REPO/FILE on the hub; weight [1, D] and bias [1] "
-        "for unit embeddings of D numbers, or the layers of the default aesthetic head",
+        "head of the reward NAME: a file, or OWNER/REPO/FILE on the hub; weight [1, D] and bias "
+        "[1] for unit embeddings of D numbers, or the layers of the default aesthetic head",
     )
     dtype: DType = setting("float32", "precision of the CLIP model; the head is float32")
     resources: Resources = Resources(batch=16)
