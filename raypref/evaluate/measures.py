@@ -14,7 +14,7 @@ from raypref.core.rows import Transform
 from raypref.core.schemes import scheme_of
 from raypref.engine.worker import needs_of
 from raypref.evaluate.dpg import AskQuestions, read_questions
-from raypref.evaluate.metrics import PixelMetrics
+from raypref.evaluate.metrics import LookMetrics, PixelMetrics
 from raypref.rewards.base import Decode, Embed, Score
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
@@ -28,7 +28,7 @@ class MetricsConfig(Section):
 
     rewards: tuple[str, ...] = setting(
         ("pickscore",),
-        f"rewards that score the images: {', '.join(reward_names())}",
+        f"rewards that score the images: {', '.join(reward_names())}, names of rewards.heads",
         affects_result=False,
     )
     distance: bool = setting(
@@ -49,12 +49,12 @@ class MetricsConfig(Section):
         affects_result=False,
     )
 
-    @field_validator("rewards")
-    @classmethod
-    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(chosen) & set(reward_names())) < len(chosen):
-            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
-        return chosen
+    looks: bool = setting(
+        False,
+        "brightness, contrast, saturation and composition too: what a training changed besides "
+        "quality",
+        affects_result=False,
+    )
 
     @field_validator("embedder")
     @classmethod
@@ -107,6 +107,8 @@ def measures(
         settings = {"vqascore": vqascore, "questions": hashlib.sha256(data).hexdigest()[:16]}
         found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
+    if metrics.looks:
+        found["looks"] = Measure(LookMetrics(), {}, LookMetrics.writes.names)
     if metrics.critic:
         accuracy = _prompt_accuracy(metrics.critic)
         found[accuracy.name] = Measure(accuracy, {"critic": metrics.critic}, [accuracy.name])

@@ -12,17 +12,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
-from pydantic import AfterValidator, field_validator
+from pydantic import AfterValidator
 
 from raypref.core.config import InputError, Location, Resources, Section, results_of, setting
 from raypref.core.ledger import Ledger, join
 from raypref.core.rows import Row, Transform, reject
 from raypref.engine.stream import StreamConfig, stream
-from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images.decode import BadImage, ImageConfig, decode, encode_png, open_png
+from raypref.images.looks import LOOKS, looks
 from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
-from raypref.rewards.registry import reward_names
 from raypref.sources.base import Pair, Ref
 from raypref.sources.layouts import REGISTRY, known
 from raypref.sources.pairs import image_bytes, images_beside, labelled_pairs
@@ -32,6 +31,8 @@ from raypref.sources.store import RemoteStore, SourceError, Store, locate
 if TYPE_CHECKING:
     import pandas as pd
 
+# Those of `images.looks` that are compared with people's: ledgers made before hold these alone.
+PROPERTIES = tuple(name for name in LOOKS if name != "texture")
 # A source's reasons that this ledger knows by another word.
 _REASONS = {"missing_file": "missing", "no_image": "empty"}
 # Of a reward these ask no less than other pairs.
@@ -55,15 +56,10 @@ class JudgeConfig(Section):
     limit: int = setting(0, "use only the first N pairs; 0 uses all", ge=0)
     min_confidence: float = setting(0.0, "HPDv3: leave out pairs with less confidence", ge=0)
     rewards: tuple[str, ...] = setting(
-        ("pickscore",), "rewards that are judged", affects_result=False
+        ("pickscore",),
+        "rewards that are judged, as metrics.rewards names them",
+        affects_result=False,
     )
-
-    @field_validator("rewards")
-    @classmethod
-    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(chosen) & set(reward_names())) < len(chosen):
-            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
-        return chosen
 
     def stores(self) -> tuple[Store, Store]:
         """Where the pairs are read from, and images that are files of their own.
@@ -241,7 +237,7 @@ class Load:
 
 
 class Properties:
-    """Transform: what an image looks like, whatever it shows (`metrics.properties`)."""
+    """Transform: what an image looks like, whatever it shows."""
 
     name = "properties"
     reads: tuple[str, ...] = ("image",)
@@ -254,7 +250,8 @@ class Properties:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns."""
         for row in rows:
-            row.update(properties(open_png(row["image"])))
+            found = looks(open_png(row["image"]))
+            row.update((name, found[name]) for name in PROPERTIES)
 
 
 def full_name(ref: Ref, pairs: Store, images: Store) -> str:
