@@ -81,6 +81,7 @@ JUDGES = {
     "hpsv2": CLIP_H,
     "clipscore": CLIP_L,
     "aesthetic": CLIP_L,
+    "heads": CLIP_L,
     "imagereward": Judge(0.447, 0.019, "float32"),
     "dinov2": Judge(0.304, 0.010, "float32"),
     "unifiedreward": QWEN,
@@ -223,7 +224,7 @@ def _judge(judge: Judge, dtype: DType, batch: int) -> tuple[float, float]:
 def _of_reward(name: str, config: RewardConfig) -> tuple[float, float]:
     """The same of a reward; one from outside the package is taken for one of CLIP-H's size."""
     dtype: DType = getattr(config, "dtype", "float32")
-    return _judge(JUDGES.get(name, CLIP_H), dtype, config.resources.batch)
+    return _judge(JUDGES.get(name.split(".")[0], CLIP_H), dtype, config.resources.batch)
 
 
 def _together(models: Sequence[tuple[float, float]]) -> float:
