@@ -114,20 +114,46 @@ class PerturbConfig(Section):
 
 
 class Inpaint:
-    """Transform: photograph and saliency map to the degraded twin.
+    """Transform: photograph and saliency map to the degraded twin, or to one candidate.
 
     The soft map goes in; the pipeline binarises it at 0.5 itself. The noise of a row is seeded by
-    (seed, key): batch, order and worker do not matter.
+    (seed, key), that of a candidate above 0 by (seed, key, candidate): batch, order and worker do
+    not matter, and candidate 0 is the twin.
+
+    Args:
+        config: model and sampler.
+        seed: of the noise.
+        column: where the picture goes.
+        numbered: whether rows have `candidate`, a number from 0.
+        side: of the pictures in pixels, for text2image without photographs; None takes each
+            photograph's.
     """
 
     name = "inpaint"
-    reads: tuple[str, ...] = ("key", "caption", "chosen", "saliency")
-    writes = pa.schema([("rejected", pa.binary())])
 
-    def __init__(self, config: PerturbConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        config: PerturbConfig,
+        *,
+        seed: int,
+        column: str = "rejected",
+        numbered: bool = False,
+        side: int | None = None,
+    ) -> None:
+        assert side is None or config.kind == "text2image", "a hole is in a photograph"
         self.config = config
         self.seed = seed
+        self.column = column
+        self.side = side
         self.resources = config.resources
+        photograph = ("chosen", "saliency") if side is None else ()
+        self.reads: tuple[str, ...] = (
+            *("key", "caption"),
+            *photograph,
+            *(("candidate",) if numbered else ()),
+        )
+        self.writes = pa.schema([(column, pa.binary())])
+        self.numbered = numbered
 
     def setup(self) -> None:
         """Load the pipeline, without the safety checker (it would blacken twins)."""
@@ -163,19 +189,22 @@ class Inpaint:
 
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""
+        call: dict[str, Any] = {
+            "prompt": [row["caption"] for row in rows],
+            "generator": [self._generator(row) for row in rows],
+        }
+        if self.side is not None:
+            return {**call, "height": self.side, "width": self.side}
         photos = [as_image(row["chosen"]) for row in rows]
+        call |= {"height": photos[0].height, "width": photos[0].width}
+        if self.config.kind == "text2image":
+            return call
         taken = list if self.config.kind == "pixart" else _pixels  # takes images alone
-        inpainting = {
+        return {
+            **call,
             "image": taken(photos),
             "mask_image": taken([as_image(row["saliency"]) for row in rows]),
             "strength": self.config.strength,
-        }
-        return {
-            "prompt": [row["caption"] for row in rows],
-            "height": photos[0].height,
-            "width": photos[0].width,
-            "generator": [self._generator(row["key"]) for row in rows],
-            **({} if self.config.kind == "text2image" else inpainting),
         }
 
     def compute(self, batch: dict[str, Any]) -> np.ndarray:
@@ -191,15 +220,17 @@ class Inpaint:
     def finish(self, rows: list[Row], out: np.ndarray) -> None:
         """Fill the column."""
         for row, pixels in zip(rows, out, strict=False):
-            twin = of_unit(pixels)
-            if self.config.paste:
-                twin = _pasted(twin, as_image(row["chosen"]), as_image(row["saliency"]))
-            row["rejected"] = twin
+            picture = of_unit(pixels)
+            if self.config.paste and self.side is None:
+                picture = _pasted(picture, as_image(row["chosen"]), as_image(row["saliency"]))
+            row[self.column] = picture
 
-    def _generator(self, key: str) -> torch.Generator:
+    def _generator(self, row: Row) -> torch.Generator:
         import torch
 
-        return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", key))
+        number = row["candidate"] if self.numbered else 0
+        later = (number,) if number else ()  # candidate 0 is the twin, to the bit
+        return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", row["key"], *later))
 
 
 def pipeline_of(kind: Kind) -> Any:

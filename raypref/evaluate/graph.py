@@ -36,11 +36,12 @@ from raypref.engine.stream import Selection, StreamConfig, stream, stream_branch
 from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
-from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.sets import ABOUT, ROOT, PromptSet
 from raypref.models.backbone import BackboneConfig
 from raypref.rewards.base import Decode, Embed
 from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import Measure, in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import reward
 from raypref.sources.prompts import Prompt

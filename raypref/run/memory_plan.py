@@ -16,10 +16,11 @@ from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
-from raypref.evaluate.measures import measures, passes
+from raypref.evaluate.measures import measures
 from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import passes
 from raypref.run.config import RunConfig
 
 GIB = 2**30
@@ -81,6 +82,7 @@ JUDGES = {
     "hpsv2": CLIP_H,
     "clipscore": CLIP_L,
     "aesthetic": CLIP_L,
+    "heads": CLIP_L,
     "imagereward": Judge(0.447, 0.019, "float32"),
     "dinov2": Judge(0.304, 0.010, "float32"),
     "unifiedreward": QWEN,
@@ -223,7 +225,7 @@ def _judge(judge: Judge, dtype: DType, batch: int) -> tuple[float, float]:
 def _of_reward(name: str, config: RewardConfig) -> tuple[float, float]:
     """The same of a reward; one from outside the package is taken for one of CLIP-H's size."""
     dtype: DType = getattr(config, "dtype", "float32")
-    return _judge(JUDGES.get(name, CLIP_H), dtype, config.resources.batch)
+    return _judge(JUDGES.get(name.split(".")[0], CLIP_H), dtype, config.resources.batch)
 
 
 def _together(models: Sequence[tuple[float, float]]) -> float:
