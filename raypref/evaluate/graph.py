@@ -28,7 +28,7 @@ from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, GenerateConfig, rows_to_generate
 from raypref.evaluate.kept import kept
-from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
     PHOTOGRAPHS,
     drawing,
@@ -41,6 +41,7 @@ from raypref.evaluate.written import drop_tables, write_tables
 from raypref.models.backbone import BackboneConfig
 from raypref.rewards.base import Decode, Embed
 from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import Measure, in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import reward
 from raypref.sources.prompts import Prompt

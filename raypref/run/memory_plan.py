@@ -16,10 +16,11 @@ from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
-from raypref.evaluate.measures import measures, passes
+from raypref.evaluate.measures import measures
 from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import passes
 from raypref.run.config import RunConfig
 
 GIB = 2**30
