@@ -28,6 +28,7 @@ from raypref.models.backbone import load_denoiser, load_encoder
 from raypref.models.checks import check_base
 from raypref.models.families.flux_fill import FAMILY, packed, unpacked
 from raypref.models.lora_config import LoraConfig
+from raypref.run.memory_plan import SIZES
 
 FOLDER = small.path("flux-fill")
 FLOAT32 = BASES["flux_fill"].model_copy(update={"dtype": "float32"})
@@ -126,7 +127,11 @@ def test_trainable_parameters_at_full_size() -> None:
     config = LoraConfig(rank=64, alpha=128, targets=FAMILY.targets)
     adapters.attach(network, config, names=("learner",), seed=0)
     # Eight layers of 3072 x 3072 in 19 blocks, three in 38.
-    assert len(adapters.vector(network, "learner")) == 64 * 2 * 3072 * (19 * 8 + 38 * 3)
+    per_rank = 2 * 3072 * (19 * 8 + 38 * 3)
+    assert len(adapters.vector(network, "learner")) == 64 * per_rank
+    counted = sum(p.numel() for p in network.parameters())
+    assert SIZES["flux_fill"].trained == pytest.approx(counted / 1e9, rel=1e-4)
+    assert SIZES["flux_fill"].adapter == pytest.approx(per_rank / 1e9, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
