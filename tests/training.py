@@ -19,6 +19,7 @@ from raypref.demo.world import caption, sample_scenes
 from raypref.engine.stream import Selection
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.base import Denoiser
+from raypref.models.families.registry import family as family_of
 from raypref.models.lora_config import LoraConfig
 
 CPU = torch.device("cpu")
@@ -72,10 +73,23 @@ def twin(photo: Image.Image) -> Image.Image:
     return Image.blend(blurred, blurred.convert("L").convert("RGB"), 0.5)
 
 
+def hole(number: int) -> Image.Image:
+    """The mask of a photograph's hole: a box of 255 on 0 that no grid of latents fits."""
+    left, top = 3 + 5 * (number % 7), 6 + 3 * (number % 5)
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[top : top + 34, left : left + 25] = 255
+    return Image.fromarray(mask)
+
+
 @cache
 def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
-    """Photographs against their twins, encoded in float64."""
+    """Photographs against their twins, encoded in float64; with holes where the family inpaints."""
     encoder = load_encoder(BASES[family], device=CPU)
+    surroundings = None
+    if family_of(family).inpaints:
+        seen = [photo for _, photo in photographs(count)], [hole(n) for n in range(count)]
+        ways = seen, ([mirrored(photo) for photo in seen[0]], [mirrored(mask) for mask in seen[1]])
+        surroundings = torch.stack([encoder.surroundings(*way) for way in ways], 1)
     moments = []
     for _, photo in photographs(count):
         sides = [photo, twin(photo)]
@@ -86,6 +100,7 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
         moments=torch.stack(moments),
         embeddings=encoder.text_embeddings([text for text, _ in photographs(count)]),
         unconditional=encoder.text_embeddings([""])[0],
+        surroundings=surroundings,
     )
 
 
@@ -132,6 +147,7 @@ def run(
         start=start,
         group=group or Alone(),
         on_step=on_step or (lambda metrics: None),  # type: ignore[arg-type]
+        hole=family_of(family).hole,
     )
 
 

@@ -25,14 +25,14 @@ from raypref.core.config import results_of
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.messages import without_secrets
 from raypref.core.progress import Work, counted
-from raypref.core.rows import INDEX, REJECT, Row, Transform
+from raypref.core.rows import INDEX, MASKS, REJECT, Row, Transform
 from raypref.curate.captions import GIVEN, SOURCE, write_captions
 from raypref.curate.cards import Provenance
 from raypref.curate.config import CurateConfig
+from raypref.curate.holes import hole_stage
 from raypref.curate.perturb import Inpaint
 from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, rescoring_of
-from raypref.curate.saliency import Saliency
 from raypref.curate.scoring import scoring_stages
 from raypref.curate.select import (
     SOUND,
@@ -46,7 +46,7 @@ from raypref.curate.select import (
 from raypref.curate.transforms import Colorfulness, Crop, MeasurePhotograph
 from raypref.engine.stream import Selection, StreamConfig, stream
 from raypref.sources.found import findings
-from raypref.sources.index import counts_of, digest, write_index
+from raypref.sources.index import counts_of, digest, gives_masks, write_index
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +114,8 @@ class Curation:
     def twins(self) -> Ledger:
         """Photographs with their degraded twins, as far as pairs were made."""
         c = self.config
-        return self._after(
-            self.scored, "curate/twins", saliency=c.saliency, perturb=c.perturb, seed=c.seed
-        )
+        made = {"saliency": c.saliency, "holes": c.holes, "perturb": c.perturb, "seed": c.seed}
+        return self._after(self.scored, "curate/twins", **made)
 
     @cached_property
     def pairs(self) -> Ledger:
@@ -145,7 +144,9 @@ class Curation:
         """Each raises InputError for a missing model, or for one that does not fit."""
         c = self.config
         return (
-            *(c.saliency.file, partial(c.perturb.check, c.images.size)),
+            partial(c.holes.check, c.source),
+            *((c.saliency.file,) if c.holes.kind == "saliency" else ()),
+            partial(c.perturb.check, c.images.size),
             *(c.pickscore.model_folder, c.pickscore.processor_folder),
             *((c.photographic.folder,) if c.photographic.enabled else ()),
             *((c.captions.folder,) if c.captions.enabled else ()),
@@ -185,7 +186,8 @@ class Curation:
     @property
     def _entry(self) -> list[str]:
         """The columns of an entry that passes carry on."""
-        return [*_ENTRY, *([SOURCE] if self.config.captions.enabled else [])]
+        masks = MASKS.names if gives_masks(self.config.source) else []
+        return [*_ENTRY, *masks, *([SOURCE] if self.config.captions.enabled else [])]
 
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
         return placed(self.place, name, results_of(parts))
@@ -338,7 +340,7 @@ class Curation:
         c = self.config
         return [
             Crop(c.source, c.images),
-            Saliency(c.saliency),
+            hole_stage(c.holes, c.saliency, c.seed, source=c.source, images=c.images),
             Inpaint(c.perturb, seed=c.seed),
             exact_score(c.pickscore, "rejected"),
             Colorfulness("rejected", "colorfulness_rejected"),

@@ -322,6 +322,8 @@ def _score(row: Any, published: tables.Published) -> _Score:
     rises, falls = row.gain_low > 0, row.gain_high < 0
     level = row.gain_low <= 0 <= row.gain_high
     good, bad = (falls, rises) if labels.lower_is_better(row.metric) else (rises, falls)
+    if labels.neutral(row.metric):
+        good = bad = False
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
@@ -348,9 +350,8 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
             label = labels.model_label(str(row.model), data.labels)
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
         label = labels.metric_label(metric)
-        svg = charts.forest(
-            label, rows, digits=labels.digits(metric), less=labels.lower_is_better(metric)
-        )
+        less = None if labels.neutral(metric) else labels.lower_is_better(metric)
+        svg = charts.forest(label, rows, digits=labels.digits(metric), less=less)
         yield label, Markup(svg)
 
 

@@ -95,3 +95,12 @@ class RunConfig(PairingConfig):
                 f"pairs.kind={TWINS}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _holes_can_be_painted(self) -> RunConfig:
+        if self.evaluate.hole_files and self.base.family not in INPAINTING:
+            raise InputError(
+                f"evaluate.holes: base.family={self.base.family} does not inpaint; take "
+                f"base.family={' or '.join(sorted(INPAINTING))}, or evaluate.prompts"
+            )
+        return self

@@ -71,5 +71,5 @@ FAMILY = replace(
     pipeline="StableDiffusionInpaintPipeline",
     channels=4 + 1 + 4,
     arguments=_paint_everything,
-    inpaints=True,
+    hole=lambda surroundings_BKHW: surroundings_BKHW[:, :1],
 )
