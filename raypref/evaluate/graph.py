@@ -36,6 +36,7 @@ from raypref.evaluate.painting import (
     read_photographs,
     usable,
 )
+from raypref.evaluate.rubric import rubric
 from raypref.evaluate.sets import ROOT, PromptSet
 from raypref.evaluate.written import drop_tables, write_tables
 from raypref.models.backbone import BackboneConfig
@@ -185,6 +186,7 @@ class Evaluation:
             found = measures(metrics, self.pickscore, self.others)
             if self.photographs is not None:
                 found |= kept(self.photographs, painted_columns(self.generate)[-1])
+                found |= rubric(self.metrics.rubric)
             self._measures[distance] = found
         return self._measures[distance]
 

@@ -48,6 +48,12 @@ class MetricsConfig(Section):
         affects_result=False,
     )
 
+    rubric: Location = setting(
+        "",
+        "of painted holes: file of answers to the requests that raypref rubric writes",
+        affects_result=False,
+    )
+
     looks: bool = setting(
         False,
         "brightness, contrast, saturation and composition too: what a training changed besides "

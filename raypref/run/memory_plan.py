@@ -89,6 +89,7 @@ JUDGES = {
     "aesthetic": CLIP_L,
     "heads": CLIP_L,
     "imagereward": Judge(0.447, 0.019, "float32"),
+    "perception": Judge(2.419, 0.1, "float32"),
     "dinov2": Judge(0.304, 0.010, "float32"),
     "unifiedreward": QWEN,
     "vqascore": QWEN,
