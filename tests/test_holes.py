@@ -18,14 +18,17 @@ from PIL import Image
 from u2net_states import narrow
 
 from raypref.core.config import InputError, build, results_of
-from raypref.core.rows import MASKS, Row
+from raypref.core.ledger import Ledger
+from raypref.core.rows import INDEX, MASKS, Row
+from raypref.curate.captions import CaptionsConfig, write_captions
 from raypref.curate.holes import HolesConfig, SegmentedHole, hole_stage, strokes
 from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.engine.batches import in_batches
+from raypref.engine.stream import StreamConfig
 from raypref.images.decode import ImageConfig, as_image, as_png, center_square
 from raypref.run.config import RunConfig
-from raypref.sources.index import SourceConfig, entries
+from raypref.sources.index import SourceConfig, entries, write_index
 
 SIZE = 64
 IMAGES = ImageConfig(size=SIZE)
@@ -285,3 +288,41 @@ def test_a_stage_travels_to_a_worker_as_settings_alone(tmp_path: Path) -> None:
     )
     assert isinstance(stage, SegmentedHole) and not hasattr(stage, "store")
     assert as_image(row()["chosen"]).size == (SIZE, SIZE)
+
+
+def test_the_documented_script_packs_masks_that_are_pictures(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "holes.md").read_text(encoding="utf-8")
+    script = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(script, "holes.md", "exec"), names)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "shards").mkdir()
+    scene(2, size=WIDE).save(tmp_path / "photos" / "a.jpg")
+    Image.fromarray(OBJECT.astype(np.uint8) * 255).save(tmp_path / "photos" / "a_mask.png")
+    (tmp_path / "photos" / "a.txt").write_text("a thing")
+    names["pack"](str(tmp_path / "photos"), str(tmp_path / "shards" / "0.tar"))
+    source = SourceConfig(path=str(tmp_path / "shards"), layout="brushdata")
+    [found] = list(entries(source))
+    found |= {"key": "a", "chosen": center_square(scene(2, size=WIDE), SIZE)}
+    config = HolesConfig(kind="segmentation")
+    made(hole_stage(config, SaliencyConfig(), 0, source=source, images=IMAGES), [found])
+    np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, crop_of(OBJECT))
+
+
+def test_an_index_has_the_columns_of_masks_where_its_layout_gives_them(tmp_path: Path) -> None:
+    """And written captions leave them there."""
+    shard(tmp_path / "0.tar", {"a": sample([columnwise(OBJECT)]), "b": sample([])})
+    source = SourceConfig(path=str(tmp_path), layout="brushdata")
+    index, captions, captioned = (
+        Ledger(str(tmp_path / "ledgers" / name), {}) for name in ("index", "captions", "captioned")
+    )
+    write_index(source, index, part_rows=1)
+    assert index.schema().names == [*INDEX.names, *MASKS.names]
+    write_captions(  # no photograph lacks one: no model is loaded
+        *(CaptionsConfig(model="MODEL"), source, IMAGES),
+        **{"index": index, "captions": captions, "captioned": captioned},
+        streaming=StreamConfig(),
+    )
+    assert captioned.schema().names == [*INDEX.names, *MASKS.names, "caption_source"]
+    starts = [each["mask_member"] for each in captioned.rows(["mask_member"])]
+    assert starts == [each["mask_member"] for each in entries(source)] and all(starts)
