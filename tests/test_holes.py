@@ -320,7 +320,9 @@ def test_an_index_has_the_columns_of_masks_where_its_layout_gives_them(tmp_path:
     assert index.schema().names == [*INDEX.names, *MASKS.names]
     write_captions(  # no photograph lacks one: no model is loaded
         *(CaptionsConfig(model="MODEL"), source, IMAGES),
-        **{"index": index, "captions": captions, "captioned": captioned},
+        index=index,
+        captions=captions,
+        captioned=captioned,
         streaming=StreamConfig(),
     )
     assert captioned.schema().names == [*INDEX.names, *MASKS.names, "caption_source"]
