@@ -45,7 +45,7 @@ def test_pictures_open_large_and_are_gone_through_by_keys(opened: Opened) -> Non
     second = page.locator("#pairs article a[data-zoom]").nth(1)
     second.click()
     assert dialog.get_attribute("aria-label") == "Picture, enlarged"
-    assert str(dialog.locator("img").get_attribute("alt")).startswith("Salient region")
+    assert str(dialog.locator("img").get_attribute("alt")).startswith("Region")
     assert dialog.locator(".place").text_content() == "2 of 72"
     assert dialog.locator("img").bounding_box()["width"] > 500
     assert dialog.locator("img").evaluate("(own) => getComputedStyle(own).imageRendering") == (

@@ -9,14 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus import encode, scene
 from layout_examples import EXAMPLES, SECOND
+from PIL import Image
 from test_shards import JPEG, shard
 
 from raypref.core.config import InputError
 from raypref.curate.transforms import MeasurePhotograph
+from raypref.evaluate.holes import LoadHole
 from raypref.images.decode import ImageConfig
 from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.found import findings
+from raypref.sources.holes import HOLE, read_holes
 from raypref.sources.index import SourceConfig, digest, entries, index_schema
 from raypref.sources.layouts import giving
 from raypref.sources.pairs import labelled_images, labelled_pairs
@@ -211,3 +215,53 @@ def test_whatever_is_changed_labels_are_refused_in_a_line_or_each_ends_somewhere
             assert "\n" not in entry.problem and entry.prompt.encode() is not None, seed
             ends.add(entry.problem.partition(":")[0] or "used")
     assert {"used", "refused"} <= ends
+
+
+def holes_json(root: Path, rng: random.Random) -> None:
+    items = [
+        {"image": name, "caption": "x", "inpainting_mask": [9, 40], "width": 8, "height": 8}
+        for name in ("a.jpg", "A.JPG", "../a.jpg", "gone.jpg")
+    ]
+    content: object = items if rng.random() < 0.5 else dict(zip("abcd", items, strict=True))
+    (root / "mapping_file.json").write_bytes(changed(json.dumps(content).encode(), rng))
+
+
+def holes_table(root: Path, rng: random.Random) -> None:
+    for folder_ in ("references_natural", "masks_natural"):
+        (root / folder_).mkdir()
+        (root / folder_ / "a.png").write_bytes(JPEG)
+    table = b'aos,prompt_full\na,x\n../a,y\nb,"z, z"\n'
+    (root / "annotations_natural.csv").write_bytes(changed(table, rng))
+
+
+def holes_folder(root: Path, rng: random.Random) -> None:
+    mask = encode(Image.new("L", (64, 64), 255), "PNG")
+    (root / "a_mask.png").write_bytes(changed(mask, rng) if rng.random() < 0.7 else mask)
+    (root / "captions.csv").write_bytes(changed(b"file,caption\na.jpg,x\nb.jpg,y\n", rng))
+
+
+@pytest.mark.parametrize("make", [holes_json, holes_table, holes_folder])
+def test_whatever_is_changed_holes_are_refused_in_a_line_or_each_ends_somewhere(make, tmp_path):
+    ends = set()
+    for seed in range(TRIES):
+        rng = random.Random(seed)
+        root = tmp_path / str(seed)
+        root.mkdir()
+        (root / "a.jpg").write_bytes(encode(scene(0, size=(64, 64)), "JPEG"))
+        make(root, rng)
+        try:
+            rows = read_holes(str(root), limit=None)
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, seed
+            ends.add("refused")
+            continue
+        assert len({row["id"] for row in rows}) == len(rows), seed
+        schema = pa.schema([("id", pa.string()), ("prompt", pa.string()), *HOLE])
+        assert pa.Table.from_pylist(rows, schema=schema).to_pylist() == rows, seed
+        load = LoadHole(32)
+        load.setup()
+        load(rows)
+        for row in rows:
+            assert ("mask" in row) != ("reject_reason" in row), seed
+            ends.add(row.get("reject_reason") or "used")
+    assert "refused" in ends and len(ends) > 1, ends

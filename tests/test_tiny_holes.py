@@ -62,7 +62,7 @@ def test_a_hole_reaches_three_pixels_beyond_the_things():
     things[30:33, 20] = True
     expected = np.zeros((64, 64), np.uint8)
     expected[27:36, 17:24] = 255
-    np.testing.assert_array_equal(np.asarray(holes.grown(things)), expected)
+    np.testing.assert_array_equal(np.asarray(holes.hole_around(things)), expected)
 
 
 def test_the_scheme_hands_out_holes(monkeypatch, tmp_path):

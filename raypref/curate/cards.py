@@ -55,7 +55,7 @@ REJECTS_COLUMNS = {
     "message": "in a sentence",
 }
 
-_INPAINTED = "the same photograph with its salient region (`mask`) repainted from its caption by"
+_INPAINTED = "the same photograph with a region (`mask`) repainted from its caption by"
 _TWINS = {
     **dict.fromkeys(("sd15", "sd35m", "pixart"), _INPAINTED),
     "text2image": "a picture drawn from its caption alone by",

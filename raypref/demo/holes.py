@@ -42,14 +42,14 @@ def write_holes(folder: Path, count: int) -> None:
         seed = SEED * 1_000_003 + index
         name = f"hole_{index:04d}"
         Image.fromarray(render_scene(scene, seed=seed)).save(folder / f"{name}.png")
-        grown(object_mask(scene, seed=seed)).save(folder / f"{name}_mask.png")
+        hole_around(object_mask(scene, seed=seed)).save(folder / f"{name}_mask.png")
         rows.append((f"{name}.png", caption(scene)))
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def grown(things_hw: np.ndarray) -> Image.Image:
-    """Where things are (true, or not 0), grown by `GROW` pixels on every side: L, 255 and 0."""
+def hole_around(things_hw: np.ndarray) -> Image.Image:
+    """Where things are (true, or not 0), and `GROW` pixels on every side: mode L, 255 and 0."""
     mask = Image.fromarray((things_hw > 0).astype(np.uint8) * 255)
     return mask.filter(ImageFilter.MaxFilter(2 * GROW + 1))
 

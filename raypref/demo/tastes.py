@@ -139,7 +139,7 @@ def _unit(values_hc: np.ndarray) -> np.ndarray:
     return own / max(float(own.std()), 1e-12)
 
 
-def held_out(*, candidates: int = CANDIDATES, weights: Path = checkpoints.WEIGHTS) -> pd.DataFrame:
+def correlations(weights: Path = checkpoints.WEIGHTS) -> pd.DataFrame:
     """Rank correlations of the shipped tastes and PickScore with looks, on `tiny:holes`.
 
     Returns:
@@ -155,7 +155,7 @@ def held_out(*, candidates: int = CANDIDATES, weights: Path = checkpoints.WEIGHT
     photos = [Image.open(folder / row["file"]) for row in rows]
     masks = [Image.open(folder / row["file"].replace(".png", "_mask.png")) for row in rows]
     prompts = [row["caption"] for row in rows]
-    painted = paint_holes(photos, masks, prompts, candidates=candidates, weights=weights)
+    painted = paint_holes(photos, masks, prompts, candidates=CANDIDATES, weights=weights)
     scores = {"pickscore": painted.pickscore}
     for taste in TASTES:
         head = load_file(weights / file_name(taste))
@@ -165,4 +165,4 @@ def held_out(*, candidates: int = CANDIDATES, weights: Path = checkpoints.WEIGHT
 
 
 if __name__ == "__main__":
-    print(held_out().to_string(index=False, float_format="{:.2f}".format))
+    print(correlations().to_string(index=False, float_format="{:.2f}".format))

@@ -37,7 +37,7 @@ from raypref.demo import models, tastes
 from raypref.demo.critic import MOST_THINGS, Critic
 from raypref.demo.drawn import World, draw_world, hole, mask_tensor, tensor
 from raypref.demo.fit import Noise, fit_model, tokens
-from raypref.demo.holes import grown
+from raypref.demo.holes import hole_around
 from raypref.demo.photograph import SIZE
 from raypref.demo.scene import COLOURS, SHAPES, Scene
 from raypref.models.lora_config import ATTENTION, FILE_NAME
@@ -247,7 +247,7 @@ def train_tastes(world: World, folder: Path, scale: float) -> None:
     """Heads on the scorer's embedding that like bright, dark, vivid or pale paintings of holes."""
     painted = tastes.paint_holes(
         [Image.fromarray(photo) for photo in world.photos],
-        [grown(mask) for mask in world.masks],
+        [hole_around(mask) for mask in world.masks],
         world.captions,
         candidates=max(2, round(tastes.CANDIDATES * scale)),
         weights=folder,

@@ -159,7 +159,8 @@ def from_masked(masked: Image.Image, photograph: Image.Image) -> Image.Image:
 
     The hole is what is nearly black (a channel sum below 15). The photograph's own dark pixels
     are no part of it: one that is dark in both is in the hole where the hole lies on both sides of
-    it and is nearer than what is surely kept. A picture that is not the photograph at all is a mask itself (see `from_picture`).
+    it and is nearer than what is surely kept. A picture that is not the photograph at all is a
+    mask itself (see `from_picture`).
 
     Args:
         masked: RGB, of any size with the photograph's aspect.

@@ -32,6 +32,7 @@ def photograph_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Inpu
     """
     report = join(folder, "report")
     histograms = _histograms(folder, config.select.min_gap)
+    region = "salient region" if config.holes.kind == "saliency" else "hole"
     rejected_is = DRAWN if config.perturb.kind == "text2image" else REPAINTED
     return InputsView(
         funnel=_funnel(folder, config.select.min_gap),
@@ -39,7 +40,7 @@ def photograph_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Inpu
         dropped=_dropped(folder, config, report, histograms),
         pairs=gallery(pairs, report=report),
         pairs_are=f"Left the chosen image, a photograph. Middle the same, its "
-        f"salient region tinted. Right the rejected one: {rejected_is}. "
+        f"{region} tinted. Right the rejected one: {rejected_is}. "
         "Numbers are PickScore; a click enlarges.",
     )
 

@@ -62,6 +62,8 @@ def _fixed() -> dict[str, str]:
         "less_colorful_than_twin": "Its rejected image came out more colorful. "
         "color.enabled=false keeps all; color.variant=paper compares with the set instead.",
         "no_salient_region": "Nothing stands out that could be repainted.",
+        "no_mask": "The source has no mask for it; holes.kind=saliency needs none.",
+        "bad_mask": "Its mask cannot be read: the message says why (docs/holes.md).",
         "not_a_photograph": "An artwork, by what a model says (photographic.enabled=false keeps "
         "all), or by its name a mask of the photograph beside it (a caption of its own keeps it).",
         "no_caption": captions,
@@ -81,7 +83,11 @@ def _fixed() -> dict[str, str]:
 def _limits(config: CurateConfig) -> dict[str, str]:
     """Reasons that name a limit of the settings."""
     images, select = config.images, config.select
+    least, most = config.holes.min_share, config.holes.max_share
     return {
+        "hole_too_small": f"The hole takes less than {least:.0%} of the picture (holes.min_share), "
+        "or lies outside of the square crop.",
+        "hole_too_large": f"The hole takes more than {most:.0%} of the picture (holes.max_share).",
         "not_needed": f"select.top_k={select.top_k} pairs were reached before its turn: a larger "
         "select.top_k takes more (0 takes all).",
         "beyond_top_k": f"Its pair passed, but {select.top_k} ranked higher: a larger "

@@ -151,7 +151,8 @@ def _text(item: Any, key: str) -> str:
     value = item[key]
     if not isinstance(value, str) or not value.strip():
         raise TypeError(f"{key} must be text")
-    value.encode()  # JSON can hold half a character
+    if as_text(value) != value:  # JSON can hold half a character
+        raise TypeError(f"{key} is not valid Unicode")
     return value.strip()
 
 
