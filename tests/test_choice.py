@@ -13,8 +13,8 @@ from raypref.pairs.choice import (
     DRAW,
     PHOTOGRAPH,
     TOO_FEW,
-    Choice,
     ChoiceConfig,
+    ChosenPair,
     choose,
     dense_ranks,
     rule_scores,
@@ -31,7 +31,9 @@ def scored(table: np.ndarray = TABLE, /, key: str = "k", seed: int = 0, **rule: 
     return rule_scores(table, NAMES[: table.shape[1]], ChoiceConfig(**rule), seed=seed, key=key)
 
 
-def pair(table: np.ndarray = TABLE, /, key: str = "k", seed: int = 0, **rule: Any) -> Choice | str:
+def pair(
+    table: np.ndarray = TABLE, /, key: str = "k", seed: int = 0, **rule: Any
+) -> ChosenPair | str:
     own = scored(table, key=key, seed=seed, **rule)
     return choose(own, ChoiceConfig(**rule), seed=seed, key=key)
 
@@ -53,13 +55,13 @@ def test_each_rule_scores_the_table_as_by_hand(rule):
 
 def test_ranks_are_dense():
     assert dense_ranks(np.array([5.0, 1.0, 5.0, 3.0])).tolist() == [1, 3, 1, 2]
-    assert pair() == Choice(3, 1, draw=False), "average ranks would choose candidate 0"
+    assert pair() == ChosenPair(3, 1, draw=False), "average ranks would choose candidate 0"
 
 
 def test_a_heavier_reward_counts_more():
     own = {"clipscore": 3.0}  # with the others' 1: 1.8, 0.6, 0.6
     np.testing.assert_allclose(scored(weights=own), [-4.8, -6.0, -4.8, -5.4])
-    assert pair(weights=own) == Choice(0, 1, draw=False), "of 0 and 2, the first"
+    assert pair(weights=own) == ChosenPair(0, 1, draw=False), "of 0 and 2, the first"
     np.testing.assert_allclose(
         scored(by="zscore", weights={"pickscore": 0, "hpsv2": 0})[3], -(3**0.5)
     )
@@ -87,11 +89,11 @@ def test_a_candidate_without_a_score_never_becomes_rejected(rule):
         table = np.array([[2.0, 2.0], [lacking, 5.0], [1.0, 1.0], [0.0, lacking]])
         found = pair(table, by=rule)
         if rule == "random":  # no reward is used
-            assert isinstance(found, Choice)
+            assert isinstance(found, ChosenPair)
         elif rule == "clipscore":
-            assert found == Choice(0, 3, draw=False), "the other reward is not used"
+            assert found == ChosenPair(0, 3, draw=False), "the other reward is not used"
         else:
-            assert found == Choice(0, 2, draw=False)
+            assert found == ChosenPair(0, 2, draw=False)
             assert np.isnan(scored(table, by=rule)).tolist() == [False, True, False, True]
 
 
@@ -105,7 +107,7 @@ def test_what_is_out_is_not_compared_with():
 def test_fewer_than_two_candidates_are_too_few():
     one = np.array([[1.0], [NAN]])
     assert pair(one) == pair(np.full((2, 1), NAN)) == TOO_FEW
-    assert pair(one, chosen="photograph") == Choice(PHOTOGRAPH, 0, draw=False)
+    assert pair(one, chosen="photograph") == ChosenPair(PHOTOGRAPH, 0, draw=False)
     assert pair(np.full((2, 1), NAN), chosen="photograph") == TOO_FEW
 
 
@@ -114,10 +116,10 @@ def test_all_equal_is_a_draw():
     for rule in ("ensemble", "capo", "caen", "zscore", "hpsv2"):
         assert pair(table, by=rule) == DRAW
     drawn = {pair(table, key=str(n), draws="random") for n in range(60)}
-    assert {(c.chosen, c.rejected) for c in drawn if isinstance(c, Choice)} == {
+    assert {(c.chosen, c.rejected) for c in drawn if isinstance(c, ChosenPair)} == {
         (one, other) for one in range(4) for other in range(4) if one != other
     }
-    assert all(isinstance(c, Choice) and c.draw for c in drawn)
+    assert all(isinstance(c, ChosenPair) and c.draw for c in drawn)
     assert pair(table, draws="random") == pair(table, draws="random"), "by seed and key alone"
 
 
@@ -141,14 +143,14 @@ def test_the_first_are_ranked_among_themselves_unless_all_are_asked_for():
     table = np.array([[4.0, 1.0], [1.0, 2.0], [2.0, 0.0], [3.0, 0.5]])
     assert pair(table, candidates=2) == DRAW, "each is the better one once"
     np.testing.assert_array_equal(scored(table, candidates=2, ranks="all")[:2], [-3, -5])
-    assert pair(table, candidates=2, ranks="all") == Choice(0, 1, draw=False)
+    assert pair(table, candidates=2, ranks="all") == ChosenPair(0, 1, draw=False)
 
 
 def test_the_first_candidate_may_be_rejected_whatever_its_score():
-    assert pair(rejected="first") == Choice(3, 0, draw=False)
+    assert pair(rejected="first") == ChosenPair(3, 0, draw=False)
     assert pair(by="zscore", rejected="first") == DRAW, "it is itself the best"
     assert pair(by="zscore", rejected="first", draws="random") == DRAW, "the others are worse"
-    assert pair(np.array([[NAN], [1.0], [2.0]]), rejected="first") == Choice(2, 1, draw=False)
+    assert pair(np.array([[NAN], [1.0], [2.0]]), rejected="first") == ChosenPair(2, 1, draw=False)
 
 
 @pytest.mark.parametrize(

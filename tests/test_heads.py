@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from raypref.core.config import InputError, flatten, load, load_sections, results_of, to_toml
 from raypref.evaluate import labels
-from raypref.evaluate.measures import measures, passes
+from raypref.evaluate.measures import measures
 from raypref.evaluate.metrics import PROPERTIES
 from raypref.judge.job import JudgingConfig
+from raypref.rewards.passes import passes
 from raypref.rewards.rewards import reward, reward_section
 from raypref.run.config import RunConfig
 from raypref.run.memory_plan import predicted_gib

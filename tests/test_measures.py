@@ -6,10 +6,11 @@ from PIL import Image
 
 from raypref.core.config import InputError, load, results_of
 from raypref.engine.batches import in_batches
-from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.images.decode import encode_png
 from raypref.images.looks import looks
+from raypref.rewards.passes import in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import rewards_of
 from raypref.run.config import RunConfig

@@ -28,7 +28,7 @@ from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, GenerateConfig, rows_to_generate
 from raypref.evaluate.kept import kept
-from raypref.evaluate.measures import Measure, MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
     PHOTOGRAPHS,
     drawing,
@@ -36,11 +36,13 @@ from raypref.evaluate.painting import (
     read_photographs,
     usable,
 )
+from raypref.evaluate.rubric import rubric
 from raypref.evaluate.sets import ROOT, PromptSet
 from raypref.evaluate.written import drop_tables, write_tables
 from raypref.models.backbone import BackboneConfig
 from raypref.rewards.base import Decode, Embed
 from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import Measure, in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import reward
 from raypref.sources.prompts import Prompt
@@ -184,6 +186,7 @@ class Evaluation:
             found = measures(metrics, self.pickscore, self.others)
             if self.photographs is not None:
                 found |= kept(self.photographs, painted_columns(self.generate)[-1])
+                found |= rubric(self.metrics.rubric)
             self._measures[distance] = found
         return self._measures[distance]
 

@@ -96,7 +96,7 @@ class ChoiceConfig(Section):
             raise InputError("choice.weights: all are 0; one must be more")
 
 
-class Choice(NamedTuple):
+class ChosenPair(NamedTuple):
     """What became of one hole."""
 
     chosen: int  # number of a candidate, or PHOTOGRAPH
@@ -140,7 +140,7 @@ def rule_scores(
     return found
 
 
-def choose(scores_N: np.ndarray, config: ChoiceConfig, *, seed: int, key: str) -> Choice | str:
+def choose(scores_N: np.ndarray, config: ChoiceConfig, *, seed: int, key: str) -> ChosenPair | str:
     """The pair of one hole; of several candidates with one score the first is taken.
 
     Args:
@@ -160,13 +160,13 @@ def choose(scores_N: np.ndarray, config: ChoiceConfig, *, seed: int, key: str) -
     best, worst = int(sound[own.argmax()]), int(sound[own.argmin()])
     rejected = worst if config.rejected == "worst" else int(sound[0])
     if photograph:
-        return Choice(PHOTOGRAPH, rejected, draw=False)
+        return ChosenPair(PHOTOGRAPH, rejected, draw=False)
     if scores_N[best] > scores_N[rejected]:
-        return Choice(best, rejected, draw=False)
+        return ChosenPair(best, rejected, draw=False)
     if config.draws == "drop" or own.max() > own.min():  # else the first is the best
         return DRAW
     drawn = sorted(sound.tolist(), key=lambda n: seed_of(seed, "draw", key, n))
-    return Choice(drawn[0], drawn[1], draw=True)
+    return ChosenPair(drawn[0], drawn[1], draw=True)
 
 
 def dense_ranks(scores_N: np.ndarray) -> np.ndarray:
