@@ -15,6 +15,7 @@ from raypref.core.progress import duration
 from raypref.core.schemes import is_embedded, scheme_of
 from raypref.evaluate.generate import BASE
 from raypref.evaluate.sets import DEFAULT_COUNT
+from raypref.models.families.registry import INPAINTING
 from raypref.models.hub import hub_id
 from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
@@ -27,7 +28,7 @@ from raypref.run.pipeline import Run, Step
 WIDTH = 100  # columns
 MOST = 3  # names on a line
 MUCH = 4  # GiB of latents that a worker's host may lack
-LONG = ("steps", "GPU memory", "changed", "downloads", "note")  # may take two lines
+LONG = ("steps", "evaluation", "GPU memory", "changed", "downloads", "note")  # may take two lines
 PATHS = ("photographs", "labels", "page")
 QUICK = ("card", "report")  # take seconds, and are written anew every time
 DOWNLOADS = {"sd15": 12, "sd35m": 33}  # GB of a preset's weights
@@ -68,6 +69,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         source: run.curation.described(),
         "steps": " > ".join(states),
         **_trainings(run.config),
+        **_painted(run, states),
         **_by_state(states),
         **_needs(steps_lacking(run, only=only)),
         **_changed(run, [steps[name] for name, state in states.items() if state == "changed"]),
@@ -132,6 +134,18 @@ def _trainings(config: RunConfig) -> dict[str, str]:
     named = ", ".join(default)
     what = {"labelled": "Diffusion-DPO on labelled pairs", "images": "Diffusion-KTO on images"}
     return {"trainings": f"{named}, {what[config.pairs.kind]}; trainings=NAME names others"}
+
+
+def _painted(run: Run, states: Collection[str]) -> dict[str, str]:
+    """What a base that inpaints is evaluated on; nothing for others."""
+    config = run.config
+    if "evaluation" not in states or config.base.family not in INPAINTING:
+        return {}
+    if not config.evaluate.hole_files:
+        return {
+            "evaluation": "paints whole pictures from prompts; evaluate.holes=PATH paints holes"
+        }
+    return {"evaluation": f"paints {'; '.join(each.origin for each in run.evaluations.sets.all)}"}
 
 
 def _by_state(states: dict[str, str]) -> dict[str, str]:
