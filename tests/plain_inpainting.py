@@ -43,9 +43,11 @@ class FluxFill(SD3):
     """Velocity prediction on tokens of 2x2 latents; levels without a shift; guidance 1."""
 
     kind: Any = FluxFillPipeline
+    tokens = 16  # that are read of a text
 
     def prompt(self, text: str) -> Any:
-        return self.pipe.encode_prompt([text], device="cpu")
+        sequence, pooled, text_ids = self.pipe.encode_prompt([text], device="cpu")
+        return sequence[:, : self.tokens], pooled, text_ids[: self.tokens]
 
     def around(self, photo: Image.Image, mask: Image.Image) -> Tensor:
         """Tokens of the masked latents and of the mask's pixels, by the pipeline's own code."""

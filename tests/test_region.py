@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from plain_comparison import compare
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import BASES, facts_of, pairs, run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
@@ -29,14 +30,18 @@ REGIONS = {
 
 
 FINAL = DRO.model_copy(update={"policy_state": "final", "steps": 5})
-CASES = [
-    *(("sd15_inpaint", stage, region) for stage in (DPO, DRO) for region in REGIONS),
-    *(("flux_fill", DPO, region) for region in ("everywhere", "in the hole")),
-    *(("flux_fill", stage, "in the hole") for stage in (DRO, FINAL)),
-]
+CASES = {
+    "sd15_inpaint": [
+        *((DPO, region) for region in REGIONS),
+        *((DRO, region) for region in ("everywhere", "in the hole")),
+    ],
+    "flux_fill": [(DPO, "in the hole"), (DRO, "everywhere"), (FINAL, "mean of the hole")],
+}
 
 
-@pytest.mark.parametrize("name, stage, region", CASES)
+@pytest.mark.parametrize(
+    "name, stage, region", [(name, *case) for name, cases in CASES.items() for case in cases]
+)
 def test_20_steps_equal_a_plain_implementation(
     name: str, stage: Any, region: str, tmp_path: Path
 ) -> None:
@@ -115,6 +120,17 @@ def test_the_metrics_are_those_of_the_hole(tmp_path: Path) -> None:
         [means[name]] = run(stage, str(tmp_path / name), family="sd15_inpaint")
     whole, part, own = (means[name]["ref_chosen"] for name in REGIONS)
     assert 0 < part < whole and part < own
+
+
+def test_a_training_ends_at_its_last_step_where_the_release_goes_on(tmp_path: Path) -> None:
+    taken: list[int] = []
+    hook = register_optimizer_step_pre_hook(lambda *_: taken.append(1))
+    try:
+        run(training(steps=3, batch=1), str(tmp_path), family="sd15_inpaint")
+        run(training(steps=3, batch=1), str(tmp_path), family="sd15_inpaint")  # it is done already
+    finally:
+        hook.remove()
+    assert len(taken) == 3
 
 
 # ------------------------------------------------------------------ what is refused

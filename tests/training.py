@@ -75,9 +75,19 @@ def hole(number: int) -> Image.Image:
     return Image.fromarray(mask)
 
 
+TOKENS = 16  # of FLUX's 512 that tests train with: nearly all are padding
+
+
 @cache
 def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
     """Photographs against their twins, encoded in float64; with holes where the family inpaints."""
+
+    def text(captions: list[str]) -> Any:
+        made: Any = encoder.text_embeddings(captions)
+        if family != "flux_fill":
+            return made
+        return replace(made, sequence_BLD=made.sequence_BLD[:, :TOKENS])
+
     encoder = load_encoder(BASES[family], device=CPU)
     surroundings = None
     if family_of(family).inpaints:
@@ -92,8 +102,8 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
         moments.append(values.reshape(2, FLIPS, *values.shape[1:]))
     return PairData(
         moments=torch.stack(moments),
-        embeddings=encoder.text_embeddings([text for text, _ in photographs(count)]),
-        unconditional=encoder.text_embeddings([""])[0],
+        embeddings=text([caption for caption, _ in photographs(count)]),
+        unconditional=text([""])[0],
         surroundings=surroundings,
     )
 
