@@ -116,7 +116,8 @@ def test_answers_come_back_to_their_images_and_the_rest_is_asked_again(
         for each in (first, second, third)
     ]
     rows.append({**rows[0], "prompt": "another prompt"})
-    stage = rubric(str(answers))["rubric"].stage
+    (measure,) = rubric(str(answers)).values()
+    stage = measure.stage
     assert isinstance(stage, ReadRubric)
     stage(rows)
     assert [rows[0][name] for name in stage.writes.names] == [88, 35, 25, 28]
@@ -153,8 +154,11 @@ def test_words_of_an_answer_are_no_part_of_the_fingerprint(tmp_path: Path) -> No
     prints = []
     for name, answer in {"a": FULL, "b": f"Well. {FULL}", "c": FULL.replace("88", "87")}.items():
         (tmp_path / name).write_text(json.dumps({"id": "x", "answer": answer}))
-        prints.append(rubric(str(tmp_path / name))["rubric"].settings)
-    assert prints[0] == prints[1] != prints[2]
+        ((ledger, measure),) = rubric(str(tmp_path / name)).items()
+        prints.append((ledger, measure.settings))
+        assert measure.scores == ["rubric"]
+    assert prints[0] == prints[1]
+    assert prints[0][0] != prints[2][0], "more answers would want a run of their own"
     assert rubric("") == {}
     assert labels.score_text("rubric", 83.44) == "83.4" and "rubric" in labels.metric_names()
 

@@ -36,7 +36,7 @@ LABEL_NUMBERS = (
 )
 KINDS_OF_PICTURE = (  # attribute of a view, caption, text for who cannot see it
     ("chosen", "chosen", "Chosen"),
-    ("region", "salient region", "Salient region, tinted"),
+    ("region", "region", "Region, tinted"),
     ("rejected", "rejected", "Rejected"),
 )
 

@@ -21,6 +21,7 @@ from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.passes import passes
+from raypref.rewards.vqascore import VQAScoreConfig
 from raypref.run.config import RunConfig
 
 GIB = 2**30
@@ -93,6 +94,7 @@ JUDGES = {
     "dinov2": Judge(0.304, 0.010, "float32"),
     "unifiedreward": QWEN,
     "vqascore": QWEN,
+    "clip_flant5": Judge(11.46, 0.2, "bfloat16"),
     "hpsv3": QWEN._replace(image=0.125),
     "deqa": Judge(8.20, 0.125, "float16"),
     "photographic": QWEN._replace(parameters=8.77),
@@ -231,6 +233,8 @@ def _judge(judge: Judge, dtype: DType, batch: int) -> tuple[float, float]:
 def _of_reward(name: str, config: RewardConfig) -> tuple[float, float]:
     """The same of a reward; one from outside the package is taken for one of CLIP-H's size."""
     dtype: DType = getattr(config, "dtype", "float32")
+    if isinstance(config, VQAScoreConfig) and "flant5" in config.model:  # told without its files
+        name = "clip_flant5"
     return _judge(JUDGES.get(name.split(".")[0], CLIP_H), dtype, config.resources.batch)
 
 
