@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_inpainting import family_of
 from plain_objectives import ENTRIES, Rows
-from plain_training import Plain, family_of
+from plain_training import Plain
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import BASES, LORAS, denoiser, facts_of, photographs, run, twin
+from training import BASES, LORAS, denoiser, facts_of, hole, photographs, run, twin
 
 from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
+from raypref.models.families.registry import family as of_name
 
 
 def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[StepMetrics], Plain]:
@@ -59,6 +61,7 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         seed=0,
         name=f"test-{stage.objective}",
         facts=rows.facts,
+        masks=[hole(number) for number in range(10)] if of_name(family).inpaints else [],
     )
     for i in range(stage.steps):
         plain.step()

@@ -72,6 +72,11 @@ def ipo(stage: Any, sample: Sample) -> Tensor:
     return (logit(stage, sample) - 0.5) ** 2
 
 
+def capo(stage: Any, sample: Sample) -> Tensor:
+    wanted = sample.facts["score_chosen"] - sample.facts["score_rejected"]
+    return (wanted - logit(stage, sample)) ** 2
+
+
 def hinge(stage: Any, sample: Sample) -> Tensor:
     return torch.maximum(1 - logit(stage, sample), torch.zeros((), dtype=torch.float64))
 
@@ -259,6 +264,7 @@ ENTRIES: dict[str, Entry] = {
     "dpo": Entry(dpo, BETA, also=({"beta": 1.0},)),
     "dpo-discount": Entry(dpo, BETA | {"discount": 0.2}),
     "ipo": Entry(ipo, BETA),
+    "capo": Entry(capo, {"beta": 10.0}, also=(BETA,)),
     "hinge": Entry(hinge, BETA),
     "kto": Entry(kto, BETA, also=KTO_FORMS, rows=alone_or_not),
     "rwr": Entry(rwr, {"temperature": 0.5, "pretraining": 0.3}, rows=weighted),

@@ -12,9 +12,9 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDPMScheduler,
@@ -73,11 +73,12 @@ def with_lora(
 class SD15:
     """Epsilon prediction, DPM-Solver++(2M)."""
 
+    kind: Any = StableDiffusionPipeline
     component = "unet"
     last = T - 1  # the noisiest timestep
 
     def __init__(self, folder: str) -> None:
-        self.pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.pipe: Any = self.kind.from_pretrained(folder, torch_dtype=torch.float64)
         self.encoded: dict[Any, Any] = {}  # what the frozen parts say, kept to save time
         schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.abar = schedule.alphas_cumprod.double().tolist()
@@ -130,10 +131,11 @@ class SD15:
 class SD3:
     """Velocity prediction, Euler; a timestep is a noise level in thousandths."""
 
+    kind: Any = StableDiffusion3Pipeline
     component = "transformer"
 
     def __init__(self, folder: str) -> None:
-        self.pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.pipe: Any = self.kind.from_pretrained(folder, torch_dtype=torch.float64)
         self.encoded: dict[Any, Any] = {}
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
@@ -184,17 +186,28 @@ class SD3:
         return [*seen, x]
 
 
-@cache
-def family_of(name: str, folder: str) -> SD15 | SD3:
-    """A family's pipeline, loaded once."""
-    return {"sd15": SD15, "sd35m": SD3}[name](folder)
+def in_the_hole(values: Tensor, mask: Image.Image, mean: str) -> Tensor:
+    """Of [C, H, W] what lies in the hole, and nothing else where the mean is over the hole.
+
+    A latent is in it if the pixel at its upper left corner is. For the mean over the whole latent
+    as many zeros come after it as make up the size.
+    """
+    every = mask.height // values.shape[1]
+    inside = values[:, torch.tensor(np.asarray(mask))[::every, ::every] == 255].flatten()
+    if mean == "hole":
+        return inside
+    return torch.cat([inside, torch.zeros(values.numel() - inside.numel())])
+
+
+def _both_ways(image: Any, flip: bool) -> Any:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
 @dataclass
 class Plain:
     """A run of a stage; `step` makes one optimizer step and notes what it did."""
 
-    family: SD15 | SD3
+    family: Any  # of `plain_inpainting.family_of`
     pairs: list[tuple[str, Image.Image, Image.Image]]  # caption, photograph, twin
     stage: Any  # its settings
     targets: tuple[str, ...]
@@ -203,6 +216,7 @@ class Plain:
     seed: int
     name: str
     facts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # columns, one per pair
+    masks: Sequence[Image.Image] = ()  # of the photographs' holes, where the family inpaints
     gaps: list[float] = field(default_factory=list)  # per step, mean over samples and sides
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -273,6 +287,10 @@ class Plain:
         flip_draw, drop_draw = torch.rand(2, generator=g).tolist()
         flip = flip_draw < stage.flip
         prompt = self.prompt("" if drop_draw < stage.caption_dropout else self.pairs[pair][0])
+        if self.masks:
+            mask = _both_ways(self.masks[pair], flip)
+            around = family.around(_both_ways(self.pairs[pair][1], flip), mask)
+            prompt = prompt, around
         rolls = hasattr(stage, "rollout_steps")
         rolled = getattr(stage, "policy_state", "") == "trajectory"
         n = stage.rollout_steps if rolls else 0
@@ -311,9 +329,15 @@ class Plain:
         compared = self.policy if stage.objective == "spin" else self.reference
         with torch.no_grad():
             ref_winner, ref_loser = predict(compared)(winner, t), predict(compared)(loser, t)
+
+        def side(*values: Tensor) -> tuple[Tensor, ...]:
+            if stage.region == "image":
+                return values
+            return tuple(in_the_hole(value, mask, stage.region_mean) for value in values)
+
         sample = Sample(
-            (predict(self.learner)(winner, t), ref_winner, winner_target),
-            (predict(self.learner)(loser, t), ref_loser, loser_target),
+            side(predict(self.learner)(winner, t), ref_winner, winner_target),  # type: ignore[arg-type]
+            side(predict(self.learner)(loser, t), ref_loser, loser_target),  # type: ignore[arg-type]
             {name: values[pair] for name, values in self.facts.items()},
             t,
             self.gaps[: max(0, step - 1)],
@@ -344,8 +368,7 @@ class Plain:
         image: Any = self.pairs[pair][side]
         key = image.tobytes(), flip
         if key not in self.family.encoded:
-            if flip:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = _both_ways(image, flip)
             pixels = self.family.pipe.image_processor.preprocess(image).double()
             with torch.no_grad():
                 found = self.family.pipe.vae.encode(pixels).latent_dist

@@ -139,6 +139,7 @@ def local_stream(
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raypref.curate.graph.stream", local_stream)
+    monkeypatch.setattr("raypref.curate.photographs.stream", local_stream)
     monkeypatch.setattr("raypref.curate.captions.stream", local_stream)
 
 
@@ -242,7 +243,7 @@ def test_without_the_model_nothing_changes(tmp_path):
     assert "curate/captions" not in " ".join(ledger.path for ledger in made.ledgers)
     assert not [key for key in made.pairs.settings if key.startswith("captions")]
     assert not results_of({"captions": CaptionsConfig()}), "older fingerprints stay valid"
-    assert "caption_source" not in made._entry
+    assert "caption_source" not in made.entry
 
 
 def test_another_model_or_prompt_makes_other_captions(tmp_path):

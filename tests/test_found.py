@@ -128,7 +128,7 @@ def test_curation_says_it_before_any_pass(tmp_path, monkeypatch, caplog):
     def no_pass(*arguments: object, **options: object) -> None:
         raise FirstPass
 
-    monkeypatch.setattr("raypref.curate.graph.stream", no_pass)
+    monkeypatch.setattr("raypref.curate.photographs.stream", no_pass)
     root = files(tmp_path / "photos", captioned("a") | photos("b.jpg", ".trash/c.jpg"))
     config = CurateConfig(source={"path": str(root)})
     with pytest.raises(FirstPass):

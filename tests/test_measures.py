@@ -4,30 +4,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypref.core.config import InputError, build, results_of
+from raypref.core.config import InputError, load, results_of
 from raypref.engine.batches import in_batches
-from raypref.evaluate.measures import MetricsConfig, in_one_pass, measures, passes
+from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.images.decode import encode_png
 from raypref.images.looks import looks
+from raypref.rewards.passes import in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import rewards_of
+from raypref.run.config import RunConfig
 
 PICKSCORE = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore")
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("given", "message"),
     [
-        ({"rewards": ["picscore"]}, "named once and is one of: pickscore"),
-        ({"rewards": ["pickscore", "pickscore"]}, "named once"),
-        ({"rewards": ["dinov2"]}, "named once"),
-        ({"embedder": "realism"}, "one of: pickscore"),
+        ("metrics.rewards=picscore", "^metrics.rewards=.*named once and is one of: pickscore"),
+        ("metrics.rewards=pickscore,pickscore", "named once"),
+        ("metrics.rewards=dinov2", "named once"),
+        ("metrics.embedder=realism", "one of: pickscore"),
     ],
 )
-def test_an_unknown_name_is_refused_with_those_there_are(values: dict, message: str) -> None:
+def test_an_unknown_name_is_refused_with_those_there_are(given: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build(MetricsConfig, values)
+        load(RunConfig, "tiny", [given])
 
 
 def test_each_measure_has_its_own_settings() -> None:

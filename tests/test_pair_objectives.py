@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from plain_objectives import ENTRIES, Sample, error
-from training import facts_of, training
+from training import denoiser, facts_of, pairs, training
 
 from raypref.align.config import TrainingConfig
-from raypref.align.residuals import Residuals
+from raypref.align.residuals import Draw, Residuals
 
 B, SHAPE = 6, (4, 8, 8)
 # Part of the loss takes no gradient by design: finite differences see another slope.
@@ -99,6 +99,24 @@ def test_its_gradient_is_that_of_finite_differences(name: str, settings: dict[st
 def test_it_is_dpo(name: str, settings: dict[str, Any]) -> None:
     tensors = drawn(3)
     assert torch.equal(loss(name, tensors, beta=50.0, **settings), loss("dpo", tensors, beta=50.0))
+
+
+def test_capo_with_a_half_between_all_scores_is_ipo() -> None:
+    stage, tensors = training("capo", beta=50.0), drawn(16)
+    sides = [Residuals(*(tensors[i, j] - tensors[i, 2] for j in (0, 1))) for i in range(2)]
+    low = torch.linspace(0, 0.5, B, dtype=torch.float64)
+    got, metrics = stage.loss(sides, {"score_chosen": low + 0.5, "score_rejected": low})
+    torch.testing.assert_close(got, loss("ipo", tensors, beta=50.0))
+    assert metrics["score_gap"].tolist() == pytest.approx([0.5] * B)
+
+
+def test_capo_shares_the_noise_of_a_pair_where_the_release_draws_two() -> None:
+    stage, network, data = training("capo", caption_dropout=0.0), denoiser(), pairs()
+    draws = [Draw(i, torch.Generator().manual_seed(i)) for i in range(3)]
+    chosen, rejected = stage.experience()(network, data, stage, draws).sides
+    assert chosen.target_BCHW is not None and rejected.target_BCHW is not None
+    assert torch.equal(chosen.target_BCHW, rejected.target_BCHW)  # of SD-1.5 it is the noise
+    assert not torch.equal(chosen.x_BCHW, rejected.x_BCHW)
 
 
 def test_labels_that_all_agree_make_smpo_dpo() -> None:

@@ -96,6 +96,49 @@ def test_a_twin_depends_on_seed_and_key_alone(kind):
     assert max(difference(together[key], wider[key]) for key in together) <= 1, "only rounding"
 
 
+def candidates(
+    rows: Sequence[Row], numbers: Sequence[int], *, batch: int, **settings: object
+) -> dict[tuple[str, int], np.ndarray]:
+    """Pixels by key and number."""
+    config = CONFIG.model_copy(update={"resources": Resources(batch=batch), **settings})
+    stage = Inpaint(config, seed=0, column="image", numbered=True)
+    stage.setup()
+    assert "candidate" in stage.reads and stage.writes.names == ["image"]
+    copies = [{**row, "candidate": number} for row in rows for number in numbers]
+    for start in range(0, len(copies), batch):
+        in_batches(stage, copies[start : start + batch])
+    assert not any("rejected" in row for row in copies)
+    return {(row["key"], row["candidate"]): pixels(row["image"]) for row in copies}
+
+
+def test_candidate_0_is_the_twin_and_no_candidate_feels_the_others(stage):
+    rows = make_rows(3)
+    made = candidates(rows, range(4), batch=4)
+    for key, twin in twins(stage, rows, batch=4).items():
+        assert (made[key, 0] == twin).all(), "to the bit"
+        assert all(np.abs(made[key, n] - twin).mean() > 1 for n in (1, 2, 3))
+    for same in (candidates(rows[::-1], (3, 1), batch=4), candidates(rows[1:2], (2,), batch=4)):
+        assert all((made[which] == picture).all() for which, picture in same.items())
+    exact = [candidates(rows[:2], range(3), batch=b, dtype="float64") for b in (1, 5)]
+    assert all((exact[0][which] == picture).all() for which, picture in exact[1].items())
+    # By (seed, key, number): not the noise that another photograph's candidate has.
+    noise = {seed_of(0, "inpaint", row["key"], n) for row in rows for n in range(1, 16)}
+    assert len(noise) == 45
+
+
+def test_candidates_of_a_prompt_need_no_photograph():
+    config = CONFIG.model_copy(update={"kind": "text2image", "model": str(small.path("sd15"))})
+    stage = Inpaint(config, seed=0, column="image", numbered=True, side=64)
+    stage.setup()
+    [row] = make_rows(1)
+    told = {name: row[name] for name in ("key", "caption")}
+    alone = [{**told, "candidate": n} for n in (0, 2)]
+    in_batches(stage, alone)
+    [twin] = twins(of_kind("text2image"), [row], batch=1).values()
+    assert (pixels(alone[0]["image"]) == twin).all() and alone[1]["image"].size == (64, 64)
+    assert np.abs(pixels(alone[1]["image"]) - twin).mean() > 1
+
+
 def test_in_float64_no_pixel_feels_the_batch():
     """Sums run in another order over another batch: by less than moves a pixel."""
     rows = make_rows(5)

@@ -144,6 +144,7 @@ def test_ignored_profiles_are_said_once_with_their_number(tmp_path, monkeypatch,
         return Streamed(Counter(), 0.0)
 
     monkeypatch.setattr("raypref.curate.graph.stream", one_pass)
+    monkeypatch.setattr("raypref.curate.photographs.stream", one_pass)
     (tmp_path / "photos").mkdir()
     profiles = {"a": "Display P3", "b": "Adobe RGB (1998)", "c": "sRGB IEC61966-2.1", "d": ""}
     for name, profile in {**profiles, "bare": "Display P3"}.items():

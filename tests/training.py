@@ -19,7 +19,8 @@ from raypref.demo.world import caption, sample_scenes
 from raypref.engine.stream import Selection
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.base import Denoiser
-from raypref.models.lora_config import LoraConfig
+from raypref.models.families.registry import family as family_of
+from raypref.models.lora_config import JOINT_ATTENTION, LoraConfig
 
 CPU = torch.device("cpu")
 BASES = {
@@ -28,21 +29,15 @@ BASES = {
         family="sd15_inpaint", model=str(small.path("sd15-inpaint")), dtype="float64"
     ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
+    "flux_fill": BackboneConfig(
+        family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
+    ),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
     "sd15_inpaint": LoraConfig(rank=4, alpha=4),
-    "sd35m": LoraConfig(
-        rank=4,
-        alpha=8,
-        targets=tuple(
-            f"attn.{name}"
-            for name in (
-                *("to_q", "to_k", "to_v", "to_out.0"),
-                *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-            )
-        ),
-    ),
+    "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
+    "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 
@@ -72,10 +67,23 @@ def twin(photo: Image.Image) -> Image.Image:
     return Image.blend(blurred, blurred.convert("L").convert("RGB"), 0.5)
 
 
+def hole(number: int) -> Image.Image:
+    """The mask of a photograph's hole: a box of 255 on 0 that no grid of latents fits."""
+    left, top = 3 + 5 * (number % 7), 6 + 3 * (number % 5)
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[top : top + 34, left : left + 25] = 255
+    return Image.fromarray(mask)
+
+
 @cache
 def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
-    """Photographs against their twins, encoded in float64."""
+    """Photographs against their twins, encoded in float64; with holes where the family inpaints."""
     encoder = load_encoder(BASES[family], device=CPU)
+    surroundings = None
+    if family_of(family).inpaints:
+        seen = [photo for _, photo in photographs(count)], [hole(n) for n in range(count)]
+        ways = seen, ([mirrored(photo) for photo in seen[0]], [mirrored(mask) for mask in seen[1]])
+        surroundings = torch.stack([encoder.surroundings(*way) for way in ways], 1)
     moments = []
     for _, photo in photographs(count):
         sides = [photo, twin(photo)]
@@ -86,6 +94,7 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
         moments=torch.stack(moments),
         embeddings=encoder.text_embeddings([text for text, _ in photographs(count)]),
         unconditional=encoder.text_embeddings([""])[0],
+        surroundings=surroundings,
     )
 
 
@@ -132,6 +141,7 @@ def run(
         start=start,
         group=group or Alone(),
         on_step=on_step or (lambda metrics: None),  # type: ignore[arg-type]
+        hole=family_of(family).hole,
     )
 
 

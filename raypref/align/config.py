@@ -92,6 +92,17 @@ class TrainingConfig(Section):
     ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
     caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
     flip: float = setting(0.5, "share of samples mirrored, drawn once per pair", ge=0, le=1)
+    region: Literal["image", "hole"] = setting(
+        "image",
+        "where errors count: everywhere, or in the hole alone, for a base that inpaints",
+        later=True,
+    )
+    region_mean: Literal["image", "hole"] = setting(
+        "image",
+        "with region=hole, what an error in it is divided by: the size of the whole latent, so "
+        "that a larger hole weighs more (as Follow-Your-Preference), or that of the hole",
+        later=True,
+    )
     curriculum: Literal["off", "easy_first"] = setting(
         "off",
         "easy_first: begin with the pairs of the largest gap (column gap) and open the others by "
@@ -162,6 +173,13 @@ class TrainingConfig(Section):
                     f"{key}={getattr(self, key)}: the objective {self.objective} reads no "
                     f"reference; leave {key} out, or set it to {default}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_its_mean(self) -> Self:
+        """Refuse a mean over a hole that errors are not restricted to."""
+        if self.region_mean == "hole" and self.region == "image":
+            raise ValueError("region_mean=hole: errors count everywhere; set region=hole too")
         return self
 
     @property

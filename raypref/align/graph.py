@@ -11,6 +11,7 @@ from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import INPAINTING
 from raypref.models.lora_config import LoraConfig
 
 
@@ -123,10 +124,16 @@ class Alignment:
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
-        Or an objective that learns nothing from the scores of single images.
+        Or an objective that learns nothing from the scores of single images; a hole that the base
+        does not know of.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
+        if training.region == "hole" and self.base.family not in INPAINTING:
+            raise InputError(
+                f"{key}.region=hole: base.family={self.base.family} does not inpaint; set it to "
+                f"image, or base.family to {' or '.join(sorted(INPAINTING))}"
+            )
         if len(self.sides) == 1 and not training.of_single_images:
             paired = "rejected" in training.sides and not isinstance(training, RolloutConfig)
             why = "compares two images" if paired else "does not read scores"

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 UNCONDITIONAL = ""  # id of the extra row that holds the embedding of the empty caption
 FLIPS = 2  # as taken, mirrored
 READS: tuple[str, ...] = ("prompt", "chosen", "rejected")
+SOURCE = "source"  # column of pairs whose hole is in another image than the chosen one
 
 
 class CacheConfig(Section):
@@ -56,7 +57,8 @@ class Images(NamedTuple):
 
     prompts: list[str]
     images: list[Image.Image]  # per pair and side, as taken and mirrored
-    masks: list[Image.Image]  # per pair, for a family that inpaints
+    # For a family that inpaints, as taken and mirrored: B images with a hole, and their masks.
+    holes: list[tuple[list[Image.Image], list[Image.Image]]]
 
 
 class Encoded(NamedTuple):
@@ -119,8 +121,12 @@ class Encode:
             if row[name] is not None
             for image in _both_ways(self._image(row, name))
         ]
-        masks = [self._mask(row) for row in shown] if self.inpaints else []
-        return Images([row["prompt"] for row in rows], images, masks)
+        holes = []
+        if self.inpaints and shown:
+            around, masks = ([*each] for each in zip(*map(self._hole, shown), strict=True))
+            mirrored = [*map(ImageOps.mirror, around)], [*map(ImageOps.mirror, masks)]
+            holes = [(around, masks), mirrored]
+        return Images([row["prompt"] for row in rows], images, holes)
 
     def _image(self, row: Row, name: str) -> Image.Image:
         image = open_png(row[name]["bytes"])
@@ -131,13 +137,21 @@ class Encode:
             )
         return image
 
-    def _mask(self, row: Row) -> Image.Image:
+    def _hole(self, row: Row) -> tuple[Image.Image, Image.Image]:
+        """The photograph, which twins have as the chosen image, and the mask of its hole."""
         if row["mask"] is None:
             raise InputError(f"pair '{row['id']}' has no mask, which {self.base.family} reads")
-        return open_png(row["mask"]["bytes"])
+        image = self._image(row, "chosen" if row.get(SOURCE) is None else SOURCE)
+        mask = open_png(row["mask"]["bytes"])
+        if mask.size != image.size:
+            raise InputError(
+                f"the mask of pair '{row['id']}' is {mask.width}x{mask.height}, and its image is "
+                f"{image.width}x{image.height}"
+            )
+        return image, mask
 
     def compute(self, batch: Images) -> Encoded:
-        """Conditioning, moments, and what is around the masks of the chosen images."""
+        """Conditioning, moments, and what is around the holes."""
         import torch
 
         cpu = torch.device("cpu"), torch.float32
@@ -147,12 +161,9 @@ class Encode:
             moments_NRCHW = self.encoder.image_moments(images).to(*cpu)
             count = len(batch.prompts)
             moments = moments_NRCHW.reshape(count, -1, FLIPS, *moments_NRCHW.shape[1:])
-        if batch.masks:
-            flipped = [ImageOps.mirror(mask) for mask in batch.masks]
-            each = len(images) // len(batch.masks)  # of a row
-            both = (images[::each], batch.masks), (images[1::each], flipped)
-            surroundings = torch.stack([self.encoder.surroundings(*way) for way in both], 1)
-            surroundings = surroundings.to(*cpu)
+        if batch.holes:
+            ways = [self.encoder.surroundings(*way) for way in batch.holes]
+            surroundings = torch.stack(ways, 1).to(*cpu)
         return Encoded(captions, moments, surroundings)
 
     def finish(self, rows: list[Row], out: Encoded) -> None:
@@ -300,6 +311,8 @@ def rows_to_encode(pairs: Ledger, reads: Sequence[str] = READS) -> Selection:
         pairs: the ledger of pairs.
         reads: what `Encode.reads` says.
     """
+    if "mask" in reads and SOURCE in pairs.schema().names:  # twins have none
+        reads = (*reads, SOURCE)
     images = {name: pa.array([None], IMAGE) for name in reads if name != "prompt"}
     empty = pa.table({"id": [UNCONDITIONAL], "prompt": [""], **images})
     return Selection(pairs, columns=tuple(empty.schema.names), also=empty)

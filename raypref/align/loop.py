@@ -20,13 +20,23 @@ from torch import Tensor, nn
 from raypref.align import checkpoints, curriculum
 from raypref.align.config import RolloutConfig, TrainingConfig
 from raypref.align.latents import PairData
-from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, Residuals, Samples, measure
+from raypref.align.residuals import (
+    LEARNER,
+    POLICY,
+    REFERENCE,
+    Draw,
+    Residuals,
+    Samples,
+    measure,
+    within,
+)
 from raypref.align.watch import StepMetrics, Watch
+from raypref.core.config import InputError
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
 from raypref.models import adapters, lora
 from raypref.models.compiled import compile_blocks
-from raypref.models.families.base import Denoiser
+from raypref.models.families.base import Denoiser, Hole
 from raypref.models.lora_config import LoraConfig
 
 
@@ -82,6 +92,7 @@ def train(
     start: str | None,
     group: Ranks,
     on_step: Callable[[StepMetrics], None],
+    hole: Hole | None = None,
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
 
@@ -98,6 +109,7 @@ def train(
         group: the ranks; rank 0 writes.
         on_step: called on rank 0 with the metrics of every step, in order. On a GPU the next step
             is on its way by then: the device does not wait for the host.
+        hole: `Family.hole`, for trainings whose errors count in the hole alone.
 
     Returns:
         The metrics of every step since the training began, also those before a resume.
@@ -129,7 +141,7 @@ def train(
         ]
         if easiest_N is not None:
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
-        metrics = _step(denoiser, data, training, state, mine, group)
+        metrics = _step(denoiser, data, training, state, mine, group, hole)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(
@@ -194,6 +206,7 @@ def _step(
     state: State,
     draws: Sequence[Draw],
     group: Ranks,
+    hole: Hole | None,
 ) -> Mapping[str, Tensor | float]:
     """One optimizer step over the global batch, of which `draws` are this rank's entries.
 
@@ -203,7 +216,12 @@ def _step(
     carried = training.carried(state.history[: max(0, state.step - 1)])
     sums: dict[str, Tensor] = {}
     for samples in _portions(denoiser, data, training, draws):
-        sides = measure(denoiser, samples, against=training.against)
+        sides = measure(
+            denoiser,
+            samples,
+            against=training.against,
+            factor_B1HW=_factor(training, samples, hole),
+        )
         facts = {
             key: sides[0].error.new_full((len(samples.timesteps_B),), value)
             for key, value in carried.items()
@@ -231,6 +249,16 @@ def _step(
         "grad_norm": norm,
         "lr": rate,
     }
+
+
+def _factor(training: TrainingConfig, samples: Samples, hole: Hole | None) -> Tensor | None:
+    """What residuals are multiplied by; None where errors count everywhere."""
+    if training.region == "image":
+        return None
+    surroundings_BKHW = samples.prompts.surroundings_BKHW
+    if hole is None or surroundings_BKHW is None:
+        raise InputError("region=hole: the base does not inpaint; set region=image")
+    return within(hole(surroundings_BKHW), mean=training.region_mean)
 
 
 def _portions(

@@ -25,6 +25,7 @@ from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import join, write_table
 from raypref.engine.memory import out_of_memory
 from raypref.models.backbone import load_denoiser
+from raypref.models.families.registry import family
 from raypref.models.lora_formats import write_shared
 
 
@@ -91,6 +92,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             start=job.start,
             group=group,
             on_step=partial(note, "step"),
+            hole=family(job.base.family).hole,
         )
         if group.rank == 0:
             write_shared(job.folder, name=job.shared, component=denoiser.component)

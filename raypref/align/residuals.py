@@ -60,7 +60,8 @@ class Samples(NamedTuple):
 class Residuals:
     """Prediction minus target on one side of B samples, float32 or better, [B, C, H, W].
 
-    The inner products are means over C, H, W, one per sample, [B], computed when asked for.
+    The inner products are means over C, H, W, one per sample, [B], computed when asked for. Where
+    errors count in a hole alone, residuals are 0 around it: so every product is one in the hole.
     Gradients flow through the learner's residual alone. An objective that compares with nothing
     (`against` is "") has no reference's residual and must not read what is made of it.
     """
@@ -114,7 +115,28 @@ def inner(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     return (one_BCHW * other_BCHW).flatten(1).mean(1)
 
 
-def measure(denoiser: Denoiser, samples: Samples, *, against: str = REFERENCE) -> list[Residuals]:
+def within(hole_B1HW: Tensor, *, mean: str) -> Tensor:
+    """What residuals are multiplied by so that they count in a hole alone, [B, 1, H, W].
+
+    Args:
+        hole_B1HW: 1 in the hole, 0 around it.
+        mean: what their inner products are then divided by: the size of the whole `image`, or of
+            the `hole`. A hole without a pixel gives products of 0 either way, and so no gradient.
+    """
+    hole_B1HW = hole_B1HW.to(torch.promote_types(hole_B1HW.dtype, torch.float32))
+    if mean == "image":
+        return hole_B1HW
+    share_B111 = hole_B1HW.mean((1, 2, 3), keepdim=True)
+    return hole_B1HW / share_B111.clamp(min=1 / hole_B1HW[0].numel()).sqrt()
+
+
+def measure(
+    denoiser: Denoiser,
+    samples: Samples,
+    *,
+    against: str = REFERENCE,
+    factor_B1HW: Tensor | None = None,
+) -> list[Residuals]:
     """The residuals of the learner and of what it is compared with, one per side.
 
     All sides go through the network as one batch, but those whose target is the learner's own
@@ -126,7 +148,14 @@ def measure(denoiser: Denoiser, samples: Samples, *, against: str = REFERENCE) -
         denoiser: the network with its adapters.
         samples: of one micro-batch.
         against: the adapter that the learner is compared with; "": none, and no forward of it.
+        factor_B1HW: of `within`, what residuals are multiplied by; None: nothing.
     """
+
+    def residual(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        precise = torch.promote_types(prediction_BCHW.dtype, torch.float32)
+        missed_BCHW = prediction_BCHW.to(precise) - target_BCHW.to(precise)
+        return missed_BCHW if factor_B1HW is None else missed_BCHW * factor_B1HW.to(precise)
+
     timesteps_B, prompts = samples.timesteps_B, samples.prompts
     sizes = [len(timesteps_B)] * len(samples.sides)
     references: Sequence[Tensor] = ()
@@ -147,8 +176,8 @@ def measure(denoiser: Denoiser, samples: Samples, *, against: str = REFERENCE) -
     for number, side in enumerate(samples.sides):
         learner = own[number] if number in own else next(predictions)
         target = learner if side.target_BCHW is None else side.target_BCHW
-        reference = _residual(references[number], target) if references else None
-        found.append(Residuals(_residual(learner, target), reference))
+        reference = residual(references[number], target) if references else None
+        found.append(Residuals(residual(learner, target), reference))
     return found
 
 
@@ -159,8 +188,3 @@ def _predict(
         return denoiser.predict(sides[0].x_BCHW, timesteps_B, prompts)
     x = torch.cat([side.x_BCHW for side in sides])
     return denoiser.predict(x, timesteps_B.repeat(2), twice(prompts))
-
-
-def _residual(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    precise = torch.promote_types(prediction_BCHW.dtype, torch.float32)
-    return prediction_BCHW.to(precise) - target_BCHW.to(precise)

@@ -16,82 +16,39 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 
-import pyarrow.compute as pc
-
-from raypref.core.config import results_of
-from raypref.core.ledger import Ledger, Place, placed
-from raypref.core.messages import without_secrets
-from raypref.core.progress import Work, counted
-from raypref.core.rows import INDEX, REJECT, Row, Transform
-from raypref.curate.captions import GIVEN, SOURCE, write_captions
+from raypref.core.ledger import Ledger
+from raypref.core.progress import Work
+from raypref.core.rows import REJECT, Row, Transform
+from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance
-from raypref.curate.config import CurateConfig
+from raypref.curate.holes import hole_stage
 from raypref.curate.perturb import Inpaint
+from raypref.curate.photographs import FromPhotographs
 from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, rescoring_of
-from raypref.curate.saliency import Saliency
 from raypref.curate.scoring import scoring_stages
 from raypref.curate.select import (
-    SOUND,
     Ranking,
-    ignored_profiles,
-    mean_colorfulness,
-    near_repeated_ids,
     next_wave,
-    repeated_ids,
 )
-from raypref.curate.transforms import Colorfulness, Crop, MeasurePhotograph
-from raypref.engine.stream import Selection, StreamConfig, stream
-from raypref.sources.found import findings
-from raypref.sources.index import counts_of, digest, write_index
+from raypref.curate.transforms import Colorfulness, Crop
+from raypref.engine.stream import StreamConfig, stream
 
 log = logging.getLogger(__name__)
 
 FIRST_WAVE = 8  # times K: enough where one pair in eight passes
 LARGEST_WAVE = 1_000_000  # photographs; their rows lie in the driver's memory
 
-_ENTRY = [name for name in INDEX.names if name not in ("id", "problem")]  # how to read one again
 
-
-class Curation:
+class Curation(FromPhotographs):
     """One run's curation: its ledgers and how they are filled.
 
     Args:
         config: everything that decides the pairs.
         place: where its ledgers lie.
     """
-
-    def __init__(self, config: CurateConfig, *, place: Place) -> None:
-        self.config = config
-        self.place = place
-
-    @cached_property
-    def index(self) -> Ledger:
-        """What the source lists."""
-        c = self.config
-        listed = digest(c.source, bare=c.captions.enabled)
-        return self._ledger("curate/index", {"source.digest": listed, "source": c.source})
-
-    @cached_property
-    def captions(self) -> Ledger:
-        """Captions that were written, of the photographs without one."""
-        c = self.config
-        return self._after(self.index, "curate/captions", images=c.images, captions=c.captions)
-
-    @cached_property
-    def listed(self) -> Ledger:
-        """What the source lists, with the captions that were written where they are asked for."""
-        if not self.config.captions.enabled:
-            return self.index
-        return self._after(self.captions, "curate/captioned")
-
-    @cached_property
-    def measured(self) -> Ledger:
-        """Facts of every input."""
-        return self._after(self.listed, "curate/measured", images=self.config.images)
 
     @cached_property
     def scored(self) -> Ledger:
@@ -114,9 +71,8 @@ class Curation:
     def twins(self) -> Ledger:
         """Photographs with their degraded twins, as far as pairs were made."""
         c = self.config
-        return self._after(
-            self.scored, "curate/twins", saliency=c.saliency, perturb=c.perturb, seed=c.seed
-        )
+        made = {"saliency": c.saliency, "holes": c.holes, "perturb": c.perturb, "seed": c.seed}
+        return self._after(self.scored, "curate/twins", **made)
 
     @cached_property
     def pairs(self) -> Ledger:
@@ -145,34 +101,19 @@ class Curation:
         """Each raises InputError for a missing model, or for one that does not fit."""
         c = self.config
         return (
-            *(c.saliency.file, partial(c.perturb.check, c.images.size)),
+            partial(c.holes.check, c.source),
+            *((c.saliency.file,) if c.holes.kind == "saliency" else ()),
+            partial(c.perturb.check, c.images.size),
             *(c.pickscore.model_folder, c.pickscore.processor_folder),
             *((c.photographic.folder,) if c.photographic.enabled else ()),
             *((c.captions.folder,) if c.captions.enabled else ()),
         )
 
-    def entries(self) -> int | None:
-        """How many photographs the source lists; None where only reading all tells."""
-        counts = counts_of(self.config.source)
-        return counts.entries if counts else None
-
-    def described(self) -> str:
-        """What the source holds, in a line for people."""
-        source = self.config.source
-        _ = self.index.settings  # lists the source
-        counts = counts_of(source)
-        if counts is None:
-            return f"counted as they are read, in {without_secrets(source.path)}"
-        entries = counted(counts.entries, "photograph")
-        with_one = "all" if counts.captions == counts.entries else f"{counts.captions}"
-        return f"{entries}, {with_one} with a caption, in {without_secrets(source.path)}"
-
     @cached_property
     def ledgers(self) -> tuple[Ledger, ...]:
         """All ledgers of curation, in the order in which they are filled."""
-        written = (self.captions, self.listed) if self.config.captions.enabled else ()
         again = (self.rescored,) if self.quick else ()
-        made = (self.index, *written, self.measured, self.scored, *again, self.twins)
+        made = (self.index, *self.written, self.measured, self.scored, *again, self.twins)
         return (*made, self.photos, self.rejects, self.pairs)
 
     @property
@@ -182,17 +123,6 @@ class Curation:
         some = c.select.top_k and not c.curate.exhaustive
         return bool(some) and c.pickscore.quick != "off"
 
-    @property
-    def _entry(self) -> list[str]:
-        """The columns of an entry that passes carry on."""
-        return [*_ENTRY, *([SOURCE] if self.config.captions.enabled else [])]
-
-    def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
-        return placed(self.place, name, results_of(parts))
-
-    def _after(self, before: Ledger, name: str, **sections: object) -> Ledger:
-        return self._ledger(name, {**before.settings, **sections})
-
     def run(self, streaming: StreamConfig) -> Work:
         """Curate; skips and resumes what is done.
 
@@ -201,75 +131,19 @@ class Curation:
         """
         c = self.config
         scoring = scoring_stages(c.source, c.images, c.photographic, c.pickscore, quick=self.quick)
-        if self.index.state() != "complete":
-            bare = c.captions.enabled
-            write_index(c.source, self.index, part_rows=streaming.part_rows, bare=bare)
-            rows = self.index.rows(["id", "uri", "caption", "problem"], batch_size=4096)
-            for line in findings(rows, c.source.store(), captioned=bare):
-                log.warning("source: %s", line)
-        busy = self.write_captions(streaming)
+        front = self.measure(streaming)
+        busy = front.busy
         busy += stream(
-            Selection(self.listed),
-            stages=[MeasurePhotograph(c.source, c.images)],
-            ledger=self.measured,
-            keep=[*self._entry, *MeasurePhotograph.writes.names],
-            config=streaming,
-        ).busy
-        if count := ignored_profiles(self.measured):
-            log.warning(
-                "%s with a colour profile other than sRGB, which is ignored: colours are off; "
-                "images.profiles=convert converts them",
-                counted(count, "photograph"),
-            )
-        repeated = dict.fromkeys(repeated_ids(self.measured), "duplicate")
-        if c.images.near_duplicates:
-            others = Selection(self.measured, SOUND, frozenset(repeated))
-            alike = near_repeated_ids(self.measured, others.condition)
-            repeated |= dict.fromkeys(alike, "near_duplicate")
-        retained = Selection(self.measured, SOUND, frozenset(repeated))
-        if c.color.enabled and c.color.variant == "paper":
-            sound = self.measured.count(retained.condition)
-            threshold = mean_colorfulness(self.measured, retained.condition)
-            retained = replace(retained, where=SOUND & (pc.field("colorfulness") > threshold))
-            kept = self.measured.count(retained.condition)
-            told = f"kept {kept} of {counted(sound, 'photograph')}"
-            log.info("colorfulness: %s (above the mean, %.2f)", told, threshold)
-        busy += stream(
-            retained,
+            front.retained,
             stages=scoring,
             ledger=self.scored,
-            keep=[*self._entry, "key", "colorfulness", "pickscore"],
+            keep=[*self.entry, "key", "colorfulness", "pickscore"],
             config=streaming,
         ).busy
         ranking, made = self.make_twins(streaming)
-        counts = self.publish(ranking, repeated)
+        counts = self.publish(ranking, front.repeated)
         log.info("pairs: %d of %d inputs", counts["pair"], counts.total())
         return Work(counts.total(), "inputs", busy + made)
-
-    def write_captions(self, streaming: StreamConfig) -> float:
-        """Write missing captions where it is asked for; busy seconds of a worker."""
-        c = self.config
-        if not c.captions.enabled:
-            return 0.0
-        busy = write_captions(
-            c.captions,
-            c.source,
-            c.images,
-            index=self.index,
-            captions=self.captions,
-            captioned=self.listed,
-            streaming=streaming,
-        )
-        counts = self.listed.manifest()["counts"]
-        written, given = counts.get(c.captions.name, 0), counts.get(GIVEN, 0)
-        log.info(
-            "captions: %d written by %s, %d given, %d left without",
-            written,
-            c.captions.name,
-            given,
-            sum(counts.values()) - written - given,
-        )
-        return busy
 
     def make_twins(self, streaming: StreamConfig) -> tuple[Ranking, float]:
         """Make pairs in rank order, in waves sized by the pass rate so far, until K have passed.
@@ -329,7 +203,7 @@ class Curation:
         if not self.quick:
             return None
         first = Crop(self.config.source, self.config.images)
-        keep = [*self._entry, "key", "colorfulness"]
+        keep = [*self.entry, "key", "colorfulness"]
         scorer = self.config.pickscore
         return rescoring_of(self.scored, self.rescored, first, scorer, keep, streaming)
 
@@ -338,7 +212,7 @@ class Curation:
         c = self.config
         return [
             Crop(c.source, c.images),
-            Saliency(c.saliency),
+            hole_stage(c.holes, c.saliency, c.seed, source=c.source, images=c.images),
             Inpaint(c.perturb, seed=c.seed),
             exact_score(c.pickscore, "rejected"),
             Colorfulness("rejected", "colorfulness_rejected"),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.core.rows import Row, seed_of
 from raypref.images.decode import as_image, of_unit
+from raypref.models import paint
 from raypref.models.compiled import compile_blocks
 from raypref.models.hub import from_pretrained, model_folder, read_json
 
@@ -114,20 +113,46 @@ class PerturbConfig(Section):
 
 
 class Inpaint:
-    """Transform: photograph and saliency map to the degraded twin.
+    """Transform: photograph and saliency map to the degraded twin, or to one candidate.
 
     The soft map goes in; the pipeline binarises it at 0.5 itself. The noise of a row is seeded by
-    (seed, key): batch, order and worker do not matter.
+    (seed, key), that of a candidate above 0 by (seed, key, candidate): batch, order and worker do
+    not matter, and candidate 0 is the twin.
+
+    Args:
+        config: model and sampler.
+        seed: of the noise.
+        column: where the picture goes.
+        numbered: whether rows have `candidate`, a number from 0.
+        side: of the pictures in pixels, for text2image without photographs; None takes each
+            photograph's.
     """
 
     name = "inpaint"
-    reads: tuple[str, ...] = ("key", "caption", "chosen", "saliency")
-    writes = pa.schema([("rejected", pa.binary())])
 
-    def __init__(self, config: PerturbConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        config: PerturbConfig,
+        *,
+        seed: int,
+        column: str = "rejected",
+        numbered: bool = False,
+        side: int | None = None,
+    ) -> None:
+        assert side is None or config.kind == "text2image", "a hole is in a photograph"
         self.config = config
         self.seed = seed
+        self.column = column
+        self.side = side
         self.resources = config.resources
+        photograph = ("chosen", "saliency") if side is None else ()
+        self.reads: tuple[str, ...] = (
+            *("key", "caption"),
+            *photograph,
+            *(("candidate",) if numbered else ()),
+        )
+        self.writes = pa.schema([(column, pa.binary())])
+        self.numbered = numbered
 
     def setup(self) -> None:
         """Load the pipeline, without the safety checker (it would blacken twins)."""
@@ -163,20 +188,18 @@ class Inpaint:
 
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""
-        photos = [as_image(row["chosen"]) for row in rows]
-        taken = list if self.config.kind == "pixart" else _pixels  # takes images alone
-        inpainting = {
-            "image": taken(photos),
-            "mask_image": taken([as_image(row["saliency"]) for row in rows]),
-            "strength": self.config.strength,
-        }
-        return {
+        call: dict[str, Any] = {
             "prompt": [row["caption"] for row in rows],
-            "height": photos[0].height,
-            "width": photos[0].width,
-            "generator": [self._generator(row["key"]) for row in rows],
-            **({} if self.config.kind == "text2image" else inpainting),
+            "generator": [self._generator(row) for row in rows],
         }
+        if self.side is not None:
+            return {**call, "height": self.side, "width": self.side}
+        photos = [as_image(row["chosen"]) for row in rows]
+        if self.config.kind == "text2image":
+            return {**call, "height": photos[0].height, "width": photos[0].width}
+        masks = [as_image(row["saliency"]) for row in rows]
+        filled = paint.holes(photos, masks, images=self.config.kind == "pixart")
+        return {**call, **filled, "strength": self.config.strength}
 
     def compute(self, batch: dict[str, Any]) -> np.ndarray:
         """The twins' pixels, 0..1: float32 [B, H, W, 3]."""
@@ -191,15 +214,17 @@ class Inpaint:
     def finish(self, rows: list[Row], out: np.ndarray) -> None:
         """Fill the column."""
         for row, pixels in zip(rows, out, strict=False):
-            twin = of_unit(pixels)
-            if self.config.paste:
-                twin = _pasted(twin, as_image(row["chosen"]), as_image(row["saliency"]))
-            row["rejected"] = twin
+            picture = of_unit(pixels)
+            if self.config.paste and self.side is None:
+                picture = paint.paste(picture, as_image(row["chosen"]), as_image(row["saliency"]))
+            row[self.column] = picture
 
-    def _generator(self, key: str) -> torch.Generator:
+    def _generator(self, row: Row) -> torch.Generator:
         import torch
 
-        return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", key))
+        number = row["candidate"] if self.numbered else 0
+        later = (number,) if number else ()  # candidate 0 is the twin, to the bit
+        return torch.Generator().manual_seed(seed_of(self.seed, "inpaint", row["key"], *later))
 
 
 def pipeline_of(kind: Kind) -> Any:
@@ -214,17 +239,3 @@ def pipeline_of(kind: Kind) -> Any:
         "pixart": PixArtAlphaInpaintPipeline,
         "text2image": diffusers.StableDiffusionPipeline,
     }[kind]
-
-
-def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Images of one size and mode as diffusers takes them: 0..1, float32 [B, C, H, W]."""
-    import torch
-
-    pixels_BHWC = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
-    return torch.from_numpy(pixels_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
-
-
-def _pasted(twin: Image.Image, photo: Image.Image, mask: Image.Image) -> Image.Image:
-    """The twin where the map is bright, the photograph elsewhere."""
-    repainted = np.asarray(mask)[..., None] >= 128  # 0.5, as the pipeline binarises
-    return Image.fromarray(np.where(repainted, np.asarray(twin), np.asarray(photo)))

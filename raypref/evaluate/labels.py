@@ -31,9 +31,12 @@ _LOOKS = {
 OTHERS = {
     "human_preference": Shown("Human preference"),
     "dpg": Shown("DPG-Bench"),
+    "rubric": Shown("Rubric", digits=1, spelt_out="aesthetics, structure and meaning, of 100"),
     "texture_detail": Shown("Texture detail", digits=0),
     "colorfulness": Shown("Colorfulness"),
     "prompt_accuracy": Shown("Prompt accuracy"),
+    "psnr_kept": Shown("Kept PSNR", spelt_out="around the hole, in decibels"),
+    "mse_kept": Shown("Kept MSE", lower_is_better=True, spelt_out="around the hole, times 1000"),
     "cmmd": Shown("CMMD", lower_is_better=True),
     "fid": Shown("FID", digits=1, lower_is_better=True),
     # The texture of the whole is `texture_detail`.

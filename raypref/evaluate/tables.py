@@ -34,8 +34,8 @@ Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> pub
 NO_LABELS: Mapping[str, str] = {}  # models are called by their names
 
 PAPER = (
-    "'paper' is the published value (arXiv 2605.19839): comparable for the same base model, "
-    "prompts, numbers of images and pairs, and weights of the metric only."
+    "'paper' is the published value (arXiv 2605.19839; of inpainters 2509.23082): comparable for "
+    "the same base model, prompts, numbers of images and pairs, and weights of the metric only."
 )
 MARKS = "Best bold, second best italic, by unrounded means."
 MARKS_LATEX = "Best bold, second best underlined, by unrounded means."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from pydantic import model_validator
+
 from raypref.core.config import Section, setting
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import absolute, join, write_bytes
@@ -18,7 +20,7 @@ from raypref.evaluate.tables import plain_csv
 from raypref.judge.pairs import JudgeConfig, Judging
 from raypref.models import hub
 from raypref.rewards.pickscore import PickScoreConfig
-from raypref.rewards.rewards import Rewards, reward
+from raypref.rewards.rewards import Rewards, require_rewards, reward
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,11 @@ class JudgingConfig(Section):
     rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
     table: TableConfig = TableConfig()
     stream: StreamConfig = StreamConfig()
+
+    @model_validator(mode="after")
+    def _known_rewards(self) -> JudgingConfig:
+        require_rewards("judge.rewards", self.judge.rewards, self.rewards)
+        return self
 
 
 def judge_rewards(config: JudgingConfig) -> tuple[str, dict[str, pd.DataFrame]]:

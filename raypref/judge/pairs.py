@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
-from pydantic import AfterValidator, field_validator
+from pydantic import AfterValidator
 
 from raypref.core.config import InputError, Location, Resources, Section, results_of, setting
 from raypref.core.ledger import Ledger, join
@@ -22,7 +22,6 @@ from raypref.images.decode import BadImage, ImageConfig, decode, encode_png, ope
 from raypref.images.looks import LOOKS, looks
 from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
-from raypref.rewards.registry import reward_names
 from raypref.sources.base import Pair, Ref
 from raypref.sources.layouts import REGISTRY, known
 from raypref.sources.pairs import image_bytes, images_beside, labelled_pairs
@@ -57,15 +56,10 @@ class JudgeConfig(Section):
     limit: int = setting(0, "use only the first N pairs; 0 uses all", ge=0)
     min_confidence: float = setting(0.0, "HPDv3: leave out pairs with less confidence", ge=0)
     rewards: tuple[str, ...] = setting(
-        ("pickscore",), "rewards that are judged", affects_result=False
+        ("pickscore",),
+        "rewards that are judged, as metrics.rewards names them",
+        affects_result=False,
     )
-
-    @field_validator("rewards")
-    @classmethod
-    def _known(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(chosen) & set(reward_names())) < len(chosen):
-            raise ValueError(f"each is named once and is one of: {', '.join(reward_names())}")
-        return chosen
 
     def stores(self) -> tuple[Store, Store]:
         """Where the pairs are read from, and images that are files of their own.

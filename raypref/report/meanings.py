@@ -27,7 +27,10 @@ MEANINGS = {
     "texture": "is the variance of a picture's fine structure",
     "composition": "is how near its middle a picture's detail lies, 1 in the middle",
     "prompt_accuracy": "is the share of what a prompt names that a classifier finds in the picture",
-    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs",
+    "psnr_kept": "measures how well the model keeps a photograph around the hole, before blending",
+    "mse_kept": "is the model's error around the hole, before blending",
+    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs, or the "
+    "photographs of the holes",
     "fid": "is an older distance to the same images; with few pictures it is biased: no interval",
 }
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from raypref.core.config import InputError, Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
+from raypref.engine.loaded import shared
 from raypref.models.hub import weight_file
 from raypref.rewards.base import Reward
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
@@ -20,8 +21,7 @@ from raypref.rewards.config import RewardConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-KEY = "rewards.aesthetic.model"
-HEAD_KEY = "rewards.aesthetic.head"
+SECTION = "rewards.aesthetic"
 HEADS = "a LAION aesthetic head"
 ORIGIN = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-"
@@ -43,6 +43,7 @@ class AestheticConfig(RewardConfig):
 
     label: ClassVar[str] = "Aes"
     spelt_out: ClassVar[str] = "LAION aesthetic classifier"
+    origin: ClassVar[str] = ORIGIN  # where a person gets a head, for errors
     differentiable: ClassVar[bool] = True
 
     model: Location = setting(
@@ -53,6 +54,11 @@ class AestheticConfig(RewardConfig):
     )
     dtype: DType = setting("float32", "precision of the CLIP model; the head is float32")
     resources: Resources = Resources(batch=16)
+
+    @property
+    def section(self) -> str:
+        """What stands before its keys, for errors."""
+        return SECTION
 
     def check(self) -> None:
         """Fail before any work.
@@ -79,11 +85,15 @@ class Aesthetic(Reward):
         head = _fitting_head(config)
         device = pick_device(config.resources.num_gpus)
         self.head = head.to(device).eval()
-        self.clip = load_clip(
-            clip_folder(config.model, key=KEY),
-            key=KEY,
-            device=device,
-            dtype=torch_dtype(config.dtype),
+        key = f"{config.section}.model"
+        self.clip = shared(  # by all heads on this model
+            ("clip", config.model, config.dtype, device),
+            lambda: load_clip(
+                clip_folder(config.model, key=key),
+                key=key,
+                device=device,
+                dtype=torch_dtype(config.dtype),
+            ),
         )
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
@@ -95,14 +105,18 @@ class Aesthetic(Reward):
         return scores(self.head(self.clip.images(batch))[:, 0])
 
 
-def load_head(path: Path) -> nn.Sequential:
+def load_head(path: Path, *, key: str = f"{SECTION}.head") -> nn.Sequential:
     """The linear layers of a head file, float32: [B, width] to [B, 1].
 
+    Args:
+        path: `weight` and `bias` of one layer, or the five layers of the improved predictor.
+        key: the configuration key it came from, for the error.
+
     Raises:
-        InputError: it is none of LAION's heads.
+        InputError: it has the layers of none of LAION's heads.
     """
-    where: dict[str, Any] = {"key": HEAD_KEY, "path": path, "origin": HEADS}
-    state = read_state(path, key=HEAD_KEY, origin=HEADS)
+    where: dict[str, Any] = {"key": key, "path": path, "origin": HEADS}
+    state = read_state(path, key=key, origin=HEADS)
     if set(state) == {"weight", "bias"}:
         state = {f"linear.{name}": tensor for name, tensor in state.items()}
         return linear_layers(state, ["linear"], **where)
@@ -113,14 +127,15 @@ def load_head(path: Path) -> nn.Sequential:
 def _fitting_head(config: AestheticConfig) -> nn.Sequential:
     from transformers import CLIPConfig
 
-    path = weight_file(config.head, key=HEAD_KEY, origin=ORIGIN)
-    clip = load_part(CLIPConfig, clip_folder(config.model, key=KEY), key=KEY)
-    head = load_head(path)
+    key, head_key = f"{config.section}.model", f"{config.section}.head"
+    path = weight_file(config.head, key=head_key, origin=config.origin)
+    clip = load_part(CLIPConfig, clip_folder(config.model, key=key), key=key)
+    head = load_head(path, key=head_key)
     width = next(head.parameters()).shape[1]
     if width != clip.projection_dim:
         fitting = CLIPS.get(width, "the CLIP model it was trained on")
         raise InputError(
-            f"{HEAD_KEY}: '{path.name}' reads embeddings of {width}, but those of {KEY}="
-            f"{config.model} have {clip.projection_dim}; set {KEY}={fitting}, or another head"
+            f"{head_key}: '{path.name}' reads embeddings of {width}, but those of {key}="
+            f"{config.model} have {clip.projection_dim}; set {key}={fitting}, or another head"
         )
     return head

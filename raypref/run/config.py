@@ -14,6 +14,7 @@ from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
 from raypref.evaluate.generate import GenerateConfig
 from raypref.evaluate.graph import TableConfig
+from raypref.evaluate.labels import OTHERS
 from raypref.evaluate.measures import MetricsConfig
 from raypref.judge.pairs import JudgeConfig
 from raypref.models.backbone import BackboneConfig
@@ -22,7 +23,7 @@ from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
 from raypref.pairs.config import TWINS, PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
-from raypref.rewards.rewards import Rewards
+from raypref.rewards.rewards import Rewards, require_rewards
 
 
 class RunConfig(PairingConfig):
@@ -75,11 +76,31 @@ class RunConfig(PairingConfig):
         return {**values, "trainings": KINDS[kind].trainings}
 
     @model_validator(mode="after")
+    def _known_rewards(self) -> RunConfig:
+        require_rewards("metrics.rewards", self.metrics.rewards, self.rewards)
+        require_rewards("judge.rewards", self.judge.rewards, self.rewards)
+        for metric in OTHERS:
+            if f"heads.{metric}" in self.rewards:
+                raise InputError(
+                    f"rewards.heads.{metric}: a metric has the name; call the head otherwise"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _masks_are_there(self) -> RunConfig:
         if self.base.family in INPAINTING and self.pairs.kind != TWINS:
             raise InputError(
                 f"base.family={self.base.family} reads masks of the pairs, and "
                 f"pairs.kind={self.pairs.kind} has none; take another base.family, or "
                 f"pairs.kind={TWINS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holes_can_be_painted(self) -> RunConfig:
+        if self.evaluate.hole_files and self.base.family not in INPAINTING:
+            raise InputError(
+                f"evaluate.holes: base.family={self.base.family} does not inpaint; take "
+                f"base.family={' or '.join(sorted(INPAINTING))}, or evaluate.prompts"
             )
         return self

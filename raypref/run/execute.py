@@ -27,7 +27,7 @@ from raypref.engine.kept import released_after
 from raypref.models import hub
 from raypref.models.lora_config import FILE_NAME
 from raypref.pairs.kinds import kind_of
-from raypref.rewards.rewards import reward
+from raypref.rewards.rewards import reward, reward_section
 from raypref.run.config import RunConfig
 from raypref.run.page import write_page
 from raypref.run.pipeline import Run, Step, read_record
@@ -74,8 +74,7 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
     if step.name == "evaluation":
         for name in config.metrics.rewards:
             own = reward(name, config.pickscore, config.rewards)
-            key = "pickscore" if own is config.pickscore else f"rewards.{name}"
-            yield f"{key}.resources", own.resources, 1
+            yield f"{reward_section(name)}.resources", own.resources, 1
 
 
 def changes_of(run: Run, step: Step) -> str:

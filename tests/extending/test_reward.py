@@ -17,8 +17,9 @@ from raypref.core.config import InputError, flatten, load, results_of
 from raypref.core.key_help import describe
 from raypref.engine.batches import in_batches
 from raypref.evaluate import statistics, tables
-from raypref.evaluate.measures import in_one_pass, measures
+from raypref.evaluate.measures import measures
 from raypref.images.decode import encode_png
+from raypref.rewards.passes import in_one_pass
 from raypref.rewards.registry import REWARDS
 from raypref.run.config import RunConfig
 

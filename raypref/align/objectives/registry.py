@@ -5,6 +5,7 @@ Settings are read where torch is not: a file imports it in its functions.
 
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
+from raypref.align.objectives.capo import CaPO
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "dpo": DPO,
     "ipo": IPO,
     "hinge": Hinge,
+    "capo": CaPO,
     "kto": KTO,
     "rwr": RWR,
     "raft": RAFT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from raypref.models.solvers import Solver
 
 Shape = tuple[int, ...]  # of one sample's latents, (C, h, w)
+# Of surroundings, [B, K, h, w]: 1 in the hole and 0 around it at the latents' size, [B, 1, h, w].
+Hole: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 class TextEncoder(Protocol):
@@ -86,6 +88,18 @@ def text_to_image(prompts: list[str], guidance: float, side: int) -> dict[str, A
     return {"prompt": prompts, "guidance_scale": guidance, "height": side, "width": side}
 
 
+def paint_everything(prompts: list[str], guidance: float, side: int) -> dict[str, Any]:
+    """Arguments of an inpainting pipeline's call: the mask is the whole picture."""
+    from PIL import Image
+
+    count = len(prompts)
+    return {
+        **text_to_image(prompts, guidance, side),
+        "image": [Image.new("RGB", (side, side))] * count,
+        "mask_image": [Image.new("L", (side, side), 255)] * count,
+    }
+
+
 def side_unit(autoencoder: Mapping[str, Any], network: Mapping[str, Any]) -> int:
     """Pixels a side of an image has to be a multiple of: those of a latent, times the patch.
 
@@ -118,7 +132,13 @@ class Family:
     # Prompts, guidance scale and side in pixels as the pipeline's arguments for them.
     arguments: Callable[[list[str], float, int], dict[str, Any]] = text_to_image
     side_unit: Callable[[Mapping[str, Any], Mapping[str, Any]], int] = side_unit
-    inpaints: bool = False  # reads `surroundings_BKHW`, which its autoencoder makes
+    # Of one that inpaints: where `surroundings_BKHW`, which its autoencoder makes, have the hole.
+    hole: Hole | None = None
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it reads the surroundings of a hole."""
+        return self.hole is not None
 
     @property
     def component(self) -> str:
