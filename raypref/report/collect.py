@@ -20,6 +20,7 @@ from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
 from raypref.pairs.config import TWINS, PairingConfig
 from raypref.pairs.kinds import kind_of
+from raypref.report.candidates import CANDIDATES, candidate_inputs
 from raypref.report.labels import label_inputs
 from raypref.report.photographs import photograph_inputs
 from raypref.report.samples import grids, metric_place, middle, ranked, strips
@@ -42,11 +43,15 @@ INPUTS: Mapping[str, Callable[[str, PairingConfig, Ledger], InputsView]] = {
     TWINS: photograph_inputs,
     "labelled": label_inputs,
     "images": label_inputs,
+    CANDIDATES: candidate_inputs,
 }
 # What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
     ("pairs/_README.md", "pairs", "dataset card of the pairs"),
     ("pairs/README.md", "pairs", "dataset card of the pairs"),  # of a run made before
+    ("bias/bias.md", "pairs", "what the rewards prefer besides quality"),
+    ("bias/within.csv", "pairs", "rank correlations as CSV"),
+    ("bias/tilt.csv", "pairs", "chosen minus rejected as CSV"),
     ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
@@ -151,6 +156,9 @@ def collect(
         source=without_secrets(curated_by.source.path),
         pairs=made_from.pairs,
         pairs_are=made_from.pairs_are,
+        pictures=made_from.pictures,
+        candidate_pages=made_from.candidate_pages,
+        bias=made_from.bias,
         training=[
             view
             for n, ledger in trained.items()
@@ -266,7 +274,7 @@ def _links(
     # As text: a page that is copied without the run must not have dead links.
     links = [
         Link(what, f"{path} ({text})")
-        for path, what, text in (*RESULTS[:2], *weights, *cards, *RESULTS[2:])
+        for path, what, text in (*RESULTS[:5], *weights, *cards, *RESULTS[5:])
         if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")
