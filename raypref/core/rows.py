@@ -91,6 +91,17 @@ INDEX = pa.schema(
     ]
 )
 
+# Where the masks of an entry are: further columns of an index whose layout has them.
+MASKS = pa.schema(
+    [
+        pa.field("mask_uri", pa.string()),  # file or shard in the source; null: it has no mask
+        pa.field("mask_member", pa.int64()),  # first byte in a shard
+        pa.field("mask_size", pa.int64()),  # bytes
+        pa.field("mask_width", pa.int32()),  # pixels that run lengths count; null: the image's
+        pa.field("mask_height", pa.int32()),
+    ]
+)
+
 REJECT = pa.schema(
     [
         pa.field("reject_stage", pa.string()),

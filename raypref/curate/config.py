@@ -9,6 +9,7 @@ from pydantic import model_validator
 from raypref.core.config import Section, setting
 from raypref.curate.captions import CaptionsConfig
 from raypref.curate.export import Format
+from raypref.curate.holes import HolesConfig
 from raypref.curate.perturb import PerturbConfig
 from raypref.curate.photographic import PhotographicConfig
 from raypref.curate.saliency import SaliencyConfig
@@ -50,6 +51,7 @@ class CurateConfig(Section):
     color: ColorConfig = ColorConfig()
     photographic: PhotographicConfig = PhotographicConfig()
     saliency: SaliencyConfig = SaliencyConfig()
+    holes: HolesConfig = HolesConfig()
     perturb: PerturbConfig = PerturbConfig()
     pickscore: PickScoreConfig = PickScoreConfig()
     select: SelectConfig = SelectConfig()

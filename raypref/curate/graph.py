@@ -23,11 +23,11 @@ from raypref.core.progress import Work
 from raypref.core.rows import REJECT, Row, Transform
 from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance
+from raypref.curate.holes import hole_stage
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photographs import FromPhotographs
 from raypref.curate.publish import CuratedLedgers, publish
 from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, rescoring_of
-from raypref.curate.saliency import Saliency
 from raypref.curate.scoring import scoring_stages
 from raypref.curate.select import (
     Ranking,
@@ -71,9 +71,8 @@ class Curation(FromPhotographs):
     def twins(self) -> Ledger:
         """Photographs with their degraded twins, as far as pairs were made."""
         c = self.config
-        return self._after(
-            self.scored, "curate/twins", saliency=c.saliency, perturb=c.perturb, seed=c.seed
-        )
+        made = {"saliency": c.saliency, "holes": c.holes, "perturb": c.perturb, "seed": c.seed}
+        return self._after(self.scored, "curate/twins", **made)
 
     @cached_property
     def pairs(self) -> Ledger:
@@ -102,7 +101,9 @@ class Curation(FromPhotographs):
         """Each raises InputError for a missing model, or for one that does not fit."""
         c = self.config
         return (
-            *(c.saliency.file, partial(c.perturb.check, c.images.size)),
+            partial(c.holes.check, c.source),
+            *((c.saliency.file,) if c.holes.kind == "saliency" else ()),
+            partial(c.perturb.check, c.images.size),
             *(c.pickscore.model_folder, c.pickscore.processor_folder),
             *((c.photographic.folder,) if c.photographic.enabled else ()),
             *((c.captions.folder,) if c.captions.enabled else ()),
@@ -211,7 +212,7 @@ class Curation(FromPhotographs):
         c = self.config
         return [
             Crop(c.source, c.images),
-            Saliency(c.saliency),
+            hole_stage(c.holes, c.saliency, c.seed, source=c.source, images=c.images),
             Inpaint(c.perturb, seed=c.seed),
             exact_score(c.pickscore, "rejected"),
             Colorfulness("rejected", "colorfulness_rejected"),

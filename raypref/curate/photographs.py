@@ -14,7 +14,7 @@ from raypref.core.config import results_of
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.messages import without_secrets
 from raypref.core.progress import counted
-from raypref.core.rows import INDEX
+from raypref.core.rows import INDEX, MASKS
 from raypref.curate.captions import GIVEN, SOURCE, write_captions
 from raypref.curate.config import CurateConfig
 from raypref.curate.select import (
@@ -27,7 +27,7 @@ from raypref.curate.select import (
 from raypref.curate.transforms import MeasurePhotograph
 from raypref.engine.stream import Selection, StreamConfig, stream
 from raypref.sources.found import findings
-from raypref.sources.index import counts_of, digest, write_index
+from raypref.sources.index import counts_of, digest, gives_masks, write_index
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class FromPhotographs:
     @property
     def entry(self) -> list[str]:
         """The columns of an entry that passes carry on."""
-        return [*_ENTRY, *([SOURCE] if self.config.captions.enabled else [])]
+        masks = MASKS.names if gives_masks(self.config.source) else []
+        return [*_ENTRY, *masks, *([SOURCE] if self.config.captions.enabled else [])]
 
     @cached_property
     def index(self) -> Ledger:

@@ -154,14 +154,17 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
     return rgb
 
 
-def center_square(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` (Lanczos) and cut the centre square.
+def center_square(
+    image: Image.Image, size: int, *, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """Scale the shorter side to `size` and cut the centre square.
 
     The rounding is that of torchvision's `Resize` and `CenterCrop`, which the released code uses.
 
     Args:
         image: any size.
         size: side of the result, pixels.
+        resample: how pixels are made; masks take the nearest.
     """
     width, height = image.size
     short = min(width, height)
@@ -171,7 +174,7 @@ def center_square(image: Image.Image, size: int) -> Image.Image:
     )
     left = round((scaled[0] - size) / 2)
     top = round((scaled[1] - size) / 2)
-    resized = image.resize(scaled, Image.Resampling.LANCZOS)
+    resized = image.resize(scaled, resample)
     return resized.crop((left, top, left + size, top + size))
 
 

@@ -47,6 +47,8 @@ class Kind(NamedTuple):
     def used(self, config: Section) -> dict[str, Section]:
         """Those sections, as far as they are not switched off."""
         found = {name: getattr(config, name) for name in self.sections}
+        if config.holes.kind != "saliency":  # type: ignore[attr-defined]
+            found.pop("saliency", None)
         return {name: own for name, own in found.items() if getattr(own, "enabled", True)}
 
 

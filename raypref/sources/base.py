@@ -81,6 +81,7 @@ class Layout:
         sampled: to list is to read these files whole, so a source's digest takes of each its
             name, size and both ends.
         advice: what a person can do when no photograph has a caption.
+        masks: whether rows of photographs have the columns of `rows.MASKS` too.
     """
 
     photographs: Callable[[Store, Columns], Iterator[Row]] | None = None
@@ -95,3 +96,4 @@ class Layout:
     beside: Callable[[Store, str, Columns], bool] | None = None
     sampled: bool = False
     advice: str = ""
+    masks: bool = False

@@ -21,7 +21,7 @@ from pydantic import AfterValidator
 
 from raypref.core.config import InputError, Location, Section, setting
 from raypref.core.ledger import Ledger, part_name
-from raypref.core.rows import INDEX, Row
+from raypref.core.rows import INDEX, MASKS, Row
 from raypref.core.schemes import scheme_of
 from raypref.sources import cells
 from raypref.sources.base import Layout
@@ -116,6 +116,16 @@ def entries(config: SourceConfig) -> Iterator[Row]:
             yield _short(row, config.max_caption)
     except SourceError as error:  # a table or shard that the listing itself needs
         raise InputError(f"source.path: '{config.path}': {error}") from None
+
+
+def gives_masks(config: SourceConfig) -> bool:
+    """Whether the entries have masks: the named layout lists them."""
+    return config.layout in REGISTRY and REGISTRY[config.layout].masks
+
+
+def index_schema(config: SourceConfig) -> pa.Schema:
+    """The columns of the entries."""
+    return pa.schema([*INDEX, *MASKS]) if gives_masks(config) else INDEX
 
 
 def _listed(config: SourceConfig, store: Store, layout: str) -> Iterator[Row]:
@@ -308,12 +318,12 @@ def write_index(
     """
     ledger.clear()
     ledger.begin()
-    listed, total = _usable(config, bare=bare), 0
+    listed, total, schema = _usable(config, bare=bare), 0, index_schema(config)
     for number in itertools.count():
         rows = list(itertools.islice(listed, part_rows))
         if not rows:
             break
-        ledger.write_part(pa.Table.from_pylist(rows, schema=INDEX), part_name(f"{number:08d}"))
+        ledger.write_part(pa.Table.from_pylist(rows, schema=schema), part_name(f"{number:08d}"))
         total += len(rows)
     ledger.commit(expected=total, counts={"listed": total})
 

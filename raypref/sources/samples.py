@@ -7,21 +7,19 @@ a JSON file with its score.
 
 from __future__ import annotations
 
-import itertools
 import posixpath
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import IO, Any, NamedTuple, TypeVar
 
 from raypref.core.config import InputError
 from raypref.sources import labels
 from raypref.sources.base import LabelledImage, Pair, Ref
 from raypref.sources.captions import SIDECAR_BYTES, parse_captions
-from raypref.sources.leftout import left_out_by
-from raypref.sources.reading import damage, scan, sound
-from raypref.sources.store import RemoteStore, SourceError, Store
-from raypref.sources.tar import Member, check_end, escaped, key_of
+from raypref.sources.reading import sound
+from raypref.sources.store import Store
+from raypref.sources.tar import contents, keyed
 
 IMAGE_ENDS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic"))
 _PROMPTS = ("txt", "caption", "prompt")
@@ -98,44 +96,11 @@ def _entries(
 
 def _samples(store: Store, shard: str) -> Iterator[Sample]:
     """The samples of a shard. SourceError where it cannot be read or is damaged."""
-    try:
-        file = scan(store, shard)
-    except OSError as error:
-        if isinstance(store, RemoteStore):
-            raise
-        raise SourceError("unreadable_archive", f"{shard} cannot be read: {error}") from None
-    seen: Counter[str] = Counter()
-    with file:
-        try:
-            # "r:" takes no compression: of a compressed shard no member could be read by itself.
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
-                grouped = itertools.groupby(_members(tar), lambda member: key_of(member.name))
-                for key, members in grouped:
-                    name = escaped(key)
-                    again = f"//{seen[name]}" if seen[name] else ""
-                    seen[name] += 1
-                    values = _values(file, shard, key, members)
-                    yield Sample(f"{shard}#{name}{again}", f"sample {name} of {shard}", values)
-                check_end(file, tar)
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            if isinstance(store, RemoteStore) and isinstance(error, OSError):
-                raise  # the network, not the shard; tarfile's own errors are no OSErrors
-            said = f"{shard} is damaged after {seen.total()} samples: {error}"
-            raise SourceError("unreadable_archive", damage(store, shard, said).message) from None
+    for id_, name, values in keyed(store, shard, partial(_values, shard)):
+        yield Sample(id_, f"sample {name} of {shard}", values)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        # Else all headers of the shard stay in memory.
-        tar.members = []  # type: ignore[attr-defined]
-        # Links would read what lies elsewhere; sparse files are not stored as they are.
-        if member.isreg() and not member.issparse() and not left_out_by(member.name):
-            yield member
-
-
-def _values(
-    file: IO[bytes], shard: str, key: str, members: Iterator[tarfile.TarInfo]
-) -> dict[str, Any]:
+def _values(shard: str, file: IO[bytes], members: Iterable[tarfile.TarInfo]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     said: dict[str, Any] = {}
     for member in members:
@@ -146,7 +111,8 @@ def _values(
             place = Ref(shard, member.offset_data, "", member.size)
             found[_NAMES.get(stem, stem)] = place
         elif member.size <= SIDECAR_BYTES and ending in ("json", "cls", "score", *_PROMPTS):
-            text = _text(file, member)
+            # Bytes that are not UTF-8 come as half characters: no text.
+            text = contents(file, member).decode("utf-8-sig", "surrogateescape")
             if ending == "json":
                 parsed = parse_captions(text)
                 said |= parsed if isinstance(parsed, dict) else {}
@@ -154,12 +120,3 @@ def _values(
                 name = {"cls": "label", "score": "score"}.get(ending, "prompt")
                 found[name] = text
     return {**said, **found}
-
-
-def _text(file: IO[bytes], member: tarfile.TarInfo) -> str:
-    """What a text member says; bytes that are not UTF-8 come as half characters: no text."""
-    position = file.tell()
-    file.seek(member.offset_data)
-    data = file.read(member.size)
-    file.seek(position)  # where the archive's reader left it
-    return data.decode("utf-8-sig", "surrogateescape")

@@ -1,13 +1,20 @@
-"""Headers of tar files from strangers, read so that they can do no harm."""
+"""Tar files from strangers, read so that they can do no harm."""
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import tarfile
-from typing import IO, Self
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import IO, Self, TypeVar
 
+from raypref.sources.leftout import left_out_by
 from raypref.sources.names import one_form
+from raypref.sources.reading import damage, scan
+from raypref.sources.store import RemoteStore, SourceError, Store
 
+T = TypeVar("T")
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 HEADER_BYTES = 2**16  # of a long name or an extended header
 _DESCRIBES = (
@@ -56,3 +63,62 @@ def check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
+
+
+def keyed(
+    store: Store, shard: str, read: Callable[[IO[bytes], Iterator[tarfile.TarInfo]], T]
+) -> Iterator[tuple[str, str, T]]:
+    """What is read of the members of a shard that share a key and follow one another.
+
+    Args:
+        store: where it lies.
+        shard: its name.
+        read: is given the open shard and the members of a key that are data.
+
+    Yields:
+        An id unique in the source, the key for people, and what was read.
+
+    Raises:
+        SourceError: the shard cannot be read or is damaged.
+    """
+    try:
+        file = scan(store, shard)
+    except OSError as error:
+        if isinstance(store, RemoteStore):
+            raise
+        raise SourceError("unreadable_archive", f"{shard} cannot be read: {error}") from None
+    seen: Counter[str] = Counter()
+    with file:
+        try:
+            # "r:" takes no compression: of a compressed shard no member could be read by itself.
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
+                grouped = itertools.groupby(_members(tar), lambda member: key_of(member.name))
+                for key, members in grouped:
+                    name = escaped(key)
+                    again = f"//{seen[name]}" if seen[name] else ""
+                    seen[name] += 1
+                    yield f"{shard}#{name}{again}", name, read(file, members)
+                check_end(file, tar)
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            if isinstance(store, RemoteStore) and isinstance(error, OSError):
+                raise  # the network, not the shard; tarfile's own errors are no OSErrors
+            said = f"{shard} is damaged after {seen.total()} samples: {error}"
+            raise SourceError("unreadable_archive", damage(store, shard, said).message) from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in tar:
+        # Else all headers of the shard stay in memory.
+        tar.members = []  # type: ignore[attr-defined]
+        # Links would read what lies elsewhere; sparse files are not stored as they are.
+        if member.isreg() and not member.issparse() and not left_out_by(member.name):
+            yield member
+
+
+def contents(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member of an open shard; the archive's reader goes on where it was."""
+    position = file.tell()
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    file.seek(position)
+    return data

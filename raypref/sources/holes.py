@@ -1,0 +1,122 @@
+"""Holes to evaluate inpainting models on: photographs, masks and prompts as people keep them."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from raypref.core.config import InputError
+from raypref.core.rows import Row
+from raypref.core.schemes import scheme_of
+from raypref.sources import masks
+from raypref.sources.captions import ANY
+from raypref.sources.layouts import folder
+from raypref.sources.store import LocalStore, Store, locate
+
+log = logging.getLogger(__name__)
+KEY = "evaluate.holes"
+
+# Where a hole is: light columns, no pixel. `raypref/evaluate/holes.py` reads the images.
+HOLE = pa.schema(
+    [
+        ("root", pa.string()),  # folder or URI that both files are relative to
+        ("photo_file", pa.string()),
+        ("mask_form", pa.string()),  # picture, runs or masked
+        ("mask_file", pa.string()),  # null with runs
+        ("mask_runs", pa.string()),  # run lengths along the rows, else null
+        ("mask_width", pa.int32()),  # pixels that the run lengths count, else null
+        ("mask_height", pa.int32()),
+    ]
+)
+
+
+def read_holes(path: str, *, limit: int | None) -> list[Row]:
+    """The holes of a benchmark or of a folder of one's own, in the order of the source.
+
+    What the path is, its content tells. An entry that cannot be used is left out, and a warning
+    counts them. No image is opened.
+
+    Args:
+        path: a folder or file, local or a URI, or a scheme as `tiny:holes`.
+        limit: take the first so many holes that can be used; None takes all.
+
+    Returns:
+        Rows with `id` (unique), `prompt` and the columns of `HOLE`.
+
+    Raises:
+        InputError: there is nothing, it is of no known form, or holds no hole.
+    """
+    if embedded := scheme_of(path):
+        scheme, name = embedded
+        path = str(scheme.holes(name, limit=limit))
+    store = locate(path, key=KEY)
+    found, left_out, first = [], 0, ""
+    for row in _folder(store):
+        if "problem" in row:
+            left_out, first = left_out + 1, first or row["problem"]
+            continue
+        found.append(row)
+        if len(found) == limit:
+            break
+    if left_out:
+        log.warning("%s: %s left out: %s", KEY, _entries(left_out), first)
+    if not found:
+        said = f" ({first})" if first else ""
+        raise InputError(f"{KEY}: '{path}' holds no hole that can be used{said}")
+    return found
+
+
+def _entries(number: int) -> str:
+    return "1 entry" if number == 1 else f"{number} entries"
+
+
+def _root(store: Store) -> str:
+    """The folder that the files of a store are relative to, as a path or URI."""
+    if isinstance(store, LocalStore):
+        return store.base
+    return store.path if store.only is None else posixpath.dirname(store.path)
+
+
+def _hole(store: Store, id_: str, prompt: str, photo: str, form: str, **mask: object) -> Row:
+    """A row of a hole; `mask` are the columns of `HOLE` that the form of its mask needs."""
+    where = {"root": _root(store), "photo_file": photo, "mask_form": form}
+    return {"id": id_, "prompt": prompt, **dict.fromkeys(HOLE.names), **where, **mask}
+
+
+def _folder(store: Store) -> Iterator[Row]:
+    """Pictures with `mask` in their name beside a photograph with a caption (`masks.made_of`)."""
+    listed = list(folder.photographs(store, ANY))
+    captions: dict[str, str] = {}
+    for row in listed:
+        if row["caption"] and not row["problem"]:
+            captions.setdefault(row["uri"], row["caption"])
+    images = [row["uri"] for row in listed]
+    pictures = [name for name in images if name not in captions]
+    of = {
+        mask: photo
+        for mask, photo in sorted(masks.made_of(pictures, images).items())
+        if _says_mask(mask, photo)
+    }
+    for photo in sorted({*captions} - {*of.values()}):
+        yield {"problem": f"{photo} has no mask such as {_stem(photo)}_mask.png"}
+    for mask, photo in of.items():
+        if photo not in captions:
+            yield {"problem": f"{photo} has no caption"}
+            continue
+        yield _hole(store, mask, captions[photo], photo, "picture", mask_file=mask)
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(posixpath.basename(name))[0]
+
+
+def _says_mask(mask: str, photo: str) -> bool:
+    """Whether the picture is a mask by its name, and no depth map or the like."""
+    stem, plain = _stem(mask), _stem(photo)
+    own = stem.removeprefix(plain) if stem.startswith(plain) else stem.removesuffix(plain)
+    folders = {*posixpath.dirname(mask).split("/")} - {*posixpath.dirname(photo).split("/")}
+    return any(re.search("mask", part, re.IGNORECASE) for part in (own, *folders))
