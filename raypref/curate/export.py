@@ -42,6 +42,8 @@ _NUMBERS = {
     "confidence": "confidence",
     "vote_share": "vote_share",
     "gap": "gap",
+    "score_chosen": "score_real",
+    "score_rejected": "score_fake",
 }
 _ROWS = 64  # a part
 
@@ -104,7 +106,7 @@ def _folders(pairs: Ledger, target: Ledger) -> int:
             # One image may stand in several pairs, under several captions: the key tells.
             uid = row["key"][:16]
             for column, folder in _FOLDERS.items():
-                if column not in row:  # labelled pairs have no mask
+                if row.get(column) is None:  # labelled pairs have no mask
                     continue
                 path = join(target.path, folder, f"{uid}.png")
                 write_bytes(path, row[column]["bytes"])

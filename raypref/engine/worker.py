@@ -263,7 +263,10 @@ def _schema_after(schema: pa.Schema, stages: Sequence[Transform]) -> pa.Schema:
 
 
 def _with(schema: pa.Schema, more: pa.Schema) -> pa.Schema:
-    return pa.schema([*schema, *(field for field in more if field.name not in schema.names)])
+    """Both; a column that is written again has the later type."""
+    again = {field.name: field for field in more}
+    kept = [again.pop(field.name, field) for field in schema]
+    return pa.schema([*kept, *again.values()])
 
 
 def _copies(rows: list[Row], count: int) -> list[list[Row]]:

@@ -1,12 +1,21 @@
-"""Dataset cards of labelled pairs: what the columns are, what became of every label."""
+"""Dataset cards of pairs that are no twins: what the columns are, what became of every input."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from raypref.core.ledger import Ledger, join, write_bytes
-from raypref.curate.cards import CARD, REJECTS_COLUMNS, card_text, hub_header
-from raypref.pairs.columns import LABELS_MEANING, MEANING, SINGLE_MEANING
+from raypref.core.messages import public_name
+from raypref.curate.cards import CARD, PHOTOS_COLUMNS, REJECTS_COLUMNS, card_text, hub_header
+from raypref.pairs.columns import (
+    CANDIDATES_MEANING,
+    HOLES_MEANING,
+    LABELS_MEANING,
+    MEANING,
+    SCORES_MEANING,
+    SINGLE_MEANING,
+)
 from raypref.pairs.config import PairingConfig
 
 
@@ -50,3 +59,44 @@ def _pairs(config: PairingConfig, counts: Counter[str]) -> str:
     if config.pairs.shuffle_gaps:
         about.append("`gap` and `gap_std` were shuffled among the pairs on purpose.")
     return card_text(header, "Preference pairs labelled by people", about, MEANING, counts)
+
+
+def write_candidate_cards(
+    config: PairingConfig, counts: Counter[str], tables: Mapping[str, Ledger], *, hole: bool
+) -> None:
+    """Write the cards of pairs of candidates and of what they were chosen from.
+
+    Args:
+        config: the settings that they were made by.
+        counts: what became of every photograph.
+        tables: the ledgers `holes`, `scores`, `pairs`, `photos` and `rejects`.
+        hole: whether candidates fill a hole.
+    """
+    header, rewards = hub_header(config.source.license), config.candidates.rewards
+    named = ", ".join(rewards) or "no reward"
+    model = f"`{public_name(config.perturb.model)}`"
+    painted = "filled the hole of" if hole else "drew from the caption of"
+    about = [
+        f"{config.candidates.count} candidates each: {model} {painted} every photograph so often.",
+        f"They were scored by {named}; pairs were chosen by the rule `{config.choice.by}`.",
+        "Method: *Follow-Your-Preference* (arXiv 2509.23082).",
+    ]
+    task = [*header, "task_categories: [text-to-image]"]
+    scores = {
+        f"score_{name}_{side}": f"{name} of `{side}` and the prompt"
+        for name in rewards
+        for side in ("chosen", "rejected")
+    }
+    photos = {**PHOTOS_COLUMNS, "pickscore": "null: no score ranks these photographs"}
+    lost = ["One row per photograph that could not be used, with the reason."]
+    each = {"id": "", "key": "", "candidate": "", **dict.fromkeys(rewards, "the reward's score")}
+    texts = {
+        "pairs": (task, "Preference pairs of candidates", about, CANDIDATES_MEANING | scores),
+        "holes": (header, "Photographs and their holes", about[:1], HOLES_MEANING),
+        "scores": (header, "Scores of candidates", about, each | SCORES_MEANING),
+        "photos": (header, "Every input of a run", about, photos),
+        "rejects": (header, "Dropped inputs of a run", lost, REJECTS_COLUMNS),
+    }
+    for name, (head, title, text, columns) in texts.items():
+        card = card_text(head, title, text, columns, counts)
+        write_bytes(join(tables[name].path, CARD), card.encode())

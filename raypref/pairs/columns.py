@@ -1,6 +1,8 @@
-"""Columns of what labelled data leaves: the pairs, and the table of what became of every label."""
+"""Columns of pairs that are no twins, of what they are chosen from, and of every label's end."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -31,6 +33,23 @@ SINGLE = pa.schema(
         ("rejected", IMAGE),  # null
         ("chosen_model", pa.string()),
         ("score", pa.float64()),
+    ]
+)
+CANDIDATE_PAIRS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("key", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", IMAGE),
+        ("rejected", IMAGE),
+        ("mask", IMAGE),  # null without a hole
+        ("source", IMAGE),  # the photograph; null without a hole
+        ("candidate_chosen", pa.int32()),  # -1: the photograph itself
+        ("candidate_rejected", pa.int32()),
+        ("score_chosen", pa.float64()),
+        ("score_rejected", pa.float64()),
+        ("gap", pa.float64()),
+        ("rule", pa.string()),
     ]
 )
 _LABELS = pa.schema(
@@ -95,3 +114,47 @@ LABELS_MEANING = {
     "status": "`pair`, `not_selected` or `dropped` (it could not be used)",
     "reason": "why it is no pair, in a word; null for a pair",
 }
+CANDIDATES_MEANING = {
+    "id": "where the photograph came from, unique: file, shard member or row of a table",
+    "key": "sha256 of the photograph's bytes and the caption, in hexadecimal",
+    "prompt": "the photograph's caption",
+    "chosen": "image: the candidate that the rule chose, or the photograph",
+    "rejected": "image: the candidate that the rule rejected",
+    "mask": "image: white where a candidate was repainted; null where it was drawn from the prompt "
+    "alone",
+    "source": "image: the photograph, whose hole was repainted; null like `mask`",
+    "candidate_chosen": "number of the chosen candidate, from 0; -1 for the photograph",
+    "candidate_rejected": "number of the rejected candidate",
+    "score_chosen": "what the rule says of `chosen`, higher is better; null for the photograph",
+    "score_rejected": "what the rule says of `rejected`",
+    "gap": "`score_chosen` minus `score_rejected`, over its mean: the mean over the pairs is 1",
+    "rule": "`choice.by`",
+}
+HOLES_MEANING = {
+    "id": CANDIDATES_MEANING["id"],
+    "key": CANDIDATES_MEANING["key"],
+    "prompt": CANDIDATES_MEANING["prompt"],
+    "image": "image: the photograph, cropped to a square; null where it has no hole that fits",
+    "mask": "image: white where candidates are repainted; null where they are drawn from the "
+    "prompt alone",
+    "saliency": "image: what the painter was given for the hole",
+    "reject_reason": "why the photograph was dropped, in a word; null where it was not",
+}
+SCORES_MEANING = {
+    "id": CANDIDATES_MEANING["id"],
+    "key": CANDIDATES_MEANING["key"],
+    "candidate": "its number, from 0",
+    "rule": "what the rule says of it, higher is better; null for a candidate that is out",
+}
+
+
+def candidate_pairs(rewards: Sequence[str]) -> pa.Schema:
+    """Columns of pairs of candidates, each with the scores of its rewards."""
+    scores = [f"score_{name}_{side}" for name in rewards for side in ("chosen", "rejected")]
+    return pa.schema([*CANDIDATE_PAIRS, *((name, pa.float64()) for name in scores)])
+
+
+def candidate_scores(rewards: Sequence[str]) -> pa.Schema:
+    """Columns of the table of all candidates."""
+    about = [("id", pa.string()), ("key", pa.string()), ("candidate", pa.int32())]
+    return pa.schema([*about, *((name, pa.float64()) for name in (*rewards, "rule"))])

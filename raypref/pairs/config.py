@@ -9,17 +9,39 @@ from pydantic import model_validator
 from raypref.core.config import InputError, Location, Section, setting
 from raypref.curate.config import CurateConfig
 from raypref.pairs.arena import ArenaConfig
+from raypref.pairs.choice import ChoiceConfig
+from raypref.rewards.rewards import Rewards, require_rewards
 
-TWINS = "twins"
+TWINS, CANDIDATES = "twins", "candidates"
+
+
+class CandidatesConfig(Section):
+    """The candidates that pairs are chosen from; `perturb` says what makes them."""
+
+    count: int = setting(
+        16,
+        "candidates per photograph, each from noise of its own; raising it adds to those there are",
+        ge=1,
+        le=100,
+        later=True,
+    )
+    rewards: tuple[str, ...] = setting(
+        ("pickscore",),
+        "rewards that score the candidates, as in metrics.rewards; adding one scores the images "
+        "that are stored",
+        later=True,
+    )
 
 
 class PairsConfig(Section):
     """What the pairs are made from."""
 
-    kind: Literal["twins", "labelled", "images"] = setting(
+    kind: Literal["twins", "candidates", "labelled", "images"] = setting(
         TWINS,
-        "twins: photographs and their degraded copies; labelled: pairs that people judged; images: "
-        "single images that people judged. source.path names the data",
+        "twins: photographs and their degraded copies; candidates: of several paintings of a "
+        "photograph's hole, or pictures of its caption, the best and the worst by rewards; "
+        "labelled: pairs that people judged; images: single images that people judged. source.path "
+        "names the data",
         later=True,
     )
     images: Location = setting(
@@ -28,7 +50,11 @@ class PairsConfig(Section):
         affects_result=False,  # the digest of what the source lists does
     )
     limit: int = setting(
-        0, "take only the first N labels that decide; 0 takes all", later=True, ge=0
+        0,
+        "take only the first N labels that decide; of candidates, N photographs in an order drawn "
+        "by the seed; 0 takes all",
+        later=True,
+        ge=0,
     )
     min_confidence: float = setting(
         0.0, "leave out labels with less confidence, where they have one", later=True, ge=0
@@ -54,15 +80,19 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _of_its_kind(self) -> PairsConfig:
         """Refuse what a kind would ignore."""
-        both = ("images", "limit", "flip_labels")
+        of_kinds = {
+            "images": ("labelled", "images"),
+            "flip_labels": ("labelled", "images"),
+            "limit": (CANDIDATES, "labelled", "images"),
+        }
         for name, field in PairsConfig.model_fields.items():
-            if name == "kind" or self.kind == "labelled" or getattr(self, name) == field.default:
+            kinds = of_kinds.get(name, ("labelled",))
+            if name == "kind" or self.kind in kinds or getattr(self, name) == field.default:
                 continue
-            if self.kind == TWINS or name not in both:
-                kinds = "labelled or images" if name in both else "labelled"
-                raise InputError(
-                    f"pairs.{name} is a setting of pairs.kind={kinds}, and pairs.kind={self.kind}"
-                )
+            raise InputError(
+                f"pairs.{name} is a setting of pairs.kind={' or '.join(kinds)}, and "
+                f"pairs.kind={self.kind}"
+            )
         return self
 
 
@@ -70,6 +100,9 @@ class PairingConfig(CurateConfig):
     """Everything that decides the pairs, of whatever kind."""
 
     pairs: PairsConfig = PairsConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    choice: ChoiceConfig = ChoiceConfig()
+    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
 
     @model_validator(mode="after")
     def _exports_pairs(self) -> PairingConfig:
@@ -77,5 +110,19 @@ class PairingConfig(CurateConfig):
             raise InputError(
                 f"export.formats={','.join(self.export.formats)}: these formats hold pairs, and "
                 "pairs.kind=images has single images; leave export.formats out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> PairingConfig:
+        """Refuse candidates that no pair can be chosen from; other kinds leave them alone."""
+        if self.pairs.kind != CANDIDATES:
+            return self
+        require_rewards("candidates.rewards", self.candidates.rewards, self.rewards)
+        self.choice.check(self.candidates.rewards, self.candidates.count)
+        if self.color.enabled and self.color.variant != "paper":
+            raise InputError(
+                f"color.variant={self.color.variant} compares a photograph with its twin, and "
+                "pairs.kind=candidates has none; take color.variant=paper or color.enabled=false"
             )
         return self

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from raypref.core.ledger import Place
 from raypref.curate.graph import Curation
 from raypref.curate.publish import PAIRS as TWIN_PAIRS
-from raypref.pairs.columns import PAIRS, SINGLE
-from raypref.pairs.config import TWINS, PairingConfig
+from raypref.pairs.candidates import CandidatePairs
+from raypref.pairs.columns import CANDIDATE_PAIRS, PAIRS, SINGLE
+from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig
 from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.maker import Kind, PairMaker, Terms
 
@@ -25,6 +26,14 @@ _REAL_ALIGN = """\
              Radwan, Ibrahim and Lin, Liang and Wei, Pengxu},
   journal = {arXiv preprint arXiv:2605.19839},
   year    = {2026}
+}"""
+_FOLLOW_YOUR_PREFERENCE = """\
+@inproceedings{shen2026followyourpreference,
+  title     = {Follow-Your-Preference: Towards Preference-Aligned Image Inpainting},
+  author    = {Shen, Yutao and Yuan, Junkun and Aonishi, Toru and Nakayama, Hideki and Ma, Yue},
+  booktitle = {ICLR},
+  year      = {2026},
+  note      = {arXiv:2509.23082}
 }"""
 _DIFFUSION_DPO = """\
 @inproceedings{wallace2024diffusion,
@@ -72,6 +81,32 @@ KINDS = {
         tags=("real-images",),
         citation=_REAL_ALIGN,
     ),
+    CANDIDATES: Kind(
+        terms=Terms(
+            input="photograph",
+            images="photographs",
+            data="candidates that rewards ranked",
+            table="photos",
+            made="pair",
+            made_whole="preference pair",
+            hold="the photographs themselves, paintings of them, their captions and file names",
+            learned="draw what rewards prefer",
+        ),
+        sections=("saliency", "perturb", "captions", "photographic"),
+        limit=("pairs", "limit"),
+        # As published: Diffusion-DPO from the base.
+        trainings=("stage2_alone",),
+        columns=CANDIDATE_PAIRS,
+        filters=(
+            ("distinct", ("duplicate", "near_duplicate")),
+            ("above the mean colorfulness", ("low_colorfulness",)),
+            ("within the limit", ("beyond_limit",)),
+            ("decided by the rule", ("draw",)),
+        ),
+        tags=("reward-preferences",),
+        citation=_FOLLOW_YOUR_PREFERENCE,
+        scored_by=("candidates", "rewards"),
+    ),
     "labelled": Kind(
         terms=_LABELS,
         sections=(),
@@ -102,6 +137,7 @@ KINDS = {
 }
 MAKERS: dict[str, Callable[..., PairMaker]] = {
     TWINS: Curation,
+    CANDIDATES: CandidatePairs,
     "labelled": LabelledPairs,
     "images": LabelledPairs,
 }

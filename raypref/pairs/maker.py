@@ -11,6 +11,7 @@ from raypref.core.config import Section
 from raypref.core.ledger import Ledger
 from raypref.core.progress import Work
 from raypref.engine.stream import StreamConfig
+from raypref.rewards.rewards import reward, reward_section
 
 
 class Terms(NamedTuple):
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
     citation: str  # of a model card, BibTeX
     filters: tuple[tuple[str, tuple[str, ...]], ...]  # in order: what is left, reasons for the rest
     sides: tuple[str, ...] = ("chosen", "rejected")  # the images of a row
+    scored_by: tuple[str, str] | None = None  # section and key of the rewards that choose pairs
 
     def asked(self, config: Section) -> int:
         """How many pairs a run asks for; 0: all there are."""
@@ -45,10 +47,16 @@ class Kind(NamedTuple):
         return int(getattr(getattr(config, section), key))
 
     def used(self, config: Section) -> dict[str, Section]:
-        """Those sections, as far as they are not switched off."""
+        """Those sections, as far as they are not switched off, and those of its rewards."""
         found = {name: getattr(config, name) for name in self.sections}
         if config.holes.kind != "saliency":  # type: ignore[attr-defined]
             found.pop("saliency", None)
+        if self.scored_by is not None:
+            if config.perturb.kind == "text2image":  # type: ignore[attr-defined]
+                found.pop("saliency", None)  # there is no hole
+            section, key = self.scored_by
+            for name in getattr(getattr(config, section), key):
+                found[reward_section(name)] = reward(name, config.pickscore, config.rewards)  # type: ignore[attr-defined]
         return {name: own for name, own in found.items() if getattr(own, "enabled", True)}
 
 

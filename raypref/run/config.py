@@ -21,9 +21,9 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import INPAINTING
 from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
-from raypref.pairs.config import TWINS, PairingConfig, PairsConfig
+from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
-from raypref.rewards.rewards import Rewards, require_rewards
+from raypref.rewards.rewards import require_rewards
 
 
 class RunConfig(PairingConfig):
@@ -44,7 +44,7 @@ class RunConfig(PairingConfig):
         KINDS[TWINS].trainings,
         "trainings of this run, by their names in [train.NAME]; their starts are trained too; []: "
         "only the base and evaluate.loras are evaluated; by default stage2_alone on labelled pairs "
-        "and kto_images on labelled images",
+        "and on candidates, and kto_images on labelled images",
         affects_result=False,
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
@@ -52,7 +52,6 @@ class RunConfig(PairingConfig):
         0, "added to seed in trainings only: the same settings with other random numbers"
     )
     evaluate: GenerateConfig = GenerateConfig()
-    rewards: Rewards = setting({}, "settings of rewards by name", validate_default=True)
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
     model: ModelConfig = ModelConfig()
@@ -88,11 +87,18 @@ class RunConfig(PairingConfig):
 
     @model_validator(mode="after")
     def _masks_are_there(self) -> RunConfig:
-        if self.base.family in INPAINTING and self.pairs.kind != TWINS:
+        if self.base.family not in INPAINTING:
+            return self
+        if self.pairs.kind not in (TWINS, CANDIDATES):
             raise InputError(
                 f"base.family={self.base.family} reads masks of the pairs, and "
                 f"pairs.kind={self.pairs.kind} has none; take another base.family, or "
-                f"pairs.kind={TWINS}"
+                f"pairs.kind={TWINS} or {CANDIDATES}"
+            )
+        if self.pairs.kind == CANDIDATES and self.perturb.kind == "text2image":
+            raise InputError(
+                f"base.family={self.base.family} reads masks of the pairs, and candidates of "
+                "perturb.kind=text2image have none; take another of the two"
             )
         return self
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from raypref.core.config import InputError, Resources, flatten, to_toml
+from raypref.core.config import InputError, Resources, Section, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
@@ -66,9 +66,13 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         workers = training.min_workers or training.resources.workers
         yield f"train.{step.name}.resources", training.resources, workers
         return
-    held = {"pairs": [*kind_of(config).used(config)], "evaluation": ["evaluate"]}
-    for name in held.get(step.name, [step.name]):
-        need = getattr(getattr(config, name, None), "resources", None)
+    held: dict[str, dict[str, Section]] = {
+        "pairs": kind_of(config).used(config),
+        "evaluation": {"evaluate": config.evaluate},
+    }
+    found = held.get(step.name, {step.name: getattr(config, step.name, config)})
+    for name, section in found.items():
+        need = getattr(section, "resources", None)
         if need is not None:
             yield f"{name}.resources", need, 1
     if step.name == "evaluation":

@@ -17,10 +17,11 @@ from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures
-from raypref.pairs.config import TWINS
+from raypref.pairs.config import CANDIDATES, TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.passes import passes
+from raypref.rewards.rewards import reward, reward_section
 from raypref.rewards.vqascore import VQAScoreConfig
 from raypref.run.config import RunConfig
 
@@ -122,25 +123,36 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
 
     c, pixels = config, (config.images.size / SIDE) ** 2
     size, pickscore = SIZES.get(config.base.family, SD15), _of_reward("pickscore", c.pickscore)
-    if c.pairs.kind == TWINS and c.captions.enabled:
+    photographs = c.pairs.kind in (TWINS, CANDIDATES)
+    if photographs and c.captions.enabled:
         asked = c.captions
         vlm = _judge(JUDGES["photographic"], asked.dtype, asked.resources.batch)
         add("captions", asked.resources, _together([vlm]))
+    filtering: list[tuple[float, float]] = []
+    filters: list[Resources] = []
+    if photographs and c.photographic.enabled:
+        filtered = c.photographic
+        filtering.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
+        filters.append(filtered.resources)
+    detector = (_weights(U2NET, "float32"), 0.1)
+    painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
+    painter = (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted)
     if c.pairs.kind == TWINS:
-        scoring, needs = [pickscore], [c.pickscore.resources]
-        if c.photographic.enabled:
-            filtered = c.photographic
-            scoring.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
-            needs.append(filtered.resources)
-        add("scored", shared_worker(needs), _together(scoring))
-        painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
-        twins = [
-            (_weights(U2NET, "float32"), 0.1),
-            (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted),
-            pickscore,
-        ]
+        needs = [c.pickscore.resources, *filters]
+        add("scored", shared_worker(needs), _together([pickscore, *filtering]))
         needs = [c.saliency.resources, c.perturb.resources, c.pickscore.resources]
-        add("twins", shared_worker(needs), _together(twins))
+        add("twins", shared_worker(needs), _together([detector, painter, pickscore]))
+    if c.pairs.kind == CANDIDATES:
+        if c.perturb.kind != "text2image" and c.holes.kind == "saliency":
+            filtering.append(detector)
+            filters.append(c.saliency.resources)
+        if filters:
+            add("holes", shared_worker(filters), _together(filtering))
+        add("candidates", c.perturb.resources, _together([painter]))
+        for name in c.candidates.rewards:
+            own = reward(name, c.pickscore, c.rewards)
+            named = reward_section(name).removeprefix("rewards.")
+            add(f"candidates, {name}", own.resources, _together([_of_reward(named, own)]))
     precision = BYTES[c.base.dtype] / 2
     encoders = _weights(size.text + size.autoencoder, c.base.dtype)
     images = 4 * c.cache.resources.batch  # of a pair: two sides, each as it is and mirrored

@@ -132,7 +132,11 @@ def _trainings(config: RunConfig) -> dict[str, str]:
     if config.pairs.kind == TWINS or config.trainings != default:
         return {}
     named = ", ".join(default)
-    what = {"labelled": "Diffusion-DPO on labelled pairs", "images": "Diffusion-KTO on images"}
+    what = {
+        "candidates": "Diffusion-DPO on candidates",
+        "labelled": "Diffusion-DPO on labelled pairs",
+        "images": "Diffusion-KTO on images",
+    }
     return {"trainings": f"{named}, {what[config.pairs.kind]}; trainings=NAME names others"}
 
 
@@ -243,7 +247,10 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
         return "none: no step asks for a GPU"
     if scheme_of(config.base.model):
         return "little: the embedded models are small"
-    parts = {"pairs": ("captions", "scored", "twins"), "evaluation": ("images", "scores")}
+    parts = {
+        "pairs": ("captions", "scored", "twins", "holes", "candidates"),
+        "evaluation": ("images", "scores"),
+    }
     shown = tuple(name for step in waiting for name in parts.get(step.name, (step.name,)))
     gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
     peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
