@@ -32,9 +32,9 @@ from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
     PHOTOGRAPHS,
     drawing,
+    hole_prompts,
     painted_columns,
     read_photographs,
-    hole_prompts,
 )
 from raypref.evaluate.rubric import rubric
 from raypref.evaluate.sets import ROOT, PromptSet
