@@ -21,7 +21,7 @@ from raypref.curate.publish import PHOTOS
 from raypref.demo.holes import write_holes
 from raypref.evaluate import every, graph, painting, samples
 from raypref.evaluate.generate import BASE, GenerateConfig
-from raypref.evaluate.painting import Paint, usable
+from raypref.evaluate.painting import Paint, hole_prompts
 from raypref.evaluate.sets import hole_identity
 from raypref.images.decode import open_png
 from raypref.models import adapters, lora
@@ -141,7 +141,7 @@ def test_holes_are_painted_by_every_model_once(folder, ours, calls, tmp_path, ca
     assert ev.set.at == "evaluation" and ev.set.name == "mine"
     held = ev.photographs
     assert held is not None and held.state() == "complete"
-    assert list(usable(held)) == GOOD
+    assert list(hole_prompts(held)) == GOOD
     expected = {f"{m}/{n:05d}/{s}" for m in (BASE, "ours") for n in GOOD for s in SEEDS}
     assert sorted(calls) == sorted(expected)
 

@@ -136,7 +136,7 @@ def test_a_soft_rim_is_that_of_the_release():
     mask[100:300, 200:] = 255  # also at the picture's edge
     mask[400, 40] = 255
     images = [Image.fromarray(each) for each in (output, photo, mask)]
-    blended = levels(paint.blend(*images))
+    blended = levels(paint.blended(*images))
     expected = plain_blend(output, photo, (mask > 127).astype(float))
     assert np.abs(blended - expected).max() <= 0.5 + 1e-6
     assert (blended[mask > 127] == output[mask > 127]).all()

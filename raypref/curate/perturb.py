@@ -198,7 +198,7 @@ class Inpaint:
         if self.config.kind == "text2image":
             return {**call, "height": photos[0].height, "width": photos[0].width}
         masks = [as_image(row["saliency"]) for row in rows]
-        filled = paint.holes(photos, masks, images=self.config.kind == "pixart")
+        filled = paint.hole_arguments(photos, masks, images=self.config.kind == "pixart")
         return {**call, **filled, "strength": self.config.strength}
 
     def compute(self, batch: dict[str, Any]) -> np.ndarray:

@@ -32,9 +32,9 @@ from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
     PHOTOGRAPHS,
     drawing,
+    hole_prompts,
     painted_columns,
     read_photographs,
-    usable,
 )
 from raypref.evaluate.rubric import rubric
 from raypref.evaluate.sets import ROOT, PromptSet
@@ -155,7 +155,7 @@ class Evaluation:
     def texts(self) -> dict[int, str]:
         """The prompts by number; without those whose hole turned out to be unreadable."""
         if self.photographs is not None and self.photographs.state() == "complete":
-            return usable(self.photographs)
+            return hole_prompts(self.photographs)
         return {number: prompt.text for number, prompt in enumerate(self.prompts)}
 
     @cached_property

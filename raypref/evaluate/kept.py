@@ -14,7 +14,7 @@ from raypref.core.rows import Row
 from raypref.evaluate.measures import Measure
 from raypref.evaluate.painting import StoredHole
 from raypref.images.decode import as_image
-from raypref.models.paint import BRIGHT
+from raypref.images.masks import BRIGHT
 
 PER = 1000.0  # errors are told in thousandths, as in BrushNet's tables
 MOST_DB = 100.0  # for no difference, whose own would be infinite

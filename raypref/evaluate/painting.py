@@ -55,7 +55,7 @@ def read_photographs(
     return done.busy
 
 
-def usable(ledger: Ledger) -> dict[int, str]:
+def hole_prompts(ledger: Ledger) -> dict[int, str]:
     """The prompts of the holes that could be read, by number.
 
     Raises:
@@ -138,7 +138,7 @@ class Paint(Generate):
         )
         prompts = [row["prompt"] for row in rows]
         called = {"prompt": prompts, "guidance_scale": self.config.guidance}
-        return called | paint.holes(photographs, masks)
+        return called | paint.hole_arguments(photographs, masks)
 
     def finish(self, rows: list[Row], out: Sequence[Any]) -> None:
         """Fill the columns."""
@@ -146,7 +146,7 @@ class Paint(Generate):
             image = of_unit(pixels)
             if self.config.blend:
                 row["raw"] = image
-                image = paint.blend(image, as_image(row["photograph"]), as_image(row["mask"]))
+                image = paint.blended(image, as_image(row["photograph"]), as_image(row["mask"]))
             row["image"] = image
 
 

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from raypref.images.masks import BRIGHT
+
 if TYPE_CHECKING:
     import torch
 
-BRIGHT = 128  # grey levels from it on are repainted: 0.5, as the pipelines binarise
 # OpenCV's Gaussian of 21 pixels, at the side it was published for: its standard deviation and reach
 # in shares of the side.
 RIM_SIGMA, RIM_RADIUS = 3.5 / 512, 10 / 512
 
 
-def holes(
+def hole_arguments(
     photographs: Sequence[Image.Image], masks: Sequence[Image.Image], *, images: bool = False
 ) -> dict[str, Any]:
     """The arguments of a pipeline's call that say what to repaint, and within what.
@@ -53,7 +54,7 @@ def paste(painted: Image.Image, photograph: Image.Image, mask: Image.Image) -> I
     return Image.fromarray(np.where(repainted, np.asarray(painted), np.asarray(photograph)))
 
 
-def blend(painted: Image.Image, photograph: Image.Image, mask: Image.Image) -> Image.Image:
+def blended(painted: Image.Image, photograph: Image.Image, mask: Image.Image) -> Image.Image:
     """The painting put back with a soft rim, as BrushNet and Follow-Your-Preference evaluate it.
 
     With m the mask, 0 or 1, it weighs m' = 1 - (1 - m) (1 - blur(m)): all of the hole is painted,
