@@ -221,13 +221,13 @@ def _strongest(found: pd.DataFrame) -> str:
 def _tilted(tilted: pd.DataFrame, rule: str) -> str:
     decided = tilted[(tilted["low"] > 0) | (tilted["high"] < 0)]
     if decided.empty:
-        return f"The pairs that {rule} chose are not tilted: every interval includes 0."
+        return f"The pairs of the rule {rule} are not tilted: every interval includes 0."
     row = decided.loc[decided["tilt"].abs().idxmax()]
     more = "more" if row["tilt"] > 0 else "less"
     value = cell_text(row["tilt"], row["low"], row["high"])
     return (
-        f"By {rule} the chosen images have {more} {row['property']} {_in(row['where'])} than the "
-        f"rejected ones: {value} standard deviations, the largest tilt."
+        f"By the rule {rule} the chosen images have {more} {row['property']} {_in(row['where'])} "
+        f"than the rejected ones: {value} standard deviations, the largest tilt."
     )
 
 
