@@ -130,8 +130,10 @@ def write_candidates(
                 "rule": chosen,
             }
         )
-    if masked:
-        fill(Ledger(str(folder / "holes"), {}), hole_rows, HOLES)
+    for row in hole_rows if not masked else ():
+        row["mask"] = None
+    dropped = {"id": "none", "key": key_of(-1), "prompt": "", "image": None, "mask": None}
+    fill(Ledger(str(folder / "holes"), {}), [dropped, *hole_rows], HOLES)
     for number, rows in enumerate(image_rows):
         at = folder / "candidates" / "images" / f"{number:02d}"
         fill(Ledger(str(at), {"n": number}), rows[:: order if number else 1], IMAGES)

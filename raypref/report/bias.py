@@ -94,7 +94,7 @@ def bias_of_rewards(folder: str, candidates: Candidates, pairs: Ledger) -> BiasV
 
 def _measured(folder: str, candidates: Candidates, keys: Sequence[str]) -> pd.DataFrame:
     """Looks of the candidates and of the photographs: one row per image; measured once."""
-    numbers = [*([PHOTOGRAPH] if candidates.have_holes else []), *candidates.numbers]
+    numbers = [*([PHOTOGRAPH] if candidates.have_photographs else []), *candidates.numbers]
     made = {n: candidates.images(n).begun().get("fingerprint", "") for n in candidates.numbers}
     made |= {PHOTOGRAPH: candidates.holes.begun().get("fingerprint", "")}
     settings = {"images": {str(n): own for n, own in made.items()}, "holes": len(keys)}
