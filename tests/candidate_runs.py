@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw
-from report_runs import fill, png, scene
+from report_runs import fill, gather, png, scene, write_evaluation, write_training
 
 from raypref.core.ledger import Ledger
 from raypref.core.rows import IMAGE, INDEX
 from raypref.pairs.config import PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
+from raypref.report.views import ReportData
 from raypref.sources.index import SourceConfig
 
 TEXT, FLOAT = pa.string(), pa.float64()
@@ -128,8 +130,10 @@ def write_candidates(
                 "rule": chosen,
             }
         )
-    if masked:
-        fill(Ledger(str(folder / "holes"), {}), hole_rows, HOLES)
+    for row in hole_rows if not masked else ():
+        row["mask"] = None
+    dropped = {"id": "none", "key": key_of(-1), "prompt": "", "image": None, "mask": None}
+    fill(Ledger(str(folder / "holes"), {}), [dropped, *hole_rows], HOLES)
     for number, rows in enumerate(image_rows):
         at = folder / "candidates" / "images" / f"{number:02d}"
         fill(Ledger(str(at), {"n": number}), rows[:: order if number else 1], IMAGES)
@@ -158,3 +162,47 @@ def write_photographs(folder: Path, pairs: int) -> None:
     fill(Ledger(str(folder / "photos"), {}), [*rows, broken], PHOTOS)
     entries = [{"id": row["id"], "uri": row["uri"], "caption": "a disc"} for row in rows]
     fill(Ledger(str(folder / "curate" / "measured"), {}), entries, INDEX)
+
+
+def write_evaluated_holes(folder: Path, *, side: int) -> Ledger:
+    """Photographs and masks of an evaluation's ten holes; of the last there is no photograph."""
+    mask = Image.new("L", (side, side))
+    ImageDraw.Draw(mask).rectangle((side // 4, side // 4, side // 2, side // 2), fill=255)
+    rows: list[dict[str, Any]] = [
+        {
+            "id": f"{number}",
+            "prompt_id": number,
+            "prompt": f"a disc, number {number}",
+            "photograph": png(scene(number, side)) if number < 9 else None,
+            "mask": png(mask) if number < 9 else None,
+        }
+        for number in range(10)
+    ]
+    pictures = [("photograph", pa.binary()), ("mask", pa.binary())]
+    facts = [("id", TEXT), ("prompt_id", pa.int64()), ("prompt", TEXT)]
+    schema = pa.schema([*facts, *pictures])
+    ledger = Ledger(str(folder / "evaluation" / "photographs"), {"size": side})
+    fill(ledger, rows, schema)
+    return ledger
+
+
+def make_run(folder: Path, *, side: int = 64, holes: int = 8, count: int = 6) -> ReportData:
+    """A whole run of an inpainter in a folder; returns what its page shows."""
+    pairs = write_candidates(folder, holes=holes, count=count, side=side)
+    photos = [(scene(number, side), f"a disc, number {number}") for number in range(8)]
+    for name in ("stage1", "stage2"):
+        write_training(folder, name, [photo for photo, _ in photos])
+    write_evaluation(folder, photos)
+    path = folder / "evaluation" / "scores.parquet"
+    scores = pd.read_parquet(path)
+    looks = scores[scores["metric"] == "prompt_accuracy"]
+    darker = 0.5 - 0.02 * (looks["score"] - 0.5)
+    more = [looks.assign(metric=own, score=darker) for own in ("brightness", "brightness_in_hole")]
+    pd.concat([scores, *more], ignore_index=True).to_parquet(path)
+    return gather(
+        folder,
+        pairs,
+        curated_by=config(folder),
+        inpaints=True,
+        photographs=write_evaluated_holes(folder, side=side),
+    )

@@ -27,6 +27,7 @@ from raypref.engine.stream import Selection, StreamConfig, stream, stream_branch
 from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, GenerateConfig, rows_to_generate
+from raypref.evaluate.hole_looks import hole_looks
 from raypref.evaluate.kept import kept
 from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
@@ -187,6 +188,7 @@ class Evaluation:
             if self.photographs is not None:
                 found |= kept(self.photographs, painted_columns(self.generate)[-1])
                 found |= rubric(self.metrics.rubric)
+                found |= hole_looks(self.photographs) if metrics.looks else {}
             self._measures[distance] = found
         return self._measures[distance]
 

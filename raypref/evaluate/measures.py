@@ -56,8 +56,8 @@ class MetricsConfig(Section):
 
     looks: bool = setting(
         False,
-        "brightness, contrast, saturation and composition too: what a training changed besides "
-        "quality",
+        "brightness, contrast, saturation and composition too, of holes also within the hole: what "
+        "a training changed besides quality",
         affects_result=False,
     )
 

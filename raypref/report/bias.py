@@ -94,7 +94,7 @@ def bias_of_rewards(folder: str, candidates: Candidates, pairs: Ledger) -> BiasV
 
 def _measured(folder: str, candidates: Candidates, keys: Sequence[str]) -> pd.DataFrame:
     """Looks of the candidates and of the photographs: one row per image; measured once."""
-    numbers = [*([PHOTOGRAPH] if candidates.have_holes else []), *candidates.numbers]
+    numbers = [*([PHOTOGRAPH] if candidates.have_photographs else []), *candidates.numbers]
     made = {n: candidates.images(n).begun().get("fingerprint", "") for n in candidates.numbers}
     made |= {PHOTOGRAPH: candidates.holes.begun().get("fingerprint", "")}
     settings = {"images": {str(n): own for n, own in made.items()}, "holes": len(keys)}
@@ -221,13 +221,13 @@ def _strongest(found: pd.DataFrame) -> str:
 def _tilted(tilted: pd.DataFrame, rule: str) -> str:
     decided = tilted[(tilted["low"] > 0) | (tilted["high"] < 0)]
     if decided.empty:
-        return f"The pairs that {rule} chose are not tilted: every interval includes 0."
+        return f"The pairs of the rule {rule} are not tilted: every interval includes 0."
     row = decided.loc[decided["tilt"].abs().idxmax()]
     more = "more" if row["tilt"] > 0 else "less"
     value = cell_text(row["tilt"], row["low"], row["high"])
     return (
-        f"By {rule} the chosen images have {more} {row['property']} {_in(row['where'])} than the "
-        f"rejected ones: {value} standard deviations, the largest tilt."
+        f"By the rule {rule} the chosen images have {more} {row['property']} {_in(row['where'])} "
+        f"than the rejected ones: {value} standard deviations, the largest tilt."
     )
 
 

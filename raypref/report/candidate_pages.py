@@ -70,7 +70,7 @@ def write_candidate_pages(
         return ""
     asked = [row["key"] for n in missing for row in pages[n - 1]]
     known = dict(iter(candidates.scores_of(asked).groupby("key")))
-    numbers = [*([PHOTOGRAPH] if candidates.have_holes else []), *candidates.numbers]
+    numbers = [*([PHOTOGRAPH] if candidates.have_photographs else []), *candidates.numbers]
     progress = Progress("report", total=len(asked), unit="pairs", every=PROGRESS_SECONDS)
     with ThreadPoolExecutor(THREADS) as pool:
         readers = {number: _Reader(candidates, number, asked, pool) for number in numbers}

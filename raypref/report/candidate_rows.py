@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from raypref.core.ledger import Ledger, join
 
 BATCH = 32  # images in memory at a time
+MADE = pc.field("image").is_valid()  # a hole that does not fit has none, nor what failed
 PHOTOGRAPH = -1  # stands in the place of a candidate's number
 
 
@@ -53,8 +54,8 @@ class Candidates:
         return list(found)
 
     @cached_property
-    def have_holes(self) -> bool:
-        """Whether they were painted into holes, rather than drawn from prompts alone."""
+    def have_photographs(self) -> bool:
+        """Whether the photographs are still stored, with or without holes."""
         return bool(self.holes.parts())
 
     def images(self, number: int) -> Ledger:
@@ -64,7 +65,8 @@ class Candidates:
     def keys_of(self, number: int) -> set[str]:
         """Keys of the holes that have a candidate of a number; `PHOTOGRAPH`: all holes."""
         ledger = self.holes if number == PHOTOGRAPH else self.images(number)
-        return {key for batch in ledger.batches(["key"]) for key in batch["key"].to_pylist()}
+        batches = ledger.batches(["key"], where=MADE)
+        return {key for batch in batches for key in batch["key"].to_pylist()}
 
     def scores_of(self, keys: Collection[str]) -> pd.DataFrame:
         """Scores of some holes: `key`, `candidate` and a column per reward."""
@@ -83,7 +85,8 @@ class Candidates:
         ledger = self.holes if number == PHOTOGRAPH else self.images(number)
         columns = ["key", "image", *(["mask"] if number == PHOTOGRAPH else [])]
         some: list[dict[str, Any]] = []
-        for row in ledger.rows(columns, batch_size=BATCH) if ledger.parts() else ():
+        rows = ledger.rows(columns, where=MADE, batch_size=BATCH) if ledger.parts() else ()
+        for row in rows:
             if row["key"] in left:
                 left.remove(row["key"])
                 some.append(row)

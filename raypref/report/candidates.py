@@ -105,12 +105,14 @@ def _are(facts: list[dict[str, Any]], numbers: int, count: int, *, holes: bool) 
         return ""
     rule = facts[0]["rule"]
     made = "paintings of one hole" if holes else "images of one prompt"
-    said = [f"Of {numbers} candidates, {made}, the rule {rule} chose the one and rejected another."]
+    said = [
+        f"The chosen and the rejected image are two of {numbers} candidates, {made}; the rule "
+        f"{rule} picked them. Beside each stands its number and its score by the rule."
+    ]
     if holes:
         said.insert(0, "Left the photograph with its hole tinted.")
-    said.append("Beside each stands its number and its score by the rule.")
     if any(row["candidate_chosen"] < 0 for row in facts):
-        said.append("Where the photograph is chosen it was never painted.")
+        said.append("Where the photograph itself is the chosen image, the rule has no score of it.")
     if len(facts) < count:
         said.append(f"Shown are {len(facts):,} of {count:,} in the order of their keys.")
     return " ".join([*said, "A click enlarges."])

@@ -86,6 +86,8 @@ def collect(
     sampled: Sequence[str] = (),
     use: str = "",
     on_own_samples: Collection[str] = (),
+    inpaints: bool = False,
+    photographs: Ledger | None = None,
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -111,6 +113,8 @@ def collect(
         sampled: prompts of the samples that trainings draw, in order.
         use: Python code that loads the LoRA, if there is one.
         on_own_samples: trainings whose rejected side is drawn by the policy.
+        inpaints: whether the model fills holes of photographs.
+        photographs: those of the evaluation's holes, with masks; None where it has prompts.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -131,7 +135,14 @@ def collect(
     both: list[BeforeAfter] = []
     if made:
         sides = ("base", final)
-        shown, both = grids(images, report=report, scores=scores, medians=middle(rows), pair=sides)
+        shown, both = grids(
+            images,
+            report=report,
+            scores=scores,
+            medians=middle(rows),
+            pair=sides,
+            photographs=photographs,
+        )
     known = {step.name: step.label for step in steps}
     # Those of other pairs or settings stay on disk until they are made anew.
     earlier = [name for name, ledger in trained.items() if ledger.state() == "stale"]
@@ -168,6 +179,7 @@ def collect(
         medians=both,
         grids=shown,
         opening=_nearest_the_median(shown, [own.prompt for own in both]),
+        inpaints=inpaints,
         side_by_side=SIDE_BY_SIDE if beside else "",
         use=use,
         table=table,

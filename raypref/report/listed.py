@@ -56,7 +56,7 @@ def listed(data: ReportData) -> dict[str, Any] | None:
         "pixelated": first.chosen.pixelated,
         "made": data.terms.made,
         "order": "number" if first.numbers else "rank",
-        "order_is": "number in the source" if first.numbers else "rank (1: best PickScore)",
+        "order_is": _order(first),
         "kinds": kinds,
         "candidates": data.candidate_pages,
         "numbers": [own._asdict() for own in numbers],
@@ -80,6 +80,12 @@ def _numbers(pair: PairView) -> dict[str, float | None]:
     gap = pair.pickscore_chosen - pair.pickscore_rejected
     values = {"pickscore": pair.pickscore_chosen, "gap": gap, "colorfulness": pair.colorfulness}
     return {key: _rounded(value) for key, value in values.items()}
+
+
+def _order(first: PairView) -> str:
+    if first.notes:
+        return "number"
+    return "number in the source" if first.numbers else "rank (1: best PickScore)"
 
 
 def _note(pair: PairView, kind: str) -> str:

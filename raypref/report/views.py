@@ -182,6 +182,7 @@ class GridRow:
     prompt: str
     seed: int
     images: Mapping[str, Picture]  # by model
+    hole: Picture | None = None  # the photograph with its hole tinted, of a set of holes
     scores: Mapping[str, str] = field(default_factory=dict)  # by model, "PickScore 21.34"
 
 
@@ -233,6 +234,7 @@ class ReportData:
     medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()
     opening: int = 0  # the grid that the comparison opens with
+    inpaints: bool = False  # whether the model fills holes of photographs
     side_by_side: str = ""  # page of all images beside this one; empty where there is none
     use: str = ""  # Python code that loads the LoRA; empty where there is none
     table: pd.DataFrame | None = None  # of `statistics.summarise`
