@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from raypref.core.config import InputError, flatten, load, load_sections, results_of, to_toml
 from raypref.evaluate import labels
 from raypref.evaluate.measures import measures
-from raypref.evaluate.metrics import PROPERTIES
+from raypref.images.looks import LOOKS
 from raypref.judge.job import JudgingConfig
 from raypref.rewards.passes import passes
 from raypref.rewards.rewards import reward, reward_section
@@ -119,7 +119,7 @@ def test_a_wrong_setting_is_named(given: list[str], wrong: str, message: str) ->
         load(RunConfig, "tiny", [*given, wrong])
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("name", LOOKS)
 def test_a_measured_property_is_no_name(name: str) -> None:
     with pytest.raises(InputError, match="taken"):
         load(RunConfig, "tiny", [f"rewards.heads.{name}.head=x"])

@@ -10,6 +10,7 @@ from pydantic import PrivateAttr
 
 from raypref.core.config import InputError, Location, Resources, build, setting
 from raypref.core.device import DType
+from raypref.images.looks import LOOKS
 from raypref.rewards.aesthetic import AestheticConfig
 from raypref.rewards.registry import REWARDS
 
@@ -19,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = {
     *("id", "key", "prompt", "image", "mask", "embedding", "candidate", "rule", "scores", HEADS),
     *("random", "ensemble", "capo", "caen", "zscore"),
-    *("brightness", "contrast", "saturation", "composition", "texture", "pixels", "properties"),
+    *(*LOOKS, "looks", "pixels", "properties"),
 }
 
 
