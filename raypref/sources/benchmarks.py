@@ -27,7 +27,7 @@ SIDE = 512  # that BrushBench's run lengths count
 _FORMS = "BrushBench (image, caption, inpainting_mask) or EditBench (image_path, masked_image_path)"
 
 
-def of_json(store: Store, file: str) -> Iterator[Row]:
+def mapped(store: Store, file: str) -> Iterator[Row]:
     """The entries of BrushBench, an object or a list, or of a list of EditBench.
 
     Raises:

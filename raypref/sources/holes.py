@@ -14,7 +14,7 @@ from raypref.core.config import InputError
 from raypref.core.rows import Row
 from raypref.core.schemes import scheme_of
 from raypref.sources import masks
-from raypref.sources.benchmarks import BRUSHBENCH, EDITBENCH, editbench, of_json
+from raypref.sources.benchmarks import BRUSHBENCH, EDITBENCH, editbench, mapped
 from raypref.sources.captions import ANY
 from raypref.sources.layouts import folder
 from raypref.sources.store import LocalStore, SourceError, Store, locate
@@ -97,7 +97,7 @@ def _listed(store: Store) -> Iterator[Row]:
     """The entries, in whatever form they are."""
     if store.only is not None:
         if store.only.endswith(".json"):
-            return of_json(store, store.only)
+            return mapped(store, store.only)
         if store.only in EDITBENCH:
             return editbench(store, {store.only: EDITBENCH[store.only]})
         known = ", ".join(EDITBENCH)
@@ -105,7 +105,7 @@ def _listed(store: Store) -> Iterator[Row]:
     names = store.names("")
     for file in BRUSHBENCH:
         if file in names:
-            return of_json(store, file)
+            return mapped(store, file)
     if tables := {name: part for name, part in EDITBENCH.items() if name in names}:
         return editbench(store, tables)
     return _folder(store)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import posixpath
 import tarfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Self, TypeVar
 
 from raypref.sources.leftout import left_out_by
@@ -15,6 +16,7 @@ from raypref.sources.reading import damage, scan
 from raypref.sources.store import RemoteStore, SourceError, Store
 
 T = TypeVar("T")
+READERS = 8  # shards listed side by side
 LARGEST = 2**40  # bytes of a member; what lies beyond the shard is found when it is read
 HEADER_BYTES = 2**16  # of a long name or an extended header
 _DESCRIBES = (
@@ -63,6 +65,29 @@ def check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"neither a member nor the end is at byte {tar.offset}")
+
+
+def side_by_side(store: Store, listed: Callable[[str], Iterator[T]]) -> Iterator[T]:
+    """The entries of every shard of a store, in order.
+
+    After the first shard some are listed at once, each in memory as a whole: an object store
+    answers many readers.
+
+    Args:
+        store: where they lie.
+        listed: lists the entries of a shard.
+    """
+    names = (file.name for file in store.files() if file.name.endswith(".tar"))
+    for first in itertools.islice(names, 1):
+        yield from listed(first)
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[list[T]]] = deque()
+        for name in names:
+            ahead.append(pool.submit(lambda name: list(listed(name)), name))
+            if len(ahead) == READERS:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
 def keyed(

@@ -16,31 +16,31 @@ from typing import IO
 from raypref.core.rows import MASKS, Row, index_row
 from raypref.sources.base import Layout
 from raypref.sources.captions import SIDECAR_BYTES, Columns, caption_in
-from raypref.sources.reading import sound_files
 from raypref.sources.samples import IMAGE_ENDS
-from raypref.sources.store import Store
-from raypref.sources.tar import contents, keyed
+from raypref.sources.store import SourceError, Store
+from raypref.sources.tar import contents, keyed, side_by_side
 
 _NUMBER_BYTES = 6  # of a height or width
 
 
 def photographs(store: Store, _columns: Columns) -> Iterator[Row]:
     """The image of every sample of every shard, in order, and where its masks are."""
-    names = (file.name for file in store.files() if file.name.endswith(".tar"))
-    yield from (_whole(row) for row in sound_files(store, names, partial(_rows, store)))
-
-
-def _whole(row: Row) -> Row:
-    return {**dict.fromkeys(MASKS.names), **row}
+    yield from side_by_side(store, partial(_rows, store))
 
 
 def _rows(store: Store, shard: str) -> Iterator[Row]:
-    for id_, name, row in keyed(store, shard, partial(_read, shard)):
-        if "uri" in row:
-            yield {**row, "id": id_}
-        else:
-            problem = f"bad_record: sample {name} of {shard} has no image"
-            yield index_row(id_, shard, row.get("caption"), problem=problem)
+    """The samples of a shard, and a last row where it is damaged."""
+    bare = dict.fromkeys(MASKS.names)
+    try:
+        for id_, name, row in keyed(store, shard, partial(_read, shard)):
+            if "uri" in row:
+                yield {**bare, **row, "id": id_}
+            else:
+                problem = f"bad_record: sample {name} of {shard} has no image"
+                yield {**bare, **index_row(id_, shard, row["caption"], problem=problem)}
+    except SourceError as error:
+        problem = f"{error.reason}: {error.message}"
+        yield {**bare, **index_row(f"{shard}#//damaged", shard, None, problem=problem)}
 
 
 def _read(shard: str, file: IO[bytes], members: Iterator[tarfile.TarInfo]) -> Row:

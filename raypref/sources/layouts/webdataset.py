@@ -5,12 +5,11 @@ Members are read where they lie, never extracted, and their names are never used
 
 from __future__ import annotations
 
-import itertools
 import posixpath
 import tarfile
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import IO
 
 from raypref.core.rows import Row, index_row
@@ -30,9 +29,8 @@ from raypref.sources.names import one_form
 from raypref.sources.reading import damage, scan
 from raypref.sources.samples import images, pairs
 from raypref.sources.store import RemoteStore, SourceError, Store
-from raypref.sources.tar import Member, check_end, escaped, key_of
+from raypref.sources.tar import Member, check_end, escaped, key_of, side_by_side
 
-READERS = 8  # shards listed side by side
 WAITING = 2**28  # characters of captions kept for images that come later in their shard
 Text = tuple[str | None, str | None]  # a caption, or what is wrong with it
 
@@ -43,21 +41,8 @@ def photographs(store: Store, columns: Columns) -> Iterator[Row]:
     That is `photo.0001.txt`, `.json` or `.caption` for `photo.0001.jpg`, or else that of the key,
     `photo.txt`; it may lie anywhere in the shard. `photo.mask.png` without a text of its own, in a
     sample that has `photo.jpg`, is no photograph; nor is a mask of another name (`masks`).
-
-    After the first one some shards are listed at once, each in memory as a whole: an object store
-    answers many readers.
     """
-    names = (file.name for file in store.files() if file.name.endswith(".tar"))
-    for first in itertools.islice(names, 1):
-        yield from _listed(store, columns, first)
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[Future[list[Row]]] = deque()
-        for name in names:
-            ahead.append(pool.submit(lambda name: list(_listed(store, columns, name)), name))
-            if len(ahead) == READERS:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+    yield from side_by_side(store, partial(_listed, store, columns))
 
 
 def _listed(store: Store, columns: Columns, shard: str) -> Iterator[Row]:
