@@ -18,6 +18,8 @@ ON = {  # GB of the card that each names
     "sd35m": 24,
     "8xh100.toml": 80,
     "8xh100-sd35m.toml": 80,
+    "fyp_sd15": 24,
+    "fyp_flux": 80,
 }
 # All rewards and trainings that the presets have settings for.
 GIVEN = (
@@ -43,13 +45,20 @@ def table() -> list[str]:
     """As Markdown; of the passes that score, the one that takes most."""
     found = predictions()
     for gib in found.values():
-        scores = [gib.pop(step) for step in list(gib) if step.startswith("scores ")]
-        gib["scores, the largest pass"] = max(scores)
-    steps = list(found["sd15"])
+        for prefix, said in (
+            ("candidates, ", "candidates, the largest reward"),
+            ("scores ", "scores, the largest pass"),
+        ):
+            if scores := [gib.pop(step) for step in list(gib) if step.startswith(prefix)]:
+                gib[said] = max(scores)
+    steps = dict.fromkeys(step for gib in found.values() for step in gib)
     return [
         f"| step | {' | '.join(f'{name}, {card} GB' for name, card in ON.items())} |",
         f"|---|{'---|' * len(ON)}",
-        *(f"| {step} | {' | '.join(f'{gib[step]}' for gib in found.values())} |" for step in steps),
+        *(
+            f"| {step} | {' | '.join(str(gib.get(step, '')) for gib in found.values())} |"
+            for step in steps
+        ),
         f"| free on the card | {' | '.join(f'{CARDS[card]}' for card in ON.values())} |",
     ]
 

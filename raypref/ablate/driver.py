@@ -55,9 +55,8 @@ class Made:
 
 def tables_of(source: str) -> dict[str, Table]:
     """The tables that a command names: one, a file, or all of the paper's."""
-    chosen = (
-        [name for name in names() if read_table(name).published] if source == "all" else [source]
-    )
+    of_paper = [n for n in names() if read_table(n).published and not n.startswith("fyp_")]
+    chosen = of_paper if source == "all" else [source]
     return {
         Path(name).stem if name.endswith(".toml") else name: read_table(name) for name in chosen
     }
