@@ -185,7 +185,11 @@ def test_every_answer_of_a_reward_is_kept(whole):
 
 def test_the_stored_scores_are_those_that_were_chosen_by(root, tmp_path):
     """Published: candidate scaling ranked by sums over all, whatever N was."""
-    rule = ("candidates.count=4", 'candidates.rewards=["pickscore","clipscore"]', "choice.candidates=2")
+    rule = (
+        "candidates.count=4",
+        'candidates.rewards=["pickscore","clipscore"]',
+        "choice.candidates=2",
+    )
     maker = made(config(root, *rule), tmp_path)
     names, choice = ("pickscore", "clipscore"), ChoiceConfig(candidates=2)
     scores = maker.scores.table().to_pandas()
