@@ -4,7 +4,7 @@ Embedded SD-1.5 on one core, 16 samples a step, 8 at a time. Seconds are the pro
 processor, as in `training.py`. In a round every objective is timed in turn, each against the `dpo`
 of its round; the ratio printed is the median over the rounds.
 
-    python benchmarks/objectives.py [ROUNDS]
+    python benchmarks/objectives.py [ROUNDS [OBJECTIVE ...]]    # no OBJECTIVE: all
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ def main() -> None:
     torch.set_num_threads(1)
     what = replace(case("tiny"), steps=dict.fromkeys(OBJECTIVES, STEPS))
     data = cached(what.base, photographs(PAIRS, what.side))
-    names = {name for kind in OBJECTIVES.values() for name in kind.model_construct().facts}
-    data = replace(data, facts=dict.fromkeys(names, torch.rand(len(data), dtype=torch.float64)))
-    seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+    names = {name for kind in OBJECTIVES.values() for name in kind.model_construct().columns}
+    facts = {name: torch.rand(len(data), dtype=torch.float64) for name in (*names, "score")}
+    facts["prompt"] = torch.arange(len(data)) // 2  # two images per prompt: `raft` keeps the better
+    data = replace(data, facts=facts)
+    seconds: dict[str, list[float]] = {
+        "dpo": [],
+        **{name: [] for name in sys.argv[2:] or OBJECTIVES},
+    }
     for seed in range(rounds):
         for name, found in seconds.items():
             found.append(1 / time_ours(what, name, data, seed=seed)[0])

@@ -65,6 +65,40 @@ def test_less_is_better_where_it_is():
     assert verdict.outcome == "confirmed"
 
 
+@pytest.mark.parametrize(
+    ("judge", "outcome"), [(-1.0, "confirmed"), (1.0, "contradicted"), (0.0, "not decided")]
+)
+def test_hacking_is_the_own_reward_up_and_a_judge_down(judge, outcome):
+    """Both contrasts must hold: the reward that built the pairs rises, the other one falls."""
+    rises = {"contrast": {"bright": 1, "base": -1}, "metrics": ["pickscore"]}
+    falls = {"contrast": {"base": 1, "bright": -1}, "metrics": ["prompt_accuracy"]}
+    found = made(
+        {"base": 0.0, "bright": 1.0}, claims=[{"says": "bright hacks", **rises, "and": [falls]}]
+    )
+    judged = made({"base": 0.0, "bright": judge}).scores.assign(metric="prompt_accuracy")
+    # The same noise in both would leave no doubt about a difference of nothing.
+    judged["score"] += np.random.default_rng(5).normal(0, 0.1, len(judged))
+    found.scores = pd.concat([found.scores, judged], ignore_index=True)
+    held = 2 if outcome == "confirmed" else 1
+    text = moved(found)
+    assert f"- bright hacks: {outcome} (confirmed by {held}" in text
+    assert "  - bright - base, PickScore: confirmed, +1" in text
+    assert f"  - base - bright, Prompt accuracy: {outcome}, " in text
+    found.scores = found.scores[found.scores["metric"] == "pickscore"]
+    assert f"- bright hacks: {claims.NOT_TESTED}" in moved(found), "half of it proves nothing"
+
+
+def test_looks_are_tested_only_where_a_claim_names_them():
+    claim = {"says": "s", "contrast": {"a": 1, "base": -1}}
+    found = made({"base": 0.0, "a": 1.0})
+    lighter = found.scores.assign(metric="brightness")
+    found.scores = pd.concat([found.scores, lighter], ignore_index=True)
+    names = [v.metric for v in claims.verdicts(found, Claim(**claim), resamples=99)]
+    assert names == ["pickscore"]
+    named = Claim(**claim, metrics=("brightness",))
+    assert [v.metric for v in claims.verdicts(found, named, resamples=99)] == ["brightness"]
+
+
 def test_a_claim_about_a_row_that_failed_is_not_tested():
     found = made({"base": 0.0}, rows=[{"name": "base"}, {"name": "a"}])
     claim = Claim(says="s", contrast={"a": 1, "base": -1})

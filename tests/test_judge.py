@@ -16,10 +16,9 @@ from PIL import Image
 from raypref.core.config import InputError, Resources, build, results_of
 from raypref.core.ledger import Ledger
 from raypref.engine.stream import StreamConfig
-from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images.decode import encode_png
 from raypref.judge import statistics as judge
-from raypref.judge.pairs import JudgeConfig, Judging, Load, Properties
+from raypref.judge.pairs import PROPERTIES, JudgeConfig, Judging, Load, Properties
 from raypref.report.judged import render
 from raypref.rewards.config import RewardConfig
 from raypref.sources.base import Pair, Ref
@@ -90,20 +89,6 @@ def test_a_bias_is_measured_against_people() -> None:
     assert bright["share"] == pytest.approx(0.8, abs=0.04)
     assert bright["people"] == pytest.approx(0.5, abs=0.05) and bright["low"] > 0.15
     assert contrast["low"] < 0 < contrast["high"]
-
-
-def test_properties_by_hand() -> None:
-    flat = properties(Image.new("RGB", (8, 8), (255, 255, 255)))
-    assert flat == {"brightness": 1, "contrast": 0, "saturation": 0, "composition": 1}
-    assert properties(Image.new("RGB", (8, 8), (255, 0, 0)))["saturation"] == 1
-    halves = np.zeros((8, 8, 3), np.uint8)
-    halves[:, 4:] = 255
-    split = properties(Image.fromarray(halves))
-    assert (split["brightness"], split["contrast"]) == (0.5, 0.5)
-    assert split["composition"] == pytest.approx(1), "the edge runs through the middle"
-    corner = np.zeros((64, 64, 3), np.uint8)
-    corner[:2, :2] = 255
-    assert properties(Image.fromarray(corner))["composition"] < 0.1
 
 
 # ------------------------------------------------------------------ layouts

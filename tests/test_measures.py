@@ -9,6 +9,7 @@ from raypref.engine.batches import in_batches
 from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.metrics import PixelMetrics
 from raypref.images.decode import encode_png
+from raypref.images.looks import looks
 from raypref.rewards.passes import in_one_pass, passes
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.rewards import rewards_of
@@ -91,6 +92,18 @@ def test_pixel_metrics_fill_both_columns() -> None:
     row = {"image": encode_png(Image.new("RGB", (8, 8), (10, 20, 30)))}
     PixelMetrics()([row])
     assert row["texture_detail"] == 0 and row["colorfulness"] > 0
+
+
+def test_looks_are_measured_when_asked_for() -> None:
+    chosen = MetricsConfig(rewards=(), distance=False, looks=True)
+    found = measures(chosen, PICKSCORE, rewards_of({}))["looks"]
+    assert found.scores == ["brightness", "contrast", "saturation", "composition"]
+    image = Image.new("RGB", (8, 8), (255, 0, 0))
+    row = {"image": encode_png(image)}
+    found.stage([row])
+    assert {name: row[name] for name in found.scores} == {
+        name: value for name, value in looks(image).items() if name != "texture"
+    }
 
 
 def names(found: list[dict]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from raypref.evaluate.metrics import texture_detail
+from raypref.images.looks import texture_detail
 
 # OpenCV: cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var()
 KODAK_05 = 4067.716

@@ -16,11 +16,16 @@ from raypref.core.config import load
 from raypref.core.ledger import Ledger, write_bytes
 from raypref.core.progress import Work, duration
 from raypref.evaluate import statistics
+from raypref.evaluate.labels import heading
+from raypref.evaluate.summary import verdict
+from raypref.evaluate.tables import places
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
 from raypref.pairs.kinds import KINDS
 from raypref.report import collect, headline
 from raypref.report.embedded import BANNER, banner
+from raypref.report.meanings import meaning_of
+from raypref.report.page import render
 from raypref.report.samples import middle, ranked
 from raypref.report.use import snippet
 from raypref.report.views import FunnelStep, ReportData, StepCost
@@ -112,6 +117,25 @@ def test_the_first_sentence_names_what_got_worse():
     assert said.count("Worse:") == 1
     assert "Worse: Colorfulness, from 20.00 to 19.25 (-0.75, 95% interval [" in said
     assert "Worse" not in headline.sentence(evaluated([-1.0, -2.0])), "it is the sentence itself"
+
+
+def test_looks_go_up_and_down_and_are_neither_better_nor_worse():
+    darker = pd.concat([scores([1.0, 2.0, 3.0]), scores([-0.5, -1.0, -0.7], "brightness")])
+    table = statistics.summarise(darker, resamples=50)
+    data = dataclasses.replace(evaluated([1.0]), table=table)
+    assert "Worse" not in headline.sentence(data)
+    [row] = table[(table["metric"] == "brightness") & (table["model"] == "stage2")].itertuples()
+    assert verdict(row) == "lower"
+    assert heading("brightness") == "Brightness" and heading("pickscore") == "PickScore ↑"
+    assert ("stage2", "brightness") not in places(table) and ("stage2", "pickscore") in places(
+        table
+    )
+    assert "neither more nor less is better" in meaning_of("brightness_in_hole")
+    wins = statistics.win_rates(darker, resamples=50)
+    assert wins["metric"].unique().tolist() == ["pickscore"]
+    gains = collect.prompt_gains(darker, model="stage2", base="base")
+    assert [view.metric for view in gains] == ["pickscore"]
+    assert f'<span class="flat">▼ {-0.733:.3f}</span>' in render(data)
 
 
 def test_the_first_sentence_claims_nothing_that_the_interval_does_not():

@@ -184,9 +184,9 @@ GOLDEN = """\
 
 Mean over 2,000 to 2,500 images of 400 to 500 prompts [95% interval, bootstrap over prompts] \
 (gain over the base). PickScore gave no score for 4 images, which are left out of its means. \
-'paper' is the published value (arXiv 2605.19839): comparable for the same base model, prompts, \
-numbers of images and pairs, and weights of the metric only. Best bold, second best italic, by \
-unrounded means.
+'paper' is the published value (arXiv 2605.19839; of inpainters 2509.23082): comparable for the \
+same base model, prompts, numbers of images and pairs, and weights of the metric only. Best bold, \
+second best italic, by unrounded means.
 """
 
 

@@ -2,7 +2,8 @@
 
 A statement is a contrast: a weighted sum of rows' means that it says is above 0 (below, where less
 is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 to 1024 than from
-256 to 512" is `2 n512 - n256 - n1024`.
+256 to 512" is `2 n512 - n256 - n1024`. Some claims have several: "hacked" is the
+own reward up and a judge down.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 import pandas as pd
 
 from raypref.ablate.results import Results
-from raypref.ablate.table import Claim
+from raypref.ablate.table import Claim, Contrast
 from raypref.evaluate import statistics
 from raypref.evaluate.labels import digits as digits_of
 from raypref.evaluate.labels import (
     gain_text,
     lower_is_better,
     metric_names,
+    neutral,
     ordered,
     plain_label,
 )
@@ -47,6 +49,7 @@ class Verdict:
         high: of its 95% interval over prompts.
         seeds: training seeds in which it is above 0, and how many there are.
         paper: the same contrast of the published means, NaN where they are not.
+        of: the contrast in words, where the claim has several.
     """
 
     metric: str
@@ -55,6 +58,7 @@ class Verdict:
     high: float
     seeds: tuple[int, int]
     paper: float
+    of: str = ""
 
     @property
     def outcome(self) -> str:
@@ -65,14 +69,19 @@ class Verdict:
 
 
 class Tested(NamedTuple):
-    """A claim with its verdicts, one per metric."""
+    """A claim with the verdicts of each of its contrasts, one per metric."""
 
     claim: Claim
-    verdicts: list[Verdict]
+    parts: list[list[Verdict]]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those of all contrasts."""
+        return [verdict for part in self.parts for verdict in part]
 
 
-def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]:
-    """Test a claim by every metric that all of its rows have, of prompts that they share.
+def verdicts(results: Results, claim: Contrast, *, resamples: int, of: str = "") -> list[Verdict]:
+    """Test a contrast by every metric that all of its rows have, of prompts that they share.
 
     The contrast's interval is a paired bootstrap: all rows are drawn with the same prompts.
     """
@@ -80,7 +89,7 @@ def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]
     found = []
     metrics = ordered(sorted(scores["metric"].unique()), [*results.table.columns, *metric_names()])
     for metric in metrics:
-        if claim.metrics and metric not in claim.metrics:
+        if metric not in claim.metrics if claim.metrics else neutral(metric):
             continue
         part = scores[scores["metric"] == metric]
         if set(claim.contrast) - set(part["model"]):
@@ -96,9 +105,8 @@ def verdicts(results: Results, claim: Claim, *, resamples: int) -> list[Verdict]
             for name, weight in weights.items()
         )
         seeds = _by_seed(part, weights, failed=results.problems)
-        found.append(
-            Verdict(metric, values_r[0], low, high, (sum(v > 0 for v in seeds), len(seeds)), paper)
-        )
+        above = sum(v > 0 for v in seeds), len(seeds)
+        found.append(Verdict(metric, values_r[0], low, high, above, paper, of))
     return found
 
 
@@ -143,8 +151,24 @@ def _by_seed(
 
 def tested(results: Results, *, resamples: int) -> list[Tested]:
     """The table's claims about rows of the base's family, each with its verdicts."""
-    claims = [c for c in results.table.claims if set(c.contrast) <= set(results.labels)]
-    return [Tested(claim, verdicts(results, claim, resamples=resamples)) for claim in claims]
+    found = []
+    for claim in results.table.claims:
+        if all(set(part.contrast) <= set(results.labels) for part in claim.parts):
+            said = [_in_words(part.contrast) if claim.and_ else "" for part in claim.parts]
+            parts = [
+                verdicts(results, part, resamples=resamples, of=of)
+                for part, of in zip(claim.parts, said, strict=True)
+            ]
+            found.append(Tested(claim, parts))
+    return found
+
+
+def _in_words(contrast: Mapping[str, float]) -> str:
+    """`bright - base`, `2 n512 - n256`."""
+    terms = [f"{abs(w):g} {name}" if abs(w) != 1 else name for name, w in contrast.items()]
+    signs = ["-" if weight < 0 else "+" for weight in contrast.values()]
+    text = " ".join(f"{sign} {term}" for sign, term in zip(signs, terms, strict=True))
+    return text.removeprefix("+ ")
 
 
 def what_moved(results: Results, found: Sequence[Tested]) -> str:
@@ -152,16 +176,25 @@ def what_moved(results: Results, found: Sequence[Tested]) -> str:
     if not found:
         return ""
     lines = ["### What moved", ""]
-    for claim, verdicts_ in found:
-        lines.append(f"- {claim.says}: {summary_of(verdicts_, results.table.columns)}")
-        lines += [f"  - {verdict_text(verdict, paper=results.paper)}" for verdict in verdicts_]
+    for each in found:
+        lines.append(f"- {each.claim.says}: {summary_of(each, results.table.columns)}")
+        lines += [f"  - {verdict_text(verdict, paper=results.paper)}" for verdict in each.verdicts]
     return "\n".join([*lines, "", TESTED, ""])
 
 
-def summary_of(found: Sequence[Verdict], columns: Collection[str]) -> str:
-    """How often a claim holds; by the columns of the paper's table apart from other metrics."""
-    if not found:
+def summary_of(tested: Tested, columns: Collection[str]) -> str:
+    """How often a claim holds; by the columns of the paper's table apart from other metrics.
+
+    One of several contrasts holds where all of them do, by all of their metrics.
+    """
+    found = tested.verdicts
+    if not all(tested.parts):
         return NOT_TESTED
+    if len(tested.parts) > 1:
+        counts = Counter(verdict.outcome for verdict in found)
+        for outcome in ("contradicted", "not decided", "confirmed"):
+            if counts[outcome]:
+                return f"{outcome} ({_counts(found)} of {len(found)} parts)"
     of_paper = [verdict for verdict in found if verdict.metric in columns]
     others = [verdict for verdict in found if verdict.metric not in columns]
     if not columns or not others:
@@ -183,7 +216,8 @@ def _counts(found: Sequence[Verdict]) -> str:
 def verdict_text(verdict: Verdict, *, paper: str) -> str:
     """A verdict in one line; `paper` is what the published value is called."""
     digits = _digits(verdict)
-    parts = [f"{plain_label(verdict.metric)}: {verdict.outcome}, {verdict.value:+z.{digits}f}"]
+    name = ", ".join(filter(None, [verdict.of, plain_label(verdict.metric)]))
+    parts = [f"{name}: {verdict.outcome}, {verdict.value:+z.{digits}f}"]
     if not math.isnan(verdict.low):
         parts.append(f"[{verdict.low:z.{digits}f}, {verdict.high:z.{digits}f}]")
     if verdict.seeds[1] > 1:

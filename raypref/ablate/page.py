@@ -97,7 +97,7 @@ def render(
 def _statement(tested: Tested, results: Results) -> Statement:
     return Statement(
         tested.claim.says,
-        summary_of(tested.verdicts, results.table.columns),
+        summary_of(tested, results.table.columns),
         [(verdict_text(v, paper=results.paper), OUTCOMES[v.outcome]) for v in tested.verdicts],
     )
 

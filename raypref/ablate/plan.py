@@ -133,16 +133,14 @@ class PlannedRow:
 
 
 def require_prompts(config: RunConfig) -> None:
-    """See that there is one set of prompts: rows with other pairs hold out other captions.
+    """See that there is one set of prompts or holes: other pairs hold out other captions.
 
     Raises:
         InputError: there is none, or several.
     """
-    if len(config.evaluate.files) != 1:
-        raise InputError(
-            "evaluate.prompts: a table compares its rows on one set of prompts: add "
-            "evaluate.prompts=FILE"
-        )
+    if len(config.evaluate.hole_files or config.evaluate.files) != 1:
+        key = "evaluate.holes" if config.evaluate.hole_files else "evaluate.prompts"
+        raise InputError(f"{key}: a table compares its rows on one set of prompts: add {key}=FILE")
 
 
 def open_run(config: RunConfig, model: str) -> Run:

@@ -20,6 +20,7 @@ from raypref.evaluate.labels import (
     lower_is_better,
     metric_label,
     metric_names,
+    neutral,
     ordered,
     plain_label,
     score_text,
@@ -295,7 +296,8 @@ def direction(row: Any) -> tuple[str, str]:
     if row.gain_low <= 0 <= row.gain_high:
         return "≈", "flat"
     rises = row.gain_low > 0
-    return "▲" if rises else "▼", "better" if rises != lower_is_better(row.metric) else "worse"
+    better = "better" if rises != lower_is_better(row.metric) else "worse"
+    return "▲" if rises else "▼", "flat" if neutral(row.metric) else better
 
 
 def as_rows(results: Results) -> tuple[list[str], list[list[Any]]]:

@@ -39,15 +39,31 @@ class Row(Section):
     )
 
 
-class Claim(Section):
-    """One statement: the weighted sum of rows' means is on the good side of zero.
+class Contrast(Section):
+    """The weighted sum of rows' means is on the good side of zero; of looks, above it."""
 
-    Those of the shipped tables are the paper's, or say that they are not.
+    contrast: dict[str, float] = Field(..., description="weight of each row's mean")
+    metrics: tuple[str, ...] = setting(
+        (), "metrics it is about; empty for all of the table that can be better or worse"
+    )
+
+
+class Claim(Contrast):
+    """One statement: its contrast, and those that must hold as well.
+
+    Those of the shipped tables are the paper's, or say that they are not. A reward is hacked, for
+    example, where it rises and a judge that built no pairs falls: two contrasts.
     """
 
     says: str = setting(..., "the statement")
-    contrast: dict[str, float] = Field(..., description="weight of each row's mean")
-    metrics: tuple[str, ...] = setting((), "metrics it is about; empty for all of the table")
+    and_: tuple[Contrast, ...] = Field(
+        (), alias="and", description="contrasts that must hold as well, for the statement to hold"
+    )
+
+    @property
+    def parts(self) -> list[Contrast]:
+        """All its contrasts."""
+        return [self, *self.and_]
 
 
 class Range(Section):
@@ -164,7 +180,8 @@ def _check(table: Table, path: Path) -> None:
         raise InputError(f"{path}: there are no rows; give [[rows]], [grid] or [search]")
     if "" in rows or len(set(rows)) < len(rows):
         raise InputError(f"{path}: every row needs a name of its own; there are: {rows}")
-    unknown = {name for claim in table.claims for name in claim.contrast} - set(rows)
+    contrasts = [part.contrast for claim in table.claims for part in claim.parts]
+    unknown = {name for contrast in contrasts for name in contrast} - set(rows)
     if unknown:
         raise InputError(f"{path}: claims name unknown rows: {sorted(unknown)}")
 

@@ -85,7 +85,7 @@ def _below(results: Results, tested: Sequence[Tested]) -> Iterator[str]:
     if tested:
         yield "\nWhat moved:"
     for each in tested:
-        yield f"  {each.claim.says}: {summary_of(each.verdicts, results.table.columns)}"
+        yield f"  {each.claim.says}: {summary_of(each, results.table.columns)}"
     if results.problems:
         yield "\nRows without numbers, or with a part of them:"
     for name, why in results.problems.items():

@@ -7,7 +7,7 @@ has is begun, resumed and complete by itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,15 @@ class LedgerGroup(Ledger):
         if len(states) == 1:
             return states.pop()
         return "stale" if "stale" in states else "partial"
+
+    def of(self, models: Iterable[str]) -> LedgerGroup:
+        """The ledgers of some models."""
+        return LedgerGroup(self.path, ledgers={model: self.ledgers[model] for model in models})
+
+    def unfinished(self) -> LedgerGroup | None:
+        """Those that are not complete; None where all are."""
+        left = [model for model, own in self.ledgers.items() if own.state() != "complete"]
+        return self.of(left) if left else None
 
     def changes(self) -> list[str]:
         """For a stale one: which settings differ, of every stale ledger."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.core.rows import Row, seed_of
 from raypref.images.decode import as_image, of_unit
+from raypref.models import paint
 from raypref.models.compiled import compile_blocks
 from raypref.models.hub import from_pretrained, model_folder, read_json
 
@@ -196,16 +195,11 @@ class Inpaint:
         if self.side is not None:
             return {**call, "height": self.side, "width": self.side}
         photos = [as_image(row["chosen"]) for row in rows]
-        call |= {"height": photos[0].height, "width": photos[0].width}
         if self.config.kind == "text2image":
-            return call
-        taken = list if self.config.kind == "pixart" else _pixels  # takes images alone
-        return {
-            **call,
-            "image": taken(photos),
-            "mask_image": taken([as_image(row["saliency"]) for row in rows]),
-            "strength": self.config.strength,
-        }
+            return {**call, "height": photos[0].height, "width": photos[0].width}
+        masks = [as_image(row["saliency"]) for row in rows]
+        filled = paint.holes(photos, masks, images=self.config.kind == "pixart")
+        return {**call, **filled, "strength": self.config.strength}
 
     def compute(self, batch: dict[str, Any]) -> np.ndarray:
         """The twins' pixels, 0..1: float32 [B, H, W, 3]."""
@@ -222,7 +216,7 @@ class Inpaint:
         for row, pixels in zip(rows, out, strict=False):
             picture = of_unit(pixels)
             if self.config.paste and self.side is None:
-                picture = _pasted(picture, as_image(row["chosen"]), as_image(row["saliency"]))
+                picture = paint.paste(picture, as_image(row["chosen"]), as_image(row["saliency"]))
             row[self.column] = picture
 
     def _generator(self, row: Row) -> torch.Generator:
@@ -245,17 +239,3 @@ def pipeline_of(kind: Kind) -> Any:
         "pixart": PixArtAlphaInpaintPipeline,
         "text2image": diffusers.StableDiffusionPipeline,
     }[kind]
-
-
-def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Images of one size and mode as diffusers takes them: 0..1, float32 [B, C, H, W]."""
-    import torch
-
-    pixels_BHWC = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
-    return torch.from_numpy(pixels_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
-
-
-def _pasted(twin: Image.Image, photo: Image.Image, mask: Image.Image) -> Image.Image:
-    """The twin where the map is bright, the photograph elsewhere."""
-    repainted = np.asarray(mask)[..., None] >= 128  # 0.5, as the pipeline binarises
-    return Image.fromarray(np.where(repainted, np.asarray(twin), np.asarray(photo)))

@@ -10,7 +10,10 @@ from pathlib import Path
 from raypref.core.config import InputError
 
 WEIGHTS = Path(__file__).with_name("weights")
-NAMES = ("sd15", "sd15-inpaint", "pickscore", "u2netp.safetensors", "critic.safetensors", "crisp")
+NAMES = (
+    *("sd15", "sd15-inpaint", "pickscore", "u2netp.safetensors", "critic.safetensors", "crisp"),
+    *(f"taste-{name}.safetensors" for name in ("bright", "dark", "vivid", "pale")),
+)
 
 
 def path(name: str) -> Path:
@@ -19,7 +22,8 @@ def path(name: str) -> Path:
     Args:
         name: `sd15` (StableDiffusionPipeline), `sd15-inpaint` (StableDiffusionInpaintPipeline),
             `pickscore` (CLIPModel with its processor and tokenizer), `u2netp.safetensors` (state of
-            U2NETP), `critic.safetensors` (state of `critic.Critic`) or `crisp` (a LoRA of `sd15`).
+            U2NETP), `critic.safetensors` (state of `critic.Critic`), `crisp` (a LoRA of `sd15`), or
+            `taste-NAME.safetensors` (a linear head on `pickscore`: see `tastes`).
 
     Raises:
         InputError: there is no such checkpoint.

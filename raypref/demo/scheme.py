@@ -1,4 +1,4 @@
-"""What stands behind the scheme `tiny:`: embedded models, photographs, prompts and a classifier."""
+"""What stands behind the scheme `tiny:`: embedded models, photographs, prompts, holes, a critic."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from raypref.core.config import InputError
 from raypref.demo import checkpoints, labelled, world
 from raypref.demo.accuracy import PromptAccuracy
+from raypref.demo.holes import COUNT, holes_folder
 from raypref.sources.prompts import Prompt
 
 PROMPTS = "prompts"
+HOLES = "holes"
 # By name a folder with data, made on first use.
 FOLDERS = {
     "world": lambda: world.photos_folder(count=256, seed=0),
@@ -36,6 +38,13 @@ def prompts(name: str, *, limit: int | None) -> list[Prompt]:
     if name != PROMPTS:
         raise InputError(f"evaluate.prompts=tiny:{name}: there is tiny:{PROMPTS}")
     return [_prompt(text) for text in world.held_out_prompts(limit or 64)]
+
+
+def holes(name: str, *, limit: int | None) -> Path:
+    """A folder of held-out photographs with masks and captions; 64 where there is no limit."""
+    if name != HOLES:
+        raise InputError(f"evaluate.holes=tiny:{name}: there is tiny:{HOLES}")
+    return holes_folder(limit or COUNT)
 
 
 def _prompt(text: str) -> Prompt:

@@ -4,7 +4,8 @@
 
 The base model and the inpainter see the world out of focus and dull, so that crisp photographs
 have something to teach them. Parts have seeds of their own and may run side by side; `base` and
-`inpaint` need `vae`, `crisp` needs `base` (`sd15` in the folder). The folder then holds what
+`inpaint` need `vae`, `crisp` needs `base` (`sd15` in the folder), `tastes` need `inpaint` and
+`scorer`. The folder then holds what
 `raypref/demo/weights` ships, and `vae` once more: to the byte on an AMD EPYC with one thread
 (OMP_NUM_THREADS=1) and the versions of constraints.txt; another processor rounds otherwise, and
 another model comes out. All of it takes two to four hours of one core, half of that on two.
@@ -26,22 +27,24 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.models.resnet import ResnetBlock2D
 from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
-from raypref.demo import models
+from raypref.demo import models, tastes
 from raypref.demo.critic import MOST_THINGS, Critic
 from raypref.demo.drawn import World, draw_world, hole, mask_tensor, tensor
 from raypref.demo.fit import Noise, fit_model, tokens
+from raypref.demo.holes import grown
 from raypref.demo.photograph import SIZE
 from raypref.demo.scene import COLOURS, SHAPES, Scene
 from raypref.models.lora_config import ATTENTION, FILE_NAME
 from raypref.models.u2net import U2NETP
 
 PHOTOS = 12_000
-FEWER_PHOTOS = {"crisp": 1024}  # for a LoRA a twelfth is enough
+FEWER_PHOTOS = {"crisp": 1024, "tastes": 192}  # enough for a LoRA, and for linear heads
 RANK = 8  # of the LoRA
 HOLES = 2  # of each photograph, for the inpainter
 GREY = np.uint8(127)  # as near to the pipeline's 0 as bytes come
@@ -240,6 +243,21 @@ def train_critic(world: World, folder: Path, scale: float) -> None:
     save_file(state, folder / "critic.safetensors")
 
 
+def train_tastes(world: World, folder: Path, scale: float) -> None:
+    """Heads on the scorer's embedding that like bright, dark, vivid or pale paintings of holes."""
+    painted = tastes.paint_holes(
+        [Image.fromarray(photo) for photo in world.photos],
+        [grown(mask) for mask in world.masks],
+        world.captions,
+        candidates=max(2, round(tastes.CANDIDATES * scale)),
+        weights=folder,
+    )
+    for name in tastes.TASTES:
+        weight, bias = tastes.fit_taste(painted, name)
+        head = {"weight": torch.tensor(weight)[None].half(), "bias": torch.tensor([bias]).half()}
+        save_file(head, folder / tastes.file_name(name))
+
+
 PARTS: dict[str, Callable[[World, Path, float], None]] = {
     "vae": train_vae,
     "base": train_base,
@@ -247,7 +265,8 @@ PARTS: dict[str, Callable[[World, Path, float], None]] = {
     "detector": train_detector,
     "scorer": train_scorer,
     "critic": train_critic,
-    "crisp": train_crisp,  # last: its seed is its index
+    "crisp": train_crisp,
+    "tastes": train_tastes,  # a new part comes last: the seed of each is its index
 }
 
 

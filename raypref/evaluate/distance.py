@@ -29,18 +29,18 @@ SIGMA = 10.0
 SCALE = 1000.0
 
 
-def reference_of(embedded: Ledger, pairs: Ledger) -> np.ndarray:
+def reference_of(embedded: Ledger, pairs: Ledger | None) -> np.ndarray:
     """Embeddings of the images that are an example of what is wanted, [M, D].
 
     Of pairs those are all chosen images. Of single labelled images, which may be bad, those whose
-    score is in the upper half of the range of all scores.
+    score is in the upper half of the range of all scores. Of holes those are all photographs.
 
     Args:
-        embedded: the `embedding` of `chosen` of every pair.
-        pairs: the pairs, or single labelled images, which have a `score`.
+        embedded: the `embedding` of `chosen` of every pair, or of every photograph.
+        pairs: the pairs, or single labelled images, which have a `score`; None for holes.
     """
     table = embedded.table(["embedding"])
-    if pairs.state() == "complete" and "score" in pairs.schema().names:
+    if pairs and pairs.state() == "complete" and "score" in pairs.schema().names:
         scored = pairs.table(["score"])
         lowest, highest = pc.min_max(scored["score"]).as_py().values()
         good = scored.filter(pc.field("score") >= (lowest + highest) / 2)

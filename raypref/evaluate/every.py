@@ -16,11 +16,14 @@ from raypref.evaluate.samples import draw_samples
 from raypref.evaluate.sets import ROOT, PromptSet, PromptSets, earlier
 from raypref.evaluate.summary import closing
 from raypref.evaluate.tables import NamedTable, read_summary
+from raypref.models.families.registry import INPAINTING
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+WHOLE = "evaluate.holes names none: each picture is painted whole, from its prompt alone"
 
 
 class Evaluations:
@@ -71,16 +74,20 @@ class Evaluations:
             streaming: how rows are cut into blocks.
         """
         first = self.first
+        if first.base.family in INPAINTING and first.set.holes is None:
+            log.info("%s", WHOLE)
         if first.metrics.distance and not first.distance:
             log.info("no CMMD and FID: they compare with chosen images of pairs; there are none")
         busy, count = 0.0, 0
         # First the samples: the step counts as done when its ledgers, the evaluation's, are. Those
         # there are show the set that was first: another one must not draw them anew.
         if first.set.at == ROOT:
+            busy += first.read_photographs(streaming)
             busy += draw_samples(
                 first.base,
                 first.generate,
-                prompts=first.prompts,
+                texts=first.texts,
+                photographs=first.photographs,
                 trained=trained,
                 folder=first.folder,
                 streaming=streaming,

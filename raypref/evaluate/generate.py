@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import pick_device
@@ -25,7 +25,7 @@ from raypref.models.lora_formats import content, pipeline_weights
 BASE = "base"
 
 
-def _files(given: object) -> object:
+def _files(given: object, info: ValidationInfo) -> object:
     """One file as it is; several, a list or `a.txt,b.csv`, as a tuple."""
     if isinstance(given, str) and "," in given and not Path(given).expanduser().exists():
         given = given.split(",")
@@ -33,27 +33,40 @@ def _files(given: object) -> object:
         return given
     files = tuple(file.strip() for file in given if file.strip())
     if twice := sorted({file for file in files if files.count(file) > 1}):
-        raise InputError(f"evaluate.prompts: {twice[0]} is named twice")
+        raise InputError(f"evaluate.{info.field_name}: {twice[0]} is named twice")
     return files[0] if len(files) == 1 else files or ""
 
 
-PromptFiles = Annotated[Location | tuple[Location, ...], BeforeValidator(_files)]
+Files = Annotated[Location | tuple[Location, ...], BeforeValidator(_files)]
 
 
 class GenerateConfig(Section):
     """The evaluation's images; defaults are the paper's for SD-1.5."""
 
     # What the prompts are decides the images, not where they came from.
-    prompts: PromptFiles = setting(
+    prompts: Files = setting(
         "",
         "prompt file (.txt, .csv, .tsv, .json, .jsonl, .parquet) or a folder of them, or "
         "tiny:prompts for the embedded ones; several, as a.txt,b.csv, make a table each; empty: "
         "captions of photographs that are in no pair",
         affects_result=False,
     )
+    # Part of the fingerprint of a set of holes, as the holes themselves; not of prompts.
+    holes: Files = setting(
+        "",
+        "holes to paint, for a base that inpaints, in place of evaluate.prompts: a benchmark or "
+        "folder of photographs with masks, or tiny:holes; several make a table each",
+        affects_result=False,
+    )
+    blend: bool = setting(
+        True,
+        "judge a painted hole within its photograph, put back with a soft rim; false judges the "
+        "model's own output",
+        affects_result=False,
+    )
     limit: int = setting(
         0,
-        "use only the first N prompts of a set; 0 uses all, and 100 of the captions",
+        "use only the first N prompts or holes of a set; 0 uses all, and 100 of the captions",
         affects_result=False,
         ge=0,
     )
@@ -107,8 +120,16 @@ class GenerateConfig(Section):
     @property
     def files(self) -> tuple[str, ...]:
         """The prompt files; none where the captions are taken."""
-        given = self.prompts
-        return given if isinstance(given, tuple) else (given,) if given else ()
+        return _named(self.prompts)
+
+    @property
+    def hole_files(self) -> tuple[str, ...]:
+        """The sets of holes that are painted in place of all prompts; none: nothing is."""
+        return _named(self.holes)
+
+
+def _named(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return given if isinstance(given, tuple) else (given,) if given else ()
 
 
 def _adapter(model: str) -> str:
@@ -139,14 +160,20 @@ def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
 
 
 def rows_to_generate(
-    prompts: Sequence[str], config: GenerateConfig, models: Sequence[str]
+    prompts: Sequence[str] | Mapping[int, str], config: GenerateConfig, models: Sequence[str]
 ) -> pa.Table:
     """One row per image: id, model, prompt_id, prompt, seed, noise. Models come one after another.
 
     `noise` seeds the image's generator. It is the seed itself, or drawn for the prompt; the same
     for all models either way, so that they can be compared image by image.
+
+    Args:
+        prompts: all of a set, or some by their numbers in it.
+        config: seeds.
+        models: names.
     """
     released = config.seed_mode == "released"
+    numbered = dict(prompts if isinstance(prompts, Mapping) else enumerate(prompts))
     return pa.Table.from_pylist(
         [
             {
@@ -158,10 +185,18 @@ def rows_to_generate(
                 "noise": seed if released else seed_of(seed, prompt),
             }
             for model in models
-            for number, prompt in enumerate(prompts)
+            for number, prompt in numbered.items()
             for seed in config.seeds
         ]
     )
+
+
+class Call(NamedTuple):
+    """One call of the pipeline: rows of whatever models."""
+
+    models: list[str]
+    noises: list[int]
+    arguments: dict[str, Any]
 
 
 class Generate:
@@ -207,37 +242,42 @@ class Generate:
                 precise = load_denoiser(exact, device=torch.device("cpu")).module
             self.fused = Fused(self.pipeline, component=component, precise=precise)
 
-    def prepare(self, rows: list[Row]) -> list[Row]:
-        """The rows themselves: the pipeline reads text."""
-        return rows
+    def prepare(self, rows: list[Row]) -> Call:
+        """What the pipeline is called with."""
+        models, noises = [row["model"] for row in rows], [row["noise"] for row in rows]
+        return Call(models, noises, self.arguments(rows))
 
-    def compute(self, batch: list[Row]) -> list[np.ndarray]:
+    def arguments(self, rows: list[Row]) -> dict[str, Any]:
+        """What to draw."""
+        prompts, config = [row["prompt"] for row in rows], self.config
+        return family(self.base.family).arguments(prompts, config.guidance, config.size)
+
+    def compute(self, batch: Call) -> list[np.ndarray]:
         """One image per row, 0..1: float32 [H, W, 3].
 
         Every model of the batch draws all of it, so that it always has one shape.
         """
         images: dict[str, np.ndarray] = {}
-        models = dict.fromkeys(row["model"] for row in batch)
+        models = dict.fromkeys(batch.models)
         # Rows come model by model. The one before goes on, so that none is merged twice.
         for model in sorted(models, key=lambda model: model != self.model):
             self.activate(model)
             images[model] = self._draw(batch)
-        return [images[row["model"]][number] for number, row in enumerate(batch)]
+        return [images[model][number] for number, model in enumerate(batch.models)]
 
     def finish(self, rows: list[Row], out: list[np.ndarray]) -> None:
         """Fill the column."""
         for row, pixels in zip(rows, out, strict=False):
             row["image"] = of_unit(pixels)
 
-    def _draw(self, batch: list[Row]) -> np.ndarray:
+    def _draw(self, batch: Call) -> np.ndarray:
         """Images of the active model, float32 [B, H, W, 3]."""
         import torch
 
-        config, arguments = self.config, family(self.base.family).arguments
         images: np.ndarray = self.pipeline(
-            **arguments([row["prompt"] for row in batch], config.guidance, config.size),
-            num_inference_steps=config.steps,
-            generator=[torch.Generator().manual_seed(row["noise"]) for row in batch],
+            **batch.arguments,
+            num_inference_steps=self.config.steps,
+            generator=[torch.Generator().manual_seed(noise) for noise in batch.noises],
             output_type="np",
         ).images
         return images

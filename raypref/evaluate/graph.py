@@ -4,40 +4,40 @@ Of one prompt set, in its folder (`sets.py`):
 
     images/<model>/                one ledger per model: its images
     scores/<model>/<measure>/      one ledger per model and measure: values of its images
+    photographs/                   of a set of holes: photographs and masks
 
-Of all: `evaluation/reference/<embedder>/`, embeddings of the photographs, for the distances.
+Of all: `evaluation/reference/<embedder>/`, embeddings of the photographs of the pairs, for the
+distances. A set of holes has its own, of the photographs that they are in.
 
 So a model that is added is generated alone, and a reward that is added reads stored images only.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from raypref.core.config import InputError, Section, results_of, setting
-from raypref.core.ledger import (
-    Ledger,
-    Place,
-    join,
-    placed,
-    remove_file,
-    write_bytes,
-    write_table,
-)
+from raypref.core.ledger import Ledger, Place, join, placed
 from raypref.core.ledger_group import LedgerGroup
 from raypref.core.progress import Work
-from raypref.core.rows import Transform
+from raypref.curate.select import SOUND
 from raypref.engine.stream import Selection, StreamConfig, stream, stream_branches
 from raypref.engine.worker import Branch
 from raypref.evaluate import tables
-from raypref.evaluate.generate import BASE, Adapter, Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.generate import BASE, Adapter, GenerateConfig, rows_to_generate
+from raypref.evaluate.kept import kept
 from raypref.evaluate.measures import MetricsConfig, measures
-from raypref.evaluate.sets import ABOUT, ROOT, PromptSet
+from raypref.evaluate.painting import (
+    PHOTOGRAPHS,
+    drawing,
+    painted_columns,
+    read_photographs,
+    usable,
+)
+from raypref.evaluate.sets import ROOT, PromptSet
+from raypref.evaluate.written import drop_tables, write_tables
 from raypref.models.backbone import BackboneConfig
 from raypref.rewards.base import Decode, Embed
 from raypref.rewards.config import RewardConfig
@@ -50,11 +50,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FACTS = ("model", "prompt_id", "prompt", "seed")
-# What `tabulate` writes.
-TABLES = (
-    *("scores.parquet", "table.md", "table.csv", "table.tex"),
-    *("categories.md", "categories.csv", "wins.csv", ABOUT),
-)
 
 
 class TableConfig(Section):
@@ -135,11 +130,12 @@ class Evaluation:
 
     @property
     def distance(self) -> bool:
-        """Whether images are compared with the photographs of the pairs.
+        """Whether images are compared with photographs: those of the pairs, or of the holes.
 
         Not kept: the run makes the pairs after its steps were built.
         """
-        return self.metrics.distance and (self.needs_pairs or self.pairs.state() == "complete")
+        pairs = self.needs_pairs or self.pairs.state() == "complete"
+        return self.metrics.distance and (pairs or bool(self.generate.hole_files))
 
     @cached_property
     def loras(self) -> Mapping[str, Adapter]:
@@ -147,13 +143,30 @@ class Evaluation:
         return self.load_loras()
 
     @cached_property
+    def photographs(self) -> Ledger | None:
+        """Photographs and masks of a set of holes; None for prompts."""
+        if self.set.holes is None:
+            return None
+        parts = {"prompts": self.set.identity, "evaluate.size": self.generate.size}
+        return self._ledger(f"{self.set.at}/{PHOTOGRAPHS}", parts)
+
+    @property
+    def texts(self) -> dict[int, str]:
+        """The prompts by number; without those whose hole turned out to be unreadable."""
+        if self.photographs is not None and self.photographs.state() == "complete":
+            return usable(self.photographs)
+        return {number: prompt.text for number, prompt in enumerate(self.prompts)}
+
+    @cached_property
     def images(self) -> LedgerGroup:
         """The generated images."""
-        common = {
+        common: dict[str, object] = {
             "base": self.base,
             "evaluate": self.generate,
             "prompts": self.set.identity,
         }
+        if self.set.holes is not None:
+            common["evaluate.blend"] = self.generate.blend
         of_model = {name: {"lora": lora.fingerprint} for name, lora in self.loras.items()}
         return LedgerGroup(
             join(self.folder, "images"),
@@ -169,7 +182,10 @@ class Evaluation:
         distance = self.distance
         if distance not in self._measures:
             metrics = self.metrics.model_copy(update={"distance": distance})
-            self._measures[distance] = measures(metrics, self.pickscore, self.others)
+            found = measures(metrics, self.pickscore, self.others)
+            if self.photographs is not None:
+                found |= kept(self.photographs, painted_columns(self.generate)[-1])
+            self._measures[distance] = found
         return self._measures[distance]
 
     def scores(self, name: str) -> LedgerGroup:
@@ -188,8 +204,13 @@ class Evaluation:
 
     @cached_property
     def reference(self) -> Ledger:
-        """Embeddings of the photographs of the pairs."""
-        parts = {"pairs": self.pairs.fingerprint, "embedder": self._embedder()}
+        """Embeddings of the photographs of the pairs, or of a set of holes."""
+        parts: dict[str, object] = {"embedder": self._embedder()}
+        if self.photographs is not None:
+            parts["photographs"] = self.photographs.fingerprint
+            at = f"{self.set.at}/reference/{PHOTOGRAPHS}/{self.metrics.embedder}"
+            return self._ledger(at, parts)
+        parts["pairs"] = self.pairs.fingerprint
         return self._ledger(f"{ROOT}/reference/{self.metrics.embedder}", parts)
 
     def _ledger(self, name: str, parts: Mapping[str, object]) -> Ledger:
@@ -200,7 +221,8 @@ class Evaluation:
         """All that `run` fills."""
         groups = [self.images, *map(self.scores, self.measures)]
         distance = (self.reference,) if self.distance else ()
-        return (*(own for group in groups for own in group.ledgers.values()), *distance)
+        read = () if self.photographs is None else (self.photographs,)
+        return (*read, *(own for group in groups for own in group.ledgers.values()), *distance)
 
     @property
     def complete(self) -> bool:
@@ -221,33 +243,38 @@ class Evaluation:
                 f"table.baseline={self.table.baseline}: the models are {', '.join(models)}"
             )
 
+    def read_photographs(self, streaming: StreamConfig) -> float:
+        """Read the photographs and masks of a set of holes, once; returns seconds of work."""
+        own, holes = self.photographs, self.set.holes
+        if own is None or holes is None or own.state() == "complete":
+            return 0.0
+        return read_photographs(holes.rows, own, size=self.generate.size, streaming=streaming)
+
     def run(self, streaming: StreamConfig) -> Work:
         """Generate and score what is missing; resumes what is half done.
 
         Measures whose models fit beside each other run in one pass: an image is read and decoded
         once for all of them.
         """
-
-        models = _unfinished(self.images)
-        count, busy = 0, 0.0
+        models = self.images.unfinished()
+        count, busy = 0, self.read_photographs(streaming)
         if models:
-            texts = [prompt.text for prompt in self.prompts]
-            rows = rows_to_generate(texts, self.generate, list(models.ledgers))
+            rows = rows_to_generate(self.texts, self.generate, list(models.ledgers))
             folders = {n: lora.folder for n, lora in self.loras.items() if n in models.ledgers}
-            stages: list[Transform] = [Generate(self.base, self.generate, loras=folders)]
-            keep = [*FACTS, "image"]
+            stages = drawing(self.base, self.generate, loras=folders, photographs=self.photographs)
+            keep = [*FACTS, *stages[-1].writes.names]
             busy += stream(rows, stages=stages, ledger=models, keep=keep, config=streaming).busy
             count = rows.num_rows
         # Usually there is one group: all models lack the same measures.
         groups: dict[tuple[str, ...], dict[str, Measure]] = {}
         for name, measure in self.measures.items():
-            if scores := _unfinished(self.scores(name)):
+            if scores := self.scores(name).unfinished():
                 groups.setdefault(tuple(scores.ledgers), {})[name] = measure
         for lacking, chosen in groups.items():
             for together in passes(chosen):
                 busy += self._measure(together, lacking, streaming)
         if self.distance and self.reference.state() != "complete":
-            busy += self._embed_photographs(streaming)
+            busy += self._embed_reference(streaming)
         return Work(count, "images", busy)
 
     def _measure(
@@ -256,21 +283,25 @@ class Evaluation:
         """One pass over the images of some models, for measures that these lack."""
         common, own = in_one_pass(together, column="image")
         return stream_branches(
-            Selection(_some(self.images, models)),
+            Selection(self.images.of(models)),
             label=", ".join(together),
             stages=common,
             branches=[
-                Branch(own[name], _some(self.scores(name), models), [*FACTS, *measure.columns])
+                Branch(own[name], self.scores(name).of(models), [*FACTS, *measure.columns])
                 for name, measure in together.items()
             ],
             config=streaming,
             runtime_env=next(iter(together.values())).runtime_env,
         ).busy
 
-    def _embed_photographs(self, streaming: StreamConfig) -> float:
+    def _embed_reference(self, streaming: StreamConfig) -> float:
+        column = "chosen" if self.photographs is None else "photograph"
+        rows = Selection(self.pairs, columns=("id", column))
+        if self.photographs is not None:
+            rows = Selection(self.photographs, where=SOUND, columns=("id", column))
         return stream(
-            Selection(self.pairs, columns=("id", "chosen")),
-            stages=[Decode("chosen"), Embed(self._embedder(), column="chosen")],
+            rows,
+            stages=[Decode(column), Embed(self._embedder(), column=column)],
             ledger=self.reference,
             keep=["embedding"],
             config=streaming,
@@ -316,7 +347,8 @@ class Evaluation:
         if self.distance:
             group = self.scores(self.metrics.embedding)
             embeddings = group.table(["model", "prompt_id", "embedding"]).to_pandas()
-            real = reference_of(self.reference, self.pairs)
+            # Of holes every photograph is an example of what is wanted, as of pairs.
+            real = reference_of(self.reference, None if self.photographs else self.pairs)
             parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))
             parts.append(fid_summary(embeddings, real, base=BASE))
         return statistics.arranged(pd.concat([p for p in parts if not p.empty]))
@@ -339,37 +371,19 @@ class Evaluation:
         """Write scores and tables where people look for them; returns the table's numbers."""
         from raypref.evaluate import statistics
 
-        summary, paper = self.summary, self.published()
+        summary = self.summary
         wins = statistics.win_rates(
             self.long, baseline=self.table.baseline, resamples=self.table.resamples
         )
-        scores = pa.Table.from_pandas(self.long, preserve_index=False)
-        write_table(join(self.folder, "scores.parquet"), scores)
-        texts = {
-            "table.md": tables.markdown(summary, published=paper, labels=self.labels),
-            "table.csv": tables.csv(summary, published=paper),
-            "table.tex": tables.latex(summary, published=paper, labels=self.labels),
-            "categories.md": tables.categories_markdown(self.categories, labels=self.labels),
-            "categories.csv": tables.plain_csv(self.categories),
-            "wins.csv": tables.plain_csv(wins),
-            ABOUT: json.dumps({"name": self.set.name, "prompts": self.set.origin}, indent=1),
-        }
-        for name, text in texts.items():
-            write_bytes(join(self.folder, name), text.encode())
+        write_tables(
+            self.folder,
+            *(self.long, summary, self.categories, wins),
+            published=self.published(),
+            labels=self.labels,
+            about={"name": self.set.name, "prompts": self.set.origin},
+        )
         return summary
 
     def drop_tables(self) -> None:
         """Remove what `tabulate` wrote: it is about results that are replaced."""
-        for name in TABLES:
-            remove_file(join(self.folder, name))
-
-
-def _unfinished(group: LedgerGroup) -> LedgerGroup | None:
-    """The ledgers of a group that are not complete."""
-    left = [model for model, own in group.ledgers.items() if own.state() != "complete"]
-    return _some(group, left) if left else None
-
-
-def _some(group: LedgerGroup, models: Sequence[str]) -> LedgerGroup:
-    """The ledgers of some models."""
-    return LedgerGroup(group.path, ledgers={model: group.ledgers[model] for model in models})
+        drop_tables(self.folder)

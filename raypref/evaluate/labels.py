@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from raypref.images.looks import LOOKS
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import REWARDS, reward_names
 
@@ -19,17 +20,27 @@ class Shown(NamedTuple):
     label: str
     digits: int = 2  # as the paper's
     lower_is_better: bool = False
+    neutral: bool = False  # neither more nor less of it is better
     spelt_out: str = ""
 
 
+IN_HOLE = "_in_hole"  # ends the names of looks that are of a hole alone
+_LOOKS = {
+    name: Shown(name.capitalize(), 0 if name == "texture" else 3, neutral=True) for name in LOOKS
+}
 OTHERS = {
     "human_preference": Shown("Human preference"),
     "dpg": Shown("DPG-Bench"),
     "texture_detail": Shown("Texture detail", digits=0),
     "colorfulness": Shown("Colorfulness"),
     "prompt_accuracy": Shown("Prompt accuracy"),
+    "psnr_kept": Shown("Kept PSNR", spelt_out="around the hole, in decibels"),
+    "mse_kept": Shown("Kept MSE", lower_is_better=True, spelt_out="around the hole, times 1000"),
     "cmmd": Shown("CMMD", lower_is_better=True),
     "fid": Shown("FID", digits=1, lower_is_better=True),
+    # The texture of the whole is `texture_detail`.
+    **{name: own for name, own in _LOOKS.items() if name != "texture"},
+    **{n + IN_HOLE: own._replace(label=f"{own.label} in the hole") for n, own in _LOOKS.items()},
 }
 
 
@@ -54,7 +65,7 @@ def metric_label(metric: str) -> str:
 
 def heading(metric: str) -> str:
     """The metric's name at the head of a printed table, with the paper's arrow."""
-    return plain_label(metric) + (" ↓" if lower_is_better(metric) else " ↑")
+    return metric_label(metric) + ("" if lower_is_better(metric) or neutral(metric) else " ↑")
 
 
 def spelt_out(metric: str) -> str:
@@ -65,6 +76,12 @@ def spelt_out(metric: str) -> str:
 def lower_is_better(metric: str) -> bool:
     """Whether less of the metric is better."""
     return _shown(metric).lower_is_better
+
+
+def neutral(metric: str) -> bool:
+    """Whether neither more nor less of the metric is better: it says what changed, not how well."""
+    shown = _shown(metric)
+    return isinstance(shown, Shown) and shown.neutral
 
 
 def model_label(model: str, labels: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from raypref.core.config import InputError, Location, Section, setting
 from raypref.core.rows import Transform
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.dpg import AskQuestions, read_questions
-from raypref.evaluate.metrics import PixelMetrics
+from raypref.evaluate.metrics import LookMetrics, PixelMetrics
 from raypref.rewards.base import Embed, Score
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.passes import Measure
@@ -45,6 +45,13 @@ class MetricsConfig(Section):
     dpg_questions: Location = setting(
         "",
         "DPG-Bench's question table (dpg_bench.csv), answered by the model of rewards.vqascore",
+        affects_result=False,
+    )
+
+    looks: bool = setting(
+        False,
+        "brightness, contrast, saturation and composition too: what a training changed besides "
+        "quality",
         affects_result=False,
     )
 
@@ -85,6 +92,8 @@ def measures(
         settings = {"vqascore": vqascore, "questions": hashlib.sha256(data).hexdigest()[:16]}
         found[ask.name] = Measure(ask, settings, ["dpg"])
     found["pixels"] = Measure(PixelMetrics(), {}, PixelMetrics.writes.names)
+    if metrics.looks:
+        found["looks"] = Measure(LookMetrics(), {}, LookMetrics.writes.names)
     if metrics.critic:
         accuracy = _prompt_accuracy(metrics.critic)
         found[accuracy.name] = Measure(accuracy, {"critic": metrics.critic}, [accuracy.name])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import islice
 
 from PIL import Image
 from pyarrow import fs as pafs
@@ -10,18 +11,19 @@ from pyarrow import fs as pafs
 from raypref.core.config import results_of
 from raypref.core.ledger import Ledger, filesystem, join, write_bytes
 from raypref.engine.stream import StreamConfig, stream
-from raypref.evaluate.generate import BASE, Generate, GenerateConfig, rows_to_generate
+from raypref.evaluate.generate import BASE, GenerateConfig, rows_to_generate
+from raypref.evaluate.painting import drawing
 from raypref.images.decode import encode_png, open_png
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
-from raypref.sources.prompts import Prompt
 
 
 def draw_samples(
     base: BackboneConfig,
     config: GenerateConfig,
     *,
-    prompts: Sequence[Prompt],
+    texts: Mapping[int, str],
+    photographs: Ledger | None,
     trained: Mapping[str, Ledger],
     folder: str,
     streaming: StreamConfig,
@@ -34,7 +36,8 @@ def draw_samples(
     Args:
         base: the model that was aligned.
         config: seed and sampler settings of the evaluation.
-        prompts: the evaluation's; the first `samples` of them are drawn.
+        texts: the evaluation's prompts by number; the first `samples` of them are drawn.
+        photographs: of a set of holes; None for prompts.
         trained: the stages and where they are.
         folder: the evaluation's folder.
         streaming: how rows are cut into blocks.
@@ -48,18 +51,22 @@ def draw_samples(
         for name, ledger in trained.items()
         for step in _steps(ledger.path)
     }
-    texts = [prompt.text for prompt in prompts[: config.samples]]
+    texts = dict(islice(texts.items(), config.samples))
     if not kept or not texts:
         return 0.0
     loras = {model: trained[model.split("/")[0]].fingerprint for model in kept}
-    parts = {"base": base, "evaluate": config, "prompts": texts, **loras}
+    parts = {"base": base, "evaluate": config, "prompts": list(texts.values()), **loras}
+    if photographs is not None:
+        parts |= {"evaluate.blend": config.blend, "photographs": photographs.fingerprint}
     drawn = Ledger(join(folder, "samples"), results_of(parts))
     if drawn.state() == "stale":  # of an earlier training, whose strips went with it
         drawn.clear()
     first_seed = {"seeds": config.seeds[:1]}
     streamed = stream(
         rows_to_generate(texts, config.model_copy(update=first_seed), [BASE, *kept]),
-        stages=[Generate(base, _in_small_batches(config, len(texts)), loras=kept)],
+        stages=drawing(
+            base, _in_small_batches(config, len(texts)), loras=kept, photographs=photographs
+        ),
         ledger=drawn,
         keep=["model", "prompt_id", "image"],
         config=streaming,
@@ -70,8 +77,8 @@ def draw_samples(
     strips = {}
     for model, by_prompt in images.items():
         strip = Image.new("RGB", (config.size * len(texts), config.size))
-        for place, image in by_prompt.items():
-            strip.paste(image, (config.size * place, 0))
+        for place, number in enumerate(texts):
+            strip.paste(by_prompt[number], (config.size * place, 0))
         strips[model] = encode_png(strip)
     for model in kept:
         name, step = model.split("/")

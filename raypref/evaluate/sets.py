@@ -21,23 +21,33 @@ from pyarrow import fs as pafs
 
 from raypref.core.config import InputError
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
-from raypref.core.rows import seed_of
+from raypref.core.rows import Row, seed_of
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import BASE, GenerateConfig
 from raypref.evaluate.plain_prompts import PLAIN
 from raypref.evaluate.prompts import read_prompts
+from raypref.sources.holes import HOLE, KEY, read_holes
 from raypref.sources.prompts import Prompt
+from raypref.sources.reading import lookup
+from raypref.sources.store import locate
 
 ROOT = "evaluation"
 DEFAULT = "held-out"  # the set that is taken where evaluate.prompts names none
 DEFAULT_COUNT = 100
 FEWEST = 8  # captions; of fewer no interval says anything
-RESERVED = frozenset(("images", "scores", "reference", "samples"))
+RESERVED = frozenset(("images", "scores", "reference", "samples", "photographs"))
 ABOUT = "prompts.json"  # beside a table: the name of its set, where the prompts came from
 # An image that repeats another has a caption that may be its pair's in other words.
 UNUSABLE = frozenset(
     ("duplicate", "near_duplicate", "no_caption", "bad_caption", "caption_too_long")
 )
+
+
+class Holes(NamedTuple):
+    """The holes that a set's prompts are for."""
+
+    rows: Sequence[Row]  # of `read_holes`, one per prompt
+    identity: str  # as `PromptSet.identity`
 
 
 class PromptSet(NamedTuple):
@@ -47,11 +57,12 @@ class PromptSet(NamedTuple):
     origin: str  # where they come from, for people
     prompts: list[Prompt]
     at: str  # where its results lie, below the run's folder
+    holes: Holes | None = None  # that are painted; None: the prompts alone are drawn
 
     @property
     def identity(self) -> str:
         """What tells these prompts from others; part of the fingerprint of their images."""
-        return prompt_identity(self.prompts)
+        return prompt_identity(self.prompts) if self.holes is None else self.holes.identity
 
 
 class PromptSets:
@@ -83,16 +94,19 @@ class PromptSets:
     @property
     def ready(self) -> bool:
         """Whether the prompts are known: held-out captions are when the photographs are."""
-        return bool(self.config.files) or self.photos.state() == "complete"
+        named = self.config.hole_files or self.config.files
+        return bool(named) or self.photos.state() == "complete"
 
     @cached_property
     def all(self) -> list[PromptSet]:
-        """The sets, in the order of `evaluate.prompts`.
+        """The sets, in the order of `evaluate.holes`, or of `evaluate.prompts` without holes.
 
         Raises:
             InputError: a file is missing or holds no prompt, two hold the same prompts, or no file
                 is named and the photographs are not curated.
         """
+        if self.config.hole_files:
+            return self._of_holes()
         if not self.config.files:
             if not self.ready:
                 raise InputError(
@@ -116,6 +130,42 @@ class PromptSets:
         else:
             places = located(self.folder, wanted)
         return [PromptSet(name, origin, own, places[name]) for name, origin, own in given]
+
+    def _of_holes(self) -> list[PromptSet]:
+        limit = self.config.limit or None
+        files = names_of(self.config.hole_files)
+        given = {name: read_holes(file, limit=limit) for name, file in files.items()}
+        wanted = {name: hole_identity(rows) for name, rows in given.items()}
+        if len({*wanted.values()}) < len(wanted):
+            raise InputError(f"evaluate.holes: two of {', '.join(files.values())} are the same")
+        places = located(self.folder, wanted)
+        return [
+            PromptSet(
+                *(name, f"{len(rows)} holes of {files[name]}", _prompts(rows), places[name]),
+                Holes(rows, wanted[name]),
+            )
+            for name, rows in given.items()
+        ]
+
+
+def hole_identity(holes: Sequence[Row]) -> str:
+    """How many holes, and a hash of their prompts, masks, and the names and sizes of their files.
+
+    Where the files lie is no part of it: the same folder elsewhere holds the same holes.
+    """
+    stores = {root: lookup(locate(root, key=KEY)) for root in {hole["root"] for hole in holes}}
+    told = []
+    for hole in holes:
+        look = stores[hole["root"]]
+        files = (hole[name] for name in ("photo_file", "mask_file"))
+        sizes = [None if file is None else look(file)[1] for file in files]
+        told.append([hole["prompt"], *(hole[n] for n in HOLE.names if n != "root"), *sizes])
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return f"{len(holes)} holes, sha256 {digest}"
+
+
+def _prompts(holes: Sequence[Row]) -> list[Prompt]:
+    return [Prompt(hole["prompt"], {}, hole["id"]) for hole in holes]
 
 
 def prompt_identity(prompts: Sequence[Prompt]) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raypref.core.config import InputError
-from raypref.evaluate.labels import lower_is_better, metric_names, ordered
+from raypref.evaluate.labels import lower_is_better, metric_names, neutral, ordered
 
 SCORES = ("prompt", "prompt_id", "seed", "model", "metric", "score")
 SUMMARY = (
@@ -92,7 +92,8 @@ def win_rates(
     Returns:
         One row per (model, metric) with the columns `WINS`: shares of image pairs won, tied (equal
         scores) and lost; `rate` = win + tie / 2 with its interval over prompts. Where less is
-        better, the smaller score wins. Pairs in which one image has no score are left out.
+        better, the smaller score wins; a neutral metric has no row. Pairs in which one image has
+        no score are left out.
     """
     frame = _checked(scores)
     models = _models(scores)
@@ -101,7 +102,7 @@ def win_rates(
     for metric in ordered(sorted(frame["metric"].unique()), metric_names()):
         own = frame[frame["metric"] == metric]
         wide = own.pivot_table(index=["prompt_id", "seed"], columns="model", values="score")
-        if baseline not in wide:
+        if baseline not in wide or neutral(metric):
             continue
         sign = -1.0 if lower_is_better(metric) else 1.0
         for model in models:

@@ -12,6 +12,7 @@ from raypref.evaluate.labels import (
     lower_is_better,
     metric_label,
     model_label,
+    neutral,
     score_text,
 )
 from raypref.evaluate.tables import footnote
@@ -59,12 +60,14 @@ def _headline(row: Any) -> list[str]:
 
 
 def verdict(row: Any) -> str:
-    """Whether a model is better than the base by a row of `statistics.summarise`, in words."""
+    """Whether a row of `statistics.summarise` is better than the base, in words."""
     if math.isnan(row.gain_low):
         return "no interval"
     if row.gain_low <= 0 <= row.gain_high:
         return "no clear difference"
     up = row.gain > 0
+    if neutral(row.metric):
+        return "higher" if up else "lower"
     return "better" if up != lower_is_better(row.metric) else "worse"
 
 

@@ -21,6 +21,7 @@ from raypref.evaluate.labels import (
     lower_is_better,
     metric_label,
     model_label,
+    neutral,
     score_text,
     spelt_out,
 )
@@ -33,8 +34,8 @@ Published: TypeAlias = Mapping[tuple[str, str], float]  # (model, metric) -> pub
 NO_LABELS: Mapping[str, str] = {}  # models are called by their names
 
 PAPER = (
-    "'paper' is the published value (arXiv 2605.19839): comparable for the same base model, "
-    "prompts, numbers of images and pairs, and weights of the metric only."
+    "'paper' is the published value (arXiv 2605.19839; of inpainters 2509.23082): comparable for "
+    "the same base model, prompts, numbers of images and pairs, and weights of the metric only."
 )
 MARKS = "Best bold, second best italic, by unrounded means."
 MARKS_LATEX = "Best bold, second best underlined, by unrounded means."
@@ -219,14 +220,14 @@ def paper_text(model: str, metric: str, published: Published) -> str:
 def places(summary: pd.DataFrame) -> dict[tuple[str, str], int]:
     """(model, metric) -> 1 for the best mean and 2 for the second best; others are left out.
 
-    Equal means share a place. A metric that only one model has is left out.
+    Equal means share a place. A metric that only one model has is left out, and a neutral one.
     """
     found = {}
     for metric, part in summary.groupby("metric", sort=False):
         values = part["mean"] if lower_is_better(metric) else -part["mean"]
         ranks = values.rank(method="dense")
         for model, rank in zip(part["model"], ranks, strict=True):
-            if len(part) > 1 and rank <= 2:
+            if len(part) > 1 and rank <= 2 and not neutral(str(metric)):
                 found[model, str(metric)] = int(rank)
     return found
 

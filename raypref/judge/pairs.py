@@ -18,8 +18,8 @@ from raypref.core.config import InputError, Location, Resources, Section, result
 from raypref.core.ledger import Ledger, join
 from raypref.core.rows import Row, Transform, reject
 from raypref.engine.stream import StreamConfig, stream
-from raypref.evaluate.metrics import PROPERTIES, properties
 from raypref.images.decode import BadImage, ImageConfig, decode, encode_png, open_png
+from raypref.images.looks import LOOKS, looks
 from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
 from raypref.sources.base import Pair, Ref
@@ -31,6 +31,8 @@ from raypref.sources.store import RemoteStore, SourceError, Store, locate
 if TYPE_CHECKING:
     import pandas as pd
 
+# Those of `images.looks` that are compared with people's: ledgers made before hold these alone.
+PROPERTIES = tuple(name for name in LOOKS if name != "texture")
 # A source's reasons that this ledger knows by another word.
 _REASONS = {"missing_file": "missing", "no_image": "empty"}
 # Of a reward these ask no less than other pairs.
@@ -235,7 +237,7 @@ class Load:
 
 
 class Properties:
-    """Transform: what an image looks like, whatever it shows (`metrics.properties`)."""
+    """Transform: what an image looks like, whatever it shows."""
 
     name = "properties"
     reads: tuple[str, ...] = ("image",)
@@ -248,7 +250,8 @@ class Properties:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns."""
         for row in rows:
-            row.update(properties(open_png(row["image"])))
+            found = looks(open_png(row["image"]))
+            row.update((name, found[name]) for name in PROPERTIES)
 
 
 def full_name(ref: Ref, pairs: Store, images: Store) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from raypref.evaluate import statistics
-from raypref.evaluate.metrics import PROPERTIES
+from raypref.judge.pairs import PROPERTIES
 
 ACCURACY = ("reward", "accuracy", "low", "high", "chance", "tie_gap", "n_pairs", "n_unscored")
 BIAS = ("reward", "property", "share", "people", "bias", "low", "high", "n_pairs")

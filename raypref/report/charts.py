@@ -110,20 +110,22 @@ def against_reference(
     return inline(drawn, label, Cursor(steps[thin].tolist(), texts, lead="step"))
 
 
-def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool = False) -> str:
+def forest(name: str, rows: Sequence[Gain], *, digits: int, less: bool | None = False) -> str:
     """Gains over the base with their intervals; a diamond marks the published gain.
 
     Args:
         name: of the metric, for the accessible label.
         rows: one per model, drawn from top to bottom; at least one.
         digits: decimals of the numbers in the accessible label.
-        less: less is better.
+        less: less is better; None: neither.
     """
     drawn, axes = figure(3.4, 0.55 + 0.33 * len(rows))
     axes.axvline(0.0, color=SOFT, linewidth=1.0)
     for place, row in enumerate(rows):
         good, bad = (row.high < 0, row.low > 0) if less else (row.low > 0, row.high < 0)
         color = ACCENT if good else BAD if bad else SOFT
+        if less is None:
+            color = SOFT if row.low <= 0 <= row.high else INK
         if not math.isnan(row.low):
             axes.plot([row.low, row.high], [place, place], color=color, linewidth=3.0, alpha=0.45)
         axes.plot([row.gain], [place], color=color, marker="o", markersize=6)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
-from raypref.evaluate.labels import digits, lower_is_better
+from raypref.evaluate.labels import digits, lower_is_better, neutral
 from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
@@ -191,7 +191,7 @@ def prompt_gains(scores: pd.DataFrame, *, model: str, base: str) -> list[PromptG
     for metric in sorted(scores["metric"].unique(), key=metric_place):
         own = scores[scores["metric"] == metric]
         means = own.pivot_table(index="prompt_id", columns="model", values="score")
-        if model == base or not {model, base} <= set(means.columns):
+        if model == base or neutral(metric) or not {model, base} <= set(means.columns):
             continue
         gains = (means[model] - means[base]).dropna()
         if lower_is_better(metric):

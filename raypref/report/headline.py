@@ -77,11 +77,12 @@ def final_model(data: ReportData) -> str:
 
 
 def _gains(data: ReportData) -> list[Any]:
-    """The final model's rows of the table that have a gain."""
+    """The final model's rows of the table that have a gain; neutral metrics left out."""
     if data.table is None or data.table.empty:
         return []
     own = data.table[data.table["model"] == final_model(data)]
-    return [row for row in own.itertuples() if not math.isnan(row.gain)]
+    rows = [row for row in own.itertuples() if not math.isnan(row.gain)]
+    return [row for row in rows if not labels.neutral(row.metric)]
 
 
 def _first_gain(data: ReportData) -> Any:

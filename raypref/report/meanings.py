@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raypref.evaluate.labels import gain_text, lower_is_better, plain_label
+from raypref.evaluate.labels import IN_HOLE, gain_text, lower_is_better, neutral, plain_label
 
 # After the metric's name; the page adds which way is better.
 MEANINGS = {
@@ -21,18 +21,28 @@ MEANINGS = {
     "dpg": "is the share of questions about the prompt that the picture answers with yes",
     "texture_detail": "measures fine contrast in a picture",
     "colorfulness": "measures how strong and varied the colors of a picture are",
+    "brightness": "is the mean grey level of a picture, 0 to 1",
+    "contrast": "is the spread of a picture's grey levels",
+    "saturation": "is the mean saturation of a picture's colors, 0 to 1",
+    "texture": "is the variance of a picture's fine structure",
+    "composition": "is how near its middle a picture's detail lies, 1 in the middle",
     "prompt_accuracy": "is the share of what a prompt names that a classifier finds in the picture",
-    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs",
+    "psnr_kept": "measures how well the model keeps a photograph around the hole, before blending",
+    "mse_kept": "is the model's error around the hole, before blending",
+    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs, or the "
+    "photographs of the holes",
     "fid": "is an older distance to the same images; with few pictures it is biased: no interval",
 }
 
 
 def meaning_of(metric: str) -> str:
     """One sentence on a metric: what it says and which way is better; empty where unknown."""
-    if metric not in MEANINGS:
+    of_whole = metric.removesuffix(IN_HOLE)
+    if of_whole not in MEANINGS:
         return ""
-    better = "lower" if lower_is_better(metric) else "higher"
-    return f"{plain_label(metric)} {MEANINGS[metric]}; {better} is better."
+    better = "lower is" if lower_is_better(metric) else "higher is"
+    better = "neither more nor less is" if neutral(metric) else better
+    return f"{plain_label(metric)} {MEANINGS[of_whole]}; {better} better."
 
 
 def meanings(metrics: Iterable[str]) -> list[str]:

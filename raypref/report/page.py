@@ -23,10 +23,10 @@ from raypref.report import charts, headline
 from raypref.report.compared import compared
 from raypref.report.curves import CURVES, both_gaps, meaning
 from raypref.report.layout import fill
+from raypref.report.listed import listed, number_text
 from raypref.report.meanings import gain_words, meanings
 from raypref.report.views import (
     FunnelStep,
-    PairView,
     Picture,
     PromptGains,
     ReportData,
@@ -34,8 +34,6 @@ from raypref.report.views import (
     TrainingView,
 )
 
-PAGE_OF_PAIRS = 24
-LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
 RELATIVE = "error relative to the reference"
 SHOWN_CURVES = ("loss", RELATIVE, "implicit_accuracy", "hinge_active", "grad_norm")  # the first two
 OPEN_GRIDS = 6  # prompts shown at once, the others on demand
@@ -48,13 +46,13 @@ GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while
 
 def render(data: ReportData) -> str:
     """The page as HTML text: small pictures, charts, style and script inside."""
-    gallery = _gallery(data)
+    gallery = listed(data)
     return fill(
         "page.html",
         filters={
             "count": lambda number: f"{number:,}",
             "duration": duration,
-            "number": _number,
+            "number": number_text,
             "img": _img,
         },
         scripts=("lightbox.js", "cursor.js", "page.js"),
@@ -157,95 +155,6 @@ def _account(funnel: Sequence[FunnelStep]) -> tuple[int, int, int, int] | None:
     return found, kept, dropped, found - kept - dropped
 
 
-class _Number(NamedTuple):
-    """A number of the pairs in the gallery."""
-
-    key: str
-    label: str
-    digits: int
-    shown: bool = True  # under the images; else it only sorts
-    sorts_by: str = ""  # the words of the menu, where they are not the label
-
-
-TWIN_NUMBERS = (
-    _Number("pickscore", "PickScore", 2, shown=False, sorts_by="PickScore of the chosen image"),
-    _Number("gap", "PickScore gap", 2),
-    _Number("colorfulness", "colorfulness", 0),
-)
-LABEL_NUMBERS = (
-    _Number("gap", "gap", 2),
-    _Number("gap_std", "± ", 2),
-    _Number("vote_share", "vote share", 2),
-    _Number("confidence", "confidence", 2),
-    _Number("score", "score", 2),
-    _Number("flipped", "turned round", 0),
-)
-KINDS_OF_PICTURE = (  # attribute of a view, caption, text for who cannot see it
-    ("chosen", "chosen", "Chosen"),
-    ("region", "salient region", "Salient region, tinted"),
-    ("rejected", "rejected", "Rejected"),
-)
-
-
-def _gallery(data: ReportData) -> dict[str, Any] | None:
-    """What the script shows, sorts and searches: every pair as one short list."""
-    if not data.pairs:
-        return None
-    first = data.pairs[0]
-    kinds = [kind for kind in KINDS_OF_PICTURE if getattr(first, kind[0]) is not None]
-    if len(kinds) == 1:  # single images: neither chosen nor rejected
-        kinds = [("chosen", "image", "Image")]
-    facts = [_numbers(pair) for pair in data.pairs]
-    known = LABEL_NUMBERS if first.numbers else TWIN_NUMBERS
-    numbers = [own for own in known if any(fact.get(own.key) is not None for fact in facts)]
-    return {
-        "size": PAGE_OF_PAIRS,
-        "side": first.chosen.width,
-        "pixelated": first.chosen.pixelated,
-        "made": data.terms.made,
-        "order": "number" if first.numbers else "rank",
-        "order_is": "number in the source" if first.numbers else "rank (1: best PickScore)",
-        "kinds": kinds,
-        "numbers": [own._asdict() for own in numbers],
-        # prompt, rank, numbers, a note per picture, then small and full of each
-        "pairs": [
-            [
-                _shortened(pair.prompt),
-                pair.rank,
-                [fact.get(own.key) for own in numbers],
-                [_note(pair, kind) for kind, *_ in kinds],
-                *(file for kind, *_ in kinds for file in getattr(pair, kind)[:2]),
-            ]
-            for pair, fact in zip(data.pairs, facts, strict=True)
-        ],
-    }
-
-
-def _numbers(pair: PairView) -> dict[str, float | None]:
-    if pair.numbers:
-        return {key: None if n is None else _rounded(n) for key, n in pair.numbers.items()}
-    gap = pair.pickscore_chosen - pair.pickscore_rejected
-    values = {"pickscore": pair.pickscore_chosen, "gap": gap, "colorfulness": pair.colorfulness}
-    return {key: _rounded(value) for key, value in values.items()}
-
-
-def _note(pair: PairView, kind: str) -> str:
-    """What stands beside a picture's caption: its score, or its generator."""
-    if pair.numbers:
-        return {"chosen": pair.chosen_model, "rejected": pair.rejected_model}.get(kind, "")
-    scores = {"chosen": pair.pickscore_chosen, "rejected": pair.pickscore_rejected}
-    return _number(scores[kind], 2) if kind in scores else ""
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1] + "…"
-
-
-def _rounded(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return round(value, 4) if math.isfinite(value) else None
-
-
 def _training(view: TrainingView) -> _Curves:
     numbers = view.metrics.sort_values("step")
     steps = numbers["step"].to_numpy(np.int64)
@@ -322,6 +231,8 @@ def _score(row: Any, published: tables.Published) -> _Score:
     rises, falls = row.gain_low > 0, row.gain_high < 0
     level = row.gain_low <= 0 <= row.gain_high
     good, bad = (falls, rises) if labels.lower_is_better(row.metric) else (rises, falls)
+    if labels.neutral(row.metric):
+        good = bad = False
     return _Score(
         mean=labels.score_text(row.metric, row.mean),
         interval=labels.interval_text(row.metric, row.low, row.high),
@@ -348,9 +259,8 @@ def _forests(data: ReportData) -> Iterator[tuple[str, Markup]]:
             label = labels.model_label(str(row.model), data.labels)
             rows.append(charts.Gain(label, row.gain, row.gain_low, row.gain_high, gap))
         label = labels.metric_label(metric)
-        svg = charts.forest(
-            label, rows, digits=labels.digits(metric), less=labels.lower_is_better(metric)
-        )
+        less = None if labels.neutral(metric) else labels.lower_is_better(metric)
+        svg = charts.forest(label, rows, digits=labels.digits(metric), less=less)
         yield label, Markup(svg)
 
 
@@ -376,7 +286,3 @@ def _img(picture: Picture, alt: str, model: str) -> Markup:
     )
     hard = "pixelated" if picture.pixelated else "smooth"
     return tag.format(picture.small, picture.width, picture.height, alt, hard, model)
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:z.{digits}f}"

@@ -101,3 +101,12 @@ class RunConfig(PairingConfig):
                 "perturb.kind=text2image have none; take another of the two"
             )
         return self
+
+    @model_validator(mode="after")
+    def _holes_can_be_painted(self) -> RunConfig:
+        if self.evaluate.hole_files and self.base.family not in INPAINTING:
+            raise InputError(
+                f"evaluate.holes: base.family={self.base.family} does not inpaint; take "
+                f"base.family={' or '.join(sorted(INPAINTING))}, or evaluate.prompts"
+            )
+        return self

@@ -70,7 +70,7 @@ def _html(run: Run) -> str:
         tracking_uri=c.tracking.uri,
         banner=run.banner,
         steps=_steps(run),
-        sampled=[prompt.text for prompt in ev.prompts[: c.evaluate.samples]] if images else [],
+        sampled=[*ev.texts.values()][: c.evaluate.samples] if images else [],
         use=_use(run),
         on_own_samples=on_own_samples(run),
     )
