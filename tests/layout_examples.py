@@ -65,6 +65,12 @@ def webdataset(root: Path, second: bytes, name: str) -> None:
     pack(root / "0.tar", *texts[0], *texts[1])
 
 
+def brushdata(root: Path, second: bytes, name: str) -> None:
+    masks = json.dumps({"mask": ["1,2"]}).encode()
+    one = [("a.caption", b"one"), ("a.image", FIRST), ("a.segmentation", masks)]
+    pack(root / "0.tar", *one, ("b.caption", b"two"), ("b.image", second))
+
+
 def pack(path: Path, *members: tuple[str, bytes]) -> None:
     """A tar file of some members."""
     with tarfile.open(path, "w") as tar:
@@ -180,6 +186,7 @@ EXAMPLES = {
         pairs=webdataset_pairs,
         images=webdataset_images,
     ),
+    "brushdata": Example(brushdata, ("0.tar#a", "0.tar#b"), names_files=False),
     "jsonl": Example(
         jsonl, ("index.jsonl#000000001", "index.jsonl#000000002"), prompts="index.jsonl"
     ),

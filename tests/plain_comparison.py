@@ -17,6 +17,7 @@ from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
+from raypref.models.families.registry import family as of_name
 
 
 def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[StepMetrics], Plain]:
@@ -60,7 +61,7 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         seed=0,
         name=f"test-{stage.objective}",
         facts=rows.facts,
-        masks=[hole(number) for number in range(10)] if "inpaint" in family else [],
+        masks=[hole(number) for number in range(10)] if of_name(family).inpaints else [],
     )
     for i in range(stage.steps):
         plain.step()

@@ -5,14 +5,15 @@ A prompt is a pair here: what the text encoders say, and what is around the hole
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import FluxFillPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
-from plain_training import SD3, SD15
+from plain_training import SD3, SD15, T
 from torch import Tensor, nn
 
 
@@ -38,6 +39,54 @@ class SD15Inpaint(SD15):
         return super().call(module, torch.cat([x, around]), t, text)
 
 
+class FluxFill(SD3):
+    """Velocity prediction on tokens of 2x2 latents; levels without a shift; guidance 1."""
+
+    kind: Any = FluxFillPipeline
+
+    def prompt(self, text: str) -> Any:
+        return self.pipe.encode_prompt([text], device="cpu")
+
+    def around(self, photo: Image.Image, mask: Image.Image) -> Tensor:
+        """Tokens of the masked latents and of the mask's pixels, by the pipeline's own code."""
+        paint = binary(mask)[None, None]
+        pixels = torch.tensor(np.asarray(photo)).permute(2, 0, 1).double()[None] / 127.5 - 1
+        vae = self.pipe.vae
+        with torch.no_grad():
+            mean = vae.encode(pixels * (1 - paint)).latent_dist.mean
+        size = mask.height, mask.width
+        # Given latents, it encodes nothing.
+        made = self.pipe.prepare_mask_latents(
+            *(paint, mean, 1, vae.config.latent_channels, 1, *size, torch.float64, "cpu", None)
+        )
+        return torch.cat(made[::-1], dim=2)
+
+    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+        (sequence, pooled, text_ids), around = prompt
+        c, h, w = x.shape
+        tokens = self.pipe._pack_latents(x[None], 1, c, h, w)
+        ids = [[0, row, column] for row in range(h // 2) for column in range(w // 2)]
+        made = module(
+            hidden_states=torch.cat([tokens, around], dim=2),
+            timestep=torch.tensor([t], dtype=torch.float64) / T,
+            guidance=torch.tensor([1.0]),
+            pooled_projections=pooled,
+            encoder_hidden_states=sequence,
+            txt_ids=text_ids,
+            img_ids=torch.tensor(ids, dtype=torch.float64),
+        ).sample
+        return self.pipe._unpack_latents(made, 8 * h, 8 * w, 8)[0]
+
+    def draw_timestep(self, generator: torch.Generator) -> float:
+        return T * self.levels[T - 1 - int(torch.randint(T, (), generator=generator))]
+
+    def even(self, n: int) -> list[float]:
+        """1 to 1 / n, shifted by exp(mu); mu goes from 0.5 at 256 tokens to 1.15 at 4096."""
+        mu = 0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256)  # of 64x64 pixels
+        plain = [1 - i / n for i in range(n)]
+        return [T * math.exp(mu) / (math.exp(mu) + 1 / s - 1) for s in plain]
+
+
 def binary(mask: Image.Image) -> Tensor:
     """1 where to repaint, [H, W]."""
     return torch.tensor(np.asarray(mask) > 127).double()
@@ -46,4 +95,5 @@ def binary(mask: Image.Image) -> Tensor:
 @cache
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
-    return {"sd15": SD15, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}[name](folder)
+    kinds = {"sd15": SD15, "sd15_inpaint": SD15Inpaint, "sd35m": SD3, "flux_fill": FluxFill}
+    return kinds[name](folder)

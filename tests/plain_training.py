@@ -131,10 +131,11 @@ class SD15:
 class SD3:
     """Velocity prediction, Euler; a timestep is a noise level in thousandths."""
 
+    kind: Any = StableDiffusion3Pipeline
     component = "transformer"
 
     def __init__(self, folder: str) -> None:
-        self.pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float64)
+        self.pipe: Any = self.kind.from_pretrained(folder, torch_dtype=torch.float64)
         self.encoded: dict[Any, Any] = {}
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down

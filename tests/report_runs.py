@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -199,8 +200,8 @@ def make(folder: Path, photos: list[tuple[Image.Image, str]], *, pairs: int) -> 
     return gather(folder, ledger)
 
 
-def gather(folder: Path, pairs: Ledger) -> ReportData:
-    """What the page of a written run shows."""
+def gather(folder: Path, pairs: Ledger, **changes: Any) -> ReportData:
+    """What the page of a written run shows; `changes` are of what is collected."""
     scores = pd.read_parquet(folder / "evaluation" / "scores.parquet")
     summary = statistics.summarise(scores, resamples=200)
     groups = {i: {"category": ("animals", "food", "people")[i % 3]} for i in range(10)}
@@ -208,6 +209,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         metric="cmmd", mean=0.6, low=0.5, high=0.7, gain=-0.2, gain_low=-0.3, gain_high=-0.1
     )
     distance.loc[distance["model"] == "base", ["gain", "gain_low", "gain_high"]] = np.nan
+    curated_by = PairingConfig(source=SourceConfig(path=str(folder / "photographs")))
     return collect(
         final="stage2",
         name="browser",
@@ -224,7 +226,7 @@ def gather(folder: Path, pairs: Ledger) -> ReportData:
         },
         folder=str(folder),
         pairs=pairs,
-        curated_by=PairingConfig(source=SourceConfig(path=str(folder / "photographs"))),
+        **{"curated_by": curated_by, **changes},
         trained={name: Ledger(str(folder / name), {}) for name in ("stage1", "stage2")},
         labels=LABELS,
         images=image_ledgers(folder),

@@ -16,6 +16,8 @@ from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
@@ -114,19 +116,38 @@ def _build_sd3(folder: Path) -> None:
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(
-            latent_channels=16,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        vae=_vae_of_16_channels(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=clips[0],
         tokenizer=models.tokenizer(),
         text_encoder_2=clips[1],
         tokenizer_2=models.tokenizer(),
         text_encoder_3=_t5(),
         tokenizer_3=_t5_tokenizer(),
+    ).save_pretrained(folder)
+
+
+def _build_flux_fill(folder: Path) -> None:
+    """The layout of FLUX.1-Fill-dev: latents packed by 2x2, a guidance embedding, CLIP and T5."""
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * (16 + 16 + 8 * 8),  # noisy latents, masked ones, the mask
+        out_channels=4 * 16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    FluxFillPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_vae_of_16_channels(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=_text_encoder(),
+        tokenizer=models.tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),
     ).save_pretrained(folder)
 
 
@@ -240,6 +261,7 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": _build_sd15,
     "sd15-inpaint": _build_sd15_inpaint,
     "sd3": _build_sd3,
+    "flux-fill": _build_flux_fill,
     "pixart": _build_pixart,
     "qwen3-vl": _build_qwen3_vl,
     "pickscore": _build_pickscore,
@@ -272,6 +294,10 @@ def _vae(**changes: Any) -> AutoencoderKL:
         "scaling_factor": 0.18215,
     }
     return AutoencoderKL(**settings | changes)
+
+
+def _vae_of_16_channels(**scales: float) -> AutoencoderKL:
+    return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **scales)
 
 
 def _t5() -> T5EncoderModel:

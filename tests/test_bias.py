@@ -83,7 +83,7 @@ def test_tables_read_as_markdown() -> None:
     sides = {("hole", "brightness"): np.arange(8.0)}
     text = bias_markdown(found, tilt(looks, sides, sides), rule="ensemble")
     lines = text.splitlines()
-    assert lines[0] == "| Spearman within a hole, hole | brightness |"
+    assert lines[0] == "| in the hole | brightness |"
     assert lines[2].startswith("| PickScore | ") and "[" in lines[2]
     assert lines[3] == "| rule: ensemble | +1.00 [1.00, 1.00] |"
     assert cell_text(math.nan, math.nan, math.nan) == "–"

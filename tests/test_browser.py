@@ -68,7 +68,7 @@ def test_sorting_is_over_all_pairs(opened: Opened) -> None:
     opened.page.locator('[data-part="turn"]').click()
     assert opened.numbers("gap") == sorted(opened.numbers("gap"))
     assert opened.numbers("gap")[-1] < gaps[-1]
-    for part, shown in (("colorfulness", "colorfulness"), ("pickscore", "photograph-score")):
+    for part, shown in (("colorfulness", "colorfulness"), ("pickscore", "chosen-score")):
         opened.choose("sort", part)
         values = opened.numbers(shown)
         assert values == sorted(values, reverse=True)

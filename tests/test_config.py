@@ -28,6 +28,9 @@ REQUIRED = {
     "tiny": [],
     "sd15": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "sd35m": ["source.path=photos", "evaluate.prompts=prompts.txt"],
+    "fyp_tiny": [],
+    "fyp_sd15": ["source.path=photos", "evaluate.holes=holes"],
+    "fyp_flux": ["source.path=photos", "evaluate.holes=holes"],
 }
 
 # docs/method.md, SD-1.5; the numbers are the paper's and its released code's.

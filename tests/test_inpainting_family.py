@@ -17,12 +17,13 @@ from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, row
 from raypref.align.loop import Alone, train
 from raypref.core.config import InputError, Resources
 from raypref.core.ledger import Ledger
-from raypref.core.rows import Row
+from raypref.core.rows import IMAGE, Row
 from raypref.curate.publish import PAIRS
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.images.decode import as_image, encode_png
 from raypref.models.backbone import load_denoiser, load_encoder
+from raypref.models.families.conditioning import unpacked
 
 FOLDER = small.path("sd15-inpaint")
 BASE = BASES["sd15_inpaint"].model_copy(update={"dtype": "float32"})
@@ -158,3 +159,35 @@ def test_a_pair_without_a_mask_is_refused_by_name() -> None:
     stage.setup()
     with pytest.raises(InputError, match="pair '1' has no mask, which sd15_inpaint reads"):
         in_batches(stage, [row | ({"mask": None} if row["id"] == "1" else {}) for row in rows()])
+
+
+def test_surroundings_come_from_the_source_where_pairs_name_one(tmp_path: Path) -> None:
+    """Candidates of a hole, where the release gives each side its own surroundings."""
+    photos = [photo for _, photo in photographs(2 * COUNT)]
+    sourced = [
+        row | {"source": {"bytes": encode_png(photos[COUNT + n]), "path": None} if n != 1 else None}
+        for n, row in enumerate(rows())
+    ]
+    pairs = Ledger(str(tmp_path / "pairs"), {})
+    pairs.begin()
+    schema = PAIRS if "source" in PAIRS.names else PAIRS.append(pa.field("source", IMAGE))
+    pairs.write_part(pa.Table.from_pylist(sourced, schema=schema))
+    pairs.commit(expected=COUNT, counts={})
+    stage = Encode(BASE, CacheConfig(), side=64)
+    stage.setup()
+    encoded = rows_of(rows_to_encode(pairs, stage.reads))
+    in_batches(stage, encoded)
+    seen = [photos[COUNT], photos[1], photos[COUNT + 2]]  # that of the second is its chosen image
+    expected = load_encoder(BASE, device=CPU).surroundings(seen, [mask(n) for n in range(COUNT)])
+    for n in range(COUNT):
+        [row] = [row for row in encoded if row["id"] == f"{n}"]
+        both = unpacked(row["surroundings"], row["surroundings_shape"])
+        torch.testing.assert_close(both[0], expected[n])
+
+    for column, image, says in (
+        ("source", photos[0].resize((32, 32)), "the source image of pair '0' is 32x32, and images"),
+        ("mask", mask(0).resize((64, 32)), "the mask of pair '0' is 64x32, and its image is 64x64"),
+    ):
+        wrong = sourced[0] | {column: {"bytes": encode_png(image), "path": None}}
+        with pytest.raises(InputError, match=says):
+            stage.prepare([wrong])

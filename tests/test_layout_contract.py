@@ -12,12 +12,11 @@ import pytest
 from layout_examples import EXAMPLES, FIRST, OTHER, SECOND
 
 from raypref.core.config import InputError, build
-from raypref.core.rows import INDEX
 from raypref.evaluate.prompts import read_prompts
 from raypref.images.decode import ImageConfig, decode, encode_png
 from raypref.judge.pairs import JudgeConfig, Load
 from raypref.sources.base import Layout, Pair
-from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.index import SourceConfig, digest, entries, fetch, index_schema
 from raypref.sources.layouts import REGISTRY, giving
 from raypref.sources.pairs import (
     image_bytes,
@@ -71,7 +70,7 @@ def test_every_layout_has_an_example_and_gives_something():
 def test_photographs(layout, tmp_path):
     source = SourceConfig(path=str(dataset(layout, tmp_path)), layout=layout)
     rows = list(entries(source))
-    assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows
+    assert pa.Table.from_pylist(rows, schema=index_schema(source)).to_pylist() == rows
     assert [row["id"] for row in rows] == list(EXAMPLES[layout].ids)
     found = [(row["caption"], fetch(row, source.store(), max_bytes=MAX)) for row in rows]
     assert found == [("one", FIRST), ("two", SECOND)]

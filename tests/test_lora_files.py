@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 import torch
-from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -216,21 +214,22 @@ def sd3_checkpoint(width: int) -> dict[str, torch.Tensor]:
 SECOND = (("qkv", 3), ("proj", 1))
 
 
-def test_onetrainers_names_are_those_of_the_transformer(tmp_path):
-    network = SD3Transformer2DModel.from_pretrained(small.path("sd3"), subfolder="transformer")
+@pytest.mark.parametrize("name", ["sd35m", "flux_fill"])
+def test_onetrainers_names_are_those_of_the_transformer(name, tmp_path):
+    network = load_denoiser(BASES[name], device=torch.device("cpu")).module
     linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and ".attn" in n]
     tensors = {}
     for layer in linear:
-        name = "lora_transformer_" + layer.replace(".", "_")
-        tensors[f"{name}.lora_down.weight"] = torch.ones(2, 4)
-        tensors[f"{name}.lora_up.weight"] = torch.ones(4, 2)
-        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+        own = "lora_transformer_" + layer.replace(".", "_")
+        tensors[f"{own}.lora_down.weight"] = torch.ones(2, 4)
+        tensors[f"{own}.lora_up.weight"] = torch.ones(4, 2)
+        tensors[f"{own}.alpha"] = torch.tensor(1.0)
     save_file(tensors, tmp_path / "one.safetensors")
     file = str(tmp_path / "one.safetensors")
     found = lora_formats.read_lora(file, key="k", component="transformer")
-    assert {name.rpartition(".lora_")[0] for name in found.values} == set(linear)
+    assert {key.rpartition(".lora_")[0] for key in found.values} == set(linear)
     assert found.alpha == 1.0
-    assert all((v == 0.5).all() for name, v in found.values.items() if "lora_B" in name)
+    assert all((v == 0.5).all() for key, v in found.values.items() if "lora_B" in key)
 
 
 # ------------------------------------------------------------------ damage

@@ -13,13 +13,16 @@ import pytest
 from gpu_sections import counting
 
 from raypref.core.config import PRESETS, load
+from raypref.models.families.registry import FAMILIES, INPAINTING
 from raypref.run.config import RunConfig
 from raypref.run.execute import needs_of_step
 from raypref.run.memory_plan import (
+    AROUND,
     CARDS,
     JUDGES,
     PAINTERS,
     SIZES,
+    STORED,
     U2NET,
     latents_gib,
     predicted_gib,
@@ -151,6 +154,11 @@ def test_weights_are_those_of_the_published_networks() -> None:
         assert billions == pytest.approx(counted / 1e9, rel=2e-3)
 
 
+def test_every_family_has_its_sizes() -> None:
+    assert SIZES.keys() == STORED.keys() == {*FAMILIES}
+    assert AROUND.keys() == INPAINTING
+
+
 def test_what_a_pass_keeps_is_not_more_than_the_plan_says() -> None:
     counts = counting.count("sd15")
     assert 0.95 * SIZES["sd15"].saved < counts.saved < 1.01 * SIZES["sd15"].saved
@@ -180,6 +188,13 @@ def test_it_is_predicted_without_any_heavy_library() -> None:
         ("sd15", [], 2 * 2 * 2 * 4 * 64 * 64 + 77 * 768),
         ("sd15", ["pairs.kind=images", "images.size=256"], 2 * 2 * 4 * 32 * 32 + 77 * 768),
         ("sd35m", [], 2 * 2 * 2 * 16 * 64 * 64 + 333 * 4096 + 2048),
+        # What is around a hole, both ways.
+        ("sd15", ["base.family=sd15_inpaint"], (2 * 2 * 2 * 4 + 2 * 5) * 64 * 64 + 77 * 768),
+        (
+            "sd35m",
+            ["base.family=flux_fill"],
+            (2 * 2 * 2 * 16 + 2 * 80) * 64 * 64 + 512 * 4096 + 768,
+        ),
     ],
 )
 def test_latents_by_hand(preset: str, given: list[str], values: int) -> None:

@@ -15,6 +15,7 @@ from raypref.rewards.clipscore import ClipScoreConfig
 from raypref.rewards.dinov2 import DinoV2Config
 from raypref.rewards.hpsv2 import HPSv2Config
 from raypref.rewards.imagereward import ImageRewardConfig
+from raypref.rewards.perception import PerceptionConfig
 from raypref.rewards.realism import RealismConfig
 
 WANTED = os.environ.get("RAYPREF_REAL_REWARDS", "").split(",")
@@ -45,6 +46,7 @@ def wanted(name: str) -> None:
         ("hpsv2", HPSv2Config(), 15, 40),
         ("hpsv2", HPSv2Config(model="xswu/HPSv2/HPS_v2_compressed.pt"), 15, 40),
         ("imagereward", ImageRewardConfig(), -2.5, 2.5),
+        ("perception", PerceptionConfig(), 5, 50),
     ],
 )
 def test_a_photograph_prefers_its_own_caption(photographs, name, config, lowest, highest):

@@ -28,10 +28,19 @@ REGIONS = {
 }
 
 
-@pytest.mark.parametrize("region", REGIONS)
-@pytest.mark.parametrize("stage", [DPO, DRO], ids=["dpo", "dro"])
-def test_20_steps_equal_a_plain_implementation(stage: Any, region: str, tmp_path: Path) -> None:
-    compare("sd15_inpaint", stage.model_copy(update=REGIONS[region]), tmp_path)
+FINAL = DRO.model_copy(update={"policy_state": "final", "steps": 5})
+CASES = [
+    *(("sd15_inpaint", stage, region) for stage in (DPO, DRO) for region in REGIONS),
+    *(("flux_fill", DPO, region) for region in ("everywhere", "in the hole")),
+    *(("flux_fill", stage, "in the hole") for stage in (DRO, FINAL)),
+]
+
+
+@pytest.mark.parametrize("name, stage, region", CASES)
+def test_20_steps_equal_a_plain_implementation(
+    name: str, stage: Any, region: str, tmp_path: Path
+) -> None:
+    compare(name, stage.model_copy(update=REGIONS[region]), tmp_path)
 
 
 def test_products_are_means_over_the_hole() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import small
 import torch
+from perception_states import SMALL
+from perception_states import random_state as perception_state
 from reward_states import (
     image_reward_names,
     open_clip_names,
@@ -30,12 +32,14 @@ from raypref.rewards.clipscore import ClipScoreConfig
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.hpsv2 import HPSv2Config
 from raypref.rewards.imagereward import ImageRewardConfig
+from raypref.rewards.perception import PerceptionConfig
 from raypref.rewards.realism import RealismConfig
 
 # Largest difference between an image's score alone and in a batch. float32: the last bits. Half
 # precision: one rounding step of a cosine (2^-8, 2^-11) on the scale of the score. On a CPU the
 # batch changes far less than this; other kernels may round elsewhere.
 SCALES = {"clipscore": 100, "hpsv2": 100, "realism": 100, "aesthetic": 10, "imagereward": 10}
+SCALES["perception"] = 100
 STEPS = {"float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
 
 
@@ -48,12 +52,14 @@ def configs(tmp_path_factory) -> dict[str, RewardConfig]:
     torch.save(head, folder / "head.pth")
     torch.save(random_state(open_clip_names(small_clip(24))), folder / "hpsv2.pt")
     torch.save(random_state(image_reward_names(small_blip())), folder / "imagereward.pt")
+    torch.save(perception_state(SMALL["class token"]), folder / "perception.pt")
     write_bert_tokenizer(folder / "bert")
     return {
         "clipscore": ClipScoreConfig(model=clip, variant="percent"),
         "hpsv2": HPSv2Config(
             model=str(folder / "hpsv2.pt"), base=str(write_base(folder / "base", small_clip(24)))
         ),
+        "perception": PerceptionConfig(model=str(folder / "perception.pt"), tokenizer=pickscore),
         "realism": RealismConfig(model=pickscore, processor=pickscore),
         "aesthetic": AestheticConfig(model=clip, head=str(folder / "head.pth")),
         "imagereward": ImageRewardConfig(

@@ -13,12 +13,11 @@ from layout_examples import EXAMPLES, SECOND
 from test_shards import JPEG, shard
 
 from raypref.core.config import InputError
-from raypref.core.rows import INDEX
 from raypref.curate.transforms import MeasurePhotograph
 from raypref.images.decode import ImageConfig
 from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.found import findings
-from raypref.sources.index import SourceConfig, digest, entries
+from raypref.sources.index import SourceConfig, digest, entries, index_schema
 from raypref.sources.layouts import giving
 from raypref.sources.pairs import labelled_images, labelled_pairs
 from raypref.sources.store import locate
@@ -76,6 +75,19 @@ def tar(root: Path, rng: random.Random) -> str:
     members = [(f"{n}{end}", JPEG) for n in "abc" for end in (".jpg", ".mask.png")]
     members += [(f"{n}{end}", b'{"text": "x"}') for n in "abc" for end in (".txt", ".json")]
     rng.shuffle(members)
+    write_shards(root, members, rng)
+    return "webdataset"
+
+
+def brushdata(root: Path, rng: random.Random) -> str:
+    texts = {"caption": b"x", "segmentation": b'{"mask": ["1,2"]}', "height": b"9", "width": b"x"}
+    parts = {"image": JPEG, **texts}
+    members = [(f"{name}.{end}", data) for name in "abc" for end, data in parts.items()]
+    write_shards(root, members, rng)
+    return "brushdata"
+
+
+def write_shards(root: Path, members: list[tuple[str, bytes]], rng: random.Random) -> None:
     for name in ("0.tar", "1.tar"):
         shard(root / name, members)
         data = (root / name).read_bytes()
@@ -83,7 +95,6 @@ def tar(root: Path, rng: random.Random) -> str:
         for _ in range(rng.randint(0, 3)):
             headers[rng.randrange(len(members)) * 1024 + rng.randrange(512)] = rng.randrange(256)
         (root / name).write_bytes(changed(bytes(headers), rng) if rng.random() < 0.5 else headers)
-    return "webdataset"
 
 
 def parquet(root: Path, rng: random.Random) -> str:
@@ -111,7 +122,9 @@ def parquet(root: Path, rng: random.Random) -> str:
     return rng.choice(["parquet", "pickapic"]) if rng.random() < 0.2 else "parquet"
 
 
-@pytest.mark.parametrize("make", [folder, jsonl, tar, parquet], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [folder, jsonl, tar, brushdata, parquet], ids=lambda make: make.__name__
+)
 def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
     ends = set()
     for seed in range(TRIES):
@@ -127,7 +140,7 @@ def test_whatever_is_changed_every_input_ends_somewhere(make, tmp_path):
             ends.add("refused")
             continue
         assert len({row["id"] for row in rows}) == len(rows), seed
-        assert pa.Table.from_pylist(rows, schema=INDEX).to_pylist() == rows, seed
+        assert pa.Table.from_pylist(rows, schema=index_schema(source)).to_pylist() == rows, seed
         list(findings(rows, source.store()))
         measure = MeasurePhotograph(source, ImageConfig(size=32))
         measure.setup()

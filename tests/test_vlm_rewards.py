@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -19,11 +20,11 @@ from small_vlm import prompt_text, save_hpsv3, save_qwen2_5_vl, save_qwen3_vl
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from raypref.core.config import InputError
+from raypref.core.config import InputError, results_of
 from raypref.curate import photographic
 from raypref.curate.photographic import Photographic, PhotographicConfig
 from raypref.rewards import hpsv3, vlm
-from raypref.rewards.unifiedreward import QUESTION, UnifiedRewardConfig, parse
+from raypref.rewards.unifiedreward import QUESTION, SHORT_QUESTION, UnifiedRewardConfig, parse
 from raypref.rewards.vqascore import VQAScoreConfig
 
 PROMPTS = ["a red ball", "two dogs on a long meadow in the rain", "", "x", "a <|im_end|> sign"]
@@ -133,6 +134,45 @@ def test_the_question_is_the_official_one():
     """The digest of the text in inference_qwen/image_generation (CodeGoat24/UnifiedReward)."""
     digest = hashlib.sha256(QUESTION.encode()).hexdigest()
     assert digest == "f56f919ce3bc6aab3c173a5f836defe195e17e9614753e8b4c3dc2405bd4975b"
+
+
+def test_the_short_question_is_the_released_one():
+    """The digest of the text in scripts/vllm_client_score.py (shenytzzz/Follow-Your-Preference)."""
+    digest = hashlib.sha256(SHORT_QUESTION.encode()).hexdigest()
+    assert digest == "bb5823f33a1fda4cd47b46ae294de8e275cd84e0acf25929426dcd9685f9ec49"
+
+
+def test_the_short_question_reads_its_answer_in_any_case(tmp_path):
+    """An answer without a score is none; as -1, as released, it would be a worst candidate."""
+    says = ["final", "\u0120score:", "\u01204", ".5"]
+    settings = {"model": str(save_qwen2_5_vl(tmp_path / "a", says=says)), "dtype": "float32"}
+    short = UnifiedRewardConfig(**settings, question="score").load()
+    assert short.score(IMAGES[:2], PROMPTS[:2]).tolist() == [4.5, 4.5]
+    assert np.isnan(UnifiedRewardConfig(**settings).load().score(IMAGES[:1], PROMPTS[:1])).all()
+    settings["model"] = str(save_qwen2_5_vl(tmp_path / "b", says=["final", "\u0120score:", "none"]))
+    short = UnifiedRewardConfig(**settings, question="score").load()
+    assert np.isnan(short.score(IMAGES[:1], PROMPTS[:1])).all()
+
+
+def test_what_is_asked_follows_the_settings(qwen2_5):
+    """Older settings ask as before, to the bit; the short question and JPEG change the input."""
+    asked = {}
+    for name, more in {"": {}, "short": {"question": "score"}, "jpeg": {"jpeg": 30}}.items():
+        config = UnifiedRewardConfig(model=str(qwen2_5), dtype="float32", **more)
+        asked[name] = config.load().prepare(IMAGES[:1], PROMPTS[:1])
+        assert {key for key in results_of({"u": config}) if key in ("u.question", "u.jpeg")} == {
+            f"u.{key}" for key in more
+        }
+    text = {name: inputs["input_ids"].shape[1] for name, inputs in asked.items()}
+    assert text["short"] < text[""] == text["jpeg"]
+    pixels = {name: inputs["pixel_values"] for name, inputs in asked.items()}
+    assert torch.equal(pixels["short"], pixels[""])
+    buffer = io.BytesIO()
+    IMAGES[0].save(buffer, "JPEG", quality=30)
+    by_hand = Qwen2VLImageProcessorPil.from_pretrained(qwen2_5)(
+        images=[Image.open(buffer)], return_tensors="pt"
+    )["pixel_values"]
+    assert torch.equal(pixels["jpeg"], by_hand) and not torch.equal(by_hand, pixels[""])
 
 
 def test_an_answer_does_not_depend_on_the_batch(qwen2_5):

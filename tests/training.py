@@ -20,7 +20,7 @@ from raypref.engine.stream import Selection
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.base import Denoiser
 from raypref.models.families.registry import family as family_of
-from raypref.models.lora_config import LoraConfig
+from raypref.models.lora_config import JOINT_ATTENTION, LoraConfig
 
 CPU = torch.device("cpu")
 BASES = {
@@ -29,21 +29,15 @@ BASES = {
         family="sd15_inpaint", model=str(small.path("sd15-inpaint")), dtype="float64"
     ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
+    "flux_fill": BackboneConfig(
+        family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
+    ),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
     "sd15_inpaint": LoraConfig(rank=4, alpha=4),
-    "sd35m": LoraConfig(
-        rank=4,
-        alpha=8,
-        targets=tuple(
-            f"attn.{name}"
-            for name in (
-                *("to_q", "to_k", "to_v", "to_out.0"),
-                *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-            )
-        ),
-    ),
+    "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
+    "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 

@@ -179,7 +179,8 @@ class FlashAttention(TorchFunctionMode):
     ) -> Any:
         """Replace scaled dot product attention."""
         if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+            given = args[:3] or [(kwargs or {})[name] for name in ("query", "key", "value")]
+            return torch.ops.aten._scaled_dot_product_flash_attention(*given)[0]
         return func(*args, **(kwargs or {}))
 
 

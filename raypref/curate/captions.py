@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from raypref.core.config import Location, Resources, Section, setting
 from raypref.core.device import DType
 from raypref.core.ledger import Ledger
-from raypref.core.rows import INDEX, Row, Transform, reject
+from raypref.core.rows import INDEX, MASKS, Row, Transform, reject
 from raypref.curate.transforms import read_photograph
 from raypref.engine.stream import Selection, StreamConfig, stream
 from raypref.images.decode import ImageConfig, as_image, center_square
@@ -196,12 +196,14 @@ def _without() -> pc.Expression:
 def _merge(index: Ledger, captions: Ledger, target: Ledger, model: str) -> None:
     target.begin()
     counts: Counter[str] = Counter()
+    masks = [field for field in MASKS if field.name in index.schema().names]
+    schema = pa.schema([*INDEX, *masks, CAPTIONED.field(SOURCE)])
     for part in index.parts():
         found = captions.part(part).to_pylist() if captions.has_part(part) else []
         written = {row["id"]: row for row in found}
         rows = [_merged(row, written, model) for row in index.part(part).to_pylist()]
         counts.update(row[SOURCE] or "none" for row in rows)
-        target.write_part(pa.Table.from_pylist(rows, schema=CAPTIONED), part)
+        target.write_part(pa.Table.from_pylist(rows, schema=schema), part)
     target.commit(expected=index.count(), counts=counts)
 
 

@@ -139,19 +139,20 @@ def bias_markdown(found: pd.DataFrame, tilted: pd.DataFrame, *, rule: str) -> st
         rows = tilted[tilted["where"] == where]
         names = [str(name) for name in rows["property"]]
         own = found[found["where"] == where]
-        lines = [markdown_row([f"Spearman within a hole, {where}", *names])]
+        lines = [markdown_row([f"in the {where}", *names])]
         lines.append(markdown_row(["---"] * (1 + len(names))))
         for reward, part in own.groupby("reward", sort=False):
             lines.append(_line(reward_text(str(reward), rule), part, "spearman"))
-        lines.append(_line("tilt: chosen minus rejected, in spreads", rows, "tilt"))
+        lines.append(_line("tilt: chosen minus rejected", rows, "tilt"))
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, EXPLAINED]) + "\n"
 
 
 EXPLAINED = (
-    "Spearman: rank correlation of score and property among the candidates of one hole or prompt, "
-    "mean over holes. Tilt: property of the chosen image minus that of the rejected one, in units "
-    "of the property's standard deviation among a hole's candidates. 95% intervals over holes."
+    "Of each reward: Spearman's rank correlation of score and property among the candidates of one "
+    "hole or prompt, mean over holes; above 0 the reward prefers more. Tilt: property of the "
+    "chosen image minus that of the rejected one, in units of the property's standard deviation "
+    "among a hole's candidates. 95% intervals over holes."
 )
 
 

@@ -27,6 +27,7 @@ from raypref.engine.stream import Selection, StreamConfig, stream, stream_branch
 from raypref.engine.worker import Branch
 from raypref.evaluate import tables
 from raypref.evaluate.generate import BASE, Adapter, GenerateConfig, rows_to_generate
+from raypref.evaluate.hole_looks import hole_looks
 from raypref.evaluate.kept import kept
 from raypref.evaluate.measures import MetricsConfig, measures
 from raypref.evaluate.painting import (
@@ -36,6 +37,7 @@ from raypref.evaluate.painting import (
     read_photographs,
     usable,
 )
+from raypref.evaluate.rubric import rubric
 from raypref.evaluate.sets import ROOT, PromptSet
 from raypref.evaluate.written import drop_tables, write_tables
 from raypref.models.backbone import BackboneConfig
@@ -185,6 +187,8 @@ class Evaluation:
             found = measures(metrics, self.pickscore, self.others)
             if self.photographs is not None:
                 found |= kept(self.photographs, painted_columns(self.generate)[-1])
+                found |= rubric(self.metrics.rubric)
+                found |= hole_looks(self.photographs) if metrics.looks else {}
             self._measures[distance] = found
         return self._measures[distance]
 

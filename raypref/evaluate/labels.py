@@ -31,6 +31,7 @@ _LOOKS = {
 OTHERS = {
     "human_preference": Shown("Human preference"),
     "dpg": Shown("DPG-Bench"),
+    "rubric": Shown("Rubric", digits=1, spelt_out="aesthetics, structure and meaning, of 100"),
     "texture_detail": Shown("Texture detail", digits=0),
     "colorfulness": Shown("Colorfulness"),
     "prompt_accuracy": Shown("Prompt accuracy"),

@@ -48,10 +48,16 @@ class MetricsConfig(Section):
         affects_result=False,
     )
 
+    rubric: Location = setting(
+        "",
+        "of painted holes: file of answers to the requests that raypref rubric writes",
+        affects_result=False,
+    )
+
     looks: bool = setting(
         False,
-        "brightness, contrast, saturation and composition too: what a training changed besides "
-        "quality",
+        "brightness, contrast, saturation and composition too, of holes also within the hole: what "
+        "a training changed besides quality",
         affects_result=False,
     )
 

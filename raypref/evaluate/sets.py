@@ -35,7 +35,7 @@ ROOT = "evaluation"
 DEFAULT = "held-out"  # the set that is taken where evaluate.prompts names none
 DEFAULT_COUNT = 100
 FEWEST = 8  # captions; of fewer no interval says anything
-RESERVED = frozenset(("images", "scores", "reference", "samples", "photographs"))
+RESERVED = frozenset(("images", "scores", "reference", "samples", "photographs", "rubric"))
 ABOUT = "prompts.json"  # beside a table: the name of its set, where the prompts came from
 # An image that repeats another has a caption that may be its pair's in other words.
 UNUSABLE = frozenset(

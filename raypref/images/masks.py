@@ -158,8 +158,8 @@ def from_masked(masked: Image.Image, photograph: Image.Image) -> Image.Image:
     """The mask of a photograph whose hole was painted black.
 
     The hole is what is nearly black (a channel sum below 15). The photograph's own dark pixels
-    are no part of it: a pixel that is dark in both goes with the nearest pixel of which one can
-    tell. A picture that is not the photograph at all is a mask itself (see `from_picture`).
+    are no part of it: one that is dark in both is in the hole where the hole lies on both sides of
+    it and is nearer than what is surely kept. A picture that is not the photograph at all is a mask itself (see `from_picture`).
 
     Args:
         masked: RGB, of any size with the photograph's aspect.
@@ -189,12 +189,19 @@ def from_masked(masked: Image.Image, photograph: Image.Image) -> Image.Image:
     doubtful = black & dark
     if not hole.any():
         raise BadMask("the photograph is black where its masked copy is: nothing tells the hole")
-    if doubtful.any() and kept.any():
-        nearer = distance_transform_edt(~hole) < distance_transform_edt(~kept)
-        hole |= doubtful & nearer
-    elif doubtful.any():
-        hole |= doubtful
+    if doubtful.any():
+        inside = _between(hole, axis=0) | _between(hole, axis=1)
+        if kept.any():
+            inside &= distance_transform_edt(~hole) < distance_transform_edt(~kept)
+        hole |= doubtful & inside
     return _of_bool(hole)
+
+
+def _between(hole: np.ndarray, axis: int) -> np.ndarray:
+    """Pixels with hole on both sides along an axis."""
+    before = np.logical_or.accumulate(hole, axis=axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(hole, axis), axis=axis), axis)
+    return before & after
 
 
 def _coloured(picture: Image.Image) -> float:

@@ -59,6 +59,27 @@ class KLAutoencoder:
         x_BHWC = torch.from_numpy(pixels).to(self.vae.device, precise)
         return x_BHWC.permute(0, 3, 1, 2) / 255 * 2 - 1
 
+    @torch.no_grad()
+    def masked(
+        self, images: Sequence[Image.Image], masks: Sequence[Image.Image]
+    ) -> tuple[Tensor, Tensor]:
+        """Masks, and the latents of images without what they cover, which is grey instead.
+
+        As the pipelines make them, but for the latents: their mean, where those draw a sample.
+
+        Args:
+            images: RGB, all of one size divisible by 8.
+            masks: of that size, bright where to paint; binarised at 0.5.
+
+        Returns:
+            True where to paint, [B, 1, H, W]; latents as the denoiser sees them, [B, C, H/8, W/8].
+        """
+        grey = np.stack([np.asarray(mask.convert("L")) for mask in masks])
+        paint_B1HW = torch.from_numpy(grey >= 128)[:, None].to(self.vae.device)
+        around_BCHW = self.pixels(images).to(self.vae.dtype) * ~paint_B1HW
+        mean_BCHW = self.vae.encode(around_BCHW).latent_dist.mean
+        return paint_B1HW, (mean_BCHW - self.shift) * self.scale
+
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels as the pipelines draw them; the gradient flows, but not where they are clipped.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from raypref.core.config import InputError
 from raypref.models import lora_formats, network
 from raypref.models.backbone import BackboneConfig
-from raypref.models.families.registry import family
+from raypref.models.families.registry import FAMILIES, family
 from raypref.models.hub import read_json
 from raypref.models.lora_config import LoraConfig
 
@@ -46,10 +46,14 @@ def check_base(base: BackboneConfig) -> None:
             f"with {', '.join(parts)} (a network alone goes into base.network)"
         )
     config = read_json(folder, f"{component}/config.json", key=KEY)
-    if config.get("in_channels") != family(base.family).channels:
+    channels = config.get("in_channels")
+    if channels != family(base.family).channels:
+        own = family(base.family).network, channels
+        others = [n for n in FAMILIES if (family(n).network, family(n).channels) == own]
         raise InputError(
-            f"base.model: the {component} of '{base.model}' reads {config.get('in_channels')} "
-            f"channels; the family {base.family} needs {family(base.family).channels}"
+            f"base.model: the {component} of '{base.model}' reads {channels} channels; the family "
+            f"{base.family} needs {family(base.family).channels}"
+            f"{f'; set base.family={others[0]}' if others else ''}"
         )
     if base.network:
         where = network.locate_network(base.network, component=component)

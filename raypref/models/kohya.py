@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PREFIXES = {"unet": ("lora_unet_",), "transformer": ("lora_transformer_", "lora_unet_joint_blocks")}
 # The underscores that belong to a name; the dots between names are written as underscores too.
 _NAMES = re.compile(
-    r"(down|up|transformer)\.(blocks)|(mid)\.(block)|(to)\.(add)\.(out)|(to)\.([qkv]|out)"
+    r"(single)\.(transformer)\.(blocks)|(down|up|transformer)\.(blocks)|(mid)\.(block)"
+    r"|(to)\.(add)\.(out)|(to)\.([qkv]|out)"
     r"|(add)\.([qkv])\.(proj)|(proj)\.(in|out)|(ff|norm1)\.(context)"
 )
 _JOINT = re.compile(r"lora_unet_joint_blocks_(\d+)_(x|context)_block_(attn2?|mlp)_(\w+)")

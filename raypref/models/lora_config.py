@@ -5,6 +5,11 @@ from __future__ import annotations
 from raypref.core.config import Section, setting
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear layers of an attention block
+# Those of a transformer whose text has a stream of its own.
+JOINT_ATTENTION = (
+    *(f"attn.{name}" for name in ATTENTION),
+    *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+)
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 

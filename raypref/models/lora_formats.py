@@ -179,8 +179,9 @@ def shared_name(run: str, training: str) -> str:
 def write_shared(folder: str, *, name: str, component: str) -> None:
     """Write a run's LoRA once more, in the layout that ComfyUI and others know, as `name`.
 
-    Of a UNet that is kohya's. Of an SD-3 transformer ComfyUI knows diffusers' keys, which kohya's
-    cannot replace: there one layer makes queries, keys and values, and diffusers does not read it.
+    Of a UNet that is kohya's. Of a transformer, SD-3's or FLUX's, ComfyUI knows diffusers' keys,
+    which kohya's cannot replace: there one layer makes queries, keys and values, and diffusers does
+    not read it.
     The scale alpha/rank is folded into B and alpha is the rank, said or assumed, as in `lora.save`.
 
     Args:

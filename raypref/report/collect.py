@@ -20,6 +20,7 @@ from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
 from raypref.pairs.config import TWINS, PairingConfig
 from raypref.pairs.kinds import kind_of
+from raypref.report.candidates import CANDIDATES, candidate_inputs
 from raypref.report.labels import label_inputs
 from raypref.report.photographs import photograph_inputs
 from raypref.report.samples import grids, metric_place, middle, ranked, strips
@@ -42,11 +43,15 @@ INPUTS: Mapping[str, Callable[[str, PairingConfig, Ledger], InputsView]] = {
     TWINS: photograph_inputs,
     "labelled": label_inputs,
     "images": label_inputs,
+    CANDIDATES: candidate_inputs,
 }
 # What a run leaves behind for others besides its LoRAs, with the words for people.
 RESULTS = (
     ("pairs/_README.md", "pairs", "dataset card of the pairs"),
     ("pairs/README.md", "pairs", "dataset card of the pairs"),  # of a run made before
+    ("bias/bias.md", "pairs", "what the rewards prefer besides quality"),
+    ("bias/within.csv", "pairs", "rank correlations as CSV"),
+    ("bias/tilt.csv", "pairs", "chosen minus rejected as CSV"),
     ("fused/model_index.json", "model", "pipeline with the LoRA merged"),
     ("evaluation/scores.parquet", "evaluation", "scores of every image"),
     ("evaluation/table.csv", "evaluation", "table as CSV"),
@@ -81,6 +86,8 @@ def collect(
     sampled: Sequence[str] = (),
     use: str = "",
     on_own_samples: Collection[str] = (),
+    inpaints: bool = False,
+    photographs: Ledger | None = None,
 ) -> ReportData:
     """Read a run's tables; what a run has not made yet is left out.
 
@@ -106,6 +113,8 @@ def collect(
         sampled: prompts of the samples that trainings draw, in order.
         use: Python code that loads the LoRA, if there is one.
         on_own_samples: trainings whose rejected side is drawn by the policy.
+        inpaints: whether the model fills holes of photographs.
+        photographs: those of the evaluation's holes, with masks; None where it has prompts.
     """
     curated = pairs.state() == "complete"
     report = join(folder, "report")
@@ -126,7 +135,14 @@ def collect(
     both: list[BeforeAfter] = []
     if made:
         sides = ("base", final)
-        shown, both = grids(images, report=report, scores=scores, medians=middle(rows), pair=sides)
+        shown, both = grids(
+            images,
+            report=report,
+            scores=scores,
+            medians=middle(rows),
+            pair=sides,
+            photographs=photographs,
+        )
     known = {step.name: step.label for step in steps}
     # Those of other pairs or settings stay on disk until they are made anew.
     earlier = [name for name, ledger in trained.items() if ledger.state() == "stale"]
@@ -151,6 +167,9 @@ def collect(
         source=without_secrets(curated_by.source.path),
         pairs=made_from.pairs,
         pairs_are=made_from.pairs_are,
+        pictures=made_from.pictures,
+        candidate_pages=made_from.candidate_pages,
+        bias=made_from.bias,
         training=[
             view
             for n, ledger in trained.items()
@@ -160,6 +179,7 @@ def collect(
         medians=both,
         grids=shown,
         opening=_nearest_the_median(shown, [own.prompt for own in both]),
+        inpaints=inpaints,
         side_by_side=SIDE_BY_SIDE if beside else "",
         use=use,
         table=table,
@@ -266,7 +286,7 @@ def _links(
     # As text: a page that is copied without the run must not have dead links.
     links = [
         Link(what, f"{path} ({text})")
-        for path, what, text in (*RESULTS[:2], *weights, *cards, *RESULTS[2:])
+        for path, what, text in (*RESULTS[:5], *weights, *cards, *RESULTS[5:])
         if fs.get_file_info(f"{root}/{path}").is_file
     ]
     run_id = record.get("mlflow_run_id")

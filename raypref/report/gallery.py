@@ -100,7 +100,7 @@ def _some(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _write(row: Mapping[str, Any], folder: Folder, side: int, kinds: Sequence[str]) -> None:
     full = [
-        overlay(row["chosen"]["bytes"], row["mask"]["bytes"])
+        overlay((row.get("source") or row["chosen"])["bytes"], row["mask"]["bytes"])
         if kind == "region"
         else row[kind]["bytes"]
         for kind in kinds

@@ -30,9 +30,10 @@ def sentence(data: ReportData) -> str:
 def intro(data: ReportData) -> str:
     """What the page is of, and what its first metric says, for a reader who knows neither."""
     learned = data.terms.learned
+    model = "an inpainting model" if data.inpaints else "a text-to-image model"
     if not data.training and not _first_gain(data):
-        return f"{data.terms.made.capitalize()}s that teach a text-to-image model to {learned}."
-    said = [f"A text-to-image model, trained to {learned}."]
+        return f"{data.terms.made.capitalize()}s that teach {model} to {learned}."
+    said = [f"{model.capitalize()}, trained to {learned}."]
     if row := _first_gain(data):
         said.append(meaning_of(row.metric))
     return " ".join(filter(None, said))

@@ -31,7 +31,8 @@
     image.style.setProperty("--shape", small.naturalWidth / small.naturalHeight || 1);
     // The small one is there already, and stands in where the full one is not beside the page.
     image.onerror = () => { image.onerror = null; image.src = small.src; };
-    image.src = link.getAttribute("href") || small.src;
+    const full = link.getAttribute("href");
+    image.src = full && full !== "#" ? full : small.src;  // "#": there is only the small one
     image.alt = words.textContent = small.alt;
     place.textContent = `${at + 1} of ${links.length}`;
     back.disabled = at === 0;

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from raypref.report.views import PairView, ReportData
+from raypref.report.views import PairView, PictureKind, ReportData
 
-PAGE_OF_PAIRS = 24
+PAGE_OF_PAIRS = 24  # of the gallery, and of the candidates beside it
 LONGEST_CAPTION = 500  # characters in the gallery; thousands of captions weigh on the page
 
 
@@ -33,11 +33,9 @@ LABEL_NUMBERS = (
     _Number("confidence", "confidence", 2),
     _Number("score", "score", 2),
     _Number("flipped", "turned round", 0),
-)
-KINDS_OF_PICTURE = (  # attribute of a view, caption, text for who cannot see it
-    ("chosen", "chosen", "Chosen"),
-    ("region", "salient region", "Salient region, tinted"),
-    ("rejected", "rejected", "Rejected"),
+    # Of candidates; the scores themselves stand beside the images.
+    _Number("score_chosen", "", 2, shown=False, sorts_by="score of the chosen image"),
+    _Number("score_rejected", "", 2, shown=False, sorts_by="score of the rejected image"),
 )
 
 
@@ -46,9 +44,9 @@ def listed(data: ReportData) -> dict[str, Any] | None:
     if not data.pairs:
         return None
     first = data.pairs[0]
-    kinds = [kind for kind in KINDS_OF_PICTURE if getattr(first, kind[0]) is not None]
+    kinds = [kind for kind in data.pictures if getattr(first, kind.kind) is not None]
     if len(kinds) == 1:  # single images: neither chosen nor rejected
-        kinds = [("chosen", "image", "Image")]
+        kinds = [PictureKind("chosen", "image", "Image")]
     facts = [_numbers(pair) for pair in data.pairs]
     known = LABEL_NUMBERS if first.numbers else TWIN_NUMBERS
     numbers = [own for own in known if any(fact.get(own.key) is not None for fact in facts)]
@@ -58,8 +56,9 @@ def listed(data: ReportData) -> dict[str, Any] | None:
         "pixelated": first.chosen.pixelated,
         "made": data.terms.made,
         "order": "number" if first.numbers else "rank",
-        "order_is": "number in the source" if first.numbers else "rank (1: best PickScore)",
+        "order_is": _order(first),
         "kinds": kinds,
+        "candidates": data.candidate_pages,
         "numbers": [own._asdict() for own in numbers],
         # prompt, rank, numbers, a note per picture, then small and full of each
         "pairs": [
@@ -83,8 +82,16 @@ def _numbers(pair: PairView) -> dict[str, float | None]:
     return {key: _rounded(value) for key, value in values.items()}
 
 
+def _order(first: PairView) -> str:
+    if first.notes:
+        return "number"
+    return "number in the source" if first.numbers else "rank (1: best PickScore)"
+
+
 def _note(pair: PairView, kind: str) -> str:
-    """What stands beside a picture's caption: its score, or its generator."""
+    """What stands beside a picture's caption: its score, its generator, or its number."""
+    if pair.notes:
+        return pair.notes.get(kind, "")
     if pair.numbers:
         return {"chosen": pair.chosen_model, "rejected": pair.rejected_model}.get(kind, "")
     scores = {"chosen": pair.pickscore_chosen, "rejected": pair.pickscore_rejected}

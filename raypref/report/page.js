@@ -47,6 +47,10 @@
       });
       part(node, "prompt").textContent = part(node, "prompt").title = pair[PROMPT];
       part(node, "rank").textContent = count(pair[RANK]);
+      if (data.candidates) {
+        const page = Math.ceil(pair[RANK] / data.size);
+        part(node, "candidates").href = data.candidates.replace("{page}", page).replace("{pair}", pair[RANK]);
+      }
       data.numbers.filter((own) => own.shown).forEach((own) => {
         part(node, own.key).textContent = number(keys[own.key](pair), own.digits);
       });

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from raypref.core.progress import duration
 from raypref.evaluate import labels, tables
 from raypref.report import charts, headline
+from raypref.report.bias import DRIFT, drift_tables
 from raypref.report.compared import compared
 from raypref.report.curves import CURVES, both_gaps, meaning
 from raypref.report.layout import fill
@@ -47,6 +48,7 @@ GAPS = ("chosen_gap", "rejected_gap")  # drawn together: the loss may fall while
 def render(data: ReportData) -> str:
     """The page as HTML text: small pictures, charts, style and script inside."""
     gallery = listed(data)
+    drift = drift_tables(data)
     return fill(
         "page.html",
         filters={
@@ -61,13 +63,15 @@ def render(data: ReportData) -> str:
         intro=headline.intro(data),
         about=headline.about(data),
         progress=headline.progress(data),
-        sections=_sections(data),
+        sections=_sections(data, drift=bool(drift)),
         account=_account(data.funnel),
         histograms=[
             (h, Markup(charts.histogram(h.title, h.values, threshold=h.threshold)))
             for h in data.histograms
         ],
         gallery=gallery,
+        drift=drift,
+        drift_is=DRIFT,
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,
@@ -88,11 +92,12 @@ def render(data: ReportData) -> str:
     )
 
 
-def _sections(data: ReportData) -> list[tuple[str, str, bool]]:
+def _sections(data: ReportData, *, drift: bool) -> list[tuple[str, str, bool]]:
     """Id, name and whether it is there, in the order of the page."""
     return [
         ("pairs", "Pairs", bool(data.pairs)),
         ("results", "Results", data.table is not None and not data.table.empty),
+        ("bias", "Bias", data.bias is not None or drift),
         ("samples", "Before and after", bool(data.grids)),
         ("use", "Use it", bool(data.use)),
         (f"{data.terms.input}s", f"{data.terms.input.capitalize()}s", bool(data.funnel)),

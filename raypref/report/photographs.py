@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ COLORFULNESS = "Colorfulness"
 REPAINTED = "the same, with the tinted region repainted from its caption"
 DRAWN = "a picture drawn from the caption alone"
 FILTERS = KINDS[TWINS].filters
+Filters: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def photograph_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> InputsView:
@@ -30,38 +32,56 @@ def photograph_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Inpu
         config: the settings of the curation.
         pairs: the complete pairs.
     """
-    report = join(folder, "report")
     histograms = _histograms(folder, config.select.min_gap)
     rejected_is = DRAWN if config.perturb.kind == "text2image" else REPAINTED
     return InputsView(
-        funnel=_funnel(folder, config.select.min_gap),
+        funnel=photograph_funnel(folder, FILTERS, min_gap=config.select.min_gap),
         histograms=histograms,
-        dropped=_dropped(folder, config, report, histograms),
-        pairs=gallery(pairs, report=report),
+        dropped=dropped_photographs(folder, config, FILTERS, mean=mean_colorfulness(histograms)),
+        pairs=gallery(pairs, report=join(folder, "report")),
         pairs_are=f"Left the chosen image, a photograph. Middle the same, its "
         f"salient region tinted. Right the rejected one: {rejected_is}. "
         "Numbers are PickScore; a click enlarges.",
     )
 
 
-def _dropped(
-    folder: str, config: PairingConfig, report: str, histograms: Sequence[Histogram]
+def mean_colorfulness(histograms: Sequence[Histogram]) -> float | None:
+    """Where the filter by colorfulness cut; None where it was off."""
+    return next((h.threshold for h in histograms if h.title == COLORFULNESS), None)
+
+
+def dropped_photographs(
+    folder: str, config: PairingConfig, filters: Filters, *, mean: float | None
 ) -> list[DroppedFor]:
-    mean = next((h.threshold for h in histograms if h.title == COLORFULNESS), None)
+    """The photographs that became no pair, by reason.
+
+    Args:
+        folder: the run's.
+        config: the settings of the curation.
+        filters: of the kind of pairs, in order.
+        mean: the mean colorfulness of the set, where it was the threshold.
+    """
     if config.color.variant != "paper":
         mean = None
-    order = [reason for _, reasons in FILTERS for reason in reasons]
-    return dropped(folder, config, report=report, mean=mean, order=order)
+    order = [reason for _, reasons in filters for reason in reasons]
+    return dropped(folder, config, report=join(folder, "report"), mean=mean, order=order)
 
 
-def _funnel(folder: str, min_gap: float) -> list[FunnelStep]:
+def photograph_funnel(folder: str, filters: Filters, *, min_gap: float = 0.0) -> list[FunnelStep]:
+    """How many photographs were left after each filter of the kind of pairs.
+
+    Args:
+        folder: the run's.
+        filters: what is left and the reasons for the rest, in order.
+        min_gap: of twins.
+    """
     photos = _read(join(folder, "photos"), ["status", "reason"])
     left = len(photos)
     steps = [FunnelStep(name=f"photographs found{_captioned(folder)}", remaining=left)]
     rejected = photos[photos["status"] == "rejected"]["reason"].value_counts().to_dict()
     left -= sum(rejected.values())
     steps.append(FunnelStep(name="usable", remaining=left, dropped=rejected))
-    for name, reasons in FILTERS:
+    for name, reasons in filters:
         dropped = {r: int((photos["reason"] == r).sum()) for r in reasons}
         dropped = {reason: count for reason, count in dropped.items() if count}
         left -= sum(dropped.values())
@@ -81,19 +101,27 @@ def _captioned(folder: str) -> str:
 
 
 def _histograms(folder: str, min_gap: float) -> list[Histogram]:
+    gaps = _gaps(folder)
+    note = "chosen minus rejected, all pairs tried"
+    shown = [Histogram("PickScore gap", note, gaps, min_gap)] if len(gaps) else []
+    return [*colorfulness_histogram(folder), *shown]
+
+
+def colorfulness_histogram(folder: str) -> list[Histogram]:
+    """How colorful the photographs are and where the filter cut; empty where it was not measured.
+
+    Args:
+        folder: the run's.
+    """
     photos = _read(join(folder, "photos"), ["colorfulness", "status", "reason"])
     distinct = photos[photos["colorfulness"].notna() & ~photos["reason"].isin(FILTERS[0][1])]
     values = distinct["colorfulness"].to_numpy(np.float64)
     # Curation keeps what is above the mean of the very same set, unless the filter is off.
     cut = (distinct["reason"] == "low_colorfulness").any()
     threshold = math.fsum(values) / len(values) if cut else None
-    shown = [
-        Histogram(COLORFULNESS, "usable, distinct photographs", values, threshold),
-        Histogram(
-            "PickScore gap", "chosen minus rejected, all pairs tried", _gaps(folder), min_gap
-        ),
-    ]
-    return [histogram for histogram in shown if len(histogram.values)]
+    if not len(values):
+        return []
+    return [Histogram(COLORFULNESS, "usable, distinct photographs", values, threshold)]
 
 
 def _gaps(folder: str) -> np.ndarray:

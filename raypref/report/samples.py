@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow.compute as pc
 
 from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, read_bytes
@@ -19,7 +20,7 @@ from raypref.evaluate.labels import (
     score_text,
 )
 from raypref.report.meanings import gain_words
-from raypref.report.pictures import Folder, list_files, picture, strip
+from raypref.report.pictures import Folder, list_files, overlay, picture, strip
 from raypref.report.views import BeforeAfter, GridRow, Picture, StripView
 
 MOST_GRIDS = 24  # the first prompts, whatever they show: a choice would flatter
@@ -73,6 +74,7 @@ def grids(
     scores: pd.DataFrame | None = None,
     medians: Sequence[Ranked] = (),
     pair: tuple[str, str] = ("base", ""),
+    photographs: Ledger | None = None,
 ) -> tuple[list[GridRow], list[BeforeAfter]]:
     """The images of all models for the first prompts; writes the full ones beside the page.
 
@@ -82,6 +84,7 @@ def grids(
         scores: of single images, the columns `statistics.SCORES`; the first metric's are shown.
         medians: further prompts, of which two models are shown.
         pair: these two models, before and after.
+        photographs: of a set of holes: `photograph` and `mask` by `prompt_id`.
 
     Returns:
         The first prompts, and `medians` before and after.
@@ -93,6 +96,7 @@ def grids(
     also = {(one.seed, one.prompt_id) for one in medians}
     shown = {row["id"]: row for row in facts if (row["seed"], row["prompt_id"]) in {*places, *also}}
     folder = _written(images, shown, report)
+    holes = _holes(photographs, [number for _, number in places], folder)
     rows = []
     for place in places:
         own = {r["model"]: r for r in shown.values() if (r["seed"], r["prompt_id"]) == place}
@@ -102,7 +106,8 @@ def grids(
             if (*place, model) in texts:
                 said[model] = texts[*place, model]
         prompt = next(iter(own.values()))["prompt"]
-        rows.append(GridRow(prompt=prompt, seed=place[0], images=pictures, scores=said))
+        hole = holes.get(place[1])
+        rows.append(GridRow(prompt=prompt, seed=place[0], images=pictures, hole=hole, scores=said))
     found = {(row["seed"], row["prompt_id"], row["model"]): row for row in shown.values()}
     both = []
     for one in medians:
@@ -127,6 +132,24 @@ def _written(
                     folder.write(_name(shown[row["id"]]), row["image"])
         folder.remove_others(prefix="images-")
     return folder
+
+
+def _holes(
+    photographs: Ledger | None, numbers: Sequence[int], folder: Folder
+) -> dict[int, Picture]:
+    """The photographs with their holes tinted, by number of the prompt."""
+    if photographs is None or not photographs.parts():
+        return {}
+    where = pc.field("prompt_id").isin(list(numbers)) & pc.field("photograph").is_valid()
+    found = {}
+    columns = ["prompt_id", "photograph", "mask"]
+    for row in photographs.rows(columns, where=where, batch_size=8):
+        tinted = overlay(row["photograph"], row["mask"])
+        ending = "png" if tinted.startswith(b"\x89PNG") else "jpg"
+        file = f"{row['prompt_id']:05d}-hole.{ending}"
+        folder.write(file, tinted)
+        found[row["prompt_id"]] = picture(tinted, full=f"{folder.name}/{file}")
+    return found
 
 
 def _picture(folder: Folder, row: Mapping[str, Any]) -> Picture:

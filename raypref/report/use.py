@@ -25,7 +25,7 @@ def snippet(
         guidance: classifier-free guidance scale.
     """
     own = family(base.family)
-    inpaints = "Inpaint" in own.pipeline
+    inpaints = own.inpaints
     call = [
         _quoted(prompt),
         f"height={side}, width={side}",

@@ -26,6 +26,14 @@ class Picture(NamedTuple):
     pixelated: bool  # so small a source that it is enlarged with hard pixels
 
 
+class PictureKind(NamedTuple):
+    """One of the pictures of a pair."""
+
+    kind: str  # attribute of `PairView`
+    caption: str
+    words: str  # for who cannot see it
+
+
 class Dropped(NamedTuple):
     """One input that became no pair."""
 
@@ -90,6 +98,29 @@ class FunnelStep:
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> inputs
 
 
+class BiasTable(NamedTuple):
+    """What rewards prefer besides quality, measured in one place."""
+
+    title: str
+    properties: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]  # what is said of, and a text per property
+
+
+class BiasView(NamedTuple):
+    """Bias of the rewards that made the pairs."""
+
+    sentences: Sequence[str]
+    tables: Sequence[BiasTable]
+    explained: str
+
+
+TWIN_PICTURES = (
+    PictureKind("chosen", "chosen", "Chosen"),
+    PictureKind("region", "salient region", "Salient region, tinted"),
+    PictureKind("rejected", "rejected", "Rejected"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputsView:
     """What the pairs were made from. A part that is empty is left out."""
@@ -99,6 +130,9 @@ class InputsView:
     dropped: Sequence[DroppedFor] = ()
     pairs: Sequence[PairView] = ()
     pairs_are: str = ""
+    pictures: Sequence[PictureKind] = TWIN_PICTURES
+    candidate_pages: str = ""
+    bias: BiasView | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +142,7 @@ class PairView:
     rank: int  # from 1
     prompt: str
     chosen: Picture
-    region: Picture | None = None  # the chosen image with the salient region tinted
+    region: Picture | None = None  # the photograph with the salient region, or the hole, tinted
     rejected: Picture | None = None  # None of a single image
     # Of twins:
     pickscore_chosen: float = math.nan
@@ -118,6 +152,8 @@ class PairView:
     chosen_model: str = ""
     rejected_model: str = ""
     numbers: Mapping[str, float | None] = field(default_factory=dict)  # by column
+    # Of candidates:
+    notes: Mapping[str, str] = field(default_factory=dict)  # by picture, "no. 3, score 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +182,7 @@ class GridRow:
     prompt: str
     seed: int
     images: Mapping[str, Picture]  # by model
+    hole: Picture | None = None  # the photograph with its hole tinted, of a set of holes
     scores: Mapping[str, str] = field(default_factory=dict)  # by model, "PickScore 21.34"
 
 
@@ -188,12 +225,16 @@ class ReportData:
     source: str = ""  # where the dropped files are
     pairs: Sequence[PairView] = ()  # all of them, by rank
     pairs_are: str = ""  # what both sides of the pairs are, in sentences
+    pictures: Sequence[PictureKind] = TWIN_PICTURES  # of a pair, in order; those there are
+    candidate_pages: str = ""  # `{page}` and `{pair}` stand for the numbers; empty: there are none
+    bias: BiasView | None = None  # of the rewards that made the pairs
     terms: Terms = KINDS[TWINS].terms  # what the inputs are called
     training: Sequence[TrainingView] = ()
     earlier: Sequence[str] = ()  # trainings of other pairs or settings, which are not shown
     medians: Sequence[BeforeAfter] = ()  # prompts around the median gain
     grids: Sequence[GridRow] = ()
     opening: int = 0  # the grid that the comparison opens with
+    inpaints: bool = False  # whether the model fills holes of photographs
     side_by_side: str = ""  # page of all images beside this one; empty where there is none
     use: str = ""  # Python code that loads the LoRA; empty where there is none
     table: pd.DataFrame | None = None  # of `statistics.summarise`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ def read_state(path: Path, *, key: str, origin: str) -> dict[str, Tensor]:
 
     Args:
         path: `.safetensors`, or what `torch.save` wrote: a state dict, or a training checkpoint
-            that keeps one under `state_dict`.
+            that keeps one under `state_dict` or `weights`.
         key: the configuration key the path came from, for the error.
         origin: which file is expected, for the error.
 
@@ -116,8 +116,9 @@ def read_state(path: Path, *, key: str, origin: str) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _unusable(key, str(path), f"not {origin}", error) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for name in ("state_dict", "weights"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{key}: '{path}' is not {origin}: it is no dict of tensors")
     return state
@@ -136,6 +137,28 @@ def require_names(
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         raise _misfit(key, str(path), origin, missing=missing, unexpected=unexpected)
+
+
+def require_shapes(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    key: str,
+    path: Path,
+    origin: str,
+) -> None:
+    """Every tensor as large as it must be; the names are those expected.
+
+    Raises:
+        InputError: names those that are not, the first few.
+    """
+    wrong = [
+        f"{name} {list(state[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if list(state[name].shape) != list(shape)
+    ]
+    if wrong:
+        raise _misfit(key, str(path), origin, mismatched=wrong)
 
 
 def linear_layers(

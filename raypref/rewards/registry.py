@@ -11,6 +11,7 @@ from raypref.rewards.dinov2 import DinoV2Config
 from raypref.rewards.hpsv2 import HPSv2Config
 from raypref.rewards.hpsv3 import HPSv3Config
 from raypref.rewards.imagereward import ImageRewardConfig
+from raypref.rewards.perception import PerceptionConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.rewards.realism import RealismConfig
 from raypref.rewards.unifiedreward import UnifiedRewardConfig
@@ -27,6 +28,7 @@ REWARDS: dict[str, type[RewardConfig]] = {
     "hpsv2": HPSv2Config,
     "clipscore": ClipScoreConfig,
     "vqascore": VQAScoreConfig,
+    "perception": PerceptionConfig,
     "realism": RealismConfig,
     "dinov2": DinoV2Config,
 }

@@ -6,7 +6,8 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from io import BytesIO
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -38,8 +39,16 @@ QUESTION = (
     "Your task is provided as follows:\n"
     "Text Caption: [{prompt}]"
 )
+# That of Flow-GRPO and Follow-Your-Preference, for the score alone: a tenth of the tokens.
+SHORT_QUESTION = QUESTION.replace(
+    "Extract key elements from the provided text caption, evaluate their presence in the generated "
+    "image using the format: 'element (type): value' (where value=0 means not generated, and "
+    "value=1 means generated), and assign",
+    "Based on the above criteria, assign",
+)
 # The number may stand in bold or in brackets.
-_SCORE = re.compile(r"Final Score:[\s*\[]*(\d+(?:\.\d+)?)")
+_NUMBER = r"Final Score:[\s*\[]*(\d+(?:\.\d+)?)"
+_SCORE, _SCORE_IN_ANY_CASE = re.compile(_NUMBER), re.compile(_NUMBER, re.IGNORECASE)
 
 
 class UnifiedRewardConfig(RewardConfig):
@@ -53,6 +62,19 @@ class UnifiedRewardConfig(RewardConfig):
         "CodeGoat24/UnifiedReward-qwen-7b", "hub id or folder of the Qwen2.5-VL model"
     )
     max_new_tokens: int = setting(512, "longest answer; the score stands at its end", ge=1)
+    question: Literal["elements", "score"] = setting(
+        "elements",
+        "elements: the caption's elements one by one, then the score, as the model was trained; "
+        "score: the score alone, as Flow-GRPO and Follow-Your-Preference ask",
+        later=True,
+    )
+    jpeg: int = setting(
+        0,
+        "JPEG quality that images pass through first (Follow-Your-Preference: 95); 0: they do not",
+        later=True,
+        ge=0,
+        le=100,
+    )
     dtype: DType = setting("bfloat16", "precision of the model")
     resources: Resources = Resources(batch=8)
 
@@ -78,6 +100,7 @@ class UnifiedReward(Reward):
 
     def __init__(self, config: UnifiedRewardConfig) -> None:
         self.max_new_tokens = config.max_new_tokens
+        self.short, self.jpeg = config.question == "score", config.jpeg
         self.asked = self.unreadable = 0  # answers since the model was loaded
         self.vlm = VisionLanguage(
             checked_folder(config.model, key=KEY, kinds=["qwen2_5_vl"]),
@@ -88,13 +111,16 @@ class UnifiedReward(Reward):
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         """The model's inputs."""
-        questions = [QUESTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
+        question = SHORT_QUESTION if self.short else QUESTION
+        questions = [question.replace("{prompt}", plain(prompt)) for prompt in prompts]
+        if self.jpeg:
+            images = [through_jpeg(image, self.jpeg) for image in images]
         return self.vlm.prepare(images, questions)
 
     def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
         """Score B images against their prompts: float32 [B], NaN for an answer without a score."""
         answers = self.vlm.answers(batch, max_new_tokens=self.max_new_tokens)
-        scores = [parse(answer) for answer in answers]
+        scores = [parse(answer, any_case=self.short) for answer in answers]
         unreadable = [a for a, score in zip(answers, scores, strict=True) if math.isnan(score)]
         self.asked += len(answers)
         self.unreadable += len(unreadable)
@@ -108,8 +134,15 @@ class UnifiedReward(Reward):
         return np.array(scores, dtype=np.float32)
 
 
-def parse(answer: str) -> float:
+def parse(answer: str, *, any_case: bool = False) -> float:
     """The number after the last "Final Score:", or NaN if there is none from 1 to 5."""
-    numbers = _SCORE.findall(answer)
+    numbers = (_SCORE_IN_ANY_CASE if any_case else _SCORE).findall(answer)
     score = float(numbers[-1]) if numbers else math.nan
     return score if 1 <= score <= 5 else math.nan
+
+
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """The image as it comes out of a JPEG file."""
+    file = BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")

@@ -54,6 +54,8 @@ SIZES = {
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
     "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
+    # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
+    "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
@@ -61,7 +63,10 @@ STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),
     "sd35m": (16, (77 + 256) * 4096 + 2048),
+    "flux_fill": (16, 512 * 4096 + 768),
 }
+# Channels that are kept of what is around a hole, of the image and its mirror image.
+AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}
 # Pipelines of `perturb.kind`: parameters, 1e9.
 PAINTERS = {"sd15": 1.0663, "text2image": 1.0663, "sd35m": 8.1341, "pixart": 5.4600}
 U2NET = 0.044
@@ -85,6 +90,7 @@ JUDGES = {
     "aesthetic": CLIP_L,
     "heads": CLIP_L,
     "imagereward": Judge(0.447, 0.019, "float32"),
+    "perception": Judge(2.419, 0.1, "float32"),
     "dinov2": Judge(0.304, 0.010, "float32"),
     "unifiedreward": QWEN,
     "vqascore": QWEN,
@@ -167,7 +173,7 @@ def latents_gib(config: RunConfig, pairs: int) -> float:
         pairs: how many there are.
     """
     channels, caption = STORED.get(config.base.family, STORED["sd15"])
-    around = 2 * (channels + 1) if config.base.family == "sd15_inpaint" else 0  # both ways
+    around = 2 * AROUND.get(config.base.family, 0)
     sides = len(kind_of(config).sides)
     values = (sides * 2 * 2 * channels + around) * (config.images.size // 8) ** 2 + caption
     return pairs * 4 * values / GIB

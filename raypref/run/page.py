@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from raypref.core.config import InputError, to_toml
 from raypref.core.ledger import Ledger, join, write_bytes
 from raypref.core.messages import without_secrets
+from raypref.models.families.registry import INPAINTING
 
 if TYPE_CHECKING:
     from raypref.report.views import StepState
@@ -73,6 +74,8 @@ def _html(run: Run) -> str:
         sampled=[*ev.texts.values()][: c.evaluate.samples] if images else [],
         use=_use(run),
         on_own_samples=on_own_samples(run),
+        inpaints=c.base.family in INPAINTING,
+        photographs=ev.photographs if images else None,
     )
     return render(data)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from raypref.align import plan
 from raypref.core.config import InputError, build
-from raypref.core.ledger import Ledger, absolute, filesystem, join, read_bytes
+from raypref.core.ledger import Ledger, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.curate.cards import CARD
 from raypref.models.lora_config import FILE_NAME
@@ -25,15 +24,11 @@ from raypref.pairs.kinds import KINDS
 from raypref.pairs.maker import Kind
 from raypref.run.config import RunConfig
 from raypref.run.upload import HUB_CARD, PushFailed, Upload, send
+from raypref.run.words import DONE, RunWords, find_run
 
 PAIRS, LORA, BOTH = "pairs", "lora", "both"
 UNKNOWN = "other"  # what `source.license` says where nobody said anything
-DONE, FAILED = 0, 1
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+FAILED = 1
 
 
 def push(words: Sequence[str], program: str) -> int:
@@ -77,8 +72,8 @@ def push(words: Sequence[str], program: str) -> int:
     return DONE
 
 
-def _arguments(program: str) -> _Parser:
-    parser = _Parser(
+def _arguments(program: str) -> RunWords:
+    parser = RunWords(
         prog=program,
         allow_abbrev=False,
         description="Upload a run's pairs (a dataset) and LoRA (a model) to the Hugging Face hub, "
@@ -107,24 +102,6 @@ def _licence(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9.-]+", text):
         raise argparse.ArgumentTypeError(f"'{text}' is not spelled as on the hub, as cc-by-4.0")
     return text
-
-
-def find_run(named: str) -> tuple[str, dict[str, Any]]:
-    """A run's folder and settings, by its folder or its name; another version may have made it.
-
-    Raises:
-        InputError: there is none, or its settings cannot be read.
-    """
-    places = [absolute(named), *([] if "/" in named else [absolute(join("runs", named))])]
-    for folder in places:
-        text = read_bytes(join(folder, "config.toml"))
-        if text is not None:
-            try:
-                return folder, tomllib.loads(text.decode())
-            except ValueError as error:  # no TOML, no text
-                raise InputError(f"{join(folder, 'config.toml')}: {error}") from None
-    said = " nor ".join(without_secrets(join(place, "config.toml")) for place in places)
-    raise InputError(f"there is no run '{without_secrets(named)}': no {said}")
 
 
 def _kind(settings: Mapping[str, Any]) -> Kind:

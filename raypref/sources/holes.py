@@ -6,6 +6,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,9 +14,10 @@ from raypref.core.config import InputError
 from raypref.core.rows import Row
 from raypref.core.schemes import scheme_of
 from raypref.sources import masks
+from raypref.sources.benchmarks import BRUSHBENCH, EDITBENCH, editbench, of_json
 from raypref.sources.captions import ANY
 from raypref.sources.layouts import folder
-from raypref.sources.store import LocalStore, Store, locate
+from raypref.sources.store import LocalStore, SourceError, Store, locate
 
 log = logging.getLogger(__name__)
 KEY = "evaluate.holes"
@@ -54,20 +56,29 @@ def read_holes(path: str, *, limit: int | None) -> list[Row]:
         scheme, name = embedded
         path = str(scheme.holes(name, limit=limit))
     store = locate(path, key=KEY)
-    found, left_out, first = [], 0, ""
-    for row in _folder(store):
-        if "problem" in row:
-            left_out, first = left_out + 1, first or row["problem"]
-            continue
-        found.append(row)
-        if len(found) == limit:
-            break
+    found: dict[str, Row] = {}
+    left_out, first = 0, ""
+    try:
+        for row in _listed(store):
+            problem = row.get("problem") or (
+                f"entry {row['id']} is there twice" if row["id"] in found else ""
+            )
+            if problem:
+                left_out, first = left_out + 1, first or problem
+                continue
+            found[row["id"]] = {**dict.fromkeys(HOLE.names), "root": _root(store), **row}
+            if len(found) == limit:
+                break
+    except SourceError as error:
+        raise InputError(f"{KEY}: '{path}': {error}") from None
+    except InputError as error:
+        raise InputError(f"{KEY}: {error}") from None
     if left_out:
         log.warning("%s: %s left out: %s", KEY, _entries(left_out), first)
     if not found:
         said = f" ({first})" if first else ""
         raise InputError(f"{KEY}: '{path}' holds no hole that can be used{said}")
-    return found
+    return list(found.values())
 
 
 def _entries(number: int) -> str:
@@ -77,14 +88,27 @@ def _entries(number: int) -> str:
 def _root(store: Store) -> str:
     """The folder that the files of a store are relative to, as a path or URI."""
     if isinstance(store, LocalStore):
-        return store.base
+        # Workers do not share the driver's working directory.
+        return str(Path(store.base).absolute())
     return store.path if store.only is None else posixpath.dirname(store.path)
 
 
-def _hole(store: Store, id_: str, prompt: str, photo: str, form: str, **mask: object) -> Row:
-    """A row of a hole; `mask` are the columns of `HOLE` that the form of its mask needs."""
-    where = {"root": _root(store), "photo_file": photo, "mask_form": form}
-    return {"id": id_, "prompt": prompt, **dict.fromkeys(HOLE.names), **where, **mask}
+def _listed(store: Store) -> Iterator[Row]:
+    """The entries, in whatever form they are."""
+    if store.only is not None:
+        if store.only.endswith(".json"):
+            return of_json(store, store.only)
+        if store.only in EDITBENCH:
+            return editbench(store, {store.only: EDITBENCH[store.only]})
+        known = ", ".join(EDITBENCH)
+        raise InputError(f"'{store.path}' is a file, but no .json and none of {known}")
+    names = store.names("")
+    for file in BRUSHBENCH:
+        if file in names:
+            return of_json(store, file)
+    if tables := {name: part for name, part in EDITBENCH.items() if name in names}:
+        return editbench(store, tables)
+    return _folder(store)
 
 
 def _folder(store: Store) -> Iterator[Row]:
@@ -107,7 +131,8 @@ def _folder(store: Store) -> Iterator[Row]:
         if photo not in captions:
             yield {"problem": f"{photo} has no caption"}
             continue
-        yield _hole(store, mask, captions[photo], photo, "picture", mask_file=mask)
+        where = {"photo_file": photo, "mask_form": "picture", "mask_file": mask}
+        yield {"id": mask, "prompt": captions[photo], **where}
 
 
 def _stem(name: str) -> str:

@@ -55,9 +55,10 @@ class SourceConfig(Section):
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
-        "parquet, webdataset (.tar), jsonl, hpdv3 (all.json), pickapic, civitai (prompts.json), "
-        "imagereward, or one of your own (docs/extending.md); auto tells the first four apart; of "
-        "labelled pairs: labelled, pickapic, hpdv2, hpdv3, imagereward, webdataset, all told apart",
+        "parquet, webdataset (.tar), jsonl, brushdata (.tar with masks), hpdv3 (all.json), "
+        "pickapic, civitai (prompts.json), imagereward, or one of your own (docs/extending.md); "
+        "auto tells the first four apart; of labelled pairs: labelled, pickapic, hpdv2, hpdv3, "
+        "imagereward, webdataset, all told apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),

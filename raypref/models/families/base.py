@@ -88,6 +88,18 @@ def text_to_image(prompts: list[str], guidance: float, side: int) -> dict[str, A
     return {"prompt": prompts, "guidance_scale": guidance, "height": side, "width": side}
 
 
+def paint_everything(prompts: list[str], guidance: float, side: int) -> dict[str, Any]:
+    """Arguments of an inpainting pipeline's call: the mask is the whole picture."""
+    from PIL import Image
+
+    count = len(prompts)
+    return {
+        **text_to_image(prompts, guidance, side),
+        "image": [Image.new("RGB", (side, side))] * count,
+        "mask_image": [Image.new("L", (side, side), 255)] * count,
+    }
+
+
 def side_unit(autoencoder: Mapping[str, Any], network: Mapping[str, Any]) -> int:
     """Pixels a side of an image has to be a multiple of: those of a latent, times the patch.
 

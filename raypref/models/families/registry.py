@@ -17,9 +17,10 @@ FAMILIES = {
     "sd15": "raypref.models.families.sd15",
     "sd15_inpaint": "raypref.models.families.sd15_inpaint",
     "sd35m": "raypref.models.families.sd3",
+    "flux_fill": "raypref.models.families.flux_fill",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
-INPAINTING = frozenset(("sd15_inpaint",))
+INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
 
 
 def _known(name: str) -> str:

@@ -1,8 +1,4 @@
-"""Stable Diffusion 3.5 Medium: a transformer predicts velocity (flow matching); 16-channel latents.
-
-Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A timestep is
-1000 * sigma, kept in float64 so that dividing gives back the scheduler's float32 sigma exactly.
-"""
+"""Stable Diffusion 3.5 Medium: a transformer predicts velocity on latents of 16 channels."""
 
 from __future__ import annotations
 
@@ -16,9 +12,9 @@ from raypref.core.config import InputError
 from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
+from raypref.models.flow import FlowMatching
 from raypref.models.hub import from_pretrained
-from raypref.models.lora_config import ATTENTION
-from raypref.models.solvers import FlowEuler
+from raypref.models.lora_config import JOINT_ATTENTION
 
 # The pipeline's default, so that training reads what generation reads. The released code trains on
 # 128 and generates with 256.
@@ -70,7 +66,7 @@ class SD3TextEncoder:
         return SD3Conditioning(sequence_BLD, pooled_BP)
 
 
-class SD3Denoiser:
+class SD3Denoiser(FlowMatching):
     """The transformer with its noise schedule.
 
     Args:
@@ -95,8 +91,8 @@ class SD3Denoiser:
             dtype=dtype,
         )
         self.module.to(device).eval()
-        self.schedule = from_pretrained(
-            FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler"
+        super().__init__(
+            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
         )
         if self.schedule.config.use_dynamic_shifting:
             raise InputError(
@@ -105,17 +101,6 @@ class SD3Denoiser:
             )
         self.device = device
         self.dtype = dtype
-        # Of the scheduler as loaded: `set_timesteps` shifts the shifted levels once more.
-        self._timesteps_T = self.schedule.sigmas.flip(0).double() * self._scale
-
-    def training_timesteps(self, shape: Shape) -> Tensor:
-        """The scheduler's, with one shift for every size."""
-        del shape
-        return self._timesteps_T
-
-    @property
-    def _scale(self) -> int:
-        return self.schedule.config.num_train_timesteps
 
     def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
@@ -134,19 +119,6 @@ class SD3Denoiser:
         scheduler = self.schedule.from_config(self.schedule.config)
         scheduler.set_timesteps(steps)
         return scheduler.sigmas[:-1].double() * self._scale
-
-    def solver(self, grid_nB: Tensor) -> FlowEuler:
-        """Euler's method from noise level to noise level."""
-        return FlowEuler(grid_nB / self._scale)
-
-    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """The forward process: (1 - sigma) x0 + sigma noise."""
-        sigma = (timesteps_B / self._scale).to(latents_BCHW).view(-1, 1, 1, 1)
-        return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
-
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        """What the network should predict for a noised latent: the velocity, noise - x0."""
-        return noise_BCHW - latents_BCHW
 
     def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD3Conditioning) -> Tensor:
         """The network's prediction with the active adapter, [B, 16, H, W]."""
@@ -172,10 +144,6 @@ FAMILY = Family(
         "transformer",
         "scheduler",
     ),
-    # Those of the image's stream and of the text's.
-    targets=(
-        *(f"attn.{name}" for name in ATTENTION),
-        *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
-    ),
+    targets=JOINT_ATTENTION,
     options={},
 )

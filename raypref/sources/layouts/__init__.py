@@ -11,6 +11,7 @@ from typing import Literal
 
 from raypref.sources.base import Layout
 from raypref.sources.layouts import (
+    brushdata,
     civitai,
     folder,
     hpdv2,
@@ -30,6 +31,7 @@ REGISTRY: dict[str, Layout] = {
     "folder": folder.LAYOUT,
     "parquet": parquet.LAYOUT,
     "webdataset": webdataset.LAYOUT,
+    "brushdata": brushdata.LAYOUT,
     "jsonl": jsonl.LAYOUT,
     "hpdv3": hpdv3.LAYOUT,
     "pickapic": pickapic.LAYOUT,

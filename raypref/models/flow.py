@@ -1,0 +1,51 @@
+"""Flow matching, as families share it: the forward process, what is predicted, how it is solved.
+
+Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A timestep is
+1000 * sigma, kept in float64 so that dividing gives back the scheduler's float32 sigma exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from raypref.models.families.base import Shape
+from raypref.models.solvers import FlowEuler
+
+
+class FlowMatching:
+    """The noise process of a denoiser that predicts velocity.
+
+    Args:
+        schedule: a `FlowMatchEulerDiscreteScheduler` as loaded; with `use_dynamic_shifting` its
+            levels of training are not shifted.
+    """
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+        # As loaded: `set_timesteps` shifts the shifted levels once more.
+        self._timesteps_T: Tensor = schedule.sigmas.flip(0).double() * self._scale
+
+    @property
+    def _scale(self) -> int:
+        scale: int = self.schedule.config.num_train_timesteps
+        return scale
+
+    def training_timesteps(self, shape: Shape) -> Tensor:
+        """The scheduler's, the same for every size."""
+        del shape
+        return self._timesteps_T
+
+    def solver(self, grid_nB: Tensor) -> FlowEuler:
+        """Euler's method from noise level to noise level."""
+        return FlowEuler(grid_nB / self._scale)
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """The forward process: (1 - sigma) x0 + sigma noise."""
+        sigma = (timesteps_B / self._scale).to(latents_BCHW).view(-1, 1, 1, 1)
+        return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """What the network should predict for a noised latent: the velocity, noise - x0."""
+        return noise_BCHW - latents_BCHW

@@ -1,0 +1,118 @@
+"""What the page shows of candidates: funnel, pairs, all candidates, bias of the rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raypref.core.ledger import Ledger, join
+from raypref.core.rows import Row
+from raypref.pairs.config import PairingConfig
+from raypref.pairs.kinds import kind_of
+from raypref.report.bias import bias_of_rewards
+from raypref.report.candidate_pages import write_candidate_pages
+from raypref.report.candidate_rows import Candidates
+from raypref.report.gallery import pictured
+from raypref.report.photographs import (
+    colorfulness_histogram,
+    dropped_photographs,
+    mean_colorfulness,
+    photograph_funnel,
+)
+from raypref.report.views import InputsView, PictureKind
+
+CANDIDATES = "candidates"  # the kind of pairs
+MOST_PAIRS = 5000  # shown; their candidates lie beside the page
+PICTURES = (
+    PictureKind("region", "hole", "Photograph with its hole tinted"),
+    PictureKind("chosen", "chosen", "Chosen"),
+    PictureKind("rejected", "rejected", "Rejected"),
+)
+FACTS = ("key", "prompt", "candidate_chosen", "candidate_rejected", "rule")
+NUMBERS = ("score_chosen", "score_rejected", "gap")
+
+
+def candidate_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> InputsView:
+    """All of it, of complete pairs.
+
+    Args:
+        folder: the run's.
+        config: the settings that the pairs were made by.
+        pairs: the complete pairs.
+    """
+    filters = kind_of(config).filters
+    colors = colorfulness_histogram(folder)
+    report = join(folder, "report")
+    candidates = Candidates(folder)
+    count = pairs.count()
+    facts = _facts(pairs, candidates)
+    holes = bool(facts) and _has_holes(pairs)
+    shown = [own.kind for own in PICTURES if holes or own.kind != "region"]
+    place = {row["key"]: row["rank"] for row in facts}
+    return InputsView(
+        funnel=photograph_funnel(folder, filters),
+        histograms=colors,
+        dropped=dropped_photographs(folder, config, filters, mean=mean_colorfulness(colors)),
+        pairs=pictured(pairs, facts, _images(pairs, place, holes), report=report, kinds=shown),
+        pairs_are=_are(facts, len(candidates.numbers), count, holes=holes),
+        pictures=PICTURES,
+        candidate_pages=write_candidate_pages(candidates, pairs, facts, report=report),
+        bias=bias_of_rewards(folder, candidates, pairs),
+    )
+
+
+def _facts(pairs: Ledger, candidates: Candidates) -> list[dict[str, Any]]:
+    """The shown pairs, in the order in which the candidates lie: so all is read in one sweep."""
+    order = {key: number for number, key in enumerate(candidates.keys)}
+    rows = pairs.table([*FACTS, *NUMBERS]).to_pylist()
+    rows.sort(key=lambda row: order.get(row["key"], len(order)))
+    return [
+        {
+            **{name: row[name] for name in FACTS},
+            "rank": rank,
+            "numbers": {name: row[name] for name in NUMBERS},
+            "notes": {
+                side: f"{_name(row[f'candidate_{side}'])}, score {_score(row[f'score_{side}'])}"
+                for side in ("chosen", "rejected")
+            },
+        }
+        for rank, row in enumerate(rows[:MOST_PAIRS])
+    ]
+
+
+def _name(number: int) -> str:
+    return "photograph" if number < 0 else f"no. {number}"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def _has_holes(pairs: Ledger) -> bool:
+    return next(pairs.rows(["mask"], batch_size=1))["mask"] is not None
+
+
+def _images(pairs: Ledger, place: Mapping[str, int], holes: bool) -> Iterator[Row]:
+    columns = ["chosen", "rejected", *(["source", "mask"] if holes else [])]
+    for row in pairs.rows(["key", *columns], batch_size=32):
+        if row["key"] in place:
+            yield {"rank": place[row["key"]], **row}
+
+
+def _are(facts: list[dict[str, Any]], numbers: int, count: int, *, holes: bool) -> str:
+    if not facts:
+        return ""
+    rule = facts[0]["rule"]
+    made = "paintings of one hole" if holes else "images of one prompt"
+    said = [
+        f"The chosen and the rejected image are two of {numbers} candidates, {made}; the rule "
+        f"{rule} picked them. Beside each stands its number and its score by the rule."
+    ]
+    if holes:
+        said.insert(0, "Left the photograph with its hole tinted.")
+    if any(row["candidate_chosen"] < 0 for row in facts):
+        said.append("Where the photograph itself is the chosen image, the rule has no score of it.")
+    if len(facts) < count:
+        said.append(f"Shown are {len(facts):,} of {count:,} in the order of their keys.")
+    return " ".join([*said, "A click enlarges."])
