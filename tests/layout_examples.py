@@ -187,6 +187,7 @@ EXAMPLES = {
         images=webdataset_images,
     ),
     "brushdata": Example(brushdata, ("0.tar#a", "0.tar#b"), names_files=False),
+    "masked": Example(folder, ("a.png", "b.png")),
     "jsonl": Example(
         jsonl, ("index.jsonl#000000001", "index.jsonl#000000002"), prompts="index.jsonl"
     ),

@@ -120,7 +120,7 @@ def test_strokes_are_drawn_again_until_they_are_of_a_size(detector: SaliencyConf
 def test_settings_that_allow_no_hole_or_name_no_masks_are_refused() -> None:
     with pytest.raises(InputError, match=r"holes.min_share=0.5: it must lie below holes.max_share"):
         build(HolesConfig, {"min_share": 0.5, "max_share": 0.5})
-    with pytest.raises(InputError, match=r"source.layout=auto has no masks; source.layout=brushda"):
+    with pytest.raises(InputError, match=r"source.layout=auto has no masks; source.layout=masked"):
         HolesConfig(kind="segmentation").check(SourceConfig(path="/photos"))
     HolesConfig(kind="segmentation").check(SourceConfig(path="/photos", layout="brushdata"))
     given = {"source": {"path": "x"}, "evaluate": {"prompts": "p"}, "holes": {"kind": "brush"}}
@@ -290,23 +290,32 @@ def test_a_stage_travels_to_a_worker_as_settings_alone(tmp_path: Path) -> None:
     assert as_image(row()["chosen"]).size == (SIZE, SIZE)
 
 
-def test_the_documented_script_packs_masks_that_are_pictures(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "holes.md").read_text(encoding="utf-8")
-    script = page.partition("```python\n")[2].partition("```")[0]
-    names: dict[str, Any] = {}
-    exec(compile(script, "holes.md", "exec"), names)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "shards").mkdir()
-    scene(2, size=WIDE).save(tmp_path / "photos" / "a.jpg")
-    Image.fromarray(OBJECT.astype(np.uint8) * 255).save(tmp_path / "photos" / "a_mask.png")
-    (tmp_path / "photos" / "a.txt").write_text("a thing")
-    names["pack"](str(tmp_path / "photos"), str(tmp_path / "shards" / "0.tar"))
-    source = SourceConfig(path=str(tmp_path / "shards"), layout="brushdata")
-    [found] = list(entries(source))
-    found |= {"key": "a", "chosen": center_square(scene(2, size=WIDE), SIZE)}
+def test_a_mask_that_is_a_picture_beside_its_photograph(tmp_path: Path) -> None:
+    photo = scene(2, size=WIDE)
+    masks = {"a_mask.png": OBJECT, "a_mask_2.png": OTHER, "masks/b.png": OTHER}
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "b.png", "c.png", "c_depth.png"):
+        photo.save(tmp_path / name)
+    for name, hole in masks.items():
+        Image.fromarray(hole.astype(np.uint8) * 255).save(tmp_path / name)
+    Image.new("L", WIDE).save(tmp_path / "d_mask.png")
+    photo.save(tmp_path / "d.png")
+    captions = "file,caption\na.png,a\nb.png,b\nc.png,c\nd.png,d\n"
+    (tmp_path / "captions.csv").write_text(captions)
+    source = SourceConfig(path=str(tmp_path), layout="masked")
+    rows = {each["id"]: each for each in entries(source)}
+    plain = {each["id"]: each for each in entries(SourceConfig(path=str(tmp_path)))}
+    assert {
+        name: {k: v for k, v in each.items() if k in INDEX.names} for name, each in rows.items()
+    } == plain, "else it lists what a folder lists"
+    taken = [rows[name] for name in ("a.png", "b.png", "c.png", "d.png")]
+    for each in taken:
+        each |= {"key": each["id"], "chosen": center_square(photo, SIZE)}
     config = HolesConfig(kind="segmentation")
-    made(hole_stage(config, SaliencyConfig(), 0, source=source, images=IMAGES), [found])
-    np.testing.assert_array_equal(np.asarray(found["mask"]) == 255, crop_of(OBJECT))
+    made(hole_stage(config, SaliencyConfig(), 0, source=source, images=IMAGES), taken)
+    for each, hole in zip(taken, (OBJECT, OTHER), strict=False):
+        assert ((np.asarray(each["mask"]) == 255) != crop_of(hole)).mean() < 0.001  # its rim
+    assert [each.get("reject_reason") for each in taken] == [None, None, "no_mask", "bad_mask"]
 
 
 def test_an_index_has_the_columns_of_masks_where_its_layout_gives_them(tmp_path: Path) -> None:

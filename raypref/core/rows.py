@@ -95,7 +95,7 @@ INDEX = pa.schema(
 MASKS = pa.schema(
     [
         pa.field("mask_uri", pa.string()),  # file or shard in the source; null: it has no mask
-        pa.field("mask_member", pa.int64()),  # first byte in a shard
+        pa.field("mask_member", pa.int64()),  # first byte in a shard; null: the file is a picture
         pa.field("mask_size", pa.int64()),  # bytes
         pa.field("mask_width", pa.int32()),  # pixels that run lengths count; null: the image's
         pa.field("mask_height", pa.int32()),

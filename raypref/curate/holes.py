@@ -16,7 +16,16 @@ from raypref.core.rows import MASKS, Row, Transform, is_rejected, reject, seed_o
 from raypref.curate.saliency import Saliency, SaliencyConfig
 from raypref.curate.transforms import read_photograph
 from raypref.images.decode import ImageConfig, as_image
-from raypref.images.masks import BAD_MASK, REPAINT, BadMask, from_runs, grown, share, square
+from raypref.images.masks import (
+    BAD_MASK,
+    REPAINT,
+    BadMask,
+    from_picture,
+    from_runs,
+    grown,
+    share,
+    square,
+)
 from raypref.sources.index import SourceConfig, gives_masks
 from raypref.sources.reading import read
 from raypref.sources.store import SourceError
@@ -33,7 +42,7 @@ class HolesConfig(Section):
     kind: Literal["saliency", "segmentation", "brush"] = setting(
         "saliency",
         "saliency: what U2-Net finds; segmentation: one of the masks that the source has "
-        "(source.layout=brushdata), drawn by seed; brush: random strokes, drawn by seed",
+        "(source.layout=masked, brushdata), drawn by seed; brush: random strokes, drawn by seed",
         later=True,
     )
     grow: int = setting(0, "pixels of the crop by which the hole is widened", later=True, ge=0)
@@ -62,7 +71,7 @@ class HolesConfig(Section):
         if self.kind == "segmentation" and not gives_masks(source):
             raise InputError(
                 f"holes.kind=segmentation: source.layout={source.layout} has no masks; "
-                "source.layout=brushdata has, or take holes.kind=saliency"
+                "source.layout=masked and brushdata have, or take holes.kind=saliency"
             )
 
     def problem(self, part: float) -> tuple[str, str] | None:
@@ -208,7 +217,9 @@ class SegmentedHole:
         width, height = row["mask_width"] or size[0], row["mask_height"] or size[1]
         crops = []
         for number in rng.permutation(len(masks)):
-            whole = from_runs(masks[number], height=height, width=width, columns=True)
+            whole = masks[number]
+            if not isinstance(whole, Image.Image):
+                whole = from_runs(whole, height=height, width=width, columns=True)
             crop = square(whole, size, as_image(row["chosen"]).width)
             crops.append(grown(crop, self.holes.grow))
             if not self.holes.problem(share(crops[-1])):
@@ -217,8 +228,11 @@ class SegmentedHole:
         _settle(row, self.name, self.holes, crops[-1] if fits else crops[0])
 
     def _masks(self, row: Row) -> list[Any]:
-        """What the source has, each in run lengths."""
-        where = {"start": row["mask_member"] or 0, "size": row["mask_size"]}
+        """What the source has: a picture, which is a file, or a list in run lengths."""
+        if row["mask_member"] is None:
+            data = read(self.store, row["mask_uri"], max_bytes=self.images.max_bytes)
+            return [from_picture(data, self.images)]
+        where = {"start": row["mask_member"], "size": row["mask_size"]}
         data = read(self.store, row["mask_uri"], max_bytes=MASK_BYTES, **where)
         try:
             found = json.loads(data)["mask"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import posixpath
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import pyarrow as pa
 from raypref.core.config import InputError
 from raypref.core.rows import Row
 from raypref.core.schemes import scheme_of
-from raypref.sources import masks
 from raypref.sources.benchmarks import BRUSHBENCH, EDITBENCH, editbench, mapped
 from raypref.sources.captions import ANY
 from raypref.sources.layouts import folder
+from raypref.sources.masks import masks_of
 from raypref.sources.store import LocalStore, SourceError, Store, locate
 
 log = logging.getLogger(__name__)
@@ -112,36 +111,19 @@ def _listed(store: Store) -> Iterator[Row]:
 
 
 def _folder(store: Store) -> Iterator[Row]:
-    """Pictures with `mask` in their name beside a photograph with a caption (`masks.made_of`)."""
+    """Pictures with `mask` in their name beside a photograph with a caption (`masks_of`)."""
     listed = list(folder.photographs(store, ANY))
     captions: dict[str, str] = {}
     for row in listed:
         if row["caption"] and not row["problem"]:
             captions.setdefault(row["uri"], row["caption"])
-    images = [row["uri"] for row in listed]
-    pictures = [name for name in images if name not in captions]
-    of = {
-        mask: photo
-        for mask, photo in sorted(masks.made_of(pictures, images).items())
-        if _says_mask(mask, photo)
-    }
+    of = masks_of(listed)
     for photo in sorted({*captions} - {*of.values()}):
-        yield {"problem": f"{photo} has no mask such as {_stem(photo)}_mask.png"}
+        stem = posixpath.splitext(posixpath.basename(photo))[0]
+        yield {"problem": f"{photo} has no mask such as {stem}_mask.png"}
     for mask, photo in of.items():
         if photo not in captions:
             yield {"problem": f"{photo} has no caption"}
             continue
         where = {"photo_file": photo, "mask_form": "picture", "mask_file": mask}
         yield {"id": mask, "prompt": captions[photo], **where}
-
-
-def _stem(name: str) -> str:
-    return posixpath.splitext(posixpath.basename(name))[0]
-
-
-def _says_mask(mask: str, photo: str) -> bool:
-    """Whether the picture is a mask by its name, and no depth map or the like."""
-    stem, plain = _stem(mask), _stem(photo)
-    own = stem.removeprefix(plain) if stem.startswith(plain) else stem.removesuffix(plain)
-    folders = {*posixpath.dirname(mask).split("/")} - {*posixpath.dirname(photo).split("/")}
-    return any(re.search("mask", part, re.IGNORECASE) for part in (own, *folders))

@@ -55,10 +55,10 @@ class SourceConfig(Section):
         "auto",
         "how images and captions lie there: folder (captions.csv with file,caption per folder, or "
         "photo.txt, photo.caption or photo.json beside each photo, or metadata.csv or .jsonl), "
-        "parquet, webdataset (.tar), jsonl, brushdata (.tar with masks), hpdv3 (all.json), "
-        "pickapic, civitai (prompts.json), imagereward, or one of your own (docs/extending.md); "
-        "auto tells the first four apart; of labelled pairs: labelled, pickapic, hpdv2, hpdv3, "
-        "imagereward, webdataset, all told apart",
+        "parquet, webdataset (.tar), jsonl, masked (a folder, masks beside), brushdata (.tar with "
+        "masks), hpdv3 (all.json), pickapic, civitai (prompts.json), imagereward, or one of your "
+        "own (docs/extending.md); auto tells the first four apart; of labelled pairs: labelled, "
+        "pickapic, hpdv2, hpdv3, imagereward, webdataset, all told apart",
     )
     roots: Annotated[tuple[str, ...], AfterValidator(_absolute)] = setting(
         (),
@@ -276,8 +276,9 @@ def _digest(config: SourceConfig, bare: bool) -> str:
     store, total = config.store(), hashlib.sha256()
     layout = REGISTRY[_layout(config, store)]
     if not layout.sampled:
+        names = index_schema(config).names
         for row in _usable(config, bare=bare):
-            total.update(json.dumps([row[name] for name in INDEX.names]).encode())
+            total.update(json.dumps([row[name] for name in names]).encode())
         return total.hexdigest()[:16]
     files = [file for file in store.files() if file.name.endswith(layout.suffixes)]
     if not files:

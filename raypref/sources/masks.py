@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 
+from raypref.core.rows import Row
 from raypref.sources.names import one_form
 
 REASON = "not_a_photograph"
@@ -54,6 +55,30 @@ def made_of(pictures: Iterable[str], images: Collection[str]) -> dict[str, str]:
             for picture in wanted.get(place, ()):
                 found.setdefault(picture, image)
     return found
+
+
+def masks_of(rows: Iterable[Row]) -> dict[str, str]:
+    """The masks among the images of a folder, in order, with the photograph of each.
+
+    Depth maps and other pictures are none: the name says `mask`, or the picture's folder does.
+
+    Args:
+        rows: of an index. Those without a caption may be masks.
+    """
+    rows = list(rows)
+    images = [row["uri"] for row in rows]
+    with_caption = {row["uri"] for row in rows if row["caption"]}
+    made = made_of([name for name in images if name not in with_caption], images)
+    return {mask: photo for mask, photo in sorted(made.items()) if _says_mask(mask, photo)}
+
+
+def _says_mask(mask: str, photograph: str) -> bool:
+    folder, file = posixpath.split(mask)
+    beside, plain = posixpath.split(photograph)
+    stem, plain = posixpath.splitext(file)[0], posixpath.splitext(plain)[0]
+    own = stem.removeprefix(plain) if stem.startswith(plain) else stem.removesuffix(plain)
+    parts = [own, *({*folder.split("/")} - {*beside.split("/")})]
+    return any("mask" in part.lower() for part in parts)
 
 
 def problem(picture: str, photograph: str) -> str:
