@@ -293,7 +293,7 @@ COMMANDS = {
         partial(run_steps, only=EVALUATE, result="Report"),
         RunConfig,
         _FLAGS,
-        first="run storage evaluate.prompts evaluate.holes evaluate.limit evaluate.seeds evaluate.loras "
+        first="run storage evaluate.prompts evaluate.limit evaluate.seeds evaluate.loras "
         "evaluate.steps evaluate.guidance evaluate.size metrics.rewards",
     ),
     "ablate": Command(
