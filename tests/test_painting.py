@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
@@ -112,6 +113,31 @@ def test_the_hole_is_repainted_and_what_is_around_it_stays(stage):
             rim = rim | np.roll(rim, 1, axis) | np.roll(rim, -1, axis)
         assert (levels(each["image"])[~rim] == levels(each["photograph"])[~rim]).all()
         assert (levels(each["image"])[hole] == levels(each["raw"])[hole]).all()
+
+
+def test_flux_fill_takes_the_mask_the_same_way():
+    """Its random weights draw nothing, but tell what they are given."""
+    base = BackboneConfig(family="flux_fill", model=str(small.path("flux-fill")))
+    stage = Paint(base, CONFIG.model_copy(update={"steps": 2}), loras={})
+    stage.setup()
+    first, other = row(0, mask=ALL), row(1, mask=ALL)
+    made = painted(stage, [first, other | {"prompt": first["prompt"]}])
+    assert (levels(made[0]["raw"]) == levels(made[1]["raw"])).all(), "all is hole"
+    given, hole = row(0), np.asarray(row(0)["mask"]) > 127
+    photo = levels(given["photograph"])
+    changed = [
+        {
+            **given,
+            "photograph": Image.fromarray(
+                np.where(where[..., None], 255 - photo, photo).astype(np.uint8)
+            ),
+        }
+        for where in (hole, ~hole)
+    ]
+    plain, within, around = (levels(each["raw"]) for each in painted(stage, [given, *changed]))
+    assert (plain == within).all() and (plain != around).any()
+    [kept] = painted(stage, [row(0, mask=NOTHING)])
+    assert (levels(kept["image"]) == photo).all()
 
 
 # ------------------------------------------------------------------ putting back

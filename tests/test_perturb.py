@@ -27,7 +27,13 @@ from raypref.images.decode import as_image, encode_png, open_png
 from raypref.models.compiled import compile_blocks
 
 CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
-KINDS = {"sd15": "sd15-inpaint", "sd35m": "sd3", "pixart": "pixart", "text2image": "sd15"}
+KINDS = {
+    "sd15": "sd15-inpaint",
+    "sd35m": "sd3",
+    "pixart": "pixart",
+    "text2image": "sd15",
+    "flux_fill": "flux-fill",
+}
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +155,7 @@ def test_in_float64_no_pixel_feels_the_batch():
     assert all((made[0][key] == made[1][key]).all() for key in made[0])
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart", "flux_fill"])
 def test_pasted_twins_are_the_photograph_outside_the_mask(kind):
     rows = make_rows(2)
     plain = twins(of_kind(kind), rows, batch=2)
@@ -217,7 +223,7 @@ def test_sd35_inpainting_is_that_of_diffusers():
     assert difference(twin, np.asarray(image).astype(int)) <= 1
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill"])
 def test_a_twin_is_to_the_bit_what_the_pipeline_makes_of_the_images(kind):
     """Its pixels are made ready and rounded outside of the pipeline, as the pipeline would."""
     stage = of_kind(kind, resources=Resources(batch=2))
@@ -376,6 +382,12 @@ def test_a_model_of_the_kind_is_taken(kind):
             64,
             r"perturb\.scheduler=dpmsolver\+\+: .*along a flow; leave it at pipeline",
         ),
+        (
+            {"kind": "flux_fill", "model": str(small.path("flux-fill"))},
+            72,
+            r"images\.size=72: .* multiples of 16",
+        ),
+        ({"kind": "flux_fill", "model": str(small.path("sd3"))}, 64, r"needs a FluxTransformer2D"),
         (
             {"kind": "pixart", "model": str(small.path("pixart")), "strength": 0.5},
             64,

@@ -18,7 +18,9 @@ from raypref.models.hub import from_pretrained, model_folder, read_json
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["sd15", "sd35m", "pixart", "text2image"]  # the perturbations of the paper's Table 4
+# The perturbations of the paper's Table 4, and the inpainter of Follow-Your-Preference.
+Kind = Literal["sd15", "sd35m", "pixart", "text2image", "flux_fill"]
+FLOWS = ("sd35m", "flux_fill")  # step along a flow
 KEY = "perturb.model"
 # Of each kind: the network's place in the pipeline, its class in diffusers, its input channels.
 NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
@@ -26,6 +28,7 @@ NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
     "text2image": ("unet", "UNet2DConditionModel", (4,)),
     "sd35m": ("transformer", "SD3Transformer2DModel", (16,)),
     "pixart": ("transformer", "PixArtTransformer2DModel", (4,)),
+    "flux_fill": ("transformer", "FluxTransformer2DModel", (384,)),
 }
 
 
@@ -34,8 +37,8 @@ class PerturbConfig(Section):
 
     kind: Kind = setting(
         "sd15",
-        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha; or a whole new picture by SD-1.5 from "
-        "the caption alone",
+        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha, FLUX.1 Fill; or a whole new picture "
+        "by SD-1.5 from the caption alone",
     )
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of its weights"
@@ -94,16 +97,17 @@ class PerturbConfig(Section):
                 f"{component}"
             )
         blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
-        unit = 2 ** (len(blocks) - 1) * config.get("patch_size", 1)
+        patch = 2 if self.kind == "flux_fill" else config.get("patch_size", 1)  # packed by 2x2
+        unit = 2 ** (len(blocks) - 1) * patch
         if side % unit:
             raise InputError(
                 f"images.size={side}: perturb.model '{self.model}' takes sides that are multiples "
                 f"of {unit}"
             )
-        if self.scheduler != "pipeline" and self.kind == "sd35m":
+        if self.scheduler != "pipeline" and self.kind in FLOWS:
             raise InputError(
-                f"perturb.scheduler={self.scheduler}: the inpainter of SD-3.5 steps along a flow; "
-                "leave it at pipeline, or take another perturb.kind"
+                f"perturb.scheduler={self.scheduler}: the inpainter of perturb.kind={self.kind} "
+                "steps along a flow; leave it at pipeline, or take another perturb.kind"
             )
         if self.kind == "pixart" and self.strength != 1:
             raise InputError(
@@ -238,4 +242,5 @@ def pipeline_of(kind: Kind) -> Any:
         "sd35m": diffusers.StableDiffusion3InpaintPipeline,
         "pixart": PixArtAlphaInpaintPipeline,
         "text2image": diffusers.StableDiffusionPipeline,
+        "flux_fill": diffusers.FluxFillPipeline,
     }[kind]
