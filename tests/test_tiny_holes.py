@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from raypref.core.config import InputError
 from raypref.demo import checkpoints, holes, scheme, tastes, world
 from raypref.evaluate.bias import rank_correlations
+from raypref.sources.holes import read_holes
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,10 @@ def test_a_hole_reaches_three_pixels_beyond_the_things():
 
 def test_the_scheme_hands_out_holes(monkeypatch, tmp_path):
     monkeypatch.setenv("RAYPREF_CACHE", str(tmp_path))
-    assert len(captions(scheme.holes("holes", limit=2))) == 2
+    folder = scheme.holes("holes", limit=2)
+    assert [row["prompt"] for row in read_holes("tiny:holes", limit=2)] == [
+        *captions(folder).values()
+    ]
     with pytest.raises(InputError, match=r"evaluate\.holes=tiny:gaps: there is tiny:holes"):
         scheme.holes("gaps", limit=None)
     with pytest.raises(InputError, match="at most 1000 holes"):
