@@ -152,7 +152,7 @@ def write_photographs(folder: Path, pairs: int) -> None:
             "id": f"{number:06d}",
             "uri": f"photo-{number}.jpg",
             "caption": "a disc",
-            "status": "not_selected" if reason else "pair",
+            "status": "pair" if not reason else "not_selected" if reason == "draw" else "rejected",
             "reason": reason,
             "colorfulness": 40.0 + number % 9,
         }

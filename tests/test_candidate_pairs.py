@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from candidate_pairs import config, contents, counting, made, photographs, without_ray
 from PIL import Image
+from training import BASES, CPU, rows_of
 
-from raypref.core.config import InputError, load
+from raypref.align.latents import CacheConfig, Encode, read_pairs, rows_to_encode
+from raypref.core.config import InputError, Resources, load
 from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import IMAGE, seed_of
 from raypref.curate.export import export
 from raypref.curate.graph import Curation
+from raypref.engine.batches import in_batches
+from raypref.models.backbone import load_encoder
 from raypref.pairs.candidates import CandidatePairs
 from raypref.pairs.choice import ChoiceConfig, ChosenPair, choose, rule_scores
 from raypref.pairs.kinds import kind_of
@@ -251,6 +256,30 @@ def test_without_a_hole_candidates_are_drawn_from_captions(root, tmp_path, done)
         export(maker.pairs, Ledger(str(tmp_path / form), {}), form)  # type: ignore[arg-type]
     assert not (tmp_path / "folders" / "mask").exists()
     assert not any("saliency" in key for key in maker.pairs.settings)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sd15", "text2image"), ("sd15_inpaint", "sd15")])
+def test_trainings_read_the_pairs(family, kind, root, tmp_path):
+    """Without holes too; the surroundings of a hole are the photograph's."""
+    pairs = made(config(root, "pairs.limit=2", kind=kind), tmp_path).pairs
+    base = BASES[family].model_copy(update={"dtype": "float32"})
+    stage = Encode(base, CacheConfig(resources=Resources(batch=2)), side=64)
+    stage.setup()
+    rows = rows_of(rows_to_encode(pairs, stage.reads))
+    in_batches(stage, rows)
+    cache = Ledger(str(tmp_path / "encoded"), {})
+    cache.begin()
+    schema = pa.schema([("id", pa.string()), *stage.writes])
+    own = {name: [row.get(name) for row in rows] for name in schema.names}
+    cache.write_part(pa.table(own, schema=schema))
+    data = read_pairs(cache, base, pairs=pairs, facts=("score_chosen", "score_rejected"))
+    assert len(data) == 2 and data.moments.shape[1] == 2
+    assert (data.facts["score_chosen"] > data.facts["score_rejected"]).all()
+    if family == "sd15_inpaint":
+        row = pairs.table().to_pylist()[0]
+        image, mask = (Image.open(io.BytesIO(row[name]["bytes"])) for name in ("source", "mask"))
+        expected = load_encoder(base, device=CPU).surroundings([image], [mask])[0]
+        torch.testing.assert_close(data.surroundings[0, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_no_pair_left_says_where_the_photographs_went(root, tmp_path, monkeypatch):
