@@ -68,7 +68,10 @@ STORED = {
 AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}
 # Pipelines of `perturb.kind`: parameters, 1e9.
 PAINTERS = {
-    **{"sd15": 1.0663, "text2image": 1.0663, "sd35m": 8.1341, "pixart": 5.4600},
+    "sd15": 1.0663,
+    "text2image": 1.0663,
+    "sd35m": 8.1341,
+    "pixart": 5.4600,
     "flux_fill": 16.8716,
 }
 U2NET = 0.044
