@@ -67,7 +67,7 @@ def images(made: Generate, rows: Sequence[Row], *, batch: int = 4) -> dict[str, 
     found = {}
     for first in range(0, len(rows), batch):
         some = list(rows[first : first + batch])
-        for row, pixels in zip(some, made.compute(some), strict=True):
+        for row, pixels in zip(some, made.compute(made.prepare(some)), strict=True):
             found[row["id"]] = 255 * pixels.astype(np.float64)
     return found
 
@@ -116,7 +116,9 @@ def test_each_lora_is_merged_once(loras: dict[str, str], monkeypatch: pytest.Mon
     made, rows = stage(loras, fuse=True), rows_of([BASE, *loras])
     images(made, rows, batch=3)  # two batches hold rows of two models
     assert merged == ["model_wide", "model_narrow"]
-    made.compute([rows[0], rows[-1]])  # as after a kill: the one in the weights goes first
+    made.compute(
+        made.prepare([rows[0], rows[-1]])
+    )  # as after a kill: the one in the weights goes first
     assert merged == ["model_wide", "model_narrow", ""]
 
 

@@ -50,7 +50,9 @@ def _images(bench: Bench, folders: dict[str, str], variant: str, *, fuse: bool) 
     transform = Generate(base_of(bench, "sd15"), config, loras=folders)
     transform.setup()
     by_model = {
-        name: [{"model": name, "prompt": "a red ball on a meadow", "noise": 1}] * batch
+        name: transform.prepare(
+            [{"model": name, "prompt": "a red ball on a meadow", "noise": 1}] * batch
+        )
         for name in (BASE, *NAMES)
     }
 
