@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raypref.evaluate.bias import bias_markdown, cell_text, rank_correlations, tilt, within
+from raypref.evaluate.bias import bias_markdown, cell_text, rank_correlations, tilt, within_holes
 
 
 def test_ranks_correlate_as_scipy_says() -> None:
@@ -30,7 +30,7 @@ def test_holes_with_nothing_to_rank_have_no_correlation() -> None:
     looks = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [7, 7, 7, 7], [1, 2, 3, 4], [3, 2, 1, 9]])
     found = rank_correlations(scores, looks.astype(float))
     assert np.isnan(found[:4]).all() and found[4] == pytest.approx(-1)
-    [row] = within({"taste": scores}, {("hole", "brightness"): looks}).to_dict("records")
+    [row] = within_holes({"taste": scores}, {("hole", "brightness"): looks}).to_dict("records")
     assert (row["spearman"], row["n_holes"], row["n_left_out"]) == (pytest.approx(-1), 1, 4)
     assert math.isnan(row["low"]), "one hole resampled is always itself"
 
@@ -41,7 +41,7 @@ def test_a_planted_taste_is_found_and_only_that() -> None:
     quality = rng.normal(size=(64, 16))
     looks = {("hole", "brightness"): bright, ("hole", "texture"): busy}
     scores = {"likes_light": quality + 2 * bright, "fair": quality, "likes_dark": quality - bright}
-    table = within(scores, looks, resamples=500).set_index(["reward", "property"])
+    table = within_holes(scores, looks, resamples=500).set_index(["reward", "property"])
     assert table.loc["likes_light", "brightness"]["low"] > 0.7
     assert table.loc["likes_dark", "brightness"]["high"] < -0.4
     for fair in (("fair", "brightness"), ("fair", "texture"), ("likes_light", "texture")):
@@ -77,7 +77,7 @@ def test_a_hole_without_a_pair_and_constant_looks_have_no_tilt() -> None:
 def test_tables_read_as_markdown() -> None:
     rng = np.random.default_rng(2)
     looks = {("hole", "brightness"): rng.normal(size=(8, 4))}
-    found = within(
+    found = within_holes(
         {"pickscore": rng.normal(size=(8, 4)), "rule": looks["hole", "brightness"]}, looks
     )
     sides = {("hole", "brightness"): np.arange(8.0)}

@@ -50,7 +50,7 @@ def rank_correlations(first_hc: np.ndarray, second_hc: np.ndarray) -> np.ndarray
     return np.divide(products_h, sizes_h, out=np.full(len(sizes_h), math.nan), where=usable_h)
 
 
-def within(
+def within_holes(
     scores: Mapping[str, np.ndarray], looks: Looks, *, resamples: int = 2000
 ) -> pd.DataFrame:
     """How far each reward ranks the candidates of a hole by their looks.
@@ -130,7 +130,7 @@ def bias_markdown(found: pd.DataFrame, tilted: pd.DataFrame, *, rule: str) -> st
     """Both tables as Markdown, one grid per place where the looks were measured.
 
     Args:
-        found: of `within`.
+        found: of `within_holes`.
         tilted: of `tilt`.
         rule: by which the pairs were chosen.
     """

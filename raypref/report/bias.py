@@ -27,7 +27,7 @@ from raypref.evaluate.bias import (
     cell_text,
     reward_text,
     tilt,
-    within,
+    within_holes,
 )
 from raypref.evaluate.labels import (
     IN_HOLE,
@@ -80,7 +80,7 @@ def bias_of_rewards(folder: str, candidates: Candidates, pairs: Ledger) -> BiasV
         name: _wide(known, name, keys, numbers) * (-1.0 if lower_is_better(name) else 1.0)
         for name in candidates.rewards
     }
-    found = within(scores, own)
+    found = within_holes(scores, own)
     tilted = tilt(own, *sides)
     target = join(folder, "bias")
     for name, text in {
