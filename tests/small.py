@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,16 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
     pipeline.save_pretrained(folder)
 
 
-def _build_sd3(folder: Path) -> None:
-    """The layout of SD-3.5-Medium: three text encoders, dual attention, flow matching."""
+def _build_sd3(folder: Path, *, dual: int = 1) -> None:
+    """The layout of SD-3.5-Medium: three text encoders, dual attention, flow matching.
+
+    Its last block has no dual attention; before it are so many with.
+    """
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
         in_channels=16,
-        num_layers=2,  # of each kind one: with dual attention, and the last
+        num_layers=dual + 1,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,
@@ -109,7 +113,7 @@ def _build_sd3(folder: Path) -> None:
         pooled_projection_dim=64,
         out_channels=16,
         pos_embed_max_size=96,
-        dual_attention_layers=(0,),
+        dual_attention_layers=tuple(range(dual)),
         qk_norm="rms_norm",
     )
     clips = [CLIPTextModelWithProjection(_text_config(hidden_size=16)) for _ in range(2)]
@@ -242,6 +246,7 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": _build_sd15,
     "sd15-inpaint": _build_sd15_inpaint,
     "sd3": _build_sd3,
+    "sd3-deep": partial(_build_sd3, dual=2),
     "pixart": _build_pixart,
     "qwen3-vl": _build_qwen3_vl,
     "pickscore": _build_pickscore,
