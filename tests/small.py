@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ from raypref.demo import models
 from raypref.demo.cache import cached
 from raypref.models.u2net import U2NETP
 
+VERSION = 2  # of all that is built here: the cache outlives a checkout
+
 # The seed under which random towers score the world's photographs most like trained ones: about
 # 22 on average, and some degraded twins above their photograph and some below.
 _PICKSCORE_SEED = 32
@@ -61,7 +64,7 @@ def path(name: str) -> Path:
         with _isolated():
             _BUILDERS[name](target)
 
-    return cached(f"small-{name}", build)
+    return cached(f"small-{VERSION}-{name}", build)
 
 
 @contextmanager
@@ -95,13 +98,16 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
     pipeline.save_pretrained(folder)
 
 
-def _build_sd3(folder: Path) -> None:
-    """The layout of SD-3.5-Medium: three text encoders, dual attention, flow matching."""
+def _build_sd3(folder: Path, *, dual: int = 1) -> None:
+    """The layout of SD-3.5-Medium: three text encoders, dual attention, flow matching.
+
+    Its last block has no dual attention; before it are so many with.
+    """
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
         in_channels=16,
-        num_layers=3,
+        num_layers=dual + 1,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,
@@ -109,7 +115,7 @@ def _build_sd3(folder: Path) -> None:
         pooled_projection_dim=64,
         out_channels=16,
         pos_embed_max_size=96,
-        dual_attention_layers=(0, 1),
+        dual_attention_layers=tuple(range(dual)),
         qk_norm="rms_norm",
     )
     clips = [CLIPTextModelWithProjection(_text_config(hidden_size=16)) for _ in range(2)]
@@ -262,6 +268,7 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15-inpaint": _build_sd15_inpaint,
     "sd3": _build_sd3,
     "flux-fill": _build_flux_fill,
+    "sd3-deep": partial(_build_sd3, dual=2),
     "pixart": _build_pixart,
     "qwen3-vl": _build_qwen3_vl,
     "pickscore": _build_pickscore,
@@ -329,7 +336,7 @@ def _unet(*, in_channels: int) -> UNet2DConditionModel:
         out_channels=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
         layers_per_block=1,
         cross_attention_dim=32,
         attention_head_dim=8,

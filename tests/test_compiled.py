@@ -7,17 +7,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from gpu_sections.counting import on_meta
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from training import LORAS, denoiser, pairs, run, training
+from training import BASES, CPU, LORAS, pairs, run, training
 
 from raypref.align import loop
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.models import adapters
+from raypref.models.backbone import load_denoiser
 from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser
+
+DEEP = BASES["sd35m"].model_copy(update={"model": str(small.path("sd3-deep"))})
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def graphs() -> int:
 
 def network() -> Denoiser:
     """Three transformer blocks; the first two are alike. No adapter is silent."""
-    made = denoiser("sd35m")
+    made = load_denoiser(DEEP, device=CPU)
     adapters.attach(made.module, LORAS["sd35m"], names=(LEARNER, REFERENCE, POLICY), seed=0)
     for seed, name in enumerate((LEARNER, REFERENCE, POLICY)):
         vector = adapters.vector(made.module, name)
@@ -79,10 +83,11 @@ def test_a_compiled_training_is_the_eager_one(
 ) -> None:
     monkeypatch.setattr(loop, "compile_blocks", partial(compile_blocks, backend="eager"))
     stage = training("dpo", steps=3, batch=4, micro_batch=4, lr=5e-4, beta=2000)
-    eager = run(stage, str(tmp_path / "eager"), family="sd35m")
+    first, second = (load_denoiser(DEEP, device=CPU) for _ in range(2))
+    eager = run(stage, str(tmp_path / "eager"), network=first, family="sd35m")
     assert graphs() == 0
     quick = stage.model_copy(update={"compile": True})
-    compiled = run(quick, str(tmp_path / "compiled"), family="sd35m")
+    compiled = run(quick, str(tmp_path / "compiled"), network=second, family="sd35m")
     assert graphs() == 3 + 2  # the learner's, and those of the reference, which adds nothing
     for ours, theirs in zip(compiled, eager, strict=True):
         for key in ("loss", "chosen_gap", "rejected_gap", "grad_norm", "lora_norm"):

@@ -10,7 +10,7 @@ from training import training
 
 COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
 DRO = training(
-    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.02, clip=0.05, **COMMON
+    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.005, clip=0.05, **COMMON
 )
 DPO = training(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
 FINAL = DRO.model_copy(update={"policy_state": "final"})

@@ -95,7 +95,7 @@ def test_a_network_is_no_base_and_says_where_it_belongs(diffusion_dpo):
         ("some/network", "base.network: unet/config.json of 'some/network' is missing"),
         (
             str(small.path("sd15-inpaint")),
-            "conv_in.weight is (32, 9, 3, 3) there and (32, 4, 3, 3)",
+            "conv_in.weight is (16, 9, 3, 3) there and (16, 4, 3, 3)",
         ),
         (str(small.path("sd3")), "has no unet/config.json"),
     ],

@@ -40,6 +40,7 @@ from raypref.engine.worker import Branch, shared_worker
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
+    """One Ray. Tests of one shape of workers stand side by side: they share the processes."""
     ray.init(num_cpus=4, num_gpus=1, log_to_driver=False)  # Ray takes our word for both
     start_ray()
     # The stages travel whole: workers cannot import them.
@@ -100,6 +101,25 @@ def test_rows_come_out_the_same_however_the_work_is_cut(block_rows, workers, bat
         sizes = {int(name.rpartition("-")[2]): times for name, times in calls.items()}
         assert sum(size * times for size, times in sizes.items()) == live
         assert max(sizes) == min(batch, live)
+
+
+def test_no_worker_queues_the_best_blocks_while_another_makes_later_ones(tmp_path):
+    ledger, numbers = Ledger(str(tmp_path / "ledger"), {}), []
+
+    def enough(part: str) -> bool:
+        numbers.append(ledger.part(part)["seen"].to_pylist())
+        return len(numbers) == 2
+
+    stream(
+        NUMBERS,
+        stages=[Together(tmp_path / "notes", ledger, fails_at=None)],
+        ledger=ledger,
+        keep=["seen"],
+        config=StreamConfig(block_rows=2),
+        enough=enough,
+    )
+    # Each worker works on one block and reads another: of the first four, two are done first.
+    assert all(n < 4 * 2 for rows in numbers[:2] for n in rows)
 
 
 def test_batches_that_tasks_prepare_give_the_same_rows_though_one_dies(tmp_path):
@@ -196,7 +216,6 @@ def test_passes_of_one_shape_share_workers_and_models_that_both_hold(tmp_path):
         ledger = Ledger(str(tmp_path / "ledgers" / name), {})
         stream(NUMBERS, stages=[stage], ledger=ledger, keep=["pid"], config=StreamConfig())
 
-    release()
     attempt("first", "a")
     attempt("second", "a")
     attempt("third", "b")
@@ -278,25 +297,6 @@ def test_what_is_not_begun_is_left_out_once_it_is_enough(tmp_path):
     assert attempt(tmp_path / "second") == COUNT
 
 
-def test_no_worker_queues_the_best_blocks_while_another_makes_later_ones(tmp_path):
-    ledger, numbers = Ledger(str(tmp_path / "ledger"), {}), []
-
-    def enough(part: str) -> bool:
-        numbers.append(ledger.part(part)["seen"].to_pylist())
-        return len(numbers) == 2
-
-    stream(
-        NUMBERS,
-        stages=[Together(tmp_path / "notes", ledger, fails_at=None)],
-        ledger=ledger,
-        keep=["seen"],
-        config=StreamConfig(block_rows=2),
-        enough=enough,
-    )
-    # Each worker works on one block and reads another: of the first four, two are done first.
-    assert all(n < 4 * 2 for rows in numbers[:2] for n in rows)
-
-
 def test_blocks_are_read_while_the_gpu_works_on_another_alone(tmp_path):
     cores, began = 2, time.monotonic()
     need = Resources(batch=64, num_cpus=cores, num_gpus=0.25)
@@ -334,20 +334,20 @@ def test_a_stage_that_runs_out_of_memory_gets_half_the_batch_or_stops_the_job(tm
     def attempt(most: int) -> Ledger:
         need = Resources(workers=1, batch=4, num_cpus=0.25, num_gpus=0.25)
         stage = Hungry(tmp_path / f"{most}", need, most=most)
-        ledger = Ledger(str(tmp_path / "ledger"), {})
+        ledger = Ledger(str(tmp_path / f"ledgers-{most}" / "ledger"), {})
         config = StreamConfig(block_rows=8)
         stream(NUMBERS, stages=[stage], ledger=ledger, keep=["square"], config=config)
         return ledger
 
-    says = r"^ledger: transform square: memory .* resources\.batch=4, and again with 2; set .* to 1"
-    with pytest.raises(NoRoomError, match=says):
-        attempt(most=1)
     squares = attempt(most=2).table()["square"].to_pylist()
     assert squares == [None if n % 10 == 3 else n * n for n in range(COUNT)]
     told = [record.getMessage() for record in caplog.records]
     half = "ledger: square ran out of memory with resources.batch=4; used 2"
     assert told.count(half) == 1, "said once, not for every block"
     assert max(noted(tmp_path / "2")) == "square-2"
+    says = r"^ledger: transform square: memory .* resources\.batch=4, and again with 2; set .* to 1"
+    with pytest.raises(NoRoomError, match=says):  # last: it costs the workers
+        attempt(most=1)
 
 
 def test_no_rows_make_a_complete_and_empty_ledger(tmp_path):

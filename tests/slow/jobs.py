@@ -90,13 +90,18 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not done after {timeout:.0f} s:\n{self.output}") from None
 
-    def wait_for(self, happened: Callable[[], bool], timeout: float = PATIENCE) -> None:
-        """Wait until something is so; fails when the job ends before."""
+    def wait_for(
+        self, happened: Callable[[], bool], timeout: float = PATIENCE, *, every: float = 0.02
+    ) -> None:
+        """Wait until something is so, looked at `every` so many seconds; fails when the job ends.
+
+        Where a look costs CPU time, the job that is waited for loses it.
+        """
         limit = time.monotonic() + timeout
         while not happened():
             assert self.process.poll() is None, f"ended too early:\n{self.output}"
             assert time.monotonic() < limit, f"did not happen in {timeout:.0f} s:\n{self.output}"
-            time.sleep(0.02)
+            time.sleep(every)
 
     def workers(self, title: str) -> list[int]:
         """Ids of its processes whose title contains a text."""

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import gpu
 import pytest
-from test_gpu_benchmark import ABSENT
+from test_gpu_benchmark import NAMES
 
 ROOT = Path(__file__).parents[2]
+# Libraries that a GPU machine may lack: all that the wheels for it do not bring.
+ABSENT = ["ray", "mlflow", "imagehash", "pywt", "pandas", "scipy", "optuna", "matplotlib"]
+ABSENT += ["jinja2", "sklearn", "datasets", "boto3", "moto", "torchvision"]
 pytestmark = pytest.mark.slow
 
 
@@ -32,6 +35,8 @@ def test_all_sections_run_to_their_end_without_ray(tmp_path: Path) -> None:
     figures = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {one["section"] for one in figures if one["name"] == "whole section"} == {*gpu.SECTIONS}
     assert not [one for one in figures if one["name"] in ("failed", "not begun", "does not fit")]
+    for section, names in NAMES.items():
+        assert {one["name"] for one in figures if one["section"] == section} >= names, section
     told = {(one["section"], one["name"], one["variant"]): one["value"] for one in figures}
     # On one device the comparison with itself is exact, and bits repeat.
     assert told["check", "loss off the CPU's / error, dro", "float32"] == 0

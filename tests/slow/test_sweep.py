@@ -2,14 +2,18 @@
 
 import csv
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import pandas as pd
 import pytest
 
 from jobs import REPOSITORY, TOKEN, job, node, running, start
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 # Every step, at the cost of starting its processes.
 SMALL = (
@@ -76,22 +80,41 @@ def on_two_nodes(*arguments: str, folder: Path) -> tuple[int, str]:
             return table_job.wait(), table_job.output
 
 
-@pytest.mark.slow
-@pytest.mark.chaos
-@pytest.mark.timeout(1800)
-def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
-    own = tmp_path / "stages.toml"
+class Resumed(NamedTuple):
+    """A table that was killed after the first training, and then run to its end."""
+
+    storage: Path
+    command: tuple[str, ...]  # the table and its settings
+    output: str  # of the second job, which ended with status 1: a row failed
+    before: dict[str, float]  # ledgers that were complete at the kill, and since when
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    folder = tmp_path_factory.mktemp("table")
+    own, storage = folder / "stages.toml", folder / "killed"
     own.write_text(STAGES)
     command = (str(own), *SMALL)
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
-
-    here = ("ablate", *command, f"storage={killed}", "ablate.at_once=1")
-    with start(*here, folder=tmp_path / "log") as driver:
-        driver.wait_for(lambda: len(complete(killed, "stage*")) == 1)
-        before = complete(killed, "**")
+    here = ("ablate", *command, f"storage={storage}", "ablate.at_once=1")
+    with start(*here, folder=folder / "log") as driver:
+        driver.wait_for(lambda: len(complete(storage, "stage*")) == 1, every=0.1)
+        before = complete(storage, "**")
         driver.kill_driver()
-    status, output = job(*here, folder=tmp_path / "log")
-    assert status == 1, output  # a row failed
+    status, output = job(*here, folder=folder / "log")
+    assert status == 1, output
+    return Resumed(storage, command, output, before)
+
+
+def with_what_came_before(table: Resumed, storage: Path, *, trained: bool) -> Path:
+    """A storage with what the table had before its kill: the pairs, and the training if wanted."""
+    for ledger in map(Path, table.before):
+        if trained or not ledger.name.startswith("stage"):
+            shutil.copytree(ledger, storage / ledger.relative_to(table.storage))
+    return storage
+
+
+def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(resumed: Resumed, tmp_path: Path):
+    killed, command, output, before = resumed
     assert before.items() <= complete(killed, "**").items()  # nothing was made twice
     assert "distinct models to train: 2" in output
     assert len(complete(killed, "stage*")) == 2
@@ -103,6 +126,7 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     _check_tracking(killed)
 
     # Undisturbed, on two nodes that run a row each at once: each model is trained once.
+    straight = with_what_came_before(resumed, tmp_path / "straight", trained=False)
     status, output = on_two_nodes(*command, f"storage={straight}", folder=tmp_path / "log")
     assert status == 1, output  # the same row failed
     assert len(complete(straight, "stage*")) == 2
@@ -110,8 +134,8 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(tmp_path):
     assert numbers(killed / folder) == numbers(straight / folder)
 
     # Once more: everything is found, no Ray is started.
-    again, _ = job(*here, folder=tmp_path / "log")
-    assert again == 1
+    again, said = job("ablate", *command, f"storage={killed}", folder=tmp_path / "log")
+    assert again == 1 and "starting Ray" not in said
     assert numbers(killed / folder) == numbers(straight / folder)
 
 
@@ -136,9 +160,7 @@ def _check_tracking(storage: Path) -> None:
     assert client.list_artifacts(both, "stage2")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_sweep_in_the_docs_works_as_written(tmp_path):
+def test_the_sweep_in_the_docs_works_as_written(resumed: Resumed, tmp_path: Path):
     text = (REPOSITORY / "docs/ablations.md").read_text()
     sweep = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1]
     command = re.search(r"raypref (ablate) (beta-and-pairs\.toml) tiny\n", text)
@@ -148,11 +170,12 @@ def test_the_sweep_in_the_docs_works_as_written(tmp_path):
     for large, small in (("samples = 12", "samples = 1"), ("rungs = 3", "rungs = 2")):
         sweep = sweep.replace(large, small)
     own.write_text(sweep.replace("[48, 64, 96]", "[8]"))
-    arguments = (command[1], str(own), *SMALL, f"storage={tmp_path / 'runs'}", "ablate.at_once=1")
+    runs = with_what_came_before(resumed, tmp_path / "runs", trained=True)
+    arguments = (command[1], str(own), *SMALL, f"storage={runs}", "ablate.at_once=1")
     command_line = (sys.executable, "-m", "raypref", *arguments)
     with running(*command_line, folder=tmp_path / "log") as sweeping:
         assert sweeping.wait() == 0, sweeping.output
-        _check_rungs(tmp_path / "runs")
+        _check_rungs(runs)
 
 
 def _check_rungs(storage: Path) -> None:
