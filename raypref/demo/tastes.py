@@ -21,7 +21,7 @@ from raypref.curate.perturb import Inpaint, PerturbConfig
 from raypref.demo import checkpoints
 from raypref.demo.holes import COUNT, holes_folder
 from raypref.engine.batches import in_batches
-from raypref.evaluate.bias import within
+from raypref.evaluate.bias import within_holes
 from raypref.images.looks import looks
 from raypref.rewards.pickscore import PickScoreConfig
 
@@ -143,7 +143,7 @@ def correlations(weights: Path = checkpoints.WEIGHTS) -> pd.DataFrame:
     """Rank correlations of the shipped tastes and PickScore with looks, on `tiny:holes`.
 
     Returns:
-        `bias.within` of the hole's looks, and of PickScore as if it were one.
+        `bias.within_holes` of the hole's looks, and of PickScore as if it were one.
     """
     import csv
 
@@ -161,7 +161,7 @@ def correlations(weights: Path = checkpoints.WEIGHTS) -> pd.DataFrame:
         head = load_file(weights / file_name(taste))
         scores[taste] = painted.embeddings @ head["weight"][0].astype(np.float64)
     seen = {("hole", name): values for name, values in painted.looks.items()}
-    return within(scores, {**seen, ("whole", "pickscore"): painted.pickscore})
+    return within_holes(scores, {**seen, ("whole", "pickscore"): painted.pickscore})
 
 
 if __name__ == "__main__":
