@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 import small
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
-    StableDiffusion3InpaintPipeline,
-)
+from diffusers import DPMSolverMultistepScheduler as MultistepScheduler
+from diffusers import PixArtAlphaPipeline, StableDiffusion3InpaintPipeline
 from PIL import Image
 from torch._dynamo.utils import counters
 
@@ -335,7 +332,7 @@ def test_dpm_solver_draws_as_diffusers_scheduler_does(kind):
     calls: list[int] = []
     network = quick.pipeline.components[NETWORKS[kind][0]]
     network.register_forward_pre_hook(lambda *_: calls.append(1))
-    own.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(own.pipeline.scheduler.config)
+    own.pipeline.scheduler = MultistepScheduler.from_config(own.pipeline.scheduler.config)
     assert all((made[key] == twin).all() for key, twin in twins(own, rows, batch=2).items())
     assert all((made[key] == twin).all() for key, twin in twins(quick, rows, batch=1).items())
     assert len(calls) == 2 * 4, "one call of the network per step, where PNDM takes one more"

@@ -14,7 +14,7 @@ from raypref.core.key_help import WIDTH, brief, describe, found, sections
 COMMANDS = """\
 usage: raypref COMMAND PRESET|FILE.toml [key=value ...] [--dry-run] [--redo]
 
-Align text-to-image diffusion models from real photographs, on one machine or a Ray cluster.
+Align image diffusion models with preferences, on one machine or a Ray cluster.
 
 Commands:
 {commands}
@@ -23,6 +23,9 @@ Presets:
   tiny       small embedded models, no network, minutes on a laptop: for a first look at your data
   sd15       Stable Diffusion 1.5 as in the paper: a GPU, weights from the model hub
   sd35m      Stable Diffusion 3.5 Medium as in the paper: a larger GPU
+  fyp_tiny   as tiny, for an inpainting model: pairs of paintings that rewards chose
+  fyp_sd15   the same with Stable Diffusion 1.5's inpainter: a GPU
+  fyp_flux   the same with FLUX.1 Fill: a GPU of 80 GB
 
   --version    the version, and the commit in a checkout
   --help       this text; after a command its arguments and settings
