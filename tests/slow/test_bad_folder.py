@@ -26,6 +26,7 @@ SETTINGS = (
     "select.min_gap=-100.0",
     "select.top_k=500",
     "saliency.resources.workers=1",
+    "pickscore.resources.workers=1",
     "tracking.uri=none",
 )
 

@@ -32,6 +32,7 @@ OURS = ("base", "stage1", "stage2_alone", "stage2")
 SETTINGS = (
     *("evaluate.steps=2", f"evaluate.limit={PROMPTS}", f"evaluate.seeds={list(SEEDS)}"),
     *("evaluate.resources.workers=1", "evaluate.resources.batch=4", "stream.block_rows=4"),
+    "pickscore.resources.workers=1",
     *("metrics.distance=false", "metrics.critic=''", "tracking.uri=none"),
     "stream.progress_seconds=0",
 )

@@ -44,6 +44,7 @@ def test_a_pick_a_pic_file_is_judged(tmp_path: Path) -> None:
     )
     frame.to_parquet(tmp_path / "test.parquet")
     command = ("tiny", f"judge.pairs={tmp_path / 'test.parquet'}", f"storage={tmp_path}")
+    command += ("pickscore.resources.workers=1",)
     code, output = job("judge", *command, folder=tmp_path / "logs")
     assert code == 0, output
     folder = tmp_path / "run" / "judge"

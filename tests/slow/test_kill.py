@@ -57,11 +57,11 @@ def assert_whole_history(stage: Path, quiet_stage: Path) -> None:
         assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-6), name
 
 
-# Pairs in rank order until enough have passed, by three workers, in other cuts of the work than
+# Pairs in rank order until enough have passed, by two workers, in other cuts of the work than
 # those of the one worker of the quiet run, which makes all.
 IN_WAVES = (
     *(word for word in WHOLE if word != "curate.exhaustive=true"),
-    *("stream.block_rows=2", "stream.part_rows=7", "saliency.resources.workers=3"),
+    *("stream.block_rows=2", "stream.part_rows=7", "saliency.resources.workers=2"),
     *(f"{stage}.resources.num_cpus=0.5" for stage in ("saliency", "perturb", "pickscore")),
 )
 

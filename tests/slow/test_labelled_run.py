@@ -49,6 +49,7 @@ def test_a_csv_of_labels_becomes_a_lora_and_a_page(tmp_path: Path) -> None:
         *("train.stage2_alone.steps=2", "train.stage2_alone.batch=4"),
         *("train.stage2_alone.resources.workers=1", "train.stage2_alone.sample_every=0"),
         *("cache.resources.workers=1", "evaluate.resources.workers=1"),
+        *("pickscore.resources.workers=1", "tracking.uri=none"),
         *("evaluate.limit=2", "evaluate.steps=2", "evaluate.seeds=42"),
         *("export.formats=pickapic", "metrics.distance=true"),
     )
