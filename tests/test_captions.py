@@ -24,7 +24,7 @@ from raypref.curate.graph import Curation
 from raypref.engine.batches import in_batches
 from raypref.engine.stream import Selection, StreamConfig, Streamed
 from raypref.engine.worker import Branch, Worker, needs_of, shared_worker
-from raypref.report.photographs import _funnel
+from raypref.report.photographs import FILTERS, photograph_funnel
 from raypref.run.config import RunConfig
 from raypref.sources.index import SourceConfig, digest, write_index
 
@@ -180,7 +180,7 @@ def test_captions_reach_the_pairs_and_say_who_wrote_them(tmp_path, without_ray, 
         id_: expected[id_] for id_ in pairs.index
     }
     assert set(pairs["prompt"]) >= {"a crisp picture."}
-    first = _funnel(str(tmp_path / "run"), 0.0)[0]  # of the page
+    first = photograph_funnel(str(tmp_path / "run"), FILTERS)[0]  # of the page
     assert first.name == "photographs found, 4 captioned by says-something"
     card = (tmp_path / "run" / "pairs" / "_README.md").read_text()
     assert "got one from `says-something`" in card and "| `caption_source` |" in card

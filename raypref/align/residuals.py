@@ -150,12 +150,6 @@ def measure(
         against: the adapter that the learner is compared with; "": none, and no forward of it.
         factor_B1HW: of `within`, what residuals are multiplied by; None: nothing.
     """
-
-    def residual(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-        precise = torch.promote_types(prediction_BCHW.dtype, torch.float32)
-        missed_BCHW = prediction_BCHW.to(precise) - target_BCHW.to(precise)
-        return missed_BCHW if factor_B1HW is None else missed_BCHW * factor_B1HW.to(precise)
-
     timesteps_B, prompts = samples.timesteps_B, samples.prompts
     sizes = [len(timesteps_B)] * len(samples.sides)
     references: Sequence[Tensor] = ()
@@ -176,8 +170,8 @@ def measure(
     for number, side in enumerate(samples.sides):
         learner = own[number] if number in own else next(predictions)
         target = learner if side.target_BCHW is None else side.target_BCHW
-        reference = residual(references[number], target) if references else None
-        found.append(Residuals(residual(learner, target), reference))
+        reference = _residual(references[number], target, factor_B1HW) if references else None
+        found.append(Residuals(_residual(learner, target, factor_B1HW), reference))
     return found
 
 
@@ -188,3 +182,11 @@ def _predict(
         return denoiser.predict(sides[0].x_BCHW, timesteps_B, prompts)
     x = torch.cat([side.x_BCHW for side in sides])
     return denoiser.predict(x, timesteps_B.repeat(2), twice(prompts))
+
+
+def _residual(
+    prediction_BCHW: Tensor, target_BCHW: Tensor, factor_B1HW: Tensor | None = None
+) -> Tensor:
+    precise = torch.promote_types(prediction_BCHW.dtype, torch.float32)
+    missed_BCHW = prediction_BCHW.to(precise) - target_BCHW.to(precise)
+    return missed_BCHW if factor_B1HW is None else missed_BCHW * factor_B1HW.to(precise)

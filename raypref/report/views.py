@@ -116,7 +116,7 @@ class BiasView(NamedTuple):
 
 TWIN_PICTURES = (
     PictureKind("chosen", "chosen", "Chosen"),
-    PictureKind("region", "salient region", "Salient region, tinted"),
+    PictureKind("region", "region", "Region, tinted"),
     PictureKind("rejected", "rejected", "Rejected"),
 )
 

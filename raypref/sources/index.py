@@ -362,7 +362,8 @@ def _layout(config: SourceConfig, store: Store) -> str:
         for name, layout in layouts.items():
             if store.only.endswith(layout.suffixes):
                 return name
-        ends = ", ".join(end for layout in layouts.values() for end in layout.suffixes)
+        suffixes = (end for layout in layouts.values() for end in layout.suffixes)
+        ends = ", ".join(dict.fromkeys(suffixes))
         if labels := _labels(store):
             raise InputError(f"source.path: '{store.path}' holds no photographs{labels}")
         raise InputError(f"source.path: '{store.path}' is a file, but not one of {ends}")
