@@ -293,6 +293,13 @@ def test_no_pair_left_says_where_the_photographs_went(root, tmp_path, monkeypatc
         and len({(r["candidate_chosen"], r["candidate_rejected"]) for r in rows}) > 2
     )
     assert {row["gap"] for row in rows} == {None}, "no gap has a mean of 0"
+    with pytest.raises(
+        InputError, match=r"no photograph has a hole; \d+ hole_too_small"
+    ):
+        made(config(root, "holes.min_share=0.999"), tmp_path / "holes")
+
+
+CAPO, PHOTOGRAPH = "train.stage2_alone.objective=capo", "choice.chosen=photograph"
 
 
 @pytest.mark.parametrize(
@@ -304,6 +311,10 @@ def test_no_pair_left_says_where_the_photographs_went(root, tmp_path, monkeypatc
         (["pairs.gap=given"], r"pairs\.gap is a setting of pairs\.kind=labelled, and"),
         (["color.enabled=true", "color.variant=released"], r"color\.variant=released compares"),
         (["base.family=sd15_inpaint", "perturb.kind=text2image"], r"reads masks"),
+        ([CAPO], r"train\.stage2_alone\.objective=capo: .*choice\.by=ensemble"),
+        ([CAPO, "choice.by=caen", PHOTOGRAPH], r"reads score_chosen, score_rejected of"),
+        (["train.stage2_alone.curriculum=easy_first", PHOTOGRAPH], r"stage2_alone reads gap of"),
+        (["metrics.rubric=answers.jsonl"], r"metrics\.rubric: .*add evaluate\.holes"),
         (["pairs.kind=twins", "pairs.limit=3"], r"pairs\.limit is a setting of .*candidates or"),
     ],
 )

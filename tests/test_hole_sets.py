@@ -21,6 +21,7 @@ from raypref.curate.publish import PHOTOS
 from raypref.demo.holes import write_holes
 from raypref.evaluate import every, graph, painting, samples
 from raypref.evaluate.generate import BASE, GenerateConfig
+from raypref.evaluate.kept import decibels
 from raypref.evaluate.painting import Paint, hole_prompts
 from raypref.evaluate.sets import hole_identity
 from raypref.images.decode import open_png
@@ -256,3 +257,8 @@ def test_captions_held_out_serve_an_inpainter_too(tmp_path):
     fill(run.curation.inputs, rows, PHOTOS)
     assert run.evaluation.set.holes is None
     assert len(run.evaluation.prompts) == 9
+
+
+def test_of_a_hole_that_leaves_nothing_no_psnr_is_said():
+    assert np.isnan(decibels(float("nan"))), "not the best of all"
+    assert decibels(0.0) == 100 and decibels(1e-3) == pytest.approx(30)

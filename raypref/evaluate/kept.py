@@ -82,5 +82,7 @@ def error_outside(painted: Image.Image, photograph: Image.Image, mask: Image.Ima
 
 
 def decibels(error: float) -> float:
-    """The peak signal-to-noise ratio of a mean squared error, at most 100."""
+    """The peak signal-to-noise ratio of a mean squared error, at most 100; NaN of NaN."""
+    if math.isnan(error):
+        return math.nan
     return min(MOST_DB, -10 * math.log10(error)) if error else MOST_DB

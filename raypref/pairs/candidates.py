@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
 import pyarrow as pa
 
-from raypref.core.config import results_of
+from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.progress import Work, counted
 from raypref.core.rows import REJECT, Row, Transform
@@ -192,6 +193,10 @@ class CandidatePairs(FromPhotographs):
         """
         front = self.measure(streaming)
         ends, found = self.find_holes(front.retained, streaming)
+        if not ends.taken.num_rows:
+            lost = Counter(row["reject_reason"] for row in ends.dropped.values())
+            told = ", ".join(f"{count} {reason}" for reason, count in lost.items())
+            raise InputError(f"no pair was left: no photograph has a hole; {told}")
         made = self.make(ends.taken, streaming)
         scored = self.score(streaming)
         decided = choose_pairs(
@@ -276,7 +281,7 @@ class CandidatePairs(FromPhotographs):
         count, busy = self.config.candidates.count, 0.0
         # A wave begins where a block does.
         size = max(1, MOST_ROWS // count // streaming.block_rows) * streaming.block_rows
-        for start in range(0, max(1, taken.num_rows), size):
+        for start in range(0, taken.num_rows, size):
             some = taken.slice(start, size)
             busy += stream_branches(
                 rows_to_make(some, count, block_rows=streaming.block_rows),

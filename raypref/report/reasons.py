@@ -72,10 +72,10 @@ def _fixed() -> dict[str, str]:
         "bad_caption": "Its caption holds a NUL character: write it anew.",
         "changed": "The file changed during curation: run again with run=NEW.",
         "bad_score": "The reward gave no number for it.",
-        "too_few_candidates": "Fewer than two of its candidates have a score of every reward.",
-        "draw": "All its candidates score alike. choice.draws=random takes any two.",
-        "hole_too_small": "Its hole is a smaller share of the picture than holes.min_share.",
-        "hole_too_large": "Its hole is a larger share of the picture than holes.max_share.",
+        "too_few_candidates": "Too few of its candidates have a score of every reward that the "
+        "rule reads.",
+        "draw": "No candidate scores above the one that would be rejected. Where all score alike, "
+        "choice.draws=random takes any two.",
         "beyond_limit": "pairs.limit were taken before it (0 takes all).",
         "animated": "An animation. images.animated=first_frame takes its first picture.",
         "unsupported_format": "Convert it to JPEG or PNG.",

@@ -103,6 +103,37 @@ class RunConfig(PairingConfig):
         return self
 
     @model_validator(mode="after")
+    def _scores_of_the_choice(self) -> RunConfig:
+        """Refuse, before any painting, trainings that such pairs have no numbers for."""
+        if self.pairs.kind != CANDIDATES:
+            return self
+        for name in self.trainings:
+            if (training := self.train.get(name)) is None:  # told elsewhere
+                continue
+            if training.objective == "capo" and self.choice.by not in ("capo", "caen"):
+                raise InputError(
+                    f"train.{name}.objective=capo: its target is a difference of scores of 0 to 1, "
+                    f"and those of choice.by={self.choice.by} are others; take choice.by=capo or "
+                    "caen"
+                )
+            scored = [c for c in training.columns if c == "gap" or c.startswith("score_")]
+            if scored and self.choice.chosen == "photograph":
+                raise InputError(
+                    f"choice.chosen=photograph: a photograph has no score, and train.{name} reads "
+                    f"{', '.join(scored)} of the pairs (its objective or curriculum); take "
+                    "choice.chosen=best, or another objective"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rubric_is_of_holes(self) -> RunConfig:
+        if self.metrics.rubric and not self.evaluate.hole_files:
+            raise InputError(
+                "metrics.rubric: answers are about painted holes; add evaluate.holes=PATH"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _holes_can_be_painted(self) -> RunConfig:
         if self.evaluate.hole_files and self.base.family not in INPAINTING:
             raise InputError(
