@@ -293,9 +293,7 @@ def test_no_pair_left_says_where_the_photographs_went(root, tmp_path, monkeypatc
         and len({(r["candidate_chosen"], r["candidate_rejected"]) for r in rows}) > 2
     )
     assert {row["gap"] for row in rows} == {None}, "no gap has a mean of 0"
-    with pytest.raises(
-        InputError, match=r"no photograph has a hole; \d+ hole_too_small"
-    ):
+    with pytest.raises(InputError, match=r"no photograph has a hole; \d+ hole_too_small"):
         made(config(root, "holes.min_share=0.999"), tmp_path / "holes")
 
 
