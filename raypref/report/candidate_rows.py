@@ -46,11 +46,10 @@ class Candidates:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Keys of the holes or prompts, in the order in which their first candidates lie."""
+        """Keys of the holes or prompts that have scores, in the order drawn by the seed."""
         found: dict[str, None] = {}
-        for number in self.numbers[:1]:
-            for batch in self.images(number).batches(["key"]):
-                found.update(dict.fromkeys(batch["key"].to_pylist()))
+        for batch in self.scores.batches(["key"]) if self.numbers else ():
+            found.update(dict.fromkeys(batch["key"].to_pylist()))
         return list(found)
 
     @cached_property

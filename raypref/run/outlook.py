@@ -18,6 +18,7 @@ from raypref.evaluate.sets import DEFAULT_COUNT
 from raypref.models.families.registry import INPAINTING
 from raypref.models.hub import hub_id
 from raypref.pairs.config import TWINS
+from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
@@ -187,7 +188,8 @@ def _expected(run: Run, waiting: list[Step], estimate: Estimate) -> dict[str, st
         return {"time": "seconds: all is done but what is written anew every time"}
     if not found:
         time, disk = "not measured on this machine", "not measured"
-        if is_embedded(run.config.source.path) and is_embedded(run.config.base.model):
+        embedded = is_embedded(run.config.source.path) and is_embedded(run.config.base.model)
+        if embedded and run.config.pairs.kind == TWINS:
             time += "; the demo took 4 min on 2 cores"
     else:
         but = f"; not measured: {_few(lacking)}" if lacking else ""
