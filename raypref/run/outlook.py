@@ -18,7 +18,6 @@ from raypref.evaluate.sets import DEFAULT_COUNT
 from raypref.models.families.registry import INPAINTING
 from raypref.models.hub import hub_id
 from raypref.pairs.config import TWINS
-from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
