@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = {
     *("id", "key", "prompt", "image", "mask", "embedding", "candidate", "rule", "scores", HEADS),
     *("random", "ensemble", "capo", "caen", "zscore"),
+    *("model", "prompt_id", "seed", "raw", "photograph", "kept", "looks_in_hole"),
     *(*LOOKS, "looks", "pixels", "properties"),
 }
 
