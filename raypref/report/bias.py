@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypref.core.fingerprints import fingerprint
 from raypref.core.ledger import Ledger, join, part_name, write_bytes
 from raypref.core.progress import Progress
 from raypref.evaluate.bias import (
@@ -97,7 +98,10 @@ def _measured(folder: str, candidates: Candidates, keys: Sequence[str]) -> pd.Da
     numbers = [*([PHOTOGRAPH] if candidates.have_photographs else []), *candidates.numbers]
     made = {n: candidates.images(n).begun().get("fingerprint", "") for n in candidates.numbers}
     made |= {PHOTOGRAPH: candidates.holes.begun().get("fingerprint", "")}
-    settings = {"images": {str(n): own for n, own in made.items()}, "holes": len(keys)}
+    settings = {
+        "images": {str(n): own for n, own in made.items()},
+        "holes": fingerprint({"keys": keys}),
+    }
     ledger = Ledger(join(folder, "bias", "looks"), settings)
     if ledger.state() == "stale":
         ledger.clear()

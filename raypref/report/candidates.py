@@ -46,7 +46,7 @@ def candidate_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Input
     report = join(folder, "report")
     candidates = Candidates(folder)
     count = pairs.count()
-    facts = _facts(pairs, candidates)
+    facts = _facts(pairs)
     holes = bool(facts) and _has_holes(pairs)
     shown = [own.kind for own in PICTURES if holes or own.kind != "region"]
     place = {row["key"]: row["rank"] for row in facts}
@@ -62,11 +62,9 @@ def candidate_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Input
     )
 
 
-def _facts(pairs: Ledger, candidates: Candidates) -> list[dict[str, Any]]:
-    """The shown pairs, in the order in which the candidates lie: so all is read in one sweep."""
-    order = {key: number for number, key in enumerate(candidates.keys)}
-    rows = pairs.table([*FACTS, *NUMBERS]).to_pylist()
-    rows.sort(key=lambda row: order.get(row["key"], len(order)))
+def _facts(pairs: Ledger) -> list[dict[str, Any]]:
+    """The shown pairs, in their order: it stays when the candidates are deleted."""
+    rows = pairs.table([*FACTS, *NUMBERS]).slice(0, MOST_PAIRS).to_pylist()
     return [
         {
             **{name: row[name] for name in FACTS},
@@ -77,7 +75,7 @@ def _facts(pairs: Ledger, candidates: Candidates) -> list[dict[str, Any]]:
                 for side in ("chosen", "rejected")
             },
         }
-        for rank, row in enumerate(rows[:MOST_PAIRS])
+        for rank, row in enumerate(rows)
     ]
 
 
@@ -114,5 +112,5 @@ def _are(facts: list[dict[str, Any]], numbers: int, count: int, *, holes: bool) 
     if any(row["candidate_chosen"] < 0 for row in facts):
         said.append("Where the photograph itself is the chosen image, the rule has no score of it.")
     if len(facts) < count:
-        said.append(f"Shown are {len(facts):,} of {count:,} in the order of their keys.")
+        said.append(f"Shown are {len(facts):,} of {count:,} in the order in which they were drawn.")
     return " ".join([*said, "A click enlarges."])
