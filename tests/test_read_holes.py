@@ -185,7 +185,7 @@ def test_a_list_of_editbench_is_read_as_well(tmp_path: Path) -> None:
         "image_path": "references_natural/0.png",
     }
     masked = {"masked_image_path": "masks_natural/0.png"}
-    absolute = item | {"image_path": "/root/data/0.png", "aos": 1} | masked
+    absolute = item | {"image_path": "/data/0.png", "aos": 1} | masked
     (tmp_path / "list.json").write_text(json.dumps([absolute, item | masked]))
     [row] = read_holes(str(tmp_path / "list.json"), limit=None)
     assert row["id"] == "0_natural"

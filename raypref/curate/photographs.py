@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
     retained: Selection  # sound, distinct, colourful enough
     repeated: dict[str, str]  # ids of repeated content and the reason it gives
-    busy: float  # seconds of a worker
+    busy: float  # seconds that the workers computed
 
 
 class FromPhotographs:
@@ -145,7 +145,7 @@ class FromPhotographs:
         return Measured(retained, repeated, busy)
 
     def write_captions(self, streaming: StreamConfig) -> float:
-        """Write missing captions where it is asked for; busy seconds of a worker."""
+        """Write missing captions if asked to; returns the seconds that workers computed."""
         c = self.config
         if not c.captions.enabled:
             return 0.0

@@ -34,13 +34,13 @@ def read_photographs(
 
     Args:
         holes: of `read_holes`.
-        ledger: gets a row per hole: `id`, `prompt_id` (its place among the holes), `prompt`,
+        ledger: gets a row per hole: `id`, `prompt_id` (its number among the holes), `prompt`,
             `photograph` and `mask` as PNG bytes, or the reason for which it is dropped.
         size: side of the crop, pixels.
         streaming: how rows are cut into blocks.
 
     Returns:
-        How long a worker was busy, in seconds.
+        Seconds that the workers computed.
     """
     schema = pa.schema(
         [("id", pa.string()), ("prompt_id", pa.int64()), ("prompt", pa.string()), *HOLE]
@@ -82,7 +82,7 @@ def drawing(
 
 
 class StoredHole:
-    """Transform: photograph and mask of a row's hole, decoded, from the ledger of its set.
+    """Transform: read the photograph and mask of each row's hole from the ledger of its set.
 
     Args:
         photographs: of `read_photographs`.

@@ -19,7 +19,7 @@ LOOKS = {
 def looks(image: Image.Image, region_hw: np.ndarray | None = None) -> dict[str, float]:
     """The looks of an RGB image, or of a region of it.
 
-    Levels and structure are those of the region's pixels; the slopes at its rim reach one pixel
+    Levels and structure are those of the region's pixels; gradients at its edge reach one pixel
     beyond it. The detail's place is the centre of gravity of the grey image's gradient magnitudes.
     Its distance is taken from the middle of the picture, or of the region's bounding box, relative
     to half the diagonal. Without any detail it counts as centred.

@@ -65,7 +65,7 @@ class KLAutoencoder:
     ) -> tuple[Tensor, Tensor]:
         """Masks, and the latents of images without what they cover, which is grey instead.
 
-        As the pipelines make them, but for the latents: their mean, where those draw a sample.
+        As the pipelines do, but with the mean of the latents instead of a sample.
 
         Args:
             images: RGB, all of one size divisible by 8.

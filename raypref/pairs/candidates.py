@@ -227,7 +227,7 @@ class CandidatePairs(FromPhotographs):
             streaming: how rows are cut into blocks.
 
         Returns:
-            What was taken and dropped, and busy seconds of a worker.
+            What was taken and dropped, and the seconds that workers computed.
         """
         c, limit = self.config, self.config.pairs.limit
         order = in_drawn_order(retained, c.seed)
@@ -277,7 +277,7 @@ class CandidatePairs(FromPhotographs):
         ]
 
     def make(self, taken: pa.Table, streaming: StreamConfig) -> float:
-        """Make the candidates that are lacking; busy seconds of a worker."""
+        """Make missing candidates; returns the seconds that workers computed."""
         count, busy = self.config.candidates.count, 0.0
         # A wave begins where a block does.
         size = max(1, MOST_ROWS // count // streaming.block_rows) * streaming.block_rows
@@ -301,7 +301,7 @@ class CandidatePairs(FromPhotographs):
         return [*read, paint]
 
     def score(self, streaming: StreamConfig) -> float:
-        """Score what rewards have not scored; busy seconds of a worker."""
+        """Compute missing scores; returns the seconds that workers computed."""
         busy = 0.0
         # Usually there is one group: all numbers lack the same rewards.
         groups: dict[tuple[str, ...], dict[str, Measure]] = {}
