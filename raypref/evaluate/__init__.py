@@ -1,1 +1,1 @@
-"""Evaluation: generate, score, tabulate (paper section 4)."""
+"""Evaluation: generate or paint, score, tabulate (paper section 4)."""

@@ -1,1 +1,1 @@
-"""Pairs: what becomes a preference pair, from people's labels too."""
+"""Pairs: what becomes a preference pair: people's labels, candidates that rewards rank."""

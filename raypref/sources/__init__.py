@@ -1,1 +1,1 @@
-"""Datasets as people keep and publish them: photographs, labelled pairs and prompts."""
+"""Datasets as people keep and publish them: photographs, labelled pairs, prompts and holes."""
