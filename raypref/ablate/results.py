@@ -115,15 +115,17 @@ def gather(
     ]
     parts = [summary, statistics.human_preference(summary, base=table.base)]
     photographs = reference.evaluation.reference
+    holes = reference.config.evaluate.hole_files
+    of = "the holes that are painted" if holes else "the base settings' pairs"
     if embeddings and table.base in set(scores["model"]):
         if photographs.state() == "complete":
             real = np.stack(photographs.table(["embedding"])["embedding"].to_numpy())
             every = pd.concat(embeddings, ignore_index=True)
             parts.append(cmmd_summary(every, real, base=table.base, resamples=resamples))
             parts.append(fid_summary(every, real, base=table.base))
-            notes.append("Distances are to the photographs of the base settings' pairs.")
+            notes.append(f"Distances are to the photographs of {of}.")
         else:
-            notes.append("No CMMD and FID: no row has the pairs of the base settings.")
+            notes.append(f"No CMMD and FID: no row has {of}.")
     summary = pd.concat([part for part in parts if not part.empty], ignore_index=True)
     summary.loc[summary["model"].isin(others), ["gain", "gain_low", "gain_high"]] = math.nan
     order = {name: place for place, name in enumerate(labels)}
