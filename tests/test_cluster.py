@@ -231,6 +231,39 @@ def test_a_head_on_this_machine_is_joined_while_it_answers(
         cluster._joins("auto")
 
 
+@pytest.mark.parametrize(
+    ("failures", "options", "tries"),
+    [
+        (1, {"address": "local"}, 2),
+        (2, {"address": "local"}, 2),
+        (1, {}, 1),
+    ],
+)
+def test_a_ray_of_our_own_that_does_not_come_up_is_started_once_more(
+    failures: int,
+    options: dict[str, str],
+    tries: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not a cluster's, which is another's to start."""
+    calls = []
+
+    def init(**given: object) -> None:
+        calls.append(given)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup. This could happen")
+
+    monkeypatch.setattr(ray, "init", init)
+    if tries > failures:
+        cluster._initialize("", options)
+        assert "did not start (Exception: The current node timed out" in caplog.text
+    else:
+        with pytest.raises(Exception, match="timed out during startup"):
+            cluster._initialize("", options)
+    assert len(calls) == tries
+
+
 def test_sockets_of_a_long_temporary_folder_go_to_a_short_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

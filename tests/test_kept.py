@@ -6,7 +6,7 @@ import pytest
 
 from raypref.core.config import Resources
 from raypref.engine import kept
-from raypref.engine.kept import keep, leave_room, release
+from raypref.engine.kept import keep, release, released_after, share_cores
 
 
 class Started:
@@ -56,15 +56,25 @@ def test_what_holds_a_gpu_never_waits_beside_others(events: list[str]) -> None:
     assert events == ["start a", "close a", "start gpu", "close gpu", "start b"]
 
 
-def test_jobs_that_share_a_cluster_keep_one_shape_at_a_time(
+def test_jobs_that_share_a_cluster_keep_workers_within_their_share(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_alone", False)  # put back after the test
-    leave_room()
-    first = ask(events, "a", free=9.0)
+    monkeypatch.setattr(kept, "_share", None)  # put back after the test
+    share_cores(2.0)
+    first = ask(events, "a", free=0.0)
+    second = ask(events, "b", free=0.0)
+    assert (ask(events, "a", free=0.0), ask(events, "b", free=0.0)) == (first, second)
+    ask(events, "c", free=9.0)  # a third core, which others may be about to take
+    assert events == ["start a", "start b", "close a", "close b", "start c"]
+
+
+def test_workers_stay_for_the_next_job_unless_this_one_fails(events: list[str]) -> None:
+    with released_after(only_failed=True):
+        first = ask(events, "a", free=9.0)
     assert ask(events, "a", free=9.0) is first
-    ask(events, "b", free=9.0)
-    assert events == ["start a", "close a", "start b"]
+    with pytest.raises(ValueError, match="wrong"), released_after(only_failed=True):
+        raise ValueError("wrong")
+    assert events == ["start a", "close a"]
 
 
 def test_workers_that_failed_serve_nobody(events: list[str]) -> None:

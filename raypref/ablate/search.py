@@ -28,7 +28,14 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, check_search, plan_row
-from raypref.ablate.sweep import last_line, news_of_rows, rows_at_once, wait_for
+from raypref.ablate.sweep import (
+    last_line,
+    news_of_rows,
+    rows_at_once,
+    run_trials,
+    share_of,
+    wait_for,
+)
 from raypref.ablate.table import Range, Row, Search, Table
 from raypref.align import checkpoints
 from raypref.core.fingerprints import fingerprint
@@ -59,6 +66,8 @@ def search_rows(
     rows: dict[str, PlannedRow] = {}
     failed: dict[tuple[str, str], str] = {}
     with news_of_rows() as news:
+        at_once = rows_at_once(config, [])
+        cores = share_of(at_once)
 
         def trial(point: dict[str, Any]) -> None:
             text = json.dumps(point, sort_keys=True)
@@ -70,7 +79,8 @@ def search_rows(
                 if row.config is not None:
                     if before is not None:
                         go_on(before.run, row.run, search.budget.split(".")[1])
-                    told = wait_for(row.config, row.model, f"{name} {row.label}", news, parent)
+                    label = f"{name} {row.label}"
+                    told = wait_for(row.config, row.model, label, news, parent, cores)
                 if isinstance(told, str):
                     # Wrong settings or data. Not raised: Tune would try the same again.
                     tune.report({search.metric: math.nan, "budget": budget, "reason": told})
@@ -79,7 +89,9 @@ def search_rows(
                 tune.report({**told, search.metric: told[search.metric], **reached})
                 before = row
 
-        for result in rows_at_once(trial, {}, config, [], settle(search, folder, config)):
+        how = settle(search, folder, config)
+        how.max_concurrent_trials = at_once
+        for result in run_trials(trial, {}, config, how):
             metrics = result.metrics or {}
             budget = metrics.get("budget", budgets[0])
             row = plan_point(name, result.config or {}, search, budget, config)

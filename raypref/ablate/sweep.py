@@ -1,8 +1,9 @@
 """Running the rows of tables on Ray Tune: one trial a row, nothing done twice.
 
 A trial asks for no core, so that trials can never hold what their workers wait for. Tune ties all
-that a trial starts to the trial's own resources; so the trial only waits for a task outside of
-them, and that task drives the row. Two rows that need the same step at once: the second waits.
+that a trial starts to the trial's own resources; so the trial only waits for an actor outside of
+them, and that actor drives the row. It drives the rows that follow too, and keeps their workers.
+Two rows that need the same step at once: the second waits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join
 from raypref.core.progress import counted
 from raypref.engine.cluster import start_ray
-from raypref.engine.kept import leave_room, release
+from raypref.engine.kept import release, share_cores
 from raypref.evaluate.generate import BASE
 from raypref.run.execute import carry_out
 from raypref.run.pipeline import Run, Step
@@ -126,39 +127,48 @@ class _Forward(logging.Handler):
         self.news.put(f"{self.row} | {record.getMessage()}")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def drive(config: AblateConfig, model: str, label: str, news: Queue, parent: str | None) -> Any:
-    """Run a row to its evaluation, on whatever node this is.
+@ray.remote(num_cpus=0)
+class Driver:
+    """Drives one row after another, and keeps the workers of one for the next.
 
-    Returns:
-        The means of its metrics, or why its settings, data or device cannot do it: that is not
-        tried again.
+    Args:
+        cores: how many its workers may hold while they wait for work.
     """
-    start_ray()
-    if config.ablate.at_once != 1:
-        leave_room()
-    logger = logging.getLogger("raypref")
-    logger.setLevel(logging.INFO)
-    handler = _Forward(news, label)
-    logger.addHandler(handler)
-    held = leases()
-    try:
-        run = open_run(config, model)
-        only = step_names(run, model)
-        carry_out(
-            run,
-            only=only,
-            turn=lambda step: turn(held, step),
-            parent_run_id=parent,
-            pages=False,
-        )
-    except (InputError, NoRoomError) as error:
-        return str(error)
-    finally:
-        logger.removeHandler(handler)
-    summary = run.evaluation.summary
-    own = summary[summary["model"] == model]
-    return dict(zip(own["metric"], own["mean"].astype(float), strict=True))
+
+    def __init__(self, cores: float) -> None:
+        start_ray()
+        share_cores(cores)
+        logging.getLogger("raypref").setLevel(logging.INFO)
+
+    def drive(
+        self, config: AblateConfig, model: str, label: str, news: Queue, parent: str | None
+    ) -> dict[str, float] | str:
+        """Run a row to its evaluation, on whatever node this is.
+
+        Returns:
+            The means of its metrics, or why its settings, data or device cannot do it: that is
+            not tried again.
+        """
+        logger, handler = logging.getLogger("raypref"), _Forward(news, label)
+        logger.addHandler(handler)
+        held = leases()
+        try:
+            run = open_run(config, model)
+            carry_out(
+                run,
+                only=step_names(run, model),
+                turn=lambda step: turn(held, step),
+                parent_run_id=parent,
+                pages=False,
+                keep_workers=True,
+            )
+        except (InputError, NoRoomError) as error:
+            return str(error)
+        finally:
+            logger.removeHandler(handler)
+        summary = run.evaluation.summary
+        own = summary[summary["model"] == model]
+        return dict(zip(own["metric"], own["mean"].astype(float), strict=True))
 
 
 def run_rows(
@@ -177,16 +187,19 @@ def run_rows(
     by_key = {f"{row.table}: {row.name}": row for row in rows}
     failed: dict[tuple[str, str], str] = {}
     with news_of_rows() as news:
+        at_once = rows_at_once(config, rows)
+        cores = share_of(at_once)
 
         def trial(point: dict[str, Any]) -> None:
             row = by_key[point["row"]]
             assert row.config is not None
             label = f"{row.table} {row.label}"
-            told = wait_for(row.config, row.model, label, news, parents[row.table])
+            told = wait_for(row.config, row.model, label, news, parents[row.table], cores)
             tune.report({"reason": told} if isinstance(told, str) else told)
 
         space = {"row": tune.grid_search(list(by_key))}
-        for result in rows_at_once(trial, space, config, rows, tune.TuneConfig()):
+        how = tune.TuneConfig(max_concurrent_trials=at_once)
+        for result in run_trials(trial, space, config, how):
             row = by_key[(result.config or {})["row"]]
             reason = (result.metrics or {}).get("reason")
             if result.error is not None:
@@ -196,29 +209,44 @@ def run_rows(
     return failed
 
 
+_driver: Any = None  # of this process, which runs one trial after another
+
+
 def wait_for(
-    config: AblateConfig, model: str, label: str, news: Queue, parent: str | None
+    config: AblateConfig,
+    model: str,
+    label: str,
+    news: Queue,
+    parent: str | None,
+    cores: float,
 ) -> dict[str, float] | str:
-    """Drive a row, from within a trial; returns what `drive` does."""
-    # "DEFAULT" takes it out of the trial's own resources, which have no core to give.
-    task = drive.options(scheduling_strategy="DEFAULT")
-    told: dict[str, float] | str = ray.get(task.remote(config, model, label, news, parent))
+    """Drive a row, from within a trial; returns what `Driver.drive` does."""
+    global _driver
+    if _driver is None:
+        # "DEFAULT" takes it out of the trial's own resources, which have no core to give.
+        _driver = Driver.options(scheduling_strategy="DEFAULT").remote(cores)  # type: ignore[attr-defined]
+    try:
+        told: dict[str, float] | str = ray.get(
+            _driver.drive.remote(config, model, label, news, parent)
+        )
+    except BaseException:
+        ray.kill(_driver)  # what is left of a row that failed serves no other
+        _driver = None
+        raise
     return told
 
 
-def rows_at_once(
+def run_trials(
     trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
     config: AblateConfig,
-    rows: Sequence[PlannedRow],
     how: tune.TuneConfig,
 ) -> list[Any]:
-    """Run trials, as many at once as there is room for."""
+    """Run trials; returns their results."""
     os.environ.update(QUIET)
     how.reuse_actors = True  # to start one takes longer than a small row
-    how.max_concurrent_trials = _at_once(config, rows)
     folder, name = absolute(join(config.storage, config.run, "tune")), uuid.uuid4().hex[:8]
-    log.info("running up to %s at once", counted(how.max_concurrent_trials, "row"))
+    log.info("running up to %s at once", counted(how.max_concurrent_trials or 1, "row"))
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL),
         param_space=space,
@@ -239,7 +267,12 @@ def rows_at_once(
         fs.delete_dir(path)
 
 
-def _at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
+def share_of(at_once: int) -> float:
+    """Cores of the cluster for each of so many rows."""
+    return float(ray.cluster_resources().get("CPU", 0)) / at_once
+
+
+def rows_at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
     """So many rows that each finds room for its largest pool of workers."""
     there = ray.cluster_resources()
     runs = [row.run for row in rows] or [open_run(config, BASE)]

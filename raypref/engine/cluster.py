@@ -73,15 +73,33 @@ def start_ray() -> None:
             options |= {"address": "local"} | _short_folder()
         # The driver reports progress, errors come as exceptions; Ray's log files hold the rest.
         with waiting(what), _without_note(), _working_directory(), _short_listeners():
-            try:
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-            except ConnectionError as error:
-                said = first_line(error)
-                raise InputError(f"RAY_ADDRESS={where}: no Ray cluster answers: {said}") from None
+            _initialize(where, options)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _initialize(where: str, options: dict[str, Any]) -> None:
+    """`ray.init`, once more where a Ray of our own did not come up.
+
+    Several that start at once on a busy machine may draw the same port; Ray gives up on the one
+    that lost it.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            return
+        except ConnectionError as error:
+            said = first_line(error)
+            raise InputError(f"RAY_ADDRESS={where}: no Ray cluster answers: {said}") from None
+        except Exception as error:
+            if last or options.get("address") != "local":
+                raise
+            log.warning("Ray did not start (%s); starting it once more", first_line(error))
+            ray.shutdown()
 
 
 def _temporary_folder() -> str:

@@ -2,7 +2,8 @@
 
 Starting a worker process costs seconds of imports, so consecutive steps that ask for the same
 workers use the same processes. Workers of another shape end first, unless there is room beside
-them: what holds a GPU never waits beside others.
+them: among the free cores of the cluster or, where jobs share a cluster, within this job's share.
+What holds a GPU never waits beside others.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] = []  # the oldest first
-_alone = False  # whether cores that are free may be promised to others
+_share: float | None = None  # cores that are this process's own; None: those nobody holds
 
 
 def keep(
@@ -54,18 +55,30 @@ def keep(
         if held.shape == shape:
             workers: W = held.workers  # type: ignore[assignment]  # of this shape, so of this kind
             return workers
-    beside = not _alone and not need.num_gpus and not any(held.need.num_gpus for held in _held)
-    if not beside or (_held and free_cores() < need.workers * need.num_cpus):
+    if _held and not _room_beside(need, free_cores):
         release()
     started = start()
     _held.append(_Held(shape, need, started))
     return started
 
 
-def leave_room() -> None:
-    """From now on in this process no workers wait beside others: jobs share the cluster."""
-    global _alone
-    _alone = True
+def _room_beside(need: Resources, free_cores: Callable[[], float]) -> bool:
+    """Whether workers can be started beside those that are held."""
+    if need.num_gpus or any(held.need.num_gpus for held in _held):
+        return False
+    cores = need.workers * need.num_cpus
+    if _share is None:
+        return free_cores() >= cores
+    return sum(held.need.workers * held.need.num_cpus for held in _held) + cores <= _share
+
+
+def share_cores(cores: float) -> None:
+    """From now on this process, one of several on a cluster, keeps workers on so many cores.
+
+    Free cores say nothing there: others may be about to take them.
+    """
+    global _share
+    _share = cores
 
 
 def release() -> None:
@@ -75,8 +88,12 @@ def release() -> None:
 
 
 @contextmanager
-def released_after() -> Iterator[None]:
-    """End the workers when a job's work ends; who interrupts it does not wait for them."""
+def released_after(*, only_failed: bool = False) -> Iterator[None]:
+    """End the workers when a job's work ends; who interrupts it does not wait for them.
+
+    Args:
+        only_failed: keep them for the next job, unless this one fails.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -84,7 +101,8 @@ def released_after() -> Iterator[None]:
     except BaseException:
         release()
         raise
-    release()
+    if not only_failed:
+        release()
 
 
 def _close(held: _Held) -> None:

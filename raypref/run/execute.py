@@ -142,6 +142,7 @@ def carry_out(
     parent_run_id: str | None = None,
     before: float = 0.0,
     pages: bool = True,
+    keep_workers: bool = False,
 ) -> None:
     """Run the steps of a run that are not done yet.
 
@@ -152,6 +153,7 @@ def carry_out(
         parent_run_id: the MLflow run that this one is a child of.
         before: seconds that the command had taken, which count among the run's.
         pages: whether to write the page after each step.
+        keep_workers: whether another run follows in this process, which may use the workers.
 
     Raises:
         InputError: wrong settings or data, or missing models.
@@ -167,7 +169,7 @@ def carry_out(
     record_at = without_secrets(run.config.tracking.uri) or "MLflow"
     with waiting_for(f"opening the record of the run ({record_at})"):
         run.tracker, record = _open_record(run, parent_run_id)
-    with released_after():
+    with released_after(only_failed=keep_workers):
         try:
             _take(run, waiting, record, turn, began=began, pages=pages)
         except BaseException:
