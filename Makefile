@@ -14,9 +14,9 @@ demo: setup  ## the whole job on the embedded default
 test: setup  ## unit tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-# Three files at a time on two cores: a fifth of their time is spent waiting for a death to be noticed.
+# Each file starts whole runs: more than one per core makes them wait for each other.
 test-slow: setup  ## tests that take minutes: whole runs, kills, several workers
-	$(RUN) -m pytest -m "slow or chaos" -n 3 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -m "slow or chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style and types
 	$(BIN)/ruff format --check .
