@@ -3,7 +3,7 @@
 A statement is a contrast: a weighted sum of rows' means that it says is above 0 (below, where less
 is better). "Both stages beat one" is `both - stage1`; "less is gained from 512 to 1024 than from
 256 to 512" is `2 n512 - n256 - n1024`. Some claims have several: "hacked" is the
-own reward up and a judge down.
+own reward up and a judge down. "Comparable" is another test: the contrast is inside a margin.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,11 @@ TESTED = (
     "prompts. Confirmed: the interval is above 0; contradicted: below; not decided: it includes 0. "
     "Intervals do not cover the spread between trainings: see the seeds."
 )
+COMPARABLE = (
+    "Equivalent, not worse: two one-sided tests, or one, at 5% by the same bootstrap, with the 90% "
+    "interval shown. Confirmed: the difference is inside the margin; contradicted: outside."
+)
+LEVEL = 0.05  # of one-sided tests against a margin, and of Holm's correction
 FINEST = 4  # decimals of a difference that the metric's own number of decimals would hide
 
 
@@ -50,6 +55,10 @@ class Verdict:
         seeds: training seeds in which it is above 0, and how many there are.
         paper: the same contrast of the published means, NaN where they are not.
         of: the contrast in words, where the claim has several.
+        margin: inside which rows are comparable, NaN where the claim is not of that kind.
+        test: as `Contrast.test`.
+        p: of the test, by a normal approximation; NaN where the interval is.
+        inside: whether the margin holds (1), is overstepped (-1), or neither is shown (0).
     """
 
     metric: str
@@ -59,10 +68,16 @@ class Verdict:
     seeds: tuple[int, int]
     paper: float
     of: str = ""
+    margin: float = math.nan
+    test: str = "above"
+    p: float = math.nan
+    inside: int = 0
 
     @property
     def outcome(self) -> str:
-        """Whether the interval is on one side of 0."""
+        """Whether the interval is on one side of 0, or of a margin."""
+        if self.test != "above":
+            return {1: "confirmed", -1: "contradicted", 0: "not decided"}[self.inside]
         if math.isnan(self.low) or self.low <= 0 <= self.high:
             return "not decided"
         return "confirmed" if self.low > 0 else "contradicted"
@@ -92,43 +107,100 @@ def verdicts(results: Results, claim: Contrast, *, resamples: int, of: str = "")
         if metric not in claim.metrics if claim.metrics else neutral(metric):
             continue
         part = scores[scores["metric"] == metric]
-        if set(claim.contrast) - set(part["model"]):
+        if (set(claim.contrast) | set(claim.of)) - set(part["model"]):
             continue
         sign = -1.0 if lower_is_better(metric) else 1.0
-        weights = {name: sign * weight for name, weight in claim.contrast.items()}
-        values_r, n_prompts = _contrast(part, weights, resamples=resamples)
+        weights, of_weights = (
+            {name: sign * weight for name, weight in contrast.items()}
+            for contrast in (claim.contrast, claim.of)
+        )
+        if claim.margin and metric not in claim.margin:
+            continue
+        (values_r, of_r), n_prompts = _contrasts(part, (weights, of_weights), resamples=resamples)
         if not n_prompts:
             continue
-        low, high = statistics.percentiles(values_r[1:], n_prompts)
         paper = sum(
             weight * results.published.get((name, metric), math.nan)
             for name, weight in weights.items()
         )
         seeds = _by_seed(part, weights, failed=results.problems)
-        above = sum(v > 0 for v in seeds), len(seeds)
-        found.append(Verdict(metric, values_r[0], low, high, above, paper, of))
+        if claim.test == "above":
+            low, high = statistics.percentiles(values_r[1:], n_prompts)
+            above = sum(v > 0 for v in seeds), len(seeds)
+            p = _p(values_r, n_prompts, sides=2)
+            found.append(Verdict(metric, values_r[0], low, high, above, paper, of, p=p))
+            continue
+        margin_r = claim.share * of_r if claim.of else np.full(len(values_r), claim.margin[metric])
+        verdict = _against_margin(claim.test, values_r, margin_r, n_prompts)
+        near = sum(
+            v > -margin_r[0] and (v < margin_r[0] or claim.test == "not_worse") for v in seeds
+        )
+        found.append(replace(verdict, metric=metric, seeds=(near, len(seeds)), paper=paper, of=of))
     return found
 
 
-def _contrast(
-    part: pd.DataFrame, weights: Mapping[str, float], *, resamples: int
+def _against_margin(
+    test: str, values_r: np.ndarray, margin_r: np.ndarray, n_prompts: int
+) -> Verdict:
+    """Two one-sided tests, or one, of a difference against a margin (Schuirmann 1987).
+
+    Args:
+        test: "equivalent" or "not_worse".
+        values_r: the difference, then of each draw of prompts, [1 + resamples].
+        margin_r: the margin, which may be estimated from the same prompts, [1 + resamples].
+        n_prompts: that were drawn from.
+    """
+    sides = [margin_r + values_r] + ([margin_r - values_r] if test == "equivalent" else [])
+    low = high = p = math.nan
+    inside = 0
+    if n_prompts > 1:
+        low, high = (float(q) for q in np.quantile(values_r[1:], [LEVEL, 1 - LEVEL]))
+        if all(np.quantile(side[1:], LEVEL) > 0 for side in sides):
+            inside = 1
+        elif margin_r[0] > 0 and any(np.quantile(side[1:], 1 - LEVEL) < 0 for side in sides):
+            inside = -1
+        p = max(_p(side, n_prompts, sides=1) for side in sides)
+    margin = float(margin_r[0])
+    return Verdict(
+        "", values_r[0], low, high, (0, 0), math.nan, "", margin, test, p=p, inside=inside
+    )
+
+
+def _p(values_r: np.ndarray, n_prompts: int, *, sides: int) -> float:
+    """How likely chance puts a value so far above 0, or so far from it, by its bootstrap's SD."""
+    if n_prompts < 2:
+        return math.nan
+    spread, value = float(values_r[1:].std()), float(values_r[0])
+    if not spread:
+        return 1.0 if value == 0 or (sides == 1 and value < 0) else 0.0
+    z = abs(value) / spread if sides == 2 else value / spread
+    return sides * 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def _contrasts(
+    part: pd.DataFrame, several: Sequence[Mapping[str, float]], *, resamples: int
 ) -> tuple[np.ndarray, int]:
-    """The contrast as it is, then of each draw of prompts, [1 + resamples]; number of prompts."""
-    own = part[part["model"].isin(list(weights))]
+    """Contrasts as they are, then of each draw of prompts that all their rows share.
+
+    Returns:
+        [contrasts, 1 + resamples], zeros for one without rows; number of prompts.
+    """
+    own = part[part["model"].isin({name for weights in several for name in weights})]
     # The text too: rows may have other prompts of the same numbers.
     grouped = own.groupby(["model", "prompt_id", "prompt"])["score"]
     sums, counts = grouped.sum().unstack("model"), grouped.count().unstack("model")
     shared = sums.dropna().index
     if shared.empty:
-        return np.empty(0), 0
+        return np.empty((len(several), 0)), 0
     drawn_rn = statistics.draws(len(shared), resamples, seed=0).astype(np.float64)
     drawn_rn = np.concatenate([np.ones((1, len(shared))), drawn_rn])
-    total_r = np.zeros(len(drawn_rn))
-    for name, weight in weights.items():
-        sums_n = sums.loc[shared, name].to_numpy(np.float64)
-        counts_n = counts.loc[shared, name].to_numpy(np.float64)
-        total_r += weight * (drawn_rn @ sums_n) / (drawn_rn @ counts_n)
-    return total_r, len(shared)
+    totals = np.zeros((len(several), len(drawn_rn)))
+    for total_r, weights in zip(totals, several, strict=True):
+        for name, weight in weights.items():
+            sums_n = sums.loc[shared, name].to_numpy(np.float64)
+            counts_n = counts.loc[shared, name].to_numpy(np.float64)
+            total_r += weight * (drawn_rn @ sums_n) / (drawn_rn @ counts_n)
+    return totals, len(shared)
 
 
 def _by_seed(
@@ -153,7 +225,8 @@ def tested(results: Results, *, resamples: int) -> list[Tested]:
     """The table's claims about rows of the base's family, each with its verdicts."""
     found = []
     for claim in results.table.claims:
-        if all(set(part.contrast) <= set(results.labels) for part in claim.parts):
+        rows = {name for part in claim.parts for name in (*part.contrast, *part.of)}
+        if rows <= set(results.labels):
             said = [_in_words(part.contrast) if claim.and_ else "" for part in claim.parts]
             parts = [
                 verdicts(results, part, resamples=resamples, of=of)
@@ -179,7 +252,32 @@ def what_moved(results: Results, found: Sequence[Tested]) -> str:
     for each in found:
         lines.append(f"- {each.claim.says}: {summary_of(each, results.table.columns)}")
         lines += [f"  - {verdict_text(verdict, paper=results.paper)}" for verdict in each.verdicts]
-    return "\n".join([*lines, "", TESTED, ""])
+    return "\n".join([*lines, "", how_tested(found), ""])
+
+
+def how_tested(found: Sequence[Tested]) -> str:
+    """What the outcomes mean, and what is left where all tests are taken together."""
+    several = [verdict for each in found for verdict in each.verdicts if not math.isnan(verdict.p)]
+    said = [TESTED]
+    if any(verdict.test != "above" for verdict in several):
+        said.append(COMPARABLE)
+    if len(several) > 1:
+        confirmed = [v for v in several if v.outcome == "confirmed"]
+        said.append(
+            f"{len(several)} tests stand here, each at its own level. Holm's correction over all "
+            f"of them leaves {holm(several)} of the {len(confirmed)} confirmed."
+        )
+    return " ".join(said)
+
+
+def holm(verdicts: Sequence[Verdict]) -> int:
+    """How many of the confirmed stay at a level of 5% for all tests together (Holm 1979)."""
+    left = 0
+    for place, verdict in enumerate(sorted(verdicts, key=lambda v: v.p)):
+        if verdict.p > LEVEL / (len(verdicts) - place):
+            break
+        left += verdict.outcome == "confirmed"
+    return left
 
 
 def summary_of(tested: Tested, columns: Collection[str]) -> str:
@@ -220,6 +318,9 @@ def verdict_text(verdict: Verdict, *, paper: str) -> str:
     parts = [f"{name}: {verdict.outcome}, {verdict.value:+z.{digits}f}"]
     if not math.isnan(verdict.low):
         parts.append(f"[{verdict.low:z.{digits}f}, {verdict.high:z.{digits}f}]")
+    if not math.isnan(verdict.margin):
+        sign = "±" if verdict.test == "equivalent" else "-"
+        parts.append(f"for a margin of {sign}{verdict.margin:.{digits}f}")
     if verdict.seeds[1] > 1:
         parts.append(f"in {verdict.seeds[0]} of {verdict.seeds[1]} seeds")
     if not math.isnan(verdict.paper):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from raypref.ablate import figures
-from raypref.ablate.claims import TESTED, Tested, summary_of, verdict_text
+from raypref.ablate.claims import Tested, how_tested, summary_of, verdict_text
 from raypref.ablate.results import Results, direction, seed_rows, under_table
 from raypref.evaluate.labels import gain_text, heading, interval_text, score_text
 from raypref.report.layout import fill
@@ -82,7 +82,7 @@ def render(
         banner=banner,
         paper=results.paper,
         claims=[_statement(each, results) for each in tested],
-        tested=TESTED,
+        tested=how_tested(tested),
         metrics=[heading(metric) for metric in metrics],
         rows=_lines(results, metrics),
         under=" ".join(under_table(results)),

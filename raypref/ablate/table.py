@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raypref.core.config import InputError, Section, build, flatten, setting
 from raypref.models.families.registry import FamilyName
@@ -40,12 +40,31 @@ class Row(Section):
 
 
 class Contrast(Section):
-    """The weighted sum of rows' means is on the good side of zero; of looks, above it."""
+    """The weighted sum of rows' means is on the good side of zero; of looks, above it.
+
+    Or it is so near zero that rows are comparable: inside a margin, which is given per metric, or
+    as a share of another contrast, such as a quarter of what Diffusion-DPO gains over the base.
+    """
 
     contrast: dict[str, float] = Field(..., description="weight of each row's mean")
+    test: Literal["above", "equivalent", "not_worse"] = setting(
+        "above", "above: of zero; equivalent: inside the margin; not_worse: above minus the margin"
+    )
+    margin: dict[str, float] = Field({}, description="the margin by metric, in its units")
+    of: dict[str, float] = Field({}, description="the margin is a share of this contrast")
+    share: float = setting(0.25, "that share", gt=0)
     metrics: tuple[str, ...] = setting(
         (), "metrics it is about; empty for all of the table that can be better or worse"
     )
+
+    @model_validator(mode="after")
+    def _margin_fits(self) -> Contrast:
+        given = bool(self.margin) + bool(self.of)
+        if self.test == "above" and given:
+            raise ValueError('test=above has no margin; say test = "equivalent" or "not_worse"')
+        if self.test != "above" and given != 1:
+            raise ValueError(f"test={self.test}: give margin, or of and share")
+        return self
 
 
 class Claim(Contrast):
@@ -180,7 +199,8 @@ def _check(table: Table, path: Path) -> None:
         raise InputError(f"{path}: there are no rows; give [[rows]], [grid] or [search]")
     if "" in rows or len(set(rows)) < len(rows):
         raise InputError(f"{path}: every row needs a name of its own; there are: {rows}")
-    contrasts = [part.contrast for claim in table.claims for part in claim.parts]
+    parts = [part for claim in table.claims for part in claim.parts]
+    contrasts = [contrast for part in parts for contrast in (part.contrast, part.of)]
     unknown = {name for contrast in contrasts for name in contrast} - set(rows)
     if unknown:
         raise InputError(f"{path}: claims name unknown rows: {sorted(unknown)}")
