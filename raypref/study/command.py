@@ -11,7 +11,7 @@ from raypref.core.key_help import describe
 from raypref.core.progress import counted
 from raypref.core.terminal import say, say_place
 from raypref.core.values import parse_value
-from raypref.study.config import ServeConfig, StudyConfig
+from raypref.study.config import ResultsConfig, ServeConfig, StudyConfig
 from raypref.study.folder import DAMAGED, PAGE, read_study
 from raypref.study.votes import VoteStore
 
@@ -21,6 +21,7 @@ USAGE = """\
 usage: {program} make RUN|FOLDER [RUN|FOLDER ...] out=STUDY [key=value ...]
        {program} serve STUDY [--host ADDRESS] [--port NUMBER]
        {program} votes STUDY [FILE ...]
+       {program} results STUDY [least_checks=0.75]
 
 Ask people which of two images they prefer, without telling them which model made which.
 
@@ -29,6 +30,8 @@ Ask people which of two images they prefer, without telling them which model mad
   serve    the page for raters, on this machine alone unless --host says otherwise
   votes    takes over the FILEs that a page without a server saved, then writes votes.parquet,
            votes.csv and pairs.csv, which train: pairs.kind=labelled source.path=STUDY/pairs.csv
+  results  who wins, with intervals; agreement, habits, attention checks, Bradley-Terry strengths;
+           of a STUDY whose votes were written, or of a table of votes
 
 Settings of make:
 {make}
@@ -135,6 +138,17 @@ def _votes(words: Sequence[str]) -> None:
         say(f"Next: raypref run tiny pairs.kind=labelled source.path={path}    # sd15 for real")
 
 
+def _results(words: Sequence[str]) -> None:
+    from raypref.study.summary import lines, summarise_votes
+
+    named, config = _read(ResultsConfig, words)
+    folder, results = summarise_votes(_one(named, "results"), least_checks=config.least_checks)
+    for line in lines(results):
+        say(line)
+    say_place("Table", str(folder / "results.md"))
+    say_place("Page", str(folder / "results.html"))
+
+
 def _one(named: Sequence[str], doing: str) -> str:
     if len(named) != 1:
         raise InputError(f"name one study: raypref study {doing} FOLDER")
@@ -145,4 +159,5 @@ DOINGS: dict[str, Callable[[Sequence[str]], None]] = {
     "make": _make,
     "serve": _serve,
     "votes": _votes,
+    "results": _results,
 }

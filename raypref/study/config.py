@@ -57,3 +57,11 @@ class ServeConfig(Section):
     rate: float = setting(
         20.0, "votes per second that one rater may send, and pages and images times ten", gt=0
     )
+
+
+class ResultsConfig(Section):
+    """Which raters count."""
+
+    least_checks: float = setting(
+        0.75, "share of the attention checks that a rater must pass", ge=0, le=1
+    )
