@@ -48,6 +48,7 @@ from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE
 from raypref.run.push import push
 from raypref.run.rubric import ask
+from raypref.study.command import study
 
 # Read when the libraries are imported, which is when a step runs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -331,4 +332,5 @@ COMMANDS = {
 ON_RUNS = {
     "push": OnRun("A run's pairs and LoRA to the model hub, with their cards.", push),
     "rubric": OnRun("A run's painted holes as requests for a model that judges by a rubric.", ask),
+    "study": OnRun("People choose between images, blind: make, serve and read a study.", study),
 }

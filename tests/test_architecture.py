@@ -26,6 +26,7 @@ LAYERS = [
     "report",
     "judge",
     "run",
+    "study",
     "ablate",
     "commands",
     "cli",

@@ -74,7 +74,7 @@ def write_requests(at: str, *, answers: str = "") -> tuple[int, str]:
     Raises:
         InputError: the set has no holes, or its images are not finished.
     """
-    photographs, images = Ledger(join(at, PHOTOGRAPHS), {}), _finished(at)
+    photographs, images = Ledger(join(at, PHOTOGRAPHS), {}), finished_images(at)
     if not photographs.committed() or not images:
         raise InputError(
             f"{at} holds no finished images of painted holes; run raypref evaluate with "
@@ -112,8 +112,8 @@ def write_requests(at: str, *, answers: str = "") -> tuple[int, str]:
     return len(requests), told(marks, unreadable, wanted)
 
 
-def _finished(at: str) -> list[Ledger]:
-    """The images of the models of a set, those that are complete."""
+def finished_images(at: str) -> list[Ledger]:
+    """The ledgers below `images/`, one per model of a set, that are complete."""
     return [ledger for ledger in _ledgers(join(at, "images")) if ledger.committed()]
 
 

@@ -1,0 +1,1 @@
+"""The blind study: pairs of images that people choose between, and what they chose."""
