@@ -174,8 +174,13 @@ def test_holes_are_painted_by_every_model_once(folder, ours, calls, tmp_path, ca
     # Again, and with a measure more: nothing is painted.
     before = list(calls)
     evaluated(a_run(tmp_path, *words))
-    looks = a_run(tmp_path, *words, "metrics.rewards=['pickscore','clipscore']")
-    assert _images(looks) == 0 and "clipscore" in {*evaluated(looks)["metric"]}
+    more = ("metrics.rewards=['pickscore','clipscore']", "metrics.cmmd_estimator=biased")
+    looks = a_run(tmp_path, *words, *more)
+    assert _images(looks) == 0
+    names = {*evaluated(looks)["metric"]}
+    assert {"clipscore", "cmmd_biased"} <= names and "cmmd" not in names
+    text = (tmp_path / "painted/evaluation/table.md").read_text()
+    assert "CMMD (biased) ↓: the published estimator" in text
     assert calls == before
     # What is judged is part of what the images are.
     raw = a_run(tmp_path, *words, "evaluate.blend=false")
