@@ -20,7 +20,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raypref.core.errors import InputError
-from raypref.core.layers import assign, file_layers, merged, preset_names
+from raypref.core.layers import (
+    PROFILE,
+    Layer,
+    assign,
+    file_layers,
+    merged,
+    preset_names,
+    resolved_profile,
+)
 from raypref.core.values import parse_value
 
 NAME = "NAME"  # stands in `--help` for the name of a table that the user names
@@ -213,7 +221,11 @@ def flatten(section: Section) -> dict[str, Any]:
 
 def to_toml(section: Section) -> str:
     """The resolved settings as TOML text that `load` reads back to the same section."""
-    return tomli_w.dumps(section.model_dump(exclude_none=True))
+    values = section.model_dump(exclude_none=True)
+    profile = type(section).model_fields.get(PROFILE)
+    if profile and values[PROFILE] != profile.default:
+        values |= resolved_profile(values[PROFILE])
+    return tomli_w.dumps(values)
 
 
 def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,8 +248,17 @@ def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
-    """The nested values of a preset or file, with overrides."""
+def layers(model: type[Section], source: str, overrides: Iterable[str] = ()) -> list[Layer]:
+    """What a configuration is made of, the lowest first: files, their profile, the overrides.
+
+    Args:
+        model: the settings; with a key `profile`, files may have profiles.
+        source: as in `load`.
+        overrides: as in `load`.
+
+    Raises:
+        InputError: as `load`, of what can be seen without the settings.
+    """
     kinds = {key: field.annotation for key, field in fields_of(model)}
     given: dict[str, Any] = {}
     for override in overrides:
@@ -246,10 +267,17 @@ def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[
             raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
         kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
         assign(given, key, parse_value(text, kind))
+    profile = model.model_fields.get(PROFILE)
+    default = profile.default if profile else None
+    files = file_layers(source, profile=str(given.get(PROFILE, "")), default=default)
+    return [*files, Layer("command line", given)]
+
+
+def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested values of a preset or file, with its profile and overrides."""
     values: dict[str, Any] = {}
-    for layer in file_layers(source):
+    for layer in layers(model, source, overrides):
         values = _layered(model, values, layer.values)
-    values = _layered(model, values, given)
     refuse_renamed(model, values)
     return values
 
