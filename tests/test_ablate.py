@@ -46,6 +46,7 @@ TRAININGS = {
     "lr": 6,
     "rank": 8,
     "steps": 5,
+    "profiles": 11,  # ours 2, color 2, on its stage 1 released 1; two alone; 2 and 2
     "arena": 9,
     "objectives": 44,
     "fyp_rewards": 9,
