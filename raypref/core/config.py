@@ -248,7 +248,7 @@ def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def layers(model: type[Section], source: str, overrides: Iterable[str] = ()) -> list[Layer]:
+def layers_of(model: type[Section], source: str, overrides: Iterable[str] = ()) -> list[Layer]:
     """What a configuration is made of, the lowest first: files, their profile, the overrides.
 
     Args:
@@ -276,7 +276,7 @@ def layers(model: type[Section], source: str, overrides: Iterable[str] = ()) -> 
 def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
     """The nested values of a preset or file, with its profile and overrides."""
     values: dict[str, Any] = {}
-    for layer in layers(model, source, overrides):
+    for layer in layers_of(model, source, overrides):
         values = _layered(model, values, layer.values)
     refuse_renamed(model, values)
     return values

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raypref.core.config import flatten, layers, load
+from raypref.core.config import flatten, layers_of, load
 from raypref.core.layers import PROFILE, Layer
 from raypref.core.messages import without_secrets
 from raypref.run.config import RunConfig
@@ -27,7 +27,7 @@ def settings_lines(source: str, overrides: Iterable[str]) -> list[str]:
         InputError: unknown preset, file, key or value; a missing `source.path` is listed as such.
     """
     words = [*overrides]
-    found = layers(RunConfig, source, words)
+    found = layers_of(RunConfig, source, words)
     if not any(PROFILE in layer.values for layer in found):
         return []
     if not any(_says(layer, NEEDED) for layer in found):
