@@ -19,7 +19,7 @@ from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.listing import survey, write_labels
 from raypref.run.config import RunConfig
 from raypref.sources.base import Pair, Ref
-from raypref.sources.index import unchanged
+from raypref.sources.remembered import unchanged
 
 PAIRS = PairsConfig(kind="labelled", gap="given")
 

@@ -90,6 +90,38 @@ def test_the_formula(embeddings, reference):
     assert gain.gain_low < gain.gain < gain.gain_high < 0, "closer, beyond doubt"
 
 
+def test_the_published_estimator_takes_all_pairs(embeddings, reference):
+    """An image with itself, and with others of its prompt, too: a plain double loop."""
+
+    def mean(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+        return sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
+
+    def plain(images: list[np.ndarray]) -> float:
+        own, real = mean(images, images), mean([*reference], [*reference])
+        return 1000 * (own + real - 2 * mean(images, [*reference]))
+
+    given = {"base": "base", "resamples": 300}
+    summary = cmmd_summary(embeddings, reference, metric="cmmd_biased", **given)
+    assert set(summary["metric"]) == {"cmmd_biased"}
+    other = cmmd_summary(embeddings, reference, **given).set_index("model")
+    for row in summary.itertuples():
+        images = embeddings[embeddings["model"] == row.model]["embedding"].to_list()
+        assert row.mean == pytest.approx(plain(images), abs=1e-9)
+        assert 0 < row.low < row.high and row.mean > other["mean"][row.model]
+    # A bootstrap sample is such a set too: of one prompt drawn alone, the loop over its images.
+    one = embeddings[(embeddings["model"] == "base") & (embeddings["prompt_id"] == 3)]
+    (alone,) = cmmd_summary(one, reference, metric="cmmd_biased", **given).itertuples()
+    assert alone.mean == alone.low == alone.high == pytest.approx(plain(one["embedding"].to_list()))
+
+
+def test_the_published_estimator_is_0_for_the_reference_itself(reference):
+    images = pd.DataFrame({"model": "base", "prompt_id": range(30), "embedding": list(reference)})
+    (row,) = cmmd_summary(
+        images, reference, base="base", resamples=100, metric="cmmd_biased"
+    ).itertuples()
+    assert row.mean == pytest.approx(0, abs=1e-9)
+
+
 def test_the_photographs_are_compared_with_each_other_once(embeddings, reference, monkeypatch):
     """That is the largest of the matrices: millions of pairs, the same for every model."""
     compared = []

@@ -10,10 +10,11 @@ import small
 import torch
 from corpus import scene
 from PIL import Image
+from small_vlm import save_qwen2_5_vl
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from raypref.core.config import InputError, Resources
+from raypref.core.config import InputError, Resources, results_of
 from raypref.core.rows import Row
 from raypref.curate.photographic import Photographic, PhotographicConfig
 from raypref.engine.batches import in_batches
@@ -109,6 +110,65 @@ def test_artworks_are_rejected_with_their_reason(stage: Photographic) -> None:
         assert (row.get("reject_reason") == "not_a_photograph") is above
         assert (row.get("reject_stage") == "photographic") is above
     assert 3 <= sum("reject_reason" in row for row in rows) <= 5
+
+
+@pytest.mark.parametrize(
+    ("says", "kept"), [("No", True), ("no", True), ("Yes", False), ("no.", False), ("maybe", False)]
+)
+def test_the_written_answer_decides_if_asked(says: str, kept: bool, tmp_path: Path) -> None:
+    """As in the released code: in lower case, nothing but "no" keeps an image."""
+    pieces = [says] if says != "no." else ["no", "."]
+    folder = save_qwen2_5_vl(tmp_path, says=pieces)
+    config = PhotographicConfig(
+        enabled=True, model=str(folder), dtype="float32", question="released", reading="text"
+    )
+    stage = Photographic(config)
+    stage.setup()
+    rows = make_rows(3)
+    batch = stage.prepare(rows)
+    asked = stage.tokenizer.decode(batch["input_ids"][0])
+    assert (
+        "if the given image is an **artwork or anime style** image. Respond with **only**" in asked
+    )
+    assert stage.compute(batch) == [says.lower()] * 3
+    in_batches(stage, rows)
+    for row in rows:
+        assert ("reject_reason" in row) is not kept
+        assert kept or row["reject_message"] == f"the model's answer is '{says.lower()}'"
+
+
+def test_an_answer_is_that_of_greedy_decoding_alone(stage: Photographic) -> None:
+    """Token by token by hand, of each image by itself."""
+    images = [open_png(row["chosen"]) for row in make_rows(3)]
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    ends = {stage.model.generation_config.eos_token_id, tokenizer.eos_token_id}
+    for image, answer in zip(images, stage.texts(stage.inputs(images)), strict=True):
+        alone = stage.inputs([image])
+        ids, said = alone["input_ids"], []
+        for _ in range(8):
+            more = torch.zeros_like(ids)
+            more[:, : alone["input_ids"].shape[1]] = alone["mm_token_type_ids"]
+            with torch.no_grad():
+                logits = model(
+                    input_ids=ids,
+                    pixel_values=alone["pixel_values"],
+                    image_grid_thw=alone["image_grid_thw"],
+                    mm_token_type_ids=more,
+                ).logits[0, -1]
+            said.append(int(logits.argmax()))
+            if said[-1] in ends:
+                break
+            ids = torch.cat([ids, torch.tensor([[said[-1]]])], 1)
+        assert answer == tokenizer.decode(said, skip_special_tokens=True).strip().lower()
+
+
+def test_the_default_is_what_it_was() -> None:
+    before = results_of({"photographic": CONFIG})
+    assert "photographic.reading" not in before
+    asked = PhotographicConfig(reading="text", question="released")
+    assert results_of({"photographic": asked})["photographic.reading"] == "text"
+    assert CONFIG.asked == CONFIG.question
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

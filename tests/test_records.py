@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encode, scene
 
-from raypref.core.config import InputError
+from raypref.core.config import InputError, results_of
 from raypref.curate.transforms import MeasurePhotograph
 from raypref.images.decode import ImageConfig
-from raypref.sources.index import SourceConfig, entries, fetch
+from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.store import locate
 
 JPEG = encode(scene(), "JPEG")
@@ -177,6 +177,38 @@ def test_pickapic_takes_what_people_preferred(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == ["one", "two"]
     store = source.store()
     assert [fetch(row, store, max_bytes=10**6) for row in rows] == [images[0], images[5]]
+
+
+def test_pickapic_takes_every_image_with_every_caption_if_asked(tmp_path: Path) -> None:
+    """Losers, ties and rows without a label too; an image of two captions is two inputs."""
+    images = [encode(scene(i), "JPEG") for i in range(6)]
+    table = pa.table(
+        {
+            "caption": ["one", "two", "tie", "two", "one"],
+            "jpg_0": [images[i] for i in (0, 2, 0, 2, 4)],
+            "jpg_1": [images[i] for i in (1, 3, 1, 5, 5)],
+            "label_0": [1.0, 0.0, 0.5, None, 1.0],
+            "image_0_uid": ["u0", "u2", "u0", "u2", None],
+            "image_1_uid": ["u1", "u3", "u1", "u5", None],
+        }
+    )
+    pq.write_table(table, tmp_path / "0.parquet")
+    source = SourceConfig(path=str(tmp_path), layout="pickapic", pool="all")
+    rows = list(entries(source))
+    store = source.store()
+    found = [(images.index(fetch(row, store, max_bytes=10**6)), row["caption"]) for row in rows]
+    first = [(0, "one"), (1, "one"), (2, "two"), (3, "two"), (0, "tie"), (1, "tie")]
+    assert found == [*first, (5, "two"), (4, "one"), (5, "one")]
+    assert len({row["id"] for row in rows}) == len(rows)
+    winners = source.model_copy(update={"pool": "winners"})
+    assert digest(source) != digest(winners)
+    assert "source.pool" not in results_of({"source": source}), "the digest stands for it"
+
+
+def test_only_comparisons_have_a_pool(root: Path) -> None:
+    source = SourceConfig(path=str(root), layout="folder", pool="all")
+    with pytest.raises(InputError, match=r"^source\.pool=all is for pickapic; .* is folder$"):
+        list(entries(source))
 
 
 def test_a_parquet_file_of_paths(root: Path) -> None:

@@ -11,7 +11,8 @@ from corpus import encode, scene
 
 from raypref.core.config import InputError
 from raypref.core.rows import INDEX, Row
-from raypref.sources.index import SourceConfig, digest, entries, fetch, unchanged
+from raypref.sources.index import SourceConfig, digest, entries, fetch
+from raypref.sources.remembered import unchanged
 from raypref.sources.store import SourceError, locate
 
 JPEG = encode(scene(), "JPEG")

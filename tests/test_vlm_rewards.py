@@ -277,6 +277,49 @@ def test_what_counts_as_a_score(answer, score):
     assert parse(answer) == pytest.approx(score, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("dog (animal): 1\nFinal Score: 4", 4),
+        ("Final Score: 3.5", 3.5),
+        ("**Final Score:** 2", math.nan),  # bold
+        ("Final Score: [5]", math.nan),
+        ("Final Score:1.0.", 1),
+        ("Final Score: 2\n... Final Score: 3", 2),
+        ("Final Score: 4/5", 4),
+        ("Final Score: 0", math.nan),
+        ("Final Score: 6", math.nan),
+        ("Final Score: 45", 4),
+        ("Final Score: 5.9", 5.9),
+        ("Final Score: 7 or Final Score: 3", 3),  # the first that can be read
+        ("Final Score: good", math.nan),
+        ("final score: 4", math.nan),
+    ],
+)
+def test_what_counts_as_the_first_score(answer, score):
+    """The released rule read aloud: after the words, spaces, then a digit from 1 to 5."""
+    assert parse(answer, first=True) == pytest.approx(score, nan_ok=True)
+    if answer.startswith("final"):
+        assert parse(answer, first=True, any_case=True) == 4
+
+
+def test_an_answer_without_a_score_is_0_if_asked(tmp_path, caplog):
+    folder = save_qwen2_5_vl(tmp_path, says=["**Final", "\u0120Score:**", "\u01202"])
+    config = UnifiedRewardConfig(model=str(folder), dtype="float32")
+    before = results_of({"unifiedreward": config})
+    assert not {key for key in before if key.endswith(("reading", "unreadable"))}
+    first = config.model_copy(update={"reading": "first"})
+    zero = first.model_copy(update={"unreadable": "zero"})
+    assert len({json.dumps(results_of({"u": c})) for c in (config, first, zero)}) == 3
+    images, prompts = IMAGES[:2], PROMPTS[:2]
+    assert config.load().score(images, prompts).tolist() == [2, 2]
+    assert np.isnan(first.load().score(images, prompts)).all()
+    with caplog.at_level(logging.WARNING):
+        scores = zero.load().score(images, prompts)
+    assert (scores.dtype, scores.tolist()) == (np.float32, [0, 0])
+    assert "2 of 2 answers" in caplog.messages[-1], "they are counted all the same"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_missing_model_is_named(name, tmp_path):
     with pytest.raises(InputError, match=rf"^rewards\.{name}\.model: .*none") as error:

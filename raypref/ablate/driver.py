@@ -36,7 +36,7 @@ from raypref.evaluate.generate import BASE
 from raypref.models import hub
 from raypref.run.execute import carry_out
 from raypref.run.pipeline import read_record
-from raypref.sources.index import unchanged
+from raypref.sources.remembered import unchanged
 
 if TYPE_CHECKING:
     from raypref.ablate.page import Placed

@@ -278,7 +278,7 @@ def check_search(search: Search, config: AblateConfig) -> int:
         raise InputError(f"search.budget='{search.budget}' is not train.NAME.steps of a training")
     measures = open_run(config, BASE).evaluation.measures.values()
     measured = [name for measure in measures for name in measure.scores]
-    measured += ["cmmd", "fid"] if config.metrics.distance else []
+    measured += config.metrics.distances if config.metrics.distance else []
     if search.metric not in measured:
         raise InputError(
             f"search.metric='{search.metric}' is not measured (metrics.rewards); there are: "

@@ -121,7 +121,10 @@ def gather(
         if photographs.state() == "complete":
             real = np.stack(photographs.table(["embedding"])["embedding"].to_numpy())
             every = pd.concat(embeddings, ignore_index=True)
-            parts.append(cmmd_summary(every, real, base=table.base, resamples=resamples))
+            metric, _ = reference.config.metrics.distances
+            parts.append(
+                cmmd_summary(every, real, base=table.base, resamples=resamples, metric=metric)
+            )
             parts.append(fid_summary(every, real, base=table.base))
             notes.append(f"Distances are to the photographs of {of}.")
         else:

@@ -30,7 +30,7 @@ PAIRS_COLUMNS = {
     "pickscore_chosen": "PickScore of `chosen` and the prompt",
     "pickscore_rejected": "PickScore of `rejected` and the prompt",
     "colorfulness": _COLORFULNESS,
-    "rank": "place among the pairs by PickScore of the photograph; 0 is the highest",
+    "rank": "place among the pairs, by PickScore of the photograph (0 is the highest) or as drawn",
 }
 PHOTOS_COLUMNS = {
     "id": _ID,

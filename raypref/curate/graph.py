@@ -5,8 +5,9 @@
           -> waves in rank order (saliency, inpaint, PickScore of the twin) until K have passed
           -> photos, rejects, pairs
 
-A photograph's rank is decided by its own score, and every filter looks at one pair only: so the
-pairs made in rank order until K have passed are those that making all of them would give.
+A photograph's rank is decided by its own score, or drawn for it (`select.order`), and every filter
+looks at one pair only: so the pairs made in that order until K have passed are those that making
+all of them would give.
 Every input ends exactly once: as a pair, as a photograph not selected, or as a reject.
 """
 
@@ -18,12 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 
+import pyarrow as pa
+
 from raypref.core.ledger import Ledger
 from raypref.core.progress import Work
 from raypref.core.rows import REJECT, Row, Transform
 from raypref.curate.captions import SOURCE
 from raypref.curate.cards import Provenance
 from raypref.curate.holes import hole_stage
+from raypref.curate.order import in_drawn_order, rows_at
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photographs import FromPhotographs
 from raypref.curate.publish import CuratedLedgers, publish
@@ -31,10 +35,11 @@ from raypref.curate.rescore import OutOfOrderError, Rescoring, exact_score, resc
 from raypref.curate.scoring import scoring_stages
 from raypref.curate.select import (
     Ranking,
+    in_pool,
     next_wave,
 )
 from raypref.curate.transforms import Colorfulness, Crop
-from raypref.engine.stream import StreamConfig, stream
+from raypref.engine.stream import Selection, StreamConfig, stream
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +82,9 @@ class Curation(FromPhotographs):
     @cached_property
     def pairs(self) -> Ledger:
         """The selected pairs."""
-        return self._after(
-            self.twins, "pairs", select=self.config.select, curate=self.config.curate
-        )
+        c = self.config
+        pool = {"source.pool_size": c.source.pool_size} if c.source.pool_size else {}
+        return self._after(self.twins, "pairs", select=c.select, curate=c.curate, **pool)
 
     @cached_property
     def photos(self) -> Ledger:
@@ -120,7 +125,7 @@ class Curation(FromPhotographs):
     def quick(self) -> bool:
         """Whether first scores are quick; where a pair is made of every photograph, none is."""
         c = self.config
-        some = c.select.top_k and not c.curate.exhaustive
+        some = c.select.top_k and not c.curate.exhaustive and c.select.order == "pickscore"
         return bool(some) and c.pickscore.quick != "off"
 
     def run(self, streaming: StreamConfig) -> Work:
@@ -146,13 +151,17 @@ class Curation(FromPhotographs):
         return Work(counts.total(), "inputs", busy + made)
 
     def make_twins(self, streaming: StreamConfig) -> tuple[Ranking, float]:
-        """Make pairs in rank order, in waves sized by the pass rate so far, until K have passed.
+        """Make pairs in the order of selection, in waves, until K have passed or the pool ends.
+
+        A wave is sized by the pass rate so far.
 
         Returns:
             The ranking and the busy seconds of a worker.
         """
         numbers = ["pickscore", "pickscore_rejected", "colorfulness", "colorfulness_rejected"]
         ranking, rescoring = self._ranking(), self._rescoring(streaming)
+        pool = self.config.source.pool_size
+        next_some = self._waves()
         written = [SOURCE] if self.config.captions.enabled else []
         seen: set[str] = set()
 
@@ -167,13 +176,15 @@ class Curation(FromPhotographs):
             size = self._wave_size(ranking, reached)
             try:
                 if rescoring is None:
-                    wave = next_wave(self.scored, size, below=below)
+                    wave = next_some(size, below, reached)
                 else:
                     wave = rescoring.next_wave(size, below=below, reached=reached)
             except OutOfOrderError:  # begin again; what was made is not made again
                 ranking, reached, below = self._ranking(), 0, math.inf
                 seen.clear()
                 continue
+            if pool:
+                wave = wave.slice(0, pool - reached)
             ranking.begin(wave["id"].to_pylist())
             busy += stream(
                 wave.slice(0, 0 if ranking.complete else None).drop_columns(REJECT.names),
@@ -185,18 +196,30 @@ class Curation(FromPhotographs):
             ).busy
             for part in set(self.twins.parts()) - seen:  # a run that was killed wrote to its last
                 enough(part)
-            if ranking.complete or wave.num_rows == 0:
+            reached += wave.num_rows
+            if ranking.complete or wave.num_rows == 0 or reached == pool:
                 if rescoring is not None:
                     rescoring.tell()
                     ranking.rejected |= rescoring.rejected()
                     busy += rescoring.busy
                 return ranking, busy
-            reached += wave.num_rows
             below = wave["pickscore"][-1].as_py()
 
     def _ranking(self) -> Ranking:
         c = self.config
         return Ranking(c.select, also=self._colorful_enough, exhaustive=c.curate.exhaustive)
+
+    def _waves(self) -> Callable[[int, float, int], pa.Table]:
+        """What gives so many more photographs in `select.order`, with exact first scores.
+
+        It takes how many, the lowest score of the waves before, and how many those held.
+        """
+        c = self.config
+        if c.select.order == "pickscore":
+            return lambda size, below, reached: next_wave(self.scored, size, below=below)
+        able = Selection(self.scored, in_pool(self.scored, c.source.pool_size))
+        drawn, names = in_drawn_order(able, c.seed), self.scored.schema().names
+        return lambda size, below, reached: rows_at(able, drawn[reached : reached + size], names)
 
     def _rescoring(self, streaming: StreamConfig) -> Rescoring | None:
         """What scores exactly where first scores are quick."""

@@ -1,13 +1,14 @@
 """Drops what is no photograph: a vision-language model is asked, and its yes or no decides.
 
-The released code asks it of HPDv3 only and reads the generated text; here the first token of the
-answer decides, whichever of "yes" and "no" is likelier, so that there is always an answer.
+By default the first token of the answer decides, whichever of "yes" and "no" is likelier, so that
+there is always an answer. The released code asks of HPDv3 only, in words of its own, and reads the
+generated text (`photographic.question=released`, `photographic.reading=text`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from PIL import Image
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ANSWERS = ("yes", "no")
+# Word for word what the released code asks.
+RELEASED = (
+    "You are an image classification assistant. Your task is to determine if the given image is an "
+    "**artwork or anime style** image. Respond with **only** 'yes' if it is an artwork or anime "
+    "style, and 'no' if it is not. Do not provide any other text or explanation."
+)
+ANSWER_TOKENS = 8  # the most that are read of an answer, as there
 
 
 class PhotographicConfig(Section):
@@ -36,9 +44,20 @@ class PhotographicConfig(Section):
     dtype: DType = setting("bfloat16", "precision of the model")
     question: str = setting(
         "Is this image an artwork or in anime style? Answer with yes or no.",
-        "an image is kept when the answer is no",
+        "an image is kept when the answer is no; released: the question of the released code",
+    )
+    reading: Literal["logits", "text"] = setting(
+        "logits",
+        "logits: whichever of yes and no is likelier to begin the answer; text: the answer that is "
+        "written, the likeliest token by token, keeps an image if it is no and nothing else",
+        later=True,
     )
     resources: Resources = Resources(batch=4)
+
+    @property
+    def asked(self) -> str:
+        """The question in words."""
+        return RELEASED if self.question == "released" else self.question
 
     def folder(self) -> str:
         """What to hand to `hub.from_pretrained`."""
@@ -79,7 +98,26 @@ class Photographic:
         """The model's inputs."""
         return self.inputs([as_image(row["chosen"]) for row in rows])
 
-    def compute(self, batch: dict[str, Tensor]) -> Tensor:
+    def compute(self, batch: dict[str, Tensor]) -> Tensor | list[str]:
+        """What the model says: B texts, or of "yes" and "no" the log-likelihood.
+
+        That is up to a constant per image, float32 [B, 2].
+        """
+        return self.texts(batch) if self.config.reading == "text" else self.likelihoods(batch)
+
+    def texts(self, batch: dict[str, Tensor]) -> list[str]:
+        """The likeliest answers, token by token: B texts."""
+        inputs = moved(batch, self.model.device)
+        # No penalty of repetition: an answer would depend on what pads the rest of its batch.
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        ids_BL = self.model.generate(
+            **inputs, **greedy, repetition_penalty=1.0, max_new_tokens=ANSWER_TOKENS
+        )
+        length = inputs["input_ids"].shape[1]
+        found = self.tokenizer.batch_decode(ids_BL[:, length:], skip_special_tokens=True)
+        return [text.strip().lower() for text in found]
+
+    def likelihoods(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-likelihood, up to a constant per image, of "yes" and "no": float32 [B, 2]."""
         import torch
 
@@ -87,18 +125,20 @@ class Photographic:
         last_BV = logits_B1V[:, -1].float().cpu()
         return torch.stack([last_BV[:, ids].logsumexp(-1) for ids in self.answers], -1)
 
-    def finish(self, rows: list[Row], out: Tensor) -> None:
+    def finish(self, rows: list[Row], out: Tensor | list[str]) -> None:
         """Reject the artworks."""
-        for row, answers_2 in zip(rows, out, strict=False):
-            if answers_2[0] > answers_2[1]:
-                chance = answers_2.softmax(0)[0].item()
-                reject(
-                    row, self.name, "not_a_photograph", f"an artwork, the model says ({chance:.2f})"
-                )
+        for row, answer in zip(rows, out, strict=False):
+            if isinstance(answer, str):
+                said = "" if answer == "no" else f"the model's answer is '{answer}'"
+            else:
+                chance = answer.softmax(0)[0].item()
+                said = f"an artwork, the model says ({chance:.2f})" if answer[0] > answer[1] else ""
+            if said:
+                reject(row, self.name, "not_a_photograph", said)
 
     def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """What the model reads of B images and the question, on the CPU."""
-        question = [{"type": "image"}, {"type": "text", "text": self.config.question}]
+        question = [{"type": "image"}, {"type": "text", "text": self.config.asked}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )

@@ -198,7 +198,9 @@ def _reason(
         return "low_colorfulness"
     if id_ in ranking.failed:
         return ranking.failed[id_]
-    return "beyond_top_k" if ranking.exhaustive else "not_needed"
+    if id_ in ranking.beyond:
+        return "beyond_top_k"
+    return "not_needed" if ranking.complete else "outside_pool"
 
 
 def _pair_tables(twins: Ledger, ranks: Mapping[str, int]) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,13 @@ class SelectConfig(Section):
         0.02, "smallest PickScore gap between photograph and twin, on the scale of about 20"
     )
     top_k: int = setting(512, "pairs taken, best photographs first; 0 takes all", ge=0)
+    order: Literal["pickscore", "random"] = setting(
+        "pickscore",
+        "which pairs are taken of those that pass: pickscore, those of the best photographs "
+        "(paper); random, any, drawn by seed and photograph, so that fewer are among more (the "
+        "released code's rows without curation)",
+        later=True,
+    )
 
     def passes(self, chosen: float, rejected: float) -> bool:
         """Whether the degradation is visible."""
@@ -114,6 +122,16 @@ def best_scores(scored: Ledger, size: int, *, where: Where) -> np.ndarray:
     return np.partition(best, -size)[-size:] if len(best) > size else best
 
 
+def in_pool(scored: Ledger, size: int) -> Where:
+    """Which photographs are the `size` best by PickScore, those of one score by id; 0: all."""
+    if not size or len(best := best_scores(scored, size, where=SOUND)) < size:
+        return SOUND
+    score, lowest = pc.field("pickscore"), pa.scalar(best.min(), pa.float32())
+    tied = sorted(row["id"] for row in scored.rows(["id"], where=SOUND & (score == lowest)))
+    taken = tied[: size - int((best > best.min()).sum())]
+    return SOUND & ((score > lowest) | pc.field("id").isin(pa.array(taken, pa.string())))
+
+
 def in_rank_order(photographs: pa.Table) -> pa.Table:
     """Photographs by PickScore, the best first; those of one score by id."""
     return photographs.sort_by([("pickscore", "descending"), ("id", "ascending")])
@@ -125,6 +143,7 @@ class Ranking:
     Attributes:
         ranks: rank 0 .. K-1 of each selected id.
         failed: ids that were reached and dropped, with the reason.
+        beyond: ids that passed after K had; only where all are tried.
         rejected: the rows that were reached and rejected, by id.
 
     Args:
@@ -141,6 +160,7 @@ class Ranking:
         self.exhaustive = exhaustive
         self.ranks: dict[str, int] = {}
         self.failed: dict[str, str] = {}
+        self.beyond: set[str] = set()
         self.rejected: dict[str, Row] = {}
         self._order: Iterator[str] = iter(())
         self._next: str | None = None
@@ -182,5 +202,7 @@ class Ranking:
             self.failed[row["id"]] = "negligible_degradation"
         elif not self.also(row):
             self.failed[row["id"]] = "less_colorful_than_twin"
-        elif not self._full:
+        elif self._full:
+            self.beyond.add(row["id"])
+        else:
             self.ranks[row["id"]] = len(self.ranks)

@@ -15,7 +15,7 @@ So a model that is added is generated alone, and a reward that is added reads st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from raypref.core.config import InputError, Section, results_of, setting
@@ -353,7 +353,8 @@ class Evaluation:
             embeddings = group.table(["model", "prompt_id", "embedding"]).to_pandas()
             # Of holes every photograph is an example of what is wanted, as of pairs.
             real = reference_of(self.reference, None if self.photographs else self.pairs)
-            parts.append(cmmd_summary(embeddings, real, base=BASE, resamples=resamples))
+            cmmd = partial(cmmd_summary, base=BASE, resamples=resamples)
+            parts.append(cmmd(embeddings, real, metric=self.metrics.distances[0]))
             parts.append(fid_summary(embeddings, real, base=BASE))
         return statistics.arranged(pd.concat([p for p in parts if not p.empty]))
 

@@ -37,7 +37,17 @@ OTHERS = {
     "prompt_accuracy": Shown("Prompt accuracy"),
     "psnr_kept": Shown("Kept PSNR", spelt_out="around the hole, in decibels"),
     "mse_kept": Shown("Kept MSE", lower_is_better=True, spelt_out="around the hole, times 1000"),
-    "cmmd": Shown("CMMD", lower_is_better=True),
+    "cmmd": Shown(
+        "CMMD",
+        lower_is_better=True,
+        spelt_out="unbiased, without pairs of images of one prompt, on embeddings of "
+        "metrics.embedder",
+    ),
+    "cmmd_biased": Shown(
+        "CMMD (biased)",
+        lower_is_better=True,
+        spelt_out="the published estimator, all pairs of images, on embeddings of metrics.embedder",
+    ),
     "fid": Shown("FID", digits=1, lower_is_better=True),
     # The texture of the whole is `texture_detail`.
     **{name: own for name, own in _LOOKS.items() if name != "texture"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import field_validator
 
@@ -38,6 +39,13 @@ class MetricsConfig(Section):
         f"whose image embeddings the distances compare: {', '.join(embedder_names())}",
         affects_result=False,
     )
+    cmmd_estimator: Literal["unbiased", "biased"] = setting(
+        "unbiased",
+        "CMMD without the pairs of an image with itself and with others of its prompt (unbiased), "
+        "or with all, as published (biased: larger, the more the fewer images); each is a metric "
+        "of its own, cmmd and cmmd_biased",
+        affects_result=False,
+    )
     critic: Location = setting(
         "", "classifier that judges prompt accuracy; there is one for the tiny world only"
     )
@@ -67,6 +75,11 @@ class MetricsConfig(Section):
         if name not in embedder_names():
             raise ValueError(f"one of: {', '.join(embedder_names())}")
         return name
+
+    @property
+    def distances(self) -> tuple[str, str]:
+        """Names of the metrics that compare with photographs: CMMD, and FID."""
+        return ("cmmd_biased" if self.cmmd_estimator == "biased" else "cmmd"), "fid"
 
     @property
     def embedding(self) -> str:

@@ -25,6 +25,7 @@ from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.progress import Work, counted
 from raypref.core.rows import REJECT, Row, Transform
 from raypref.curate.holes import hole_stage
+from raypref.curate.order import in_drawn_order, rows_at
 from raypref.curate.perturb import Inpaint
 from raypref.curate.photographic import Photographic
 from raypref.curate.photographs import FromPhotographs
@@ -43,7 +44,6 @@ from raypref.pairs.numbered import (
     number_name,
     rows_to_make,
 )
-from raypref.pairs.order import in_drawn_order, rows_at
 from raypref.rewards.base import Score
 from raypref.rewards.passes import Measure, in_one_pass, passes
 from raypref.rewards.rewards import reward

@@ -73,10 +73,10 @@ KINDS = {
         filters=(
             ("distinct", ("duplicate", "near_duplicate")),
             ("above the mean colorfulness", ("low_colorfulness",)),
-            ("tried, best PickScore first", ("not_needed",)),
+            ("tried, in order of rank", ("not_needed", "outside_pool")),
             ("visibly degraded", ("negligible_degradation",)),
             ("more colorful than the rejected image", ("less_colorful_than_twin",)),
-            ("kept, best PickScore first", ("beyond_top_k",)),
+            ("kept, in order of rank", ("beyond_top_k",)),
         ),
         tags=("real-images",),
         citation=_REAL_ALIGN,

@@ -33,7 +33,7 @@ from raypref.pairs.config import PairingConfig
 from raypref.pairs.decide import DROPPED, TAKEN, decide, outcomes
 from raypref.pairs.listing import Listed, file_of, survey, write_labels
 from raypref.pairs.load import LoadImages
-from raypref.sources.index import remembered
+from raypref.sources.remembered import remembered
 
 log = logging.getLogger(__name__)
 

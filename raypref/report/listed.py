@@ -85,7 +85,7 @@ def _numbers(pair: PairView) -> dict[str, float | None]:
 def _order(first: PairView) -> str:
     if first.notes:
         return "number"
-    return "number in the source" if first.numbers else "rank (1: best PickScore)"
+    return "number in the source" if first.numbers else "rank (1: taken first)"
 
 
 def _note(pair: PairView, kind: str) -> str:

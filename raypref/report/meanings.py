@@ -29,8 +29,11 @@ MEANINGS = {
     "prompt_accuracy": "is the share of what a prompt names that a classifier finds in the picture",
     "psnr_kept": "measures how well the model keeps a photograph around the hole, before blending",
     "mse_kept": "is the model's error around the hole, before blending",
-    "cmmd": "is a distance between the model's pictures and the chosen images of the pairs, or, "
-    "for holes, what was in them",
+    **dict.fromkeys(
+        ("cmmd", "cmmd_biased"),
+        "is a distance between the model's pictures and the chosen images of the pairs, or, for "
+        "holes, what was in them",
+    ),
     "fid": "is an older distance to the same images; with few pictures it is biased: no interval",
 }
 

@@ -131,7 +131,7 @@ def _gaps(folder: str) -> np.ndarray:
         return np.empty(0)
     # Workers may have made a few pairs more than were needed, a different few in every run.
     photos = _read(join(folder, "photos"), ["reason"])
-    tried = photos.loc[photos["reason"] != "not_needed", "id"]
+    tried = photos.loc[~photos["reason"].isin(["not_needed", "outside_pool"]), "id"]
     scores = ledger.table(["pickscore", "pickscore_rejected"]).to_pandas()
     scores = scores[scores["id"].isin(tried)]
     gaps = (scores["pickscore"] - scores["pickscore_rejected"]).to_numpy(np.float64)

@@ -95,6 +95,8 @@ def _limits(config: CurateConfig) -> dict[str, str]:
         "hole_too_large": f"The hole takes more than {most:.0%} of the picture (holes.max_share).",
         "not_needed": f"select.top_k={select.top_k} pairs were reached before its turn: a larger "
         "select.top_k takes more (0 takes all).",
+        "outside_pool": f"source.pool_size={config.source.pool_size} photographs have a better "
+        "PickScore, and pairs are made of those alone: a larger one takes more (0 takes all).",
         "beyond_top_k": f"Its pair passed, but {select.top_k} ranked higher: a larger "
         "select.top_k takes more (0 takes all).",
         "negligible_degradation": "Its rejected image scored about as high or higher, gap at most "

@@ -20,9 +20,9 @@ from raypref.rewards.pickscore import PickScoreConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Control words before the prompt, joined as Shen et al. 2025 (SRPO) join them.
-PHOTO = "Realistic photo. "
-RENDER = "CG render. "
+# Control words before the prompt.
+PHOTO = "Realistic photo"
+RENDER = "CG render"
 
 
 class RealismConfig(RewardConfig):
@@ -35,6 +35,12 @@ class RealismConfig(RewardConfig):
     model: Location = setting("yuvalkirstain/PickScore_v1", "hub id or folder of PickScore")
     processor: Location = setting(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "hub id or folder of its processor"
+    )
+    separator: str = setting(
+        ". ",
+        "what joins the words 'Realistic photo' and 'CG render' to the prompt; the paper does not "
+        "say it (Shen et al. 2025 write '. '), and scores depend on it",
+        later=True,
     )
     dtype: DType = setting("float32", "precision of the model; half precision drowns the score")
     resources: Resources = Resources(batch=16)
@@ -78,13 +84,14 @@ class Realism(Reward):
             dtype=config.dtype,
             resources=config.resources,
         )
+        self.prefixes = [words + config.separator for words in (PHOTO, RENDER)]
         self.pickscore = own = shared(settings, settings.load)
         self.clip = Clip(own.model, own.input.tokenizer, own.input.pixels)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Asked:
         """Pixels, and the tokens of both prompts (cut at 77, prefix included)."""
         photo, render = (
-            self.clip.tokens([prefix + prompt for prompt in prompts]) for prefix in (PHOTO, RENDER)
+            self.clip.tokens([prefix + prompt for prompt in prompts]) for prefix in self.prefixes
         )
         return Asked(self.clip.pixels(images), photo, render)
 

@@ -48,7 +48,8 @@ SHORT_QUESTION = QUESTION.replace(
 )
 # The number may stand in bold or in brackets.
 _NUMBER = r"Final Score:[\s*\[]*(\d+(?:\.\d+)?)"
-_SCORE, _SCORE_IN_ANY_CASE = re.compile(_NUMBER), re.compile(_NUMBER, re.IGNORECASE)
+# As RealAlign, Flow-GRPO and Follow-Your-Preference read it: "45" is a 4 there.
+_PLAIN_NUMBER = r"Final Score:\s*([1-5](?:\.\d+)?)"
 
 
 class UnifiedRewardConfig(RewardConfig):
@@ -66,6 +67,18 @@ class UnifiedRewardConfig(RewardConfig):
         "elements",
         "elements: the caption's elements one by one, then the score, as the model was trained; "
         "score: the score alone, as Flow-GRPO and Follow-Your-Preference ask",
+        later=True,
+    )
+    reading: Literal["last", "first"] = setting(
+        "last",
+        "which number after 'Final Score:' counts: last, the last one from 1 to 5, in bold or "
+        "brackets too; first, the first plain one, as the released code",
+        later=True,
+    )
+    unreadable: Literal["drop", "zero"] = setting(
+        "drop",
+        "an answer without a score: drop, no score, left out of the means; zero, the score 0, as "
+        "the released code",
         later=True,
     )
     jpeg: int = setting(
@@ -92,7 +105,7 @@ class UnifiedRewardConfig(RewardConfig):
 
 
 class UnifiedReward(Reward):
-    """The number after "Final Score:", 1 to 5; NaN where the answer holds none.
+    """The number after "Final Score:", 1 to 5; where the answer holds none NaN, or 0 if asked.
 
     An answer is the likeliest one, token by token. In float32 it does not depend on its batch; in
     bfloat16 two tokens that are nearly as likely may change places, and the score with them.
@@ -101,6 +114,8 @@ class UnifiedReward(Reward):
     def __init__(self, config: UnifiedRewardConfig) -> None:
         self.max_new_tokens = config.max_new_tokens
         self.short, self.jpeg = config.question == "score", config.jpeg
+        self.first = config.reading == "first"
+        self.without = 0.0 if config.unreadable == "zero" else math.nan
         self.asked = self.unreadable = 0  # answers since the model was loaded
         self.vlm = VisionLanguage(
             checked_folder(config.model, key=KEY, kinds=["qwen2_5_vl"]),
@@ -118,9 +133,9 @@ class UnifiedReward(Reward):
         return self.vlm.prepare(images, questions)
 
     def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
-        """Score B images against their prompts: float32 [B], NaN for an answer without a score."""
+        """Score B images against their prompts: float32 [B], NaN (or 0) where there is no score."""
         answers = self.vlm.answers(batch, max_new_tokens=self.max_new_tokens)
-        scores = [parse(answer, any_case=self.short) for answer in answers]
+        scores = [parse(answer, any_case=self.short, first=self.first) for answer in answers]
         unreadable = [a for a, score in zip(answers, scores, strict=True) if math.isnan(score)]
         self.asked += len(answers)
         self.unreadable += len(unreadable)
@@ -131,12 +146,22 @@ class UnifiedReward(Reward):
                 self.asked,
                 unreadable[0][-80:],
             )
-        return np.array(scores, dtype=np.float32)
+        return np.nan_to_num(np.array(scores, dtype=np.float32), nan=self.without)
 
 
-def parse(answer: str, *, any_case: bool = False) -> float:
-    """The number after the last "Final Score:", or NaN if there is none from 1 to 5."""
-    numbers = (_SCORE_IN_ANY_CASE if any_case else _SCORE).findall(answer)
+def parse(answer: str, *, any_case: bool = False, first: bool = False) -> float:
+    """The number after the last "Final Score:", or NaN if there is none from 1 to 5.
+
+    Args:
+        answer: what the model wrote.
+        any_case: take "final score:" too.
+        first: the first one that is followed by a plain number from 1 to 5 instead.
+    """
+    case = re.IGNORECASE if any_case else 0
+    if first:
+        found = re.search(_PLAIN_NUMBER, answer, case)
+        return float(found[1]) if found else math.nan
+    numbers = re.findall(_NUMBER, answer, case)
     score = float(numbers[-1]) if numbers else math.nan
     return score if 1 <= score <= 5 else math.nan
 

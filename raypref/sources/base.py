@@ -82,6 +82,8 @@ class Layout:
             name, size and both ends.
         advice: what a person can do when no photograph has a caption.
         masks: whether rows of photographs have the columns of `rows.MASKS` too.
+        pools: whether the photographs are images of comparisons, of which `columns.pool` names
+            those that are listed.
     """
 
     photographs: Callable[[Store, Columns], Iterator[Row]] | None = None
@@ -97,3 +99,4 @@ class Layout:
     sampled: bool = False
     advice: str = ""
     masks: bool = False
+    pools: bool = False

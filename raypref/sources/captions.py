@@ -25,10 +25,11 @@ LINE_BYTES = 2**24  # of one record of a .jsonl file
 
 
 class Columns(NamedTuple):
-    """Names that the person gave to columns or keys; empty ones are looked for."""
+    """What the person said of columns or keys; names that are empty are looked for."""
 
     image: str = ""
     caption: str = ""
+    pool: str = "winners"  # `source.pool`: which images of people's comparisons are listed
 
     @property
     def captions(self) -> tuple[str, ...]:

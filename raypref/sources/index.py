@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import AfterValidator
@@ -30,9 +30,9 @@ from raypref.sources.found import is_mask, no_captions, nothing
 from raypref.sources.layouts import REGISTRY, giving, known
 from raypref.sources.pairs import recognise_images, recognise_pairs
 from raypref.sources.reading import read
+from raypref.sources.remembered import remembered
 from raypref.sources.store import File, LocalStore, RemoteStore, SourceError, Store, locate
 
-T = TypeVar("T")
 _SAMPLE = 2**16  # bytes at either end of a shard
 _READERS = 8  # shards sampled side by side
 _LAYOUT = known("photographs", "pairs", "images", others=("auto",))
@@ -76,6 +76,19 @@ class SourceConfig(Section):
         "column or key with the caption, in Parquet, JSON, JSONL and CSV; empty looks for it",
         affects_result=False,  # the digest of what it lists does
     )
+    pool: Literal["winners", "all"] = setting(
+        "winners",
+        "of Pick-a-Pic, which images are taken as photographs: winners, those that people "
+        "preferred, once each; all, both of every comparison, once per caption (released code)",
+        affects_result=False,  # the digest of what it lists does
+    )
+    pool_size: int = setting(
+        0,
+        "pairs are made of the N photographs of best PickScore alone, of those that are left "
+        "(released code, of Pick-a-Pic: 4096); 0: of all",
+        affects_result=False,  # of the pairs alone, whose ledger notes it
+        ge=0,
+    )
     license: str = setting(
         "other",
         "licence of the photographs, for the card of the pairs, as the model hub spells it",
@@ -101,7 +114,7 @@ class SourceConfig(Section):
 
     def columns(self) -> Columns:
         """The names given to columns."""
-        return Columns(self.image_column, self.caption_column)
+        return Columns(self.image_column, self.caption_column, self.pool)
 
 
 def entries(config: SourceConfig) -> Iterator[Row]:
@@ -148,6 +161,9 @@ def _photographs(layout: str, config: SourceConfig, store: Store) -> Iterator[Ro
             f"source.layout: {layout} gives labelled pairs, no photographs; layouts of "
             f"photographs are {names}"
         )
+    if config.pool != "winners" and not REGISTRY[layout].pools:
+        able = ", ".join(name for name, other in REGISTRY.items() if other.pools)
+        raise InputError(f"source.pool={config.pool} is for {able}; this source is {layout}")
     return listing(store, config.columns())
 
 
@@ -225,35 +241,6 @@ def counts_of(config: SourceConfig) -> Counted | None:
     It is known once `digest` has listed the source.
     """
     return _counted.get(config)
-
-
-_known: dict[Hashable, Any] | None = None  # what was read of sources, within `unchanged`
-
-
-@contextmanager
-def unchanged() -> Iterator[None]:
-    """Within, a source is listed once, however many runs ask for its digest: tables have many."""
-    global _known
-    before, _known = _known, {}
-    try:
-        yield
-    finally:
-        _known = before
-
-
-def remembered(key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` reads of a source, read once within `unchanged`.
-
-    Args:
-        key: tells it from all else that is read.
-        make: reads it.
-    """
-    if _known is None:
-        return make()
-    if key not in _known:
-        _known[key] = make()
-    found: T = _known[key]
-    return found
 
 
 def digest(config: SourceConfig, *, bare: bool = False) -> str:

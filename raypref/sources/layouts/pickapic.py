@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,8 +20,16 @@ IMAGES = ("jpg_0", "jpg_1")
 OPTIONAL = ("has_label", "are_different", "model_0", "model_1")
 
 
-def photographs(store: Store, _columns: Columns) -> Iterator[Row]:
-    """The image that a person preferred, once each; ties are left out."""
+def photographs(store: Store, columns: Columns) -> Iterator[Row]:
+    """The image that a person preferred, once each; ties are left out.
+
+    With `columns.pool` "all": both images of every row, once per caption.
+    """
+    listing = _all if columns.pool == "all" else _winners
+    yield from listing(store)
+
+
+def _winners(store: Store) -> Iterator[Row]:
     seen: set[str] = set()
 
     def rows(file: str) -> Iterator[Row]:
@@ -37,6 +46,27 @@ def photographs(store: Store, _columns: Columns) -> Iterator[Row]:
                 seen.add(uids[best])
                 id_, image = row_id(file, row), IMAGES[best]
                 yield index_row(id_, file, caption, size=size, member=row, column=image)
+
+    yield from sound_files(store, files(store), rows)
+
+
+def _all(store: Store) -> Iterator[Row]:
+    seen: set[bytes] = set()  # digests: there are millions of images and captions
+
+    def rows(file: str) -> Iterator[Row]:
+        size = store.size(file)
+        columns = ["caption", "image_0_uid", "image_1_uid"]
+        _must_have(store, file, [*columns, *IMAGES])
+        for row, cells in enumerate(rows_of(store, file, columns)):
+            caption = text(cells[0])
+            for side, cell in enumerate(cells[1:]):
+                id_ = f"{row_id(file, row)}//{side}"
+                named = f"{value(cell) or id_}\0{caption}".encode(errors="surrogatepass")
+                key = hashlib.blake2b(named, digest_size=16).digest()
+                if key not in seen:
+                    seen.add(key)
+                    column = IMAGES[side]
+                    yield index_row(id_, file, caption, size=size, member=row, column=column)
 
     yield from sound_files(store, files(store), rows)
 
@@ -87,6 +117,7 @@ def _must_have(store: Store, file: str, columns: list[str]) -> list[str]:
 
 LAYOUT = Layout(
     photographs=photographs,
+    pools=True,
     pairs=pairs,
     pairs_in=lambda names: {"caption", "label_0"} <= {*names} and "image_0" not in names,
 )
