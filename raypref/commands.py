@@ -18,6 +18,7 @@ from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_tex
 from raypref.judge.job import JudgingConfig, judge_rewards
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
+from raypref.run.origins import settings_lines
 from raypref.run.outlook import (
     Estimate,
     Expected,
@@ -50,6 +51,8 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
         only: names of the steps; empty for all.
         result: what the job makes, named last: `Pairs`, `LoRA` or `Report`.
     """
+    if "--dry-run" in given.flags and (lines := settings_lines(given.source, given.overrides)):
+        say("\n".join([*lines, ""]))
     config = settle_storage(load(RunConfig, given.source, given.overrides))
     if "--resolved" in given.flags:
         print(to_toml(config), end="")

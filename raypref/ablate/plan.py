@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from raypref.ablate.table import Row, Search, Table, labelled
+from pydantic import PrivateAttr
+
+from raypref.ablate.table import Row, Search, Table, in_profile, labelled
 from raypref.align import plan as align_plan
 from raypref.core.config import (
     InputError,
@@ -23,6 +25,7 @@ from raypref.core.config import (
     replaced,
     setting,
 )
+from raypref.core.layers import PROFILE
 from raypref.core.ledger import absolute, by_content, join
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import BASE
@@ -74,17 +77,38 @@ class AblateConfig(RunConfig):
     """All settings of a run, and these."""
 
     ablate: SweepConfig = SweepConfig()
+    _said: tuple[str, tuple[str, ...]] = PrivateAttr(("", ()))  # source and words they are from
 
 
 def load_config(source: str, words: Iterable[str]) -> AblateConfig:
     """Read the base settings; without a `run` of their own they are of `ablations`."""
+    words = tuple(words)
     config = load(AblateConfig, source, words)
+    config._said = (source, words)
     changes: dict[str, Any] = {}
     if config.run == RunConfig.model_fields["run"].default:
         changes["run"] = "ablations"
     if not config.ablate.labelled and scheme_of(config.base.model):
         changes["ablate"] = config.ablate.model_copy(update={"labelled": EMBEDDED_LABELS})
     return config.model_copy(update=changes)
+
+
+def with_profile(config: AblateConfig, name: object) -> AblateConfig:
+    """The same settings with another profile of their preset or file.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    source, words = config._said
+    if name == config.profile:
+        return config
+    if not source:
+        raise InputError(
+            f"profile={name}: the settings are of no preset or file that could have it"
+        )
+    other = load_config(source, (*words, f"{PROFILE}={name}"))
+    same = {key: getattr(config, key) for key in ("run", "storage", "ablate")}
+    return other.model_copy(update=same)
 
 
 @dataclass
@@ -206,14 +230,15 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
         base: the settings of the command.
         seed: of the trainings; all else keeps the base's, so that trainings share their pairs.
     """
-    settings = flatten(base)
     changes: dict[str, Any] = {
         "training_seed": seed - base.seed,
         "run": join(base.run, name, _slug(row.name, seed)),
     }
-    for training in base.train:
-        changes[f"train.{training}.sample_every"] = 0  # samples are for one run's page
     try:
+        base = with_profile(base, row.set_.get(PROFILE, base.profile))
+        row, settings = in_profile(row, base.profile), flatten(base)
+        for training in base.train:
+            changes[f"train.{training}.sample_every"] = 0  # samples are for one run's page
         for key, factor in row.times.items():
             if not isinstance(settings.get(key), int | float):
                 refuse_renamed(RunConfig, {key.split(".")[0]: {key.partition(".")[2]: 0}})

@@ -37,6 +37,12 @@ class Row(Section):
     copy_: dict[str, str] = Field(
         {}, alias="copy", description="settings taken from others; an empty one is not given"
     )
+    profiles: dict[str, dict[str, Value]] = Field(
+        {}, description="by profile: settings that the row has besides where that profile is on"
+    )
+    profiles_times: dict[str, dict[str, float]] = Field(
+        {}, description="the same, as multiples of the base's"
+    )
 
 
 class Contrast(Section):
@@ -150,6 +156,18 @@ def _over(common: tuple[dict[str, Any], dict[str, float], dict[str, str]], row: 
     set_, times, copy_ = ({k: v for k, v in of.items() if k not in own} for of in common)
     changed = {"set_": set_ | row.set_, "times": times | row.times, "copy_": copy_ | row.copy_}
     return row.model_copy(update=changed)
+
+
+def in_profile(row: Row, profile: str) -> Row:
+    """The row with what it has besides where a profile is on; that counts more."""
+    own, times = row.profiles.get(profile, {}), row.profiles_times.get(profile, {})
+    rest = [
+        {key: value for key, value in of.items() if key not in {*own, *times}}
+        for of in (row.set_, row.times, row.copy_)
+    ]
+    return row.model_copy(
+        update={"set_": rest[0] | own, "times": rest[1] | times, "copy_": rest[2]}
+    )
 
 
 def _point(point: Mapping[str, Value], *, times: Mapping[str, Any]) -> Row:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,17 +19,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from raypref.core.errors import InputError
+from raypref.core.layers import (
+    PROFILE,
+    Layer,
+    assign,
+    file_layers,
+    merged,
+    preset_names,
+    resolved_profile,
+)
 from raypref.core.values import parse_value
 
-PRESETS = Path(__file__).parents[1] / "presets"
 NAME = "NAME"  # stands in `--help` for the name of a table that the user names
-
-
-class InputError(ValueError):
-    """The user's configuration or data is wrong; the message names the key or file and the fix.
-
-    Jobs turn it into one line on stderr and exit code 2.
-    """
 
 
 class Section(BaseModel):
@@ -114,7 +115,7 @@ class Tables:
         kind = self.kinds().get(chosen) if isinstance(chosen, str) else None
         if kind is not None and over[self.key] != under.get(self.key):
             under = {name: value for name, value in under.items() if name in kind.model_fields}
-        return _merge(under, over)
+        return merged(under, over)
 
     def fields(self) -> Iterator[tuple[str, FieldInfo]]:
         """All keys of all kinds; the line of one that not all have begins with those that do."""
@@ -203,14 +204,14 @@ def replaced(section: S, changes: Mapping[str, Any]) -> S:
     """
     given: dict[str, Any] = {}
     for key, value in changes.items():
-        _assign(given, key, value)
+        assign(given, key, value)
     refuse_renamed(type(section), given)
     return build(type(section), _layered(type(section), section.model_dump(), given))
 
 
 def presets() -> list[str]:
     """Names of the presets shipped with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+    return preset_names()
 
 
 def flatten(section: Section) -> dict[str, Any]:
@@ -220,7 +221,11 @@ def flatten(section: Section) -> dict[str, Any]:
 
 def to_toml(section: Section) -> str:
     """The resolved settings as TOML text that `load` reads back to the same section."""
-    return tomli_w.dumps(section.model_dump(exclude_none=True))
+    values = section.model_dump(exclude_none=True)
+    profile = type(section).model_fields.get(PROFILE)
+    if profile and values[PROFILE] != profile.default:
+        values |= resolved_profile(values[PROFILE])
+    return tomli_w.dumps(values)
 
 
 def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +248,17 @@ def results_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
-    """The nested values of a preset or file, with overrides."""
+def layers_of(model: type[Section], source: str, overrides: Iterable[str] = ()) -> list[Layer]:
+    """What a configuration is made of, the lowest first: files, their profile, the overrides.
+
+    Args:
+        model: the settings; with a key `profile`, files may have profiles.
+        source: as in `load`.
+        overrides: as in `load`.
+
+    Raises:
+        InputError: as `load`, of what can be seen without the settings.
+    """
     kinds = {key: field.annotation for key, field in fields_of(model)}
     given: dict[str, Any] = {}
     for override in overrides:
@@ -252,8 +266,18 @@ def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[
         if "=" not in override or not key:
             raise InputError(f"'{override}' is not key=value (for example train.stage2.beta=1000)")
         kind = kinds.get(key, kinds.get(re.sub(r"\.[^.]+\.", f".{NAME}.", key, count=1)))
-        _assign(given, key, parse_value(text, kind))
-    values = _layered(model, _read(model, source), given)
+        assign(given, key, parse_value(text, kind))
+    profile = model.model_fields.get(PROFILE)
+    default = profile.default if profile else None
+    files = file_layers(source, profile=str(given.get(PROFILE, "")), default=default)
+    return [*files, Layer("command line", given)]
+
+
+def _given(model: type[Section], source: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested values of a preset or file, with its profile and overrides."""
+    values: dict[str, Any] = {}
+    for layer in layers_of(model, source, overrides):
+        values = _layered(model, values, layer.values)
     refuse_renamed(model, values)
     return values
 
@@ -274,33 +298,13 @@ def _complete(model: type[Section], values: Mapping[str, Any]) -> dict[str, Any]
         default = field.default.model_dump() if isinstance(field.default, Section) else {}
         given = complete.get(name, {})
         if isinstance(given, dict):
-            complete[name] = _complete(kind, _merge(default, given))
+            complete[name] = _complete(kind, merged(default, given))
     return complete
-
-
-def _read(model: type[Section], source: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    beside = extended_by[-1].parent if extended_by else Path()
-    path = beside / source if source.endswith(".toml") else PRESETS / f"{source}.toml"
-    if path in extended_by:
-        raise InputError(f"{path}: extends ends in a cycle")
-    if not path.is_file():
-        known = ", ".join(presets())
-        raise InputError(f"no preset or TOML file '{source}'; presets are: {known}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    parent = values.pop("extends", "")
-    if not isinstance(parent, str):
-        raise InputError(f"{path}: extends={parent!r} is not the name of a preset or TOML file")
-    if not parent:
-        return values
-    return _layered(model, _read(model, parent, (*extended_by, path)), values)
 
 
 def _layered(model: type[Section], under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Values over others, as a file over the preset that it extends."""
-    layered = _merge(under, over)
+    layered = merged(under, over)
     for name, field in model.model_fields.items():
         marked, below, above = named_tables(field), under.get(name), over.get(name)
         if marked and isinstance(below, dict) and isinstance(above, dict):
@@ -312,24 +316,6 @@ def _layered(model: type[Section], under: dict[str, Any], over: dict[str, Any]) 
 def named_tables(field: FieldInfo) -> Tables | None:
     """The mark of a field of tables that the user names; None for any other."""
     return next((mark for mark in field.metadata if isinstance(mark, Tables)), None)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(f"'{key}': '{parent}' is a value, not a group of settings")
-        values = child
-    values[last] = value
 
 
 def _section_class(annotation: Any) -> type[Section] | None:

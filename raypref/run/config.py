@@ -37,6 +37,13 @@ class RunConfig(PairingConfig):
 
     run: str = setting("run", "name of the run; its folder is <storage>/<run>", min_length=1)
     storage: str = setting("runs", "folder of all runs, local or URI", min_length=1)
+    profile: str = setting(
+        "paper",
+        "which of its profiles a preset or file is taken with; paper: as it is; released: as the "
+        "paper's released code, where that differs (docs/method.md); the settings count, not the "
+        "name",
+        affects_result=False,
+    )
     base: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     cache: CacheConfig = CacheConfig()

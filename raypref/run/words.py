@@ -7,6 +7,7 @@ import tomllib
 from typing import Any, NoReturn
 
 from raypref.core.config import InputError
+from raypref.core.layers import PROFILES
 from raypref.core.ledger import absolute, join, read_bytes
 from raypref.core.messages import without_secrets
 
@@ -32,8 +33,10 @@ def find_run(named: str) -> tuple[str, dict[str, Any]]:
         text = read_bytes(join(folder, "config.toml"))
         if text is not None:
             try:
-                return folder, tomllib.loads(text.decode())
+                settings = tomllib.loads(text.decode())
             except ValueError as error:  # no TOML, no text
                 raise InputError(f"{join(folder, 'config.toml')}: {error}") from None
+            settings.pop(PROFILES, None)  # all settings are there, whatever profile they are of
+            return folder, settings
     said = " nor ".join(without_secrets(join(place, "config.toml")) for place in places)
     raise InputError(f"there is no run '{without_secrets(named)}': no {said}")
