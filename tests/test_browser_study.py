@@ -160,7 +160,7 @@ def test_keys_alone_are_enough_and_the_focus_is_seen(browser: Any, tmp_path: Pat
         page.wait_for_selector("#compare[aria-busy='false']")
         page.keyboard.press("u")
         page.wait_for_selector("#bar[value='0']")
-        assert "taken back" in page.locator("#status").inner_text()
+        page.locator("#status", has_text="taken back").wait_for()
         page.wait_for_selector("#compare[aria-busy='false']")
         for number in range(3):
             page.keyboard.press("ArrowRight")
