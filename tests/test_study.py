@@ -6,13 +6,16 @@ from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from studies import CATEGORIES, MODELS, answer, folders, made
 
 from raypref.cli import console
-from raypref.core.config import InputError, build
+from raypref.core.config import InputError, build, load, to_toml
+from raypref.core.ledger import Ledger
+from raypref.run.config import RunConfig
 from raypref.sources.layouts import labelled
 from raypref.sources.store import locate
 from raypref.study.config import StudyConfig
@@ -304,3 +307,85 @@ def test_wrong_words_are_one_line(tmp_path, capsys):
     Path(tmp_path / "out" / "study.json").write_text("{}")
     assert console(["study", "votes", str(tmp_path / "out")]) == 2
     assert "cannot be read: KeyError" in capsys.readouterr().err
+
+
+def png(value: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def filled(at: Path, rows: list[dict]) -> None:
+    """A complete ledger."""
+    ledger = Ledger(str(at), {})
+    ledger.begin()
+    ledger.write_part(pa.Table.from_pylist([{**row, "reject_reason": None} for row in rows]))
+    ledger.commit(expected=len(rows), counts={})
+
+
+def run_of(at: Path, models: dict[str, int], *, seeds: tuple[int, ...] = (7, 3)) -> str:
+    """A run whose models drew four prompts, each in grey levels of its own."""
+    for model, level in models.items():
+        rows = [
+            {
+                "prompt_id": n,
+                "prompt": f"prompt {n}",
+                "seed": seed,
+                "image": png(level + 10 * n + seed),
+            }
+            for n in range(4)
+            for seed in seeds
+        ]
+        own = [{**row, "id": f"{model}/{n}"} for n, row in enumerate(rows)]
+        filled(at / "evaluation" / "images" / model, own)
+    scores = [{"prompt_id": n, "category": "ab"[n % 2], "score": 0.5} for n in range(4)]
+    pq.write_table(pa.Table.from_pylist(scores), at / "evaluation" / "scores.parquet")
+    (at / "config.toml").write_text(to_toml(load(RunConfig, "tiny", ["pairs.kind=labelled"])))
+    return str(at)
+
+
+def levels(study) -> dict[tuple[str, str], int]:
+    """The grey level of each image, by prompt and model."""
+    return {
+        (item.prompt_id, side.model): Image.open(study.image(side.image)).getpixel((0, 0))[0]
+        for item in study.items.values()
+        for side in item.sides
+    }
+
+
+def test_a_run_is_asked_about_by_its_own_model_and_the_base(tmp_path):
+    run = run_of(tmp_path / "mine", {"base": 10, "stage1": 60, "stage2_alone": 110})
+    config = {"out": str(tmp_path / "a"), "prompts": 3}
+    study = make_study([run], build(StudyConfig, config)).study
+    assert {m for _, m in levels(study)} == {"base", "stage2_alone"}, "of labelled pairs"
+    assert len(study.items) == 3 and {i.category for i in study.items.values()} == {"a", "b"}
+    assert all(item.prompt == f"prompt {item.prompt_id}" for item in study.items.values())
+    wanted = {"base": 10, "stage2_alone": 110}
+    assert all(v == wanted[m] + 10 * int(n) + 3 for (n, m), v in levels(study).items()), "seed 3"
+    config = {"out": str(tmp_path / "b"), "models": ["stage1", "base"], "image_seed": 7}
+    found = levels(make_study([run], build(StudyConfig, config)).study)
+    assert found["2", "stage1"] == 60 + 20 + 7 and len(found) == 8
+    for wrong, says in (
+        ({"models": ["x", "base"]}, "there is no 'x'; there are base, stage1, stage2_alone"),
+        ({"image_seed": 5}, r"image_seed=5: all models have \[3, 7\]"),
+        ({"prompt_set": "none"}, "holds no finished images; raypref evaluate makes them"),
+        ({"images": "candidates"}, "holds no finished images; raypref run makes them"),
+    ):
+        with pytest.raises(InputError, match=says):
+            make_study([run], build(StudyConfig, {"out": str(tmp_path / "c"), **wrong}))
+
+
+def test_runs_are_compared_by_prompt_and_candidates_by_photograph(tmp_path):
+    one = run_of(tmp_path / "one", {"base": 10, "stage2_alone": 60}, seeds=(7, 3))
+    other = run_of(tmp_path / "other", {"base": 10, "stage2_alone": 110}, seeds=(7,))
+    config = build(StudyConfig, {"out": str(tmp_path / "a"), "versus": "one/stage2_alone"})
+    found = levels(make_study([one, other], config).study)
+    assert {model for _, model in found} == {"one/base", "one/stage2_alone", "other/stage2_alone"}
+    assert found["1", "other/stage2_alone"] == 110 + 10 + 7, "the seed that both have"
+    for number in ("00", "01"):
+        rows = [{"id": f"{n}.png", "prompt": f"caption {n}", "image": png(50)} for n in range(3)]
+        filled(tmp_path / "one" / "candidates" / "images" / number, rows)
+    config = build(StudyConfig, {"out": str(tmp_path / "b"), "images": "candidates"})
+    study = make_study([one], config).study
+    assert {m for _, m in levels(study)} == {"00", "01"}
+    assert {item.prompt for item in study.items.values()} == {f"caption {n}" for n in range(3)}

@@ -74,7 +74,7 @@ def write_requests(at: str, *, answers: str = "") -> tuple[int, str]:
     Raises:
         InputError: the set has no holes, or its images are not finished.
     """
-    photographs, images = Ledger(join(at, PHOTOGRAPHS), {}), finished_images(at)
+    photographs, images = Ledger(join(at, PHOTOGRAPHS), {}), image_ledgers(at)
     if not photographs.committed() or not images:
         raise InputError(
             f"{at} holds no finished images of painted holes; run raypref evaluate with "
@@ -112,7 +112,7 @@ def write_requests(at: str, *, answers: str = "") -> tuple[int, str]:
     return len(requests), told(marks, unreadable, wanted)
 
 
-def finished_images(at: str) -> list[Ledger]:
+def image_ledgers(at: str) -> list[Ledger]:
     """The ledgers below `images/`, one per model of a set, that are complete."""
     return [ledger for ledger in _ledgers(join(at, "images")) if ledger.committed()]
 

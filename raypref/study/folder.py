@@ -25,7 +25,7 @@ DAMAGED = "damaged"  # stands for a model: the scrambled side of an attention ch
 Kind = Literal["item", "repeat", "check"]
 
 
-class Side(NamedTuple):
+class StudyImage(NamedTuple):
     """One of the two images of an item."""
 
     image: str  # its file's name, drawn at random
@@ -39,7 +39,7 @@ class Item(NamedTuple):
     prompt_id: str
     prompt: str
     category: str
-    sides: tuple[Side, Side]
+    sides: tuple[StudyImage, StudyImage]
 
 
 class Task(NamedTuple):
@@ -50,7 +50,7 @@ class Task(NamedTuple):
     kind: Kind
 
 
-class Asked(NamedTuple):
+class AskedPair(NamedTuple):
     """A task as one rater sees it."""
 
     task: str
@@ -73,7 +73,7 @@ class Study(NamedTuple):
     items: Mapping[str, Item]
     tasks: Mapping[str, Task]
 
-    def order(self, rater: str) -> list[Asked]:
+    def order(self, rater: str) -> list[AskedPair]:
         """What a rater is asked, in order: it depends on the study and the rater's code alone.
 
         Attention checks are spread evenly. A repeat comes `APART` pairs after its item, where
@@ -104,10 +104,10 @@ class Study(NamedTuple):
                 flipped[task] = not flipped[original]
         return [self._asked(task, flipped[task]) for task in sorted(at, key=lambda t: (at[t], t))]
 
-    def _asked(self, task: str, flipped: bool) -> Asked:
+    def _asked(self, task: str, flipped: bool) -> AskedPair:
         item = self.items[self.tasks[task].item]
         left, right = reversed(item.sides) if flipped else item.sides
-        return Asked(task, item.prompt, left.image, right.image)
+        return AskedPair(task, item.prompt, left.image, right.image)
 
     def sides(self, task: str) -> dict[str, str]:
         """The models of a task, by the names of their images."""
@@ -146,7 +146,7 @@ def read_study(folder: str) -> Study:
     try:
         told = json.loads((at / FILE).read_text(encoding="utf-8"))
         items = [
-            Item(**{**item, "sides": tuple(Side(**side) for side in item["sides"])})
+            Item(**{**item, "sides": tuple(StudyImage(**side) for side in item["sides"])})
             for item in told["items"]
         ]
         tasks = [Task(**task) for task in told["tasks"]]

@@ -22,29 +22,29 @@ from raypref.study.folder import (
     IMAGES,
     PAGE,
     Item,
-    Side,
     Study,
+    StudyImage,
     Task,
     evenly,
     every_two,
     write_study,
 )
 from raypref.study.page import static_page
-from raypref.study.stock import Shown, Stock, stock_of
+from raypref.study.stock import ShownPrompt, Stock, stock_of
 
 LIMITS = build(ImageConfig, {"min_side": 1, "max_aspect": 8.0})
 TILES = 8  # a side: an attention check's image is scrambled in so many tiles
 ALIKE = 0.01  # relative difference of two shapes that rounding explains
 
 
-class Made(NamedTuple):
+class MadeStudy(NamedTuple):
     """What came of `make_study`."""
 
     study: Study
     cropped: int  # items whose images had other shapes
 
 
-def make_study(named: Sequence[str], config: StudyConfig) -> Made:
+def make_study(named: Sequence[str], config: StudyConfig) -> MadeStudy:
     """Make a study in the folder `config.out`.
 
     Both images of an item get one size, that of the smaller; where their shapes differ the centre
@@ -95,10 +95,10 @@ def make_study(named: Sequence[str], config: StudyConfig) -> Made:
     if config.static:
         write_bytes(str(folder / PAGE), static_page(study).encode())
     write_study(study, {"of": list(named), **config.model_dump()})
-    return Made(study, cropped)
+    return MadeStudy(study, cropped)
 
 
-def _drawn(stock: Stock, config: StudyConfig) -> dict[str, Shown]:
+def _drawn(stock: Stock, config: StudyConfig) -> dict[str, ShownPrompt]:
     """The prompts that are asked about."""
     there = sorted({about.category for about in stock.prompts.values()})
     for category in config.categories:
@@ -164,12 +164,16 @@ def scrambled(image: Image.Image, *, seed: int) -> Image.Image:
 
 
 def _item(
-    folder: Path, id_: str, about: Shown, images: Mapping[str, Image.Image], config: StudyConfig
+    folder: Path,
+    id_: str,
+    about: ShownPrompt,
+    images: Mapping[str, Image.Image],
+    config: StudyConfig,
 ) -> Item:
     """Write both images of an item, in an order that tells nothing."""
     sides = []
     for model, image in images.items():
-        sides.append(Side(_name(), model))
+        sides.append(StudyImage(_name(), model))
         buffer = io.BytesIO()
         lossless = config.quality == 100
         quality = 25 if lossless else config.quality  # of lossless WebP: the effort

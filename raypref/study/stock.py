@@ -19,7 +19,7 @@ from raypref.evaluate.generate import BASE
 from raypref.evaluate.sets import ROOT
 from raypref.evaluate.written import SCORES
 from raypref.run.config import RunConfig
-from raypref.run.rubric import finished_images
+from raypref.run.rubric import image_ledgers
 from raypref.run.words import find_run
 from raypref.sources.captions import CAPTION_KEYS, PATH_KEYS
 from raypref.sources.labels import one_of
@@ -31,7 +31,7 @@ from raypref.study.folder import DAMAGED
 LONGEST_PROMPT = 4000  # characters that a page shows
 
 
-class Shown(NamedTuple):
+class ShownPrompt(NamedTuple):
     """What is known of a prompt that all models have an image of."""
 
     prompt: str  # empty: raters see the images alone
@@ -45,7 +45,7 @@ class Stock(NamedTuple):
     """
 
     models: tuple[str, ...]
-    prompts: Mapping[str, Shown]  # by prompt_id
+    prompts: Mapping[str, ShownPrompt]  # by prompt_id
     read: Callable[[str, Collection[str]], Iterator[tuple[str, bytes]]]
 
 
@@ -93,7 +93,7 @@ def _of_runs(named: Sequence[str], config: StudyConfig) -> Stock:
         folder, settings = find_run(name)
         at = join(folder, ROOT, *filter(None, [config.prompt_set]))
         at = join(folder, "candidates") if config.images == "candidates" else at
-        found = {posixpath.basename(ledger.path): ledger for ledger in finished_images(at)}
+        found = {posixpath.basename(ledger.path): ledger for ledger in image_ledgers(at)}
         if not found:
             command = "run" if config.images == "candidates" else "evaluate"
             raise InputError(f"{at} holds no finished images; raypref {command} makes them")
@@ -118,7 +118,7 @@ def _of_runs(named: Sequence[str], config: StudyConfig) -> Stock:
     shared = set.intersection(*({*facts.items()} for facts in own.values()))
     categories = {} if seed is None else _categories(scores)
     prompts = {
-        id_: Shown(prompt[:LONGEST_PROMPT], categories.get(id_, ""))
+        id_: ShownPrompt(prompt[:LONGEST_PROMPT], categories.get(id_, ""))
         for id_, prompt in own[models[0]].items()
         if (id_, prompt) in shared
     }
@@ -220,9 +220,9 @@ def _of_folders(named: Sequence[str], config: StudyConfig) -> Stock:
     prompts = {}
     for id_ in sorted(shared):
         beside = (files[model][id_].with_suffix(".txt") for model in models)
-        known = told.get(id_) or Shown(next(filter(None, map(_text, beside)), ""), "")
+        known = told.get(id_) or ShownPrompt(next(filter(None, map(_text, beside)), ""), "")
         category = known.category or posixpath.dirname(id_)
-        prompts[id_] = Shown(known.prompt[:LONGEST_PROMPT], category)
+        prompts[id_] = ShownPrompt(known.prompt[:LONGEST_PROMPT], category)
 
     def read(model: str, ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
         for id_ in ids:
@@ -235,7 +235,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
-def _captions(file: str) -> dict[str, Shown]:
+def _captions(file: str) -> dict[str, ShownPrompt]:
     """Prompt and category by the name of the image, without its suffix."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
@@ -249,7 +249,7 @@ def _captions(file: str) -> dict[str, Shown]:
     if not (path and caption):
         raise InputError(f"{file}: the columns are file, caption and, if known, category")
     return {
-        posixpath.splitext((row[path] or "").strip())[0]: Shown(
+        posixpath.splitext((row[path] or "").strip())[0]: ShownPrompt(
             (row[caption] or "").strip(), (row[category] or "").strip() if category else ""
         )
         for row in reader
