@@ -55,7 +55,7 @@ def test_every_command_it_prints_parses(capsys):
     commands = re.findall(r"^  (raypref .*)$", said(capsys), re.MULTILINE)
     tables = {name for name in names() if read_table(name).paper}
     assert {shlex.split(command)[2] for command in commands} == tables
-    assert len(commands) == len({*commands}) == len(tables) + 5  # both base models have five
+    assert len(commands) == len({*commands}) == len(tables) + 6  # both base models have six
     for command in commands:
         assert cli.console([*shlex.split(command)[1:], "--dry-run"]) == 0, command
         out, err = capsys.readouterr()
