@@ -11,7 +11,7 @@ from ablated import made
 from raypref.ablate import beside, figures
 from raypref.ablate.driver import make, tables_of
 from raypref.ablate.plan import load_config
-from raypref.ablate.votes import Prompt, outcomes, read_votes
+from raypref.ablate.votes import PromptOutcome, prompt_outcomes, read_votes
 from raypref.core import progress
 from raypref.core.config import InputError
 
@@ -45,15 +45,15 @@ def numbers(name: str, folder: Path, *words: str) -> Any:
 
 def test_a_prompt_ends_as_most_of_its_raters_say(tmp_path):
     votes = read_votes(votes_in(tmp_path))
-    assert outcomes(votes, "stage2", "base") == [
-        Prompt("p1", "anime", "win"),
-        Prompt("p2", "concept_art", "tie"),
-        Prompt("p3", "anime", "lose"),
-        Prompt("p4", "photo", "win"),
+    assert prompt_outcomes(votes, "stage2", "base") == [
+        PromptOutcome("p1", "anime", "win"),
+        PromptOutcome("p2", "concept_art", "tie"),
+        PromptOutcome("p3", "anime", "lose"),
+        PromptOutcome("p4", "photo", "win"),
     ]
     turned = {"win": "lose", "lose": "win", "tie": "tie"}
-    other = [prompt.outcome for prompt in outcomes(votes, "base", "stage2")]
-    assert other == [turned[p.outcome] for p in outcomes(votes, "stage2", "base")]
+    other = [prompt.outcome for prompt in prompt_outcomes(votes, "base", "stage2")]
+    assert other == [turned[p.outcome] for p in prompt_outcomes(votes, "stage2", "base")]
 
 
 def test_figure_4_and_table_7a_are_filled_from_the_same_votes(tmp_path):

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from raypref.ablate.cost import records, workers_of
+from raypref.ablate.cost import recorded_runs, workers_of
 from raypref.ablate.plan import AblateConfig
 from raypref.ablate.results import PAPER, REAL_MODELS, Results, embedded
 from raypref.ablate.table import Table, model_rows
-from raypref.ablate.votes import Vote, outcomes, read_votes
+from raypref.ablate.votes import Vote, prompt_outcomes, read_votes
 from raypref.align import plan as align_plan
 from raypref.core.config import InputError, flatten
 from raypref.core.messages import without_secrets
@@ -82,7 +82,7 @@ def _shares(
 ) -> list[tuple[Any, ...]]:
     """A score of 100 or 0 per prompt and column."""
     found = []
-    for prompt in outcomes(votes, ours, other):
+    for prompt in prompt_outcomes(votes, ours, other):
         for column in columns:
             if column in ("win", "tie", "lose"):
                 held = prompt.outcome == column
@@ -101,7 +101,7 @@ def _costs(table: Table, config: AblateConfig) -> Filled:
     own = flatten(config)
     alike = [
         (settings, record["steps"]["pairs"]["passes"])
-        for settings, record in records(config.storage)
+        for settings, record in recorded_runs(config.storage)
         if record.get("steps", {}).get("pairs", {}).get("passes") and _same_models(settings, own)
     ]
     rates: dict[str, list[float]] = {}

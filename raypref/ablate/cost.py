@@ -90,7 +90,7 @@ class Rates:
         self.storage = without_secrets(storage)
         self.measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
         self.inputs: dict[str, float] = {}  # `source.path` to how many inputs it has
-        for config, record in records(storage):
+        for config, record in recorded_runs(storage):
             for name, step in record.get("steps", {}).items():
                 if not step.get("amount"):
                     continue
@@ -115,7 +115,7 @@ class Rates:
         return Cost(seconds * units, _gpus(config, name), size * units)
 
 
-def records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def recorded_runs(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Settings and `run.json` of the runs and rows in a storage."""
     fs, root = filesystem(absolute(storage))
     folders = [root]

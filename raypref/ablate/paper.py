@@ -82,7 +82,9 @@ def show_paper(words: Sequence[str], program: str) -> int:
         for name, table in shown.items():
             if table.paper == paper:
                 say(table.title)
-                for entry in entries(name, table, facts, sources=sources, given=given.overrides):
+                for entry in paper_entries(
+                    name, table, facts, sources=sources, given=given.overrides
+                ):
                     said = _described(entry, facts, published=PUBLISHED in given.flags)
                     say("\n".join(f"  {line}".rstrip() for line in said))
         say()
@@ -95,7 +97,7 @@ def _number(paper: str) -> tuple[bool, int, str]:
     return paper.startswith("Figure"), int(number), letter
 
 
-def entries(
+def paper_entries(
     name: str,
     table: Table,
     facts: Mapping[str, Any],

@@ -35,7 +35,7 @@ class Vote(NamedTuple):
         return {"left": self.left, "right": self.right}.get(self.choice, "")
 
 
-class Prompt(NamedTuple):
+class PromptOutcome(NamedTuple):
     """How a prompt ended between two models."""
 
     prompt_id: str
@@ -95,7 +95,7 @@ def _vote(row: dict[str, str | None], where: str) -> Vote:
     return Vote(**(values | {"category": category}))
 
 
-def outcomes(votes: Sequence[Vote], model: str, other: str) -> list[Prompt]:
+def prompt_outcomes(votes: Sequence[Vote], model: str, other: str) -> list[PromptOutcome]:
     """How each prompt with votes between two models ended for the first, in order of appearance."""
     own = [vote for vote in votes if {vote.left, vote.right} == {model, other}]
     balance: dict[str, int] = {}
@@ -104,6 +104,6 @@ def outcomes(votes: Sequence[Vote], model: str, other: str) -> list[Prompt]:
         balance[vote.prompt_id] = balance.get(vote.prompt_id, 0) + step
     category = {vote.prompt_id: vote.category for vote in own}
     return [
-        Prompt(name, category[name], "win" if won > 0 else "lose" if won < 0 else "tie")
+        PromptOutcome(name, category[name], "win" if won > 0 else "lose" if won < 0 else "tie")
         for name, won in balance.items()
     ]
