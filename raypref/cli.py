@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raypref.ablate import table
+from raypref.ablate.paper import show_paper
 from raypref.ablate.plan import AblateConfig
 from raypref.commands import (
     DONE,
@@ -72,7 +73,7 @@ class Command(NamedTuple):
 
 
 class OnRun(NamedTuple):
-    """A command on a finished run: it takes no settings and reads its words itself."""
+    """A command that does no step of a run, as one on a finished run; it reads its own words."""
 
     what: str  # one sentence
     work: Callable[[Sequence[str], str], int]  # the words, how it was called; the exit status
@@ -330,6 +331,9 @@ COMMANDS = {
     ),
 }
 ON_RUNS = {
+    "paper": OnRun(
+        "The paper's tables and figures: commands, what they need, what was run here.", show_paper
+    ),
     "push": OnRun("A run's pairs and LoRA to the model hub, with their cards.", push),
     "rubric": OnRun("A run's painted holes as requests for a model that judges by a rubric.", ask),
     "study": OnRun("People choose between images, blind: make, serve and read a study.", study),

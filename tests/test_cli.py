@@ -363,7 +363,7 @@ def test_an_unknown_command_names_the_nearest(word, says, capsys):
     first, second = err.splitlines()
     assert out == ""
     assert first.startswith("error: ") and says in first
-    commands = "run|curate|align|evaluate|ablate|judge|arena|push|rubric|study"
+    commands = "run|curate|align|evaluate|ablate|judge|arena|paper|push|rubric|study"
     assert second == f"usage: raypref {commands} ...; see raypref --help"
 
 

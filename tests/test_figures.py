@@ -41,9 +41,11 @@ FIGURE_2A = {
 def test_figure_2a_with_the_papers_points() -> None:
     table = summary(FIGURE_2A)
     first, *others = compared(table, None, tables.published("figure2a"), {})
-    assert first.title == "Realism against Texture detail"
-    for text in ("base 1832, -0.041", "base, paper 1832, -0.041", "Diffusion-DPO, paper"):
-        assert text in first.drawing
+    assert first.title == "Texture detail against Realism"
+    assert "Realism against Texture detail: base -0.041, 1832" in first.drawing  # x, then y
+    of_paper = ("base", "Diffusion-DPO", "Diffusion-KTO", "InPO", "Diffusion-DPO + ours")
+    for method in of_paper:
+        assert f"{method}, paper -0." in first.drawing
     assert [figure.title for figure in others] == ["Texture detail", "Realism"]
 
 
@@ -53,7 +55,7 @@ def test_figure_2b_needs_someone_to_score_stylization() -> None:
     assert titles == ["Human preference"]
     styles = {("base", "stylization"): 0.357, ("both", "stylization"): 0.305}
     first, *_ = compared(summary(means | styles), None, {}, {})
-    assert first.title == "Human preference against stylization"
+    assert first.title == "Stylization against Human preference"
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(2, 0), (3, 1), (12, 1), (40, 0)])

@@ -41,6 +41,7 @@ COMMANDS = [
     (["raypref", "judge", "tiny", "judge.pears=x"], 2, "judge.pairs"),
     (["raypref", "run", "tiny", "--dry-run"], 0, " > evaluation > card > report"),
     (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
+    (["raypref", "paper", "table3"], 0, "raypref ablate table3 sd15 "),
 ]
 SECONDS = 2.0  # of CPU time, for a command by itself
 

@@ -90,7 +90,7 @@ class Rates:
         self.storage = without_secrets(storage)
         self.measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
         self.inputs: dict[str, float] = {}  # `source.path` to how many inputs it has
-        for config, record in _records(storage):
+        for config, record in recorded_runs(storage):
             for name, step in record.get("steps", {}).items():
                 if not step.get("amount"):
                     continue
@@ -115,7 +115,7 @@ class Rates:
         return Cost(seconds * units, _gpus(config, name), size * units)
 
 
-def _records(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def recorded_runs(storage: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Settings and `run.json` of the runs and rows in a storage."""
     fs, root = filesystem(absolute(storage))
     folders = [root]
@@ -147,6 +147,12 @@ def _section(config: Mapping[str, Any], step: str) -> Mapping[str, Any]:
         return section
     own: Mapping[str, Any] = trainings[step]
     return {**_section(config, own["like"]), **own} if own.get("like") else own
+
+
+def workers_of(config: Mapping[str, Any], name: str) -> int:
+    """Workers of a pass of curation; 1 where it runs as tasks on every free core."""
+    section = {"scored": "pickscore", "twins": "perturb"}.get(name, "")
+    return max(1, int(config.get(section, {}).get("resources", {}).get("workers", 1)))
 
 
 def _batch(config: Mapping[str, Any], step: str) -> int:

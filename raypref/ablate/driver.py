@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FILLED_FROM = {
+    "votes": "ablate.votes",
+    "costs": "times that runs in the storage recorded",
+    "models": "these settings",
+}
+
 
 @dataclass
 class Made:
@@ -55,7 +61,7 @@ class Made:
 
 def tables_of(source: str) -> dict[str, Table]:
     """The tables that a command names: one, a file, or all of the paper's."""
-    of_paper = [n for n in names() if read_table(n).published and not n.startswith("fyp_")]
+    of_paper = [n for n in names() if read_table(n).paper]
     chosen = of_paper if source == "all" else [source]
     return {
         Path(name).stem if name.endswith(".toml") else name: read_table(name) for name in chosen
@@ -65,6 +71,7 @@ def tables_of(source: str) -> dict[str, Table]:
 @unchanged()
 def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
     """What the tables would do, without doing it."""
+    tables = _of_family(tables, config)
     _check(tables, config)
     rows = [row for name, table in tables.items() for row in planned_rows(name, table, config)]
     text = describe_plan(rows, Rates(config.storage))
@@ -74,7 +81,13 @@ def plan_text(tables: dict[str, Table], config: AblateConfig) -> str:
         for name, table in tables.items()
         if table.search is not None
     ]
-    return "\n".join([text, *searches])
+    given = [
+        f"{name}: no runs; filled from what is there ({FILLED_FROM[table.shows]})"
+        for name, table in tables.items()
+        if table.shows != "runs"
+    ]
+    plan = [text] if rows or searches else []
+    return "\n".join([*plan, *searches, *given])
 
 
 @unchanged()
@@ -83,6 +96,7 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     from raypref.ablate.search import search_rows
     from raypref.ablate.sweep import run_rows
 
+    tables = _of_family(tables, config)
     _check(tables, config)
     planned = {name: planned_rows(name, table, config) for name, table in tables.items()}
     everything = [row for rows in planned.values() for row in rows]
@@ -107,6 +121,27 @@ def make(tables: dict[str, Table], config: AblateConfig) -> list[Made]:
     ]
 
 
+def _of_family(tables: dict[str, Table], config: AblateConfig) -> dict[str, Table]:
+    """Those that have anything for the base's family.
+
+    Raises:
+        InputError: none has.
+    """
+    family = config.base.family
+    kept = {
+        name: table
+        for name, table in tables.items()
+        if table.shows != "runs"
+        or table.search is not None
+        or any(not row.families or family in row.families for row in table.all_rows())
+    }
+    for name, table in tables.items():
+        if not kept:
+            known = ", ".join(sorted({f for row in table.rows for f in row.families}))
+            raise InputError(f"{name} has no row of base.family={family}; it has rows of {known}")
+    return kept
+
+
 def _find_models(rows: Iterable[PlannedRow]) -> None:
     """Look for the models of all rows before Ray starts: its workers load the same commits."""
     for planned in distinct_steps(rows):
@@ -119,7 +154,8 @@ def _find_models(rows: Iterable[PlannedRow]) -> None:
 def _check(tables: dict[str, Table], config: AblateConfig) -> None:
     """See before any work that a table can be decided, drawn and recorded; raises InputError."""
     require_trackers(config.tracking, storage=config.storage)
-    require_prompts(config)
+    if any(table.shows == "runs" for table in tables.values()):
+        require_prompts(config)
     settings = flatten(config)
     for name, table in tables.items():
         if table.x and not isinstance(settings.get(table.x), int | float):
@@ -185,7 +221,7 @@ def _write(
     tracker: Tracker,
 ) -> Made:
     """Write a table and record it; returns what is printed."""
-    from raypref.ablate import claims, figures, page, results
+    from raypref.ablate import beside, claims, figures, page, results
     from raypref.ablate.terminal import printed
 
     folder = absolute(join(config.storage, config.run, name))
@@ -199,8 +235,19 @@ def _write(
         ):
             only = step_names(row.run, row.model)
             carry_out(row.run, only=only, parent_run_id=tracker.run_id, pages=False)
-    reference = open_run(config, BASE)
-    found = results.gather(table, rows, reference=reference, failed=own)
+    if table.shows == "models":
+        text, at = beside.models_markdown(table, config), join(folder, "table.md")
+        write_bytes(at, text.encode())
+        tracker.artifact(at)
+        tracker.finish("FINISHED")
+        return Made(at, text, {})
+    if table.shows == "runs":
+        reference = open_run(config, BASE)
+        found = results.gather(table, rows, reference=reference, failed=own)
+    else:
+        found = beside.gather_beside(table, config)
+    if beside.STYLE in table.columns:
+        found = beside.with_stylization(found, config.ablate.stylization)
     tested = claims.tested(found, resamples=config.table.resamples)
     runs = _placed(rows)
     parts = [
@@ -213,7 +260,7 @@ def _write(
     html = page.render(
         found,
         tested,
-        lead=_lead(config, rows),
+        lead=found.how or _lead(config, rows),
         banner=results.BANNER if found.paper == results.REAL_MODELS else "",
         positions=places,
         runs=runs,
@@ -226,12 +273,13 @@ def _write(
     keep("index.html", html)
     keep("table.md", "\n".join(part for part in parts if part))
     keep("table.csv", results.table_csv(found))
-    if found.summary["gain"].notna().any():
+    if table.shows == "runs" and figures.is_drawn(found):
         keep("figure.svg", figures.draw(found, positions=places))
     tracker.table("numbers", *results.as_rows(found))
     tracker.describe(f"{table.title}. Page: `{join(folder, 'index.html')}`")
     tracker.finish("FINISHED")
     waits = {row.row.name for row in rows if not row.given}
+    waits |= {*found.problems} if table.shows != "runs" else set()
     problems = {name: why for name, why in found.problems.items() if name not in waits}
     return Made(join(folder, "index.html"), printed(found, tested), problems)
 

@@ -1,4 +1,4 @@
-"""A table's figure as SVG: bars of rows (Figure 5) or curves over a setting (Figure 8)."""
+"""A table's figure as SVG: bars of rows (Figure 5), curves over a setting (8), a scatter (2)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raypref.ablate.results import Results
-from raypref.evaluate.labels import gain_text, plain_label
+from raypref.evaluate.labels import gain_text, metric_label, plain_label
 from raypref.report.charts import ACCENT, INK, LINE, SOFT, WARM, figure, inline
+from raypref.report.figures import Point, draw_points, scatter
 
 # The file is looked at on white paper, outside of a page that would give the colours.
 ON_WHITE = {ACCENT: "#1a7f5a", WARM: "#8a8a8a", LINE: "#dddddd", INK: "#000000", SOFT: "#555555"}
@@ -26,6 +27,8 @@ STABLE: Any = {"svg.hashsalt": "raypref", "svg.fonttype": "none", "font.size": 8
 def draw(results: Results, *, positions: Mapping[str, float]) -> str:
     """One panel per metric, in gains over the table's base: the paper's fit on the same axis.
 
+    A scatter has two panels: this run's means, and the published ones on axes of their own.
+
     Args:
         results: of a table that has gains.
         positions: for curves, row's name to its value along the axis.
@@ -33,17 +36,11 @@ def draw(results: Results, *, positions: Mapping[str, float]) -> str:
     Returns:
         An SVG file.
     """
-    metrics = results.metrics()
-    height = math.ceil(len(metrics) / COLUMNS)
     with mpl.rc_context(STABLE):
-        drawn = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
-        for number, metric in enumerate(metrics):
-            axes = drawn.add_subplot(height, COLUMNS, number + 1)
-            _panel(axes, results, metric, positions)
-            title = f"{plain_label(metric)}, gain over {results.table.base}"
-            axes.set_title(title, parse_math=False)
-            if number == 0:
-                axes.legend(frameon=False)
+        if results.table.plot == "scatter":
+            drawn = _scatters(results)
+        else:
+            drawn = _metrics(results, positions)
         target = io.BytesIO()
         drawn.savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue().decode()
@@ -52,8 +49,54 @@ def draw(results: Results, *, positions: Mapping[str, float]) -> str:
     return text
 
 
+def is_drawn(results: Results) -> bool:
+    """Whether there is anything to draw."""
+    if results.table.plot == "scatter":
+        return any(points for _, points in _points(results))
+    return bool(results.summary["gain"].notna().any())
+
+
+def _metrics(results: Results, positions: Mapping[str, float]) -> Figure:
+    metrics = results.metrics()
+    height = math.ceil(len(metrics) / COLUMNS)
+    drawn = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
+    for number, metric in enumerate(metrics):
+        axes = drawn.add_subplot(height, COLUMNS, number + 1)
+        _panel(axes, results, metric, positions)
+        title = f"{plain_label(metric)}, gain over {results.table.base}"
+        axes.set_title(title, parse_math=False)
+        if number == 0:
+            axes.legend(frameon=False)
+    return drawn
+
+
+def _scatters(results: Results) -> Figure:
+    x, y = results.table.axes
+    drawn = Figure(figsize=(7.6, 3.4), layout="constrained")
+    for number, (title, points) in enumerate(_points(results)):
+        axes = drawn.add_subplot(1, 2, number + 1)
+        draw_points(axes, metric_label(x), metric_label(y), points)
+        axes.set_title(title if points else f"{title}: no row has both", parse_math=False)
+    return drawn
+
+
+def _points(results: Results) -> list[tuple[str, list[Point]]]:
+    """The points of a scatter's two panels, in the order of the rows."""
+    x, y = results.table.axes
+    means = {(row.model, row.metric): row.mean for row in results.summary.itertuples()}
+    panels = []
+    for title, values in (("this run", means), (results.paper, results.published)):
+        both = [row for row in results.labels if {(row, x), (row, y)} <= set(values)]
+        panels.append((title, [Point(results.labels[r], values[r, x], values[r, y]) for r in both]))
+    return panels
+
+
 def panels(results: Results, *, positions: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """The same panels one by one in the colours of a page: (metric for people, `<svg>`)."""
+    if results.table.plot == "scatter":
+        x, y = map(metric_label, results.table.axes)
+        yield from ((title, scatter(x, y, own)) for title, own in _points(results) if own)
+        return
     for metric in results.metrics():
         own = _gains(results, metric)
         if own.empty:

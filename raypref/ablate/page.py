@@ -87,7 +87,9 @@ def render(
         rows=_lines(results, metrics),
         under=" ".join(under_table(results)),
         drawings=[
-            (title, Markup(svg)) for title, svg in figures.panels(results, positions=positions)
+            (title, Markup(svg))
+            for title, svg in figures.panels(results, positions=positions)
+            if results.table.shows == "runs"
         ],
         seeds=seed_rows(results),
         places=runs,

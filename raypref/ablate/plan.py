@@ -18,6 +18,7 @@ from raypref.ablate.table import Row, Search, Table, in_profile, labelled
 from raypref.align import plan as align_plan
 from raypref.core.config import (
     InputError,
+    Location,
     Section,
     flatten,
     load,
@@ -57,6 +58,35 @@ class SweepConfig(Section):
         "",
         "LoRA aligned by Flow-GRPO, to compare with and to start from (SD-3.5-M): repository or "
         "folder",
+    )
+    diffusion_kto: str = setting(
+        "",
+        "network aligned by Diffusion-KTO (SD-1.5), for figure2a: repository or folder",
+        later=True,
+    )
+    inpo: str = setting(
+        "", "network aligned by InPO (SD-1.5), for figure2a: repository or folder", later=True
+    )
+    grpo_guard: str = setting(
+        "", "LoRA aligned by GRPO-Guard (SD-3.5-M), for figure2b: repository or folder", later=True
+    )
+    diffusionnft: str = setting(
+        "",
+        "LoRA aligned by DiffusionNFT (SD-3.5-M), for figure2b: repository or folder",
+        later=True,
+    )
+    stylization: Location = setting(
+        "", "CSV of OneIG-Bench's style scores, columns method, value, for figure2b", later=True
+    )
+    votes: Location = setting(
+        "",
+        "CSV of people's votes, columns prompt_id, category, rater, left, right, choice, for "
+        "figure4 and table7a",
+        later=True,
+    )
+    dpg_prompts: Location = setting("", "folder of DPG-Bench's prompts, for table7b", later=True)
+    dpg_questions: Location = setting(
+        "", "DPG-Bench's question table (dpg_bench.csv), for table7b", later=True
     )
     partiprompts: str = setting("", "prompt file of Parti-Prompts, for table1b and figure10")
     pickapic: str = setting("", "source.path of Pick-a-Pic's images, for table2")
@@ -202,14 +232,18 @@ def step_names(run: Run, model: str) -> list[str]:
     ]
 
 
-def planned_rows(name: str, table: Table, config: AblateConfig) -> list[PlannedRow]:
+def planned_rows(
+    name: str, table: Table, config: AblateConfig, *, read: bool = True
+) -> list[PlannedRow]:
     """The rows that a table has for the base's family, for every training seed.
 
     The untrained model has no training seeds. A row whose settings are wrong is planned all the
-    same, with its problem.
+    same, with its problem. Without `read` the files that settings name are not looked at.
     """
+    if table.shows != "runs":
+        return []
     return [
-        plan_row(name, row, config, seed=config.seed + config.training_seed + number)
+        plan_row(name, row, config, seed=config.seed + config.training_seed + number, read=read)
         for row in table.all_rows()
         if not row.families or config.base.family in row.families
         for number in range(1 if _untrained(row.model) else config.ablate.seeds)
@@ -221,7 +255,9 @@ def _untrained(model: str) -> bool:
     return model == BASE or align_plan.is_start(model)
 
 
-def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRow:
+def plan_row(
+    name: str, row: Row, base: AblateConfig, *, seed: int, read: bool = True
+) -> PlannedRow:
     """Work out a row's settings from those of the base.
 
     Args:
@@ -229,6 +265,7 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
         row: what the table says.
         base: the settings of the command.
         seed: of the trainings; all else keeps the base's, so that trainings share their pairs.
+        read: whether to look at the files that its settings name.
     """
     changes: dict[str, Any] = {
         "training_seed": seed - base.seed,
@@ -256,7 +293,7 @@ def plan_row(name: str, row: Row, base: AblateConfig, *, seed: int) -> PlannedRo
         changes |= row.set_
         config = replaced(base, changes)
         planned = PlannedRow(name, row, labelled(row, config), config, seed)
-        for step in planned.steps:
+        for step in planned.steps if read else ():
             step.ledgers()  # reads what the settings name, as prompts and LoRAs: here it can fail
         return planned
     except InputError as error:

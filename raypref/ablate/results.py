@@ -51,6 +51,7 @@ class Results:
         problems: rows without numbers, with the reason.
         notes: what a reader must know.
         paper: what published values are called.
+        how: what the numbers are, where they are not means over images.
     """
 
     table: Table
@@ -61,6 +62,7 @@ class Results:
     problems: dict[str, str]
     notes: list[str] = field(default_factory=list)
     paper: str = PAPER
+    how: str = ""
 
     def metrics(self) -> list[str]:
         """All metrics with numbers, the columns of the paper's table first; those without any."""
@@ -78,7 +80,7 @@ def gather(
         reference: whose pairs' photographs the distance of all rows is measured to.
         failed: name of a planned row that failed, to the reason.
     """
-    frames, embeddings, notes = [], [], []
+    frames, embeddings, notes = [], [], [*table.notes]
     labels: dict[str, str] = {}
     problems: dict[str, str] = {}
     for row in rows:
@@ -220,7 +222,8 @@ def under_table(results: Results, *, marks: str = "") -> list[str]:
     metrics = set(results.metrics())
     lines = []
     if not results.summary.empty:
-        lines.append(f"{tables.footnote(results.summary)} {marks}".strip())
+        how = results.how or tables.footnote(results.summary)
+        lines.append(f"{how} {marks}".strip())
     shown = {key for key in results.published if key[0] in results.labels and key[1] in metrics}
     if shown:
         lines.append(tables.PAPER)

@@ -121,7 +121,17 @@ class Table(Section):
 
     title: str = setting(..., "heading")
     base: str = setting("base", "the row that gains are measured against")
+    paper: str = setting(
+        "", "which table or figure of the paper it is, as 'Table 7b'; `all` runs these"
+    )
+    shows: Literal["runs", "votes", "costs", "models"] = setting(
+        "runs",
+        "what its rows are: runs; models that ours won, tied or lost against in ablate.votes; "
+        "passes of curation, by the times that runs in the storage recorded; models names settings "
+        "and the paper's models instead of rows",
+    )
     published: str = setting("", "its table in evaluate/published.toml")
+    notes: tuple[str, ...] = setting((), "sentences under the table")
     columns: tuple[str, ...] = setting((), "metrics of the paper's table, in its order; come first")
     set_: dict[str, Value] = Field(
         {}, alias="set", description="settings of every row, by dotted key; a row's own count more"
@@ -134,8 +144,12 @@ class Table(Section):
     grid: dict[str, tuple[Value, ...]] = Field({}, description="a row for each combination")
     grid_times: dict[str, tuple[float, ...]] = Field({}, description="the same, as multiples")
     search: Search | None = setting(None, "an open-ended sweep instead of rows")
-    plot: Literal["", "bars", "curves"] = setting("", "figure to draw; empty: bars")
+    plot: Literal["", "bars", "curves", "scatter"] = setting("", "figure to draw; empty: bars")
     x: str = setting("", "curves: setting along the axis")
+    axes: tuple[str, ...] = setting((), "scatter: the metrics of its two axes")
+    models: dict[str, dict[str, str]] = Field(
+        {}, description="shows = models: by family, or all: setting to the paper's address"
+    )
     claims: tuple[Claim, ...] = setting((), "statements to test")
 
     def all_rows(self) -> list[Row]:
@@ -182,6 +196,13 @@ def _point(point: Mapping[str, Value], *, times: Mapping[str, Any]) -> Row:
     )
 
 
+def model_rows(table: Table, settings: Section, *, family: str) -> list[tuple[str, str, str]]:
+    """A table of models: each setting, the paper's address, what the settings name."""
+    own: Mapping[str, Any] = flatten(settings)
+    parts = [table.models.get(part, {}) for part in (family, "all")]
+    return [(key, there, str(own[key])) for part in parts for key, there in part.items()]
+
+
 def names() -> list[str]:
     """The tables that come with the package."""
     return sorted(path.stem for path in TABLES.glob("*.toml"))
@@ -213,8 +234,10 @@ def read_table(source: str) -> Table:
 
 def _check(table: Table, path: Path) -> None:
     rows = [row.name for row in table.all_rows()]
-    if not rows and table.search is None:
+    if not rows and table.search is None and not table.models:
         raise InputError(f"{path}: there are no rows; give [[rows]], [grid] or [search]")
+    if (table.plot == "scatter") != (len(table.axes) == 2):
+        raise InputError(f"{path}: plot='scatter' needs two metrics in axes, and only it has axes")
     if "" in rows or len(set(rows)) < len(rows):
         raise InputError(f"{path}: every row needs a name of its own; there are: {rows}")
     parts = [part for claim in table.claims for part in claim.parts]

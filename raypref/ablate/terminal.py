@@ -45,7 +45,10 @@ def printed(results: Results, tested: Sequence[Tested], *, width: int = 0) -> st
         console.print()
         console.print(_grid(results, metrics[start : start + each], label))
     console.print()
-    console.print(f"Means (gain over {results.table.base}). {SIGNS}")
+    if results.table.shows == "runs":
+        console.print(f"Means (gain over {results.table.base}). {SIGNS}")
+    elif results.how:
+        console.print(results.how)
     for line in _below(results, tested):
         console.print(line)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())

@@ -87,6 +87,8 @@ class Progress:
         if _display is not None:
             _display.closed(self)
         took, rate = time.monotonic() - self.start, self.rate()
+        count, seconds = _passes.get(self.label, (0, 0.0))
+        _passes[self.label] = (count + self.done - self.before, seconds + took)
         log.info("%s, %s, took %s", self._line(rate), note, duration(took), extra=self._facts(rate))
 
     def rate(self) -> float:
@@ -104,6 +106,19 @@ class Progress:
     def _line(self, rate: float) -> str:
         speed = f", {rate:.2f} {self.unit}/s" if rate else ""
         return f"{self.label}: {self.done}/{self.total} {self.unit}{speed}"
+
+
+_passes: dict[str, tuple[int, float]] = {}
+
+
+def passes() -> dict[str, dict[str, float]]:
+    """What was finished since the last call, by label: `{"amount": units, "seconds": ...}`.
+
+    A pass in several waves adds up. Its seconds count from its start, as workers' and models' do.
+    """
+    found = {name: {"amount": n, "seconds": s} for name, (n, s) in _passes.items()}
+    _passes.clear()
+    return found
 
 
 @contextmanager

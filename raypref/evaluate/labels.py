@@ -11,7 +11,17 @@ from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import REWARDS, reward_names
 
 # Methods of the literature that published values are of.
-METHODS = {"diffusion_dpo": "Diffusion-DPO", "spo": "SPO", "flowgrpo": "Flow-GRPO"}
+METHODS = {
+    "diffusion_dpo": "Diffusion-DPO",
+    "spo": "SPO",
+    "flowgrpo": "Flow-GRPO",
+    "diffusion_kto": "Diffusion-KTO",
+    "inpo": "InPO",
+    "grpo_guard": "GRPO-Guard",
+    "diffusionnft": "DiffusionNFT",
+    "diffusion_dpo_both": "Diffusion-DPO + ours",
+    "flowgrpo_both": "Flow-GRPO + ours",
+}
 
 
 class Shown(NamedTuple):
@@ -53,6 +63,19 @@ OTHERS = {
     **{name: own for name, own in _LOOKS.items() if name != "texture"},
     **{n + IN_HOLE: own._replace(label=f"{own.label} in the hole") for n, own in _LOOKS.items()},
 }
+# What stands in the columns of tables that no evaluation fills.
+BESIDE = {
+    "stylization": Shown("Stylization", digits=3),
+    "win": Shown("Win %"),
+    "tie": Shown("Tie %", neutral=True),
+    "lose": Shown("Lose %", lower_is_better=True),
+    "anime": Shown("Anime, win %"),
+    "concept_art": Shown("Concept-Art, win %"),
+    "paintings": Shown("Paintings, win %"),
+    "photo": Shown("Photo, win %"),
+    "per_second": Shown("Images/s"),
+    "gpu_hours": Shown("GPU hours", digits=1, lower_is_better=True),
+}
 
 
 def metric_names() -> list[str]:
@@ -61,7 +84,7 @@ def metric_names() -> list[str]:
 
 
 def _shown(metric: str) -> Shown | type[RewardConfig]:
-    return REWARDS.get(metric) or OTHERS.get(metric) or Shown(metric)
+    return REWARDS.get(metric) or OTHERS.get(metric) or BESIDE.get(metric) or Shown(metric)
 
 
 def plain_label(metric: str) -> str:

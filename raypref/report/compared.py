@@ -14,7 +14,7 @@ from raypref.evaluate.tables import Published
 from raypref.report import figures
 
 # The axes of the paper's Figure 2; stylization (OneIG-Bench) is drawn when someone scores it.
-FIGURE_2 = (("texture_detail", "realism"), ("stylization", "human_preference"))
+FIGURE_2 = (("realism", "texture_detail"), ("human_preference", "stylization"))
 FEWEST_SPOKES, MOST_SPOKES = 3, 14
 
 

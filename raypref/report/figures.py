@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from raypref.report.charts import ACCENT, INK, LINE, SOFT, WARM, figure, inline
@@ -54,6 +55,13 @@ def scatter(x_name: str, y_name: str, points: Sequence[Point]) -> str:
         An `<svg>` element without width and height.
     """
     drawn, axes = figure(3.8, 2.6)
+    draw_points(axes, x_name, y_name, points)
+    said = "; ".join(f"{p.label} {p.x:.4g}, {p.y:.4g}" for p in points)
+    return inline(drawn, f"{x_name} against {y_name}: {said}")
+
+
+def draw_points(axes: Axes, x_name: str, y_name: str, points: Sequence[Point]) -> None:
+    """Draw the points of a scatter plot with their names beside them."""
     ours = [point for point in points if not point.paper]
     for point in points:
         colour = WARM if point.paper else _colour(ours.index(point), len(ours))
@@ -80,8 +88,6 @@ def scatter(x_name: str, y_name: str, points: Sequence[Point]) -> str:
     axes.margins(x=0.25, y=0.2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4))
-    said = "; ".join(f"{p.label} {p.x:.4g}, {p.y:.4g}" for p in points)
-    return inline(drawn, f"{x_name} against {y_name}: {said}")
 
 
 def bars(name: str, rows: Sequence[Bar], *, digits: int) -> str:

@@ -18,7 +18,7 @@ from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
 from raypref.core.ledger import Ledger, join, size, write_bytes
 from raypref.core.messages import without_secrets
-from raypref.core.progress import at_step, counted
+from raypref.core.progress import at_step, counted, passes
 from raypref.core.progress import waiting as waiting_for
 from raypref.core.tracking import Tracker, require_trackers
 from raypref.core.versions import versions
@@ -214,6 +214,7 @@ def _take(
             if run.redo:  # held-out prompts are known, and with them these ledgers, only now
                 _clear_stale(run, [step])
             step_began = time.monotonic()
+            passes()  # those of steps before
             with at_step(step.name), waiting_for(f"{step.name}: working"):
                 work = step.run()
         seconds = time.monotonic() - step_began
@@ -223,6 +224,7 @@ def _take(
             "unit": work.unit,
             "bytes": sum(size(ledger.path) for ledger in step.ledgers()),
             "device_share": work.busy / seconds if work.busy else None,
+            "passes": passes(),
         }
         if step.ledgers():  # not the page: it is written, and a job may end with another step
             record["seconds"] = earlier + time.monotonic() - began
