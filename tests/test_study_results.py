@@ -14,8 +14,9 @@ import pytest
 from raypref.cli import console
 from raypref.core.config import InputError
 from raypref.study import results
-from raypref.study.results import ALL, results_of
-from raypref.study.summary import lines, read_votes
+from raypref.study.reading import read_votes
+from raypref.study.results import ALL, results_of_votes
+from raypref.study.summary import result_lines
 
 # Prompt and category, and what raters r1, r2, r3 preferred: by hand below.
 SAID = {
@@ -64,7 +65,7 @@ def simulated(
 
 
 def test_prompts_are_won_tied_and_lost_by_majority() -> None:
-    found = results_of(by_hand()).outcomes.set_index("category")
+    found = results_of_votes(by_hand()).outcomes.set_index("category")
     assert list(found.index) == [ALL, "anime", "photo"]
     assert list(found.loc[ALL, ["model", "other", "win", "tie", "loss", "rate"]]) == [
         *("ours", "base", 50.0, 25.0, 25.0, 62.5)
@@ -76,7 +77,7 @@ def test_prompts_are_won_tied_and_lost_by_majority() -> None:
 
 def test_the_interval_of_wins_is_that_of_resampled_prompts() -> None:
     votes = simulated({"base": 0.0, "ours": 0.3}, prompts=40, raters=5)
-    row = results_of(votes).outcomes.iloc[0]
+    row = results_of_votes(votes).outcomes.iloc[0]
     balance = results.balance(votes, "ours", "base")
     won = (balance["first"] > balance["second"]).to_numpy()
     rng = np.random.default_rng(7)
@@ -101,7 +102,7 @@ def test_agreement_of_votes_does_not_depend_on_sides_or_order() -> None:
     votes = simulated({"base": 0.0, "ours": 1.0}, prompts=20, raters=4)
     turned = votes.rename(columns={"left": "right", "right": "left"}).iloc[::-1]
     turned["choice"] = turned["choice"].map({"left": "right", "right": "left", "tie": "tie"})
-    one, other = (results_of(each).agreement for each in (votes, turned))
+    one, other = (results_of_votes(each).agreement for each in (votes, turned))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -119,13 +120,13 @@ def test_strengths_are_those_of_another_library() -> None:
 def test_a_model_that_never_lost_has_no_strength() -> None:
     assert np.isnan(results.bradley_terry(np.array([[0.0, 3.0], [0.0, 0.0]]))).all()
     always = pd.DataFrame([vote(f"p{n}", "", "r", "ours", "base", "ours") for n in range(5)])
-    assert results_of(always).strengths["strength"].isna().all()
+    assert results_of_votes(always).strengths["strength"].isna().all()
 
 
 @pytest.mark.parametrize("names", [("base", "a", "b"), ("x", "y", "z", "w")])
 def test_raters_of_known_preferences_are_recovered(names: Sequence[str]) -> None:
     known = dict(zip(names, (0.0, 0.9, -0.5, 0.3), strict=False))
-    found = results_of(simulated(known, prompts=60, raters=9, seed=3)).strengths
+    found = results_of_votes(simulated(known, prompts=60, raters=9, seed=3)).strengths
     shift = 0.0 if "base" in known else np.mean(list(known.values()))
     # Half of each tie goes to either side: a tenth of ties draws strengths together by as much.
     for row in found.itertuples():
@@ -136,11 +137,11 @@ def test_raters_of_known_preferences_are_recovered(names: Sequence[str]) -> None
 def test_a_habit_of_raters_is_seen_and_does_not_move_who_wins() -> None:
     honest = simulated({"base": 0.0, "ours": 0.8}, prompts=80, raters=5)
     lazy = simulated({"base": 0.0, "ours": 0.8}, prompts=80, raters=5, left=1.0)
-    share, low, high = results_of(honest).left
+    share, low, high = results_of_votes(honest).left
     assert low < 0.5 < high and low < share < high
-    assert results_of(lazy).left[1] > 0.6
-    assert any("have a habit" in line for line in lines(results_of(lazy)))
-    assert results_of(lazy).strengths.iloc[0]["model"] == "ours"
+    assert results_of_votes(lazy).left[1] > 0.6
+    assert any("have a habit" in line for line in result_lines(results_of_votes(lazy)))
+    assert results_of_votes(lazy).strengths.iloc[0]["model"] == "ours"
 
 
 def test_raters_who_fail_attention_checks_are_left_out_and_named() -> None:
@@ -149,15 +150,15 @@ def test_raters_who_fail_attention_checks_are_left_out_and_named() -> None:
         vote("p1", "anime", rater, "damaged", "ours", said, attention=True)
         for rater, said in (("r1", "ours"), ("r2", "ours"), ("r3", "damaged"))
     ]
-    found = results_of(pd.concat([votes, pd.DataFrame(checks)], ignore_index=True))
+    found = results_of_votes(pd.concat([votes, pd.DataFrame(checks)], ignore_index=True))
     assert list(found.raters["left_out"]) == [False, False, True]
     assert found.n_votes == 8
     assert list(found.outcomes.iloc[0][["win", "tie", "loss"]]) == [25.0, 50.0, 25.0]
-    assert any("rater r3, who passed 0 of 1" in line for line in lines(found))
+    assert any("rater r3, who passed 0 of 1" in line for line in result_lines(found))
     nobody = pd.concat([votes, pd.DataFrame(checks)], ignore_index=True)
     nobody.loc[nobody["attention"], "choice"] = "tie"
     with pytest.raises(InputError, match="all raters failed"):
-        results_of(nobody)
+        results_of_votes(nobody)
 
 
 def test_repeats_count_once_and_tell_whether_a_rater_is_steady() -> None:
@@ -165,7 +166,7 @@ def test_repeats_count_once_and_tell_whether_a_rater_is_steady() -> None:
         vote("p1", "anime", "r1", "base", "ours", "ours", repeat=True),
         vote("p4", "photo", "r1", "base", "ours", "ours", repeat=True),  # said base before
     ]
-    found = results_of(pd.concat([by_hand(), pd.DataFrame(again)], ignore_index=True))
+    found = results_of_votes(pd.concat([by_hand(), pd.DataFrame(again)], ignore_index=True))
     assert found.n_votes == 12
     own = found.raters.set_index("rater").loc["r1"]
     assert (own["repeats"], own["repeats_alike"]) == (2, 1)
@@ -175,10 +176,10 @@ def test_a_table_of_other_people_is_read_and_a_wrong_one_names_its_row(tmp_path:
     file = tmp_path / "votes.csv"
     columns = ["prompt_id", "category", "rater", "left", "right", "choice"]
     by_hand()[columns].to_csv(file, index=False)
-    read = results_of(read_votes(str(file))).outcomes
-    pd.testing.assert_frame_equal(read, results_of(by_hand()).outcomes)
+    read = results_of_votes(read_votes(str(file))).outcomes
+    pd.testing.assert_frame_equal(read, results_of_votes(by_hand()).outcomes)
     file.write_text(file.read_text().replace("tie", "both", 1))
-    with pytest.raises(InputError, match=r"vote 6: choice=both; it is left, right or tie"):
+    with pytest.raises(InputError, match="line 7: choice=both: it is one of left, right, tie"):
         read_votes(str(file))
     file.write_text("prompt,choice\n")
     with pytest.raises(InputError, match="no column prompt_id, category, rater, left, right"):

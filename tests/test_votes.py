@@ -11,9 +11,10 @@ from ablated import made
 from raypref.ablate import beside, figures
 from raypref.ablate.driver import make, tables_of
 from raypref.ablate.plan import load_config
-from raypref.ablate.votes import PromptOutcome, prompt_outcomes, read_votes
 from raypref.core import progress
 from raypref.core.config import InputError
+from raypref.study.reading import read_votes
+from raypref.study.results import balance
 
 HEAD = "prompt_id,category,rater,left,right,choice\n"
 # By hand: p1 2 to 1 for ours, p2 even, p3 lost, p4 won though two took neither.
@@ -45,15 +46,11 @@ def numbers(name: str, folder: Path, *words: str) -> Any:
 
 def test_a_prompt_ends_as_most_of_its_raters_say(tmp_path):
     votes = read_votes(votes_in(tmp_path))
-    assert prompt_outcomes(votes, "stage2", "base") == [
-        PromptOutcome("p1", "anime", "win"),
-        PromptOutcome("p2", "concept_art", "tie"),
-        PromptOutcome("p3", "anime", "lose"),
-        PromptOutcome("p4", "photo", "win"),
-    ]
-    turned = {"win": "lose", "lose": "win", "tie": "tie"}
-    other = [prompt.outcome for prompt in prompt_outcomes(votes, "base", "stage2")]
-    assert other == [turned[p.outcome] for p in prompt_outcomes(votes, "stage2", "base")]
+    ended = balance(votes, "stage2", "base").set_index("prompt_id")
+    lead = ended["first"] - ended["second"]
+    assert lead.to_dict() == {"p1": 1, "p2": 0, "p3": -1, "p4": 1}
+    turned = balance(votes, "base", "stage2").set_index("prompt_id")
+    assert (turned["second"] - turned["first"]).to_dict() == lead.to_dict()
 
 
 def test_figure_4_and_table_7a_are_filled_from_the_same_votes(tmp_path):
@@ -86,7 +83,7 @@ def test_without_votes_the_published_values_stand_beside_not_run(tmp_path):
         ("p1,A,,x,y,left\n", "line 2: no value for rater"),
         ("p1,A,a,x\n", "line 2: no value for right, choice"),
         ("p1,A,a,x,y,left\np1,A,a,y,x,left\n", "line 3: rater a voted on prompt p1"),
-        ("p1,A,a,x,y,left\np1,B,b,x,y,left\n", "line 3: prompt p1 is of category 'b'"),
+        ("p1,A,a,x,y,left\np1,B,b,x,y,left\n", "line 3: prompt p1 is of category 'B'"),
         ("", "holds no vote"),
     ],
 )
@@ -101,7 +98,7 @@ def test_votes_need_their_columns_and_their_file(tmp_path):
     with pytest.raises(InputError, match="no column category, rater, right, choice"):
         read_votes(str(tmp_path / "v.csv"))
     with pytest.raises(InputError, match=r"ablate\.votes: no file '/none\.csv'"):
-        read_votes("/none.csv")
+        read_votes("/none.csv", key="ablate.votes")
 
 
 def record(folder: Path, passes: dict[str, tuple[int, float]], *, model: str) -> None:

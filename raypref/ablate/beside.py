@@ -15,12 +15,13 @@ from raypref.ablate.cost import recorded_runs, workers_of
 from raypref.ablate.plan import AblateConfig
 from raypref.ablate.results import PAPER, REAL_MODELS, Results, embedded
 from raypref.ablate.table import Table, model_rows
-from raypref.ablate.votes import Vote, prompt_outcomes, read_votes
 from raypref.align import plan as align_plan
 from raypref.core.config import InputError, flatten
 from raypref.core.messages import without_secrets
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.labels import ordered, plain_label
+from raypref.study.reading import read_votes
+from raypref.study.results import balance
 
 PHOTOGRAPHS = 25_096  # that the paper curated; its costs are of all of them
 PASSES = ("measured", "twins", "scored")
@@ -54,7 +55,8 @@ def _votes(table: Table, config: AblateConfig) -> Filled:
     rows = [row.name for row in table.rows]
     if not config.ablate.votes:
         return _nothing(rows, "not run: add ablate.votes=... (columns in docs/ablations.md)")
-    votes = read_votes(config.ablate.votes)
+    votes = read_votes(config.ablate.votes, key="ablate.votes")
+    votes = votes[~votes["attention"] & ~votes["repeat"]]
     ours = align_plan.final(align_plan.in_order(config.trainings, config.train))
     found = {row: _shares(votes, ours, row, table.columns) for row in rows}
     problems = {
@@ -68,9 +70,10 @@ def _votes(table: Table, config: AblateConfig) -> Filled:
     scores = pd.DataFrame(lines, columns=[*statistics.SCORES, "training_seed"])
     summary = statistics.summarise(scores, base="", resamples=config.table.resamples)
     summary = _arranged(summary, rows, table.columns)
-    used = [v for v in votes if ours in (v.left, v.right) and {v.left, v.right} & {*rows}]
+    sides = votes[["left", "right"]]
+    used = votes[(sides == ours).any(axis=1) & sides.isin(rows).any(axis=1)]
     how = (
-        f"Percent of prompts by the majority of {len({vote.rater for vote in used})} raters, "
+        f"Percent of prompts by the majority of {used['rater'].nunique()} raters, "
         f"{len(used):,} votes [95% interval, bootstrap over prompts]. Even votes are a tie; a vote "
         "for neither counts for neither."
     )
@@ -78,20 +81,20 @@ def _votes(table: Table, config: AblateConfig) -> Filled:
 
 
 def _shares(
-    votes: Sequence[Vote], ours: str, other: str, columns: Sequence[str]
+    votes: pd.DataFrame, ours: str, other: str, columns: Sequence[str]
 ) -> list[tuple[Any, ...]]:
     """A score of 100 or 0 per prompt and column."""
     found = []
-    for prompt in prompt_outcomes(votes, ours, other):
-        for column in columns:
-            if column in ("win", "tie", "lose"):
-                held = prompt.outcome == column
-            elif prompt.category == column:
-                held = prompt.outcome == "win"
-            else:
-                continue
-            name = prompt.prompt_id
-            found.append((name, name, "votes", other, column, 100.0 * held, 0))
+    for prompt in balance(votes, ours, other).itertuples():
+        lead = prompt.first - prompt.second
+        category = prompt.category.lower().replace("-", "_").replace(" ", "_")
+        held = {"win": lead > 0, "tie": lead == 0, "lose": lead < 0, category: lead > 0}
+        name = prompt.prompt_id
+        found += [
+            (name, name, "votes", other, column, 100.0 * held[column], 0)
+            for column in columns
+            if column in held
+        ]
     return found
 
 

@@ -139,11 +139,11 @@ def _votes(words: Sequence[str]) -> None:
 
 
 def _results(words: Sequence[str]) -> None:
-    from raypref.study.summary import lines, summarise_votes
+    from raypref.study.summary import result_lines, summarise_votes
 
     named, config = _read(ResultsConfig, words)
     folder, results = summarise_votes(_one(named, "results"), least_checks=config.least_checks)
-    for line in lines(results):
+    for line in result_lines(results):
         say(line)
     say_place("Table", str(folder / "results.md"))
     say_place("Page", str(folder / "results.html"))

@@ -31,7 +31,7 @@ RATERS = ("rater", "n_votes", "checks", "checks_passed", "repeats", "repeats_ali
 STEPS = 10_000  # of the fit of strengths, which needs tens
 
 
-class Results(NamedTuple):
+class VoteResults(NamedTuple):
     """What votes say.
 
     Attributes:
@@ -51,9 +51,9 @@ class Results(NamedTuple):
     n_votes: int
 
 
-def results_of(
+def results_of_votes(
     votes: pd.DataFrame, *, base: str = "base", least_checks: float = 0.75, resamples: int = 2000
-) -> Results:
+) -> VoteResults:
     """All numbers of a table of votes.
 
     Args:
@@ -66,7 +66,7 @@ def results_of(
     Raises:
         InputError: no vote is left.
     """
-    people = raters(votes, least_checks=least_checks)
+    people = rater_records(votes, least_checks=least_checks)
     out = set(people.loc[people["left_out"], "rater"])
     counted = votes[~votes["attention"] & ~votes["repeat"] & ~votes["rater"].isin(out)]
     if counted.empty:
@@ -75,10 +75,10 @@ def results_of(
         )
     seen = votes[~votes["attention"] & ~votes["rater"].isin(out)]
     pairs = compared(counted, base=base)
-    return Results(
-        outcomes(counted, pairs, resamples=resamples),
-        agreement(counted, pairs, resamples=resamples),
-        strengths(counted, base=base, resamples=resamples),
+    return VoteResults(
+        outcomes_by_category(counted, pairs, resamples=resamples),
+        rater_agreement(counted, pairs, resamples=resamples),
+        model_strengths(counted, base=base, resamples=resamples),
         people,
         left_share(seen),
         len(counted),
@@ -119,7 +119,7 @@ def preferred(votes: pd.DataFrame) -> pd.Series:
     return votes["left"].where(left, votes["right"].where(right, ""))
 
 
-def outcomes(
+def outcomes_by_category(
     votes: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, resamples: int = 2000
 ) -> pd.DataFrame:
     """How often a model wins, ties and loses, over all prompts and per category.
@@ -158,7 +158,7 @@ def _draws(n_prompts: int, resamples: int) -> np.ndarray:
     return statistics.draws(n_prompts, resamples, 0).astype(np.float64)
 
 
-def agreement(
+def rater_agreement(
     votes: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, resamples: int = 2000
 ) -> pd.DataFrame:
     """How far raters agree on the same two images: Krippendorff's alpha for nominal data.
@@ -202,7 +202,9 @@ def alpha(counts: np.ndarray, times: np.ndarray) -> np.ndarray:
         return 1 - (total - 1) * observed / expected
 
 
-def strengths(votes: pd.DataFrame, *, base: str = "base", resamples: int = 2000) -> pd.DataFrame:
+def model_strengths(
+    votes: pd.DataFrame, *, base: str = "base", resamples: int = 2000
+) -> pd.DataFrame:
     """How strong each model is, by all votes together: Bradley and Terry (1952).
 
     A model of strength s is preferred to one of strength r with probability 1 / (1 + exp(r - s)).
@@ -269,7 +271,7 @@ def bradley_terry(wins: np.ndarray) -> np.ndarray:
     return np.log(worth)
 
 
-def raters(votes: pd.DataFrame, *, least_checks: float = 0.75) -> pd.DataFrame:
+def rater_records(votes: pd.DataFrame, *, least_checks: float = 0.75) -> pd.DataFrame:
     """How each rater did: attention checks passed, repeated pairs answered alike.
 
     Returns:

@@ -5,62 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raypref.core.config import InputError
 from raypref.core.ledger import write_bytes
 from raypref.core.progress import counted
 from raypref.evaluate.tables import markdown_row, plain_csv
 from raypref.report.voted import render
-from raypref.study.results import ALL, Results, results_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-FLAGS = ("attention", "repeat")
-NEEDED = ("prompt_id", "category", "rater", "left", "right", "choice")
-CHOICES = {"left", "right", "tie"}
+from raypref.study.reading import read_votes
+from raypref.study.results import ALL, VoteResults, results_of_votes
 
 
-def read_votes(path: str) -> pd.DataFrame:
-    """The votes of `votes.parquet`, `votes.csv`, or a study's folder that holds them.
-
-    A table of other people's needs the columns `NEEDED` alone: the others are then as if there
-    were no attention checks and no repeats.
-
-    Raises:
-        InputError: no such file, a column is missing, or a value is none; names the row.
-    """
-    import pandas as pd
-
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "votes.parquet"
-    if not file.is_file():
-        raise InputError(f"{path}: no votes there; raypref study votes STUDY writes them")
-    try:
-        if file.suffix == ".csv":
-            votes = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        else:
-            votes = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no table of votes: {error}") from None
-    if missing := [name for name in NEEDED if name not in votes]:
-        raise InputError(f"{file}: no column {', '.join(missing)}")
-    for row, choice in enumerate(votes["choice"], start=1):
-        if choice not in CHOICES:
-            raise InputError(f"{file}, vote {row}: choice={choice}; it is left, right or tie")
-    for name in FLAGS:
-        told = votes[name].astype(str) if name in votes else "false"
-        votes = votes.assign(**{name: told})
-        votes[name] = votes[name].str.lower() == "true"
-    if "item" not in votes:
-        sides = votes[["left", "right"]].apply(lambda row: "/".join(sorted(row)), axis=1)
-        votes["item"] = votes["prompt_id"] + "/" + sides
-    return votes
-
-
-def summarise_votes(path: str, *, least_checks: float) -> tuple[Path, Results]:
+def summarise_votes(path: str, *, least_checks: float) -> tuple[Path, VoteResults]:
     """Write `results.md`, `results.csv` and `results.html` beside the votes.
 
     Args:
@@ -70,20 +24,20 @@ def summarise_votes(path: str, *, least_checks: float) -> tuple[Path, Results]:
     Returns:
         The folder that they are in, and the numbers.
     """
-    results = results_of(read_votes(path), least_checks=least_checks)
+    results = results_of_votes(read_votes(path), least_checks=least_checks)
     at = Path(path).expanduser()
     folder = at if at.is_dir() else at.parent
     files = {
-        "results.md": "\n".join([*lines(results), "", *tables(results)]) + "\n",
+        "results.md": "\n".join([*result_lines(results), "", *result_tables(results)]) + "\n",
         "results.csv": plain_csv(results.outcomes),
-        "results.html": render(results, lead=list(lines(results))),
+        "results.html": render(results, lead=list(result_lines(results))),
     }
     for name, text in files.items():
         write_bytes(str(folder / name), text.encode())
     return folder, results
 
 
-def lines(results: Results) -> Iterator[str]:
+def result_lines(results: VoteResults) -> Iterator[str]:
     """The results in a few sentences."""
     own = results.raters[~results.raters["left_out"]]
     yield f"{counted(results.n_votes, 'vote')} of {counted(len(own), 'rater')}."
@@ -112,7 +66,7 @@ def lines(results: Results) -> Iterator[str]:
         )
 
 
-def tables(results: Results) -> Iterator[str]:
+def result_tables(results: VoteResults) -> Iterator[str]:
     """The same as Markdown tables."""
     yield from _table(
         ("model", "against", "category", "win %", "tie %", "lose %", "95% of wins", "prompts"),
