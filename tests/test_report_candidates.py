@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from report_runs import fill
 
 from raypref.core.ledger import Ledger
 from raypref.evaluate import statistics
+from raypref.pairs.choice import ChoiceConfig
 from raypref.report import candidates as report
 from raypref.report.bias import drift_tables
 from raypref.report.page import render
@@ -20,8 +22,9 @@ from raypref.report.views import InputsView, ReportData
 ATTACK = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
-def gathered(folder: Path, pairs: Ledger) -> InputsView:
-    return report.candidate_inputs(str(folder), config(folder), pairs)
+def gathered(folder: Path, pairs: Ledger, **choice: Any) -> InputsView:
+    own = config(folder).model_copy(update={"choice": ChoiceConfig(**{"by": "bright"} | choice)})
+    return report.candidate_inputs(str(folder), own, pairs)
 
 
 def page_of(folder: Path, view: InputsView) -> str:
@@ -48,8 +51,32 @@ def test_the_gallery_shows_hole_chosen_and_rejected_with_their_numbers(tmp_path:
         number = row["candidate_chosen"]
         assert chosen == ("photograph, score –" if number < 0 else f"no. {number}, score 0.9")
         assert rejected == f"no. {row['candidate_rejected']}, score 0.1"
-    assert "the rule bright picked" in view.pairs_are and "6 candidates" in view.pairs_are
+    how = "The chosen image is the best candidate by the reward bright"
+    assert how in view.pairs_are and "6 candidates" in view.pairs_are
     assert view.pairs[0].region is not None
+
+
+@pytest.mark.parametrize(
+    ("choice", "how"),
+    [
+        (
+            {"by": "random"},
+            "The chosen image is a candidate drawn at random, the rejected image a candidate drawn "
+            "at random. No reward chose.",
+        ),
+        (
+            {"by": "ensemble", "chosen": "photograph"},
+            "The chosen image is the photograph itself, the rejected image the worst candidate by "
+            "the rule ensemble.",
+        ),
+    ],
+)
+def test_page_and_candidates_say_what_chose_the_pairs(choice, how, tmp_path: Path) -> None:
+    pairs = write_candidates(tmp_path, photographs=8 if "chosen" in choice else 0)
+    view = gathered(tmp_path, pairs, **choice)
+    [file] = tmp_path.glob("report/files/pairs-*/candidates-1.html")
+    for text in (view.pairs_are, " ".join(file.read_text().split()).replace(" </p>", "")):
+        assert how in text and "picked them" not in text and "rule's score decides" not in text
 
 
 def test_without_holes_the_gallery_has_two_pictures(tmp_path: Path) -> None:
@@ -149,7 +176,7 @@ def test_the_planted_taste_is_found_in_the_hole_and_its_pairs_are_tilted(tmp_pat
     assert row["spread"] == pytest.approx(0.2993, abs=0.01)
     said = " ".join(view.bias.sentences)
     assert "bright ranks candidates with more brightness in the" in said
-    assert "By the rule bright the chosen images have more brightness in the" in said
+    assert "The chosen images have more brightness in the" in said
     text = (tmp_path / "bias" / "bias.md").read_text()
     assert text.startswith("| in the hole | brightness | contrast |")
     page = page_of(tmp_path, view)

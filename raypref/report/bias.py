@@ -198,7 +198,7 @@ def _view(found: pd.DataFrame, tilted: pd.DataFrame, *, rule: str, holes: int, o
         rows.append(("tilt: chosen minus rejected", _cells(last, "tilt")))
         tables.append(BiasTable(TITLES[where], list(last["property"]), rows))
     some = f"Measured on {holes:,} of {of:,} holes or prompts." if holes < of else ""
-    sentences = [_strongest(found), _tilted(tilted, rule), some]
+    sentences = [_strongest(found), _tilted(tilted), some]
     return BiasView([said for said in sentences if said], tables, EXPLAINED)
 
 
@@ -222,16 +222,16 @@ def _strongest(found: pd.DataFrame) -> str:
     )
 
 
-def _tilted(tilted: pd.DataFrame, rule: str) -> str:
+def _tilted(tilted: pd.DataFrame) -> str:
     decided = tilted[(tilted["low"] > 0) | (tilted["high"] < 0)]
     if decided.empty:
-        return f"The pairs of the rule {rule} are not tilted: every interval includes 0."
+        return "The pairs are not tilted: every interval includes 0."
     row = decided.loc[decided["tilt"].abs().idxmax()]
     more = "more" if row["tilt"] > 0 else "less"
     value = cell_text(row["tilt"], row["low"], row["high"])
     return (
-        f"By the rule {rule} the chosen images have {more} {row['property']} {_in(row['where'])} "
-        f"than the rejected ones: {value} standard deviations, the largest tilt."
+        f"The chosen images have {more} {row['property']} {_in(row['where'])} than the rejected "
+        f"ones: {value} standard deviations, the largest tilt."
     )
 
 

@@ -46,7 +46,12 @@ class _Small(NamedTuple):
 
 
 def write_candidate_pages(
-    candidates: Candidates, pairs: Ledger, facts: Sequence[Mapping[str, Any]], *, report: str
+    candidates: Candidates,
+    pairs: Ledger,
+    facts: Sequence[Mapping[str, Any]],
+    *,
+    how: str,
+    report: str,
 ) -> str:
     """Write the pages that are not there yet; returns their address with `{page}` and `{pair}`.
 
@@ -57,6 +62,7 @@ def write_candidate_pages(
         pairs: the complete pairs.
         facts: of the shown pairs, in order: `rank` (from 0), `key`, `prompt`, `candidate_chosen`,
             `candidate_rejected`, `rule`.
+        how: which images the two sides are, in a sentence.
         report: the folder of the page, local or URI.
     """
     folder = f"files/pairs-{pairs.fingerprint}"
@@ -79,7 +85,7 @@ def write_candidate_pages(
             keys = [row["key"] for row in rows]
             small = {number: own.take(keys) for number, own in readers.items()}
             views = [_view(row, small, candidates, known) for row in rows]
-            text = _page(views, page=page, last=len(pages), rewards=candidates.rewards)
+            text = _page(views, page=page, last=len(pages), how=how)
             write_bytes(join(report, folder, f"candidates-{page}.html"), text.encode())
             progress.add(len(rows), note="candidates")
     return address
@@ -182,9 +188,7 @@ def _decimals(reward: str) -> int:
     return 2 if reward == RULE else digits(reward)
 
 
-def _page(
-    views: Sequence[Mapping[str, Any]], *, page: int, last: int, rewards: Sequence[str]
-) -> str:
+def _page(views: Sequence[Mapping[str, Any]], *, page: int, last: int, how: str) -> str:
     return fill(
         "candidates.html",
         filters={},
@@ -192,5 +196,5 @@ def _page(
         pairs=views,
         page=page,
         last=last,
-        count=len(rewards),
+        how=how,
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 from raypref.core.ledger import Ledger, join
 from raypref.core.rows import Row
+from raypref.pairs.choice import RANDOM
 from raypref.pairs.config import PairingConfig
 from raypref.pairs.kinds import kind_of
+from raypref.pairs.words import how_chosen
 from raypref.report.bias import bias_of_rewards
 from raypref.report.candidate_pages import write_candidate_pages
 from raypref.report.candidate_rows import Candidates
@@ -55,9 +57,11 @@ def candidate_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Input
         histograms=colors,
         dropped=dropped_photographs(folder, config, filters, mean=mean_colorfulness(colors)),
         pairs=pictured(pairs, facts, _images(pairs, place, holes), report=report, kinds=shown),
-        pairs_are=_are(facts, len(candidates.numbers), count, holes=holes),
+        pairs_are=_are(facts, config, len(candidates.numbers), count, holes=holes),
         pictures=PICTURES,
-        candidate_pages=write_candidate_pages(candidates, pairs, facts, report=report),
+        candidate_pages=write_candidate_pages(
+            candidates, pairs, facts, how=how_chosen(config.choice), report=report
+        ),
         bias=bias_of_rewards(folder, candidates, pairs),
     )
 
@@ -98,19 +102,21 @@ def _images(pairs: Ledger, place: Mapping[str, int], holes: bool) -> Iterator[Ro
             yield {"rank": place[row["key"]], **row}
 
 
-def _are(facts: list[dict[str, Any]], numbers: int, count: int, *, holes: bool) -> str:
+def _are(
+    facts: list[dict[str, Any]], config: PairingConfig, numbers: int, count: int, *, holes: bool
+) -> str:
     if not facts:
         return ""
-    rule = facts[0]["rule"]
     made = "paintings of one hole" if holes else "images of one prompt"
+    score = "number" if config.choice.by == RANDOM else "number and its score by the rule"
     said = [
-        f"The chosen and the rejected image are two of {numbers} candidates, {made}; the rule "
-        f"{rule} picked them. Beside each stands its number and its score by the rule."
+        f"Of {numbers} candidates, {made}: {how_chosen(config.choice)} Beside each stands its "
+        f"{score}."
     ]
     if holes:
         said.insert(0, "Left the photograph with its hole tinted.")
     if any(row["candidate_chosen"] < 0 for row in facts):
-        said.append("Where the photograph itself is the chosen image, the rule has no score of it.")
+        said.append("A photograph has no score.")
     if len(facts) < count:
         said.append(f"Shown are {len(facts):,} of {count:,} in the order in which they were drawn.")
     return " ".join([*said, "A click enlarges."])
