@@ -16,6 +16,7 @@ from raypref.core.terminal import say, say_place
 from raypref.engine.cluster import submitted
 from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_text
 from raypref.judge.job import JudgingConfig, judge_rewards
+from raypref.pairs.idle import refuse_idle
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
 from raypref.run.outlook import (
@@ -51,6 +52,7 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
         result: what the job makes, named last: `Pairs`, `LoRA` or `Report`.
     """
     config = settle_storage(load(RunConfig, given.source, given.overrides))
+    refuse_idle(config, given.overrides)
     if "--resolved" in given.flags:
         print(to_toml(config), end="")
         return DONE
