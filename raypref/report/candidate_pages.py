@@ -1,13 +1,13 @@
 """All candidates of the shown pairs with every score: pages beside the report, some pairs each.
 
-Each page holds its pictures, small, within itself. The candidates are read once, as they lie: what
-is in memory are small pictures of the pairs whose last candidate has not been met.
+Each page holds its pictures, small, within itself. Parts of ledgers without a shown candidate are
+not opened. A part is read once: of the others' pairs in it the small pictures wait in memory.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -38,6 +38,11 @@ class Tile(NamedTuple):
     scores: Sequence[tuple[str, str, bool]]  # reward, score, whether it is the best of the hole
 
 
+def shown_in(pairs: Ledger) -> str:
+    """The folder of all that is shown of pairs, in the order in which they were drawn."""
+    return f"pairs-{pairs.fingerprint}-drawn"  # without -drawn: of an earlier order
+
+
 class _Small(NamedTuple):
     image: str  # data URIs
     hole: str  # the photograph with its hole tinted; empty for candidates
@@ -65,7 +70,7 @@ def write_candidate_pages(
         how: which images the two sides are, in a sentence.
         report: the folder of the page, local or URI.
     """
-    folder = f"files/pairs-{pairs.fingerprint}"
+    folder = f"files/{shown_in(pairs)}"
     address = f"{folder}/candidates-{{page}}.html#pair-{{pair}}"
     pages = [facts[i : i + PAGE_OF_PAIRS] for i in range(0, len(facts), PAGE_OF_PAIRS)]
     before = set(list_files(join(report, folder)))
@@ -95,10 +100,11 @@ class _Reader:
     """Small pictures of the candidates of one number, in whatever order they are asked for."""
 
     def __init__(
-        self, candidates: Candidates, number: int, keys: Collection[str], pool: ThreadPoolExecutor
+        self, candidates: Candidates, number: int, keys: Sequence[str], pool: ThreadPoolExecutor
     ) -> None:
-        self._there = candidates.keys_of(number) & set(keys)
-        self._rows = candidates.rows(number, self._there)
+        found = candidates.find(number, keys)
+        self._there = {key for own in found.values() for key in own}
+        self._rows = candidates.rows(number, found)
         self._pool = pool
         self._met: dict[str, _Small] = {}
 
