@@ -16,6 +16,7 @@ from raypref.core.terminal import say, say_place
 from raypref.engine.cluster import submitted
 from raypref.judge.arenas import ArenaJobConfig, show_capabilities, terminal_text
 from raypref.judge.job import JudgingConfig, judge_rewards
+from raypref.pairs.idle import refuse_idle
 from raypref.run.config import RunConfig
 from raypref.run.execute import execute, require_steps_before
 from raypref.run.origins import settings_lines
@@ -54,6 +55,7 @@ def run_steps(given: Given, *, only: Collection[str], result: str) -> int:
     if "--dry-run" in given.flags and (lines := settings_lines(given.source, given.overrides)):
         say("\n".join([*lines, ""]))
     config = settle_storage(load(RunConfig, given.source, given.overrides))
+    refuse_idle(config, given.overrides)
     if "--resolved" in given.flags:
         print(to_toml(config), end="")
         return DONE

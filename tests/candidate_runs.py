@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from report_runs import fill, gather, png, scene, write_evaluation, write_training
 
 from raypref.core.ledger import Ledger
-from raypref.core.rows import IMAGE, INDEX
+from raypref.core.rows import IMAGE, INDEX, REJECT
 from raypref.pairs.config import PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
 from raypref.report.views import ReportData
@@ -19,9 +19,9 @@ from raypref.sources.index import SourceConfig
 
 TEXT, FLOAT = pa.string(), pa.float64()
 HOLES = pa.schema(
-    [("id", TEXT), ("key", TEXT), ("prompt", TEXT), ("image", IMAGE), ("mask", IMAGE)]
+    [("id", TEXT), ("key", TEXT), ("prompt", TEXT), ("image", IMAGE), ("mask", IMAGE), *REJECT]
 )
-IMAGES = pa.schema([("id", TEXT), ("key", TEXT), ("prompt", TEXT), ("image", pa.binary())])
+IMAGES = pa.schema([("id", TEXT), ("key", TEXT), ("prompt", TEXT), ("image", pa.binary()), *REJECT])
 SCORES = pa.schema(
     [("id", TEXT), ("key", TEXT), ("candidate", pa.int32())]
     + [(name, FLOAT) for name in ("pickscore", "bright", "rule")]
@@ -132,7 +132,7 @@ def write_candidates(
         )
     for row in hole_rows if not masked else ():
         row["mask"] = None
-    dropped = {"id": "none", "key": key_of(-1), "prompt": "", "image": None, "mask": None}
+    dropped = {"id": "none", "key": key_of(-1), "prompt": "", "reject_reason": "hole_too_small"}
     fill(Ledger(str(folder / "holes"), {}), [dropped, *hole_rows], HOLES)
     for number, rows in enumerate(image_rows):
         at = folder / "candidates" / "images" / f"{number:02d}"

@@ -151,6 +151,9 @@ def test_the_first_candidate_may_be_rejected_whatever_its_score():
     assert pair(by="zscore", rejected="first") == DRAW, "it is itself the best"
     assert pair(by="zscore", rejected="first", draws="random") == DRAW, "the others are worse"
     assert pair(np.array([[NAN], [1.0], [2.0]]), rejected="first") == ChosenPair(2, 1, draw=False)
+    alike = np.full((4, 3), 2.5)
+    drawn = {pair(alike, key=str(n), draws="random", rejected="first") for n in range(30)}
+    assert drawn == {ChosenPair(number, 0, draw=True) for number in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(

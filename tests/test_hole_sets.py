@@ -19,7 +19,7 @@ from raypref.core.config import InputError, build, load
 from raypref.core.ledger import Ledger
 from raypref.curate.publish import PHOTOS
 from raypref.demo.holes import write_holes
-from raypref.evaluate import every, graph, painting, samples
+from raypref.evaluate import every, graph, painting, samples, sets
 from raypref.evaluate.generate import BASE, GenerateConfig
 from raypref.evaluate.kept import decibels
 from raypref.evaluate.painting import Paint, hole_prompts
@@ -32,6 +32,7 @@ from raypref.run.config import RunConfig
 from raypref.run.outlook import _images, outlook
 from raypref.run.pipeline import Run
 from raypref.sources.holes import read_holes
+from raypref.sources.index import unchanged
 
 INPAINT = ("base.family=sd15_inpaint", "base.model=tiny:sd15-inpaint")
 SEEDS = (42, 7)
@@ -126,6 +127,42 @@ def test_the_same_holes_elsewhere_are_the_same_and_others_are_not(folder, tmp_pa
     captions = tmp_path / "told" / "captions.csv"
     captions.write_text(captions.read_text().replace("a photo", "one photo", 1))
     assert identity(tmp_path / "told") != before
+
+
+@pytest.mark.parametrize("file", ["a.png", "a_mask.png"])
+def test_a_file_edited_without_a_change_of_its_size_makes_other_holes(file, tmp_path, monkeypatch):
+    def hole(left: int) -> Image.Image:
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (left, 8, left + 16, 24))
+        return mask
+
+    def identity() -> str:
+        return hole_identity(read_holes(str(tmp_path), limit=None))
+
+    for name in ("a.png", "a_mask.png"):
+        hole(4).save(tmp_path / name, compress_level=0)
+    (tmp_path / "a.txt").write_text("a thing")
+    size, before = (tmp_path / file).stat().st_size, identity()
+    hole(30).save(tmp_path / file, compress_level=0)
+    assert (tmp_path / file).stat().st_size == size
+    assert identity() != before
+
+    # Runs of one table read the files once.
+    read: list[str] = []
+    digest = sets.file_digest
+    monkeypatch.setattr(
+        sets, "file_digest", lambda store, name: read.append(name) or digest(store, name)
+    )
+    with unchanged():
+        for number in range(3):
+            run = a_run(tmp_path / f"{number}", f"evaluate.holes={tmp_path}")
+            assert run.evaluations.sets.all[0].identity.startswith("1 holes")
+    assert sorted(read) == ["a.png", "a_mask.png"]
+
+
+def test_the_embedded_holes_keep_the_identity_of_earlier_results(tmp_path):
+    own = a_run(tmp_path, "evaluate.holes=tiny:holes").evaluations.sets.all[0].identity
+    assert own == "32 holes, sha256 bfb822704201e98d"
 
 
 # ------------------------------------------------------------------ from a folder to a table

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ from report_runs import fill
 
 from raypref.core.ledger import Ledger
 from raypref.evaluate import statistics
+from raypref.pairs.choice import ChoiceConfig
+from raypref.report import bias
 from raypref.report import candidates as report
 from raypref.report.bias import drift_tables
 from raypref.report.page import render
@@ -20,8 +23,9 @@ from raypref.report.views import InputsView, ReportData
 ATTACK = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
-def gathered(folder: Path, pairs: Ledger) -> InputsView:
-    return report.candidate_inputs(str(folder), config(folder), pairs)
+def gathered(folder: Path, pairs: Ledger, **choice: Any) -> InputsView:
+    own = config(folder).model_copy(update={"choice": ChoiceConfig(**{"by": "bright"} | choice)})
+    return report.candidate_inputs(str(folder), own, pairs)
 
 
 def page_of(folder: Path, view: InputsView) -> str:
@@ -48,8 +52,32 @@ def test_the_gallery_shows_hole_chosen_and_rejected_with_their_numbers(tmp_path:
         number = row["candidate_chosen"]
         assert chosen == ("photograph, score –" if number < 0 else f"no. {number}, score 0.9")
         assert rejected == f"no. {row['candidate_rejected']}, score 0.1"
-    assert "the rule bright picked" in view.pairs_are and "6 candidates" in view.pairs_are
+    how = "The chosen image is the best candidate by the reward bright"
+    assert how in view.pairs_are and "6 candidates" in view.pairs_are
     assert view.pairs[0].region is not None
+
+
+@pytest.mark.parametrize(
+    ("choice", "how"),
+    [
+        (
+            {"by": "random"},
+            "The chosen image is a candidate drawn at random, the rejected image a candidate drawn "
+            "at random. No reward chose.",
+        ),
+        (
+            {"by": "ensemble", "chosen": "photograph"},
+            "The chosen image is the photograph itself, the rejected image the worst candidate by "
+            "the rule ensemble.",
+        ),
+    ],
+)
+def test_page_and_candidates_say_what_chose_the_pairs(choice, how, tmp_path: Path) -> None:
+    pairs = write_candidates(tmp_path, photographs=8 if "chosen" in choice else 0)
+    view = gathered(tmp_path, pairs, **choice)
+    [file] = tmp_path.glob("report/files/pairs-*/candidates-1.html")
+    for text in (view.pairs_are, " ".join(file.read_text().split()).replace(" </p>", "")):
+        assert how in text and "picked them" not in text and "rule's score decides" not in text
 
 
 def test_without_holes_the_gallery_has_two_pictures(tmp_path: Path) -> None:
@@ -69,7 +97,7 @@ def test_all_candidates_of_a_pair_lie_beside_the_page(tmp_path: Path) -> None:
     files = sorted(tmp_path.glob("report/files/pairs-*/candidates-*.html"))
     assert [file.name for file in files] == ["candidates-1.html", "candidates-2.html"]
     assert view.candidate_pages == (
-        f"files/pairs-{pairs.fingerprint}/candidates-{{page}}.html#pair-{{pair}}"
+        f"files/pairs-{pairs.fingerprint}-drawn/candidates-{{page}}.html#pair-{{pair}}"
     )
     scores = Ledger(str(tmp_path / "candidates" / "scores"), {}).table().to_pandas()
     facts = pairs.table(["key", "candidate_chosen", "candidate_rejected"]).to_pandas()
@@ -95,13 +123,55 @@ def test_all_candidates_of_a_pair_lie_beside_the_page(tmp_path: Path) -> None:
     assert seen == 30
 
 
+def test_no_image_is_read_but_those_of_shown_pairs(tmp_path: Path, monkeypatch) -> None:
+    pairs = write_candidates(tmp_path, holes=200, count=2, side=16)  # 64 rows per part
+    monkeypatch.setattr(report, "MOST_PAIRS", 70)
+    monkeypatch.setattr(bias, "MOST_HOLES", 5)
+    opened: set[tuple[str, str]] = set()
+    part, rows = Ledger.part, Ledger.rows
+    images = {"image", "mask", "chosen", "rejected", "source"}
+
+    def of_part(self: Ledger, name: str, columns: Any = None, **words: Any) -> Any:
+        if columns is None or images & {*columns}:
+            opened.add((self.path, name))
+        return part(self, name, columns, **words)
+
+    def of_all(self: Ledger, columns: Any = None, **words: Any) -> Any:
+        one_row = words.get("batch_size") == 1
+        assert one_row or (columns is not None and not images & {*columns}), self.path
+        return rows(self, columns, **words)
+
+    monkeypatch.setattr(Ledger, "part", of_part)
+    monkeypatch.setattr(Ledger, "rows", of_all)
+    view = gathered(tmp_path, pairs)
+    assert len(view.pairs) == 70 and "Shown are 70 of 200" in view.pairs_are
+    first = pairs.parts()[:2]
+    keys = [key for name in first for key in part(pairs, name, ["key"])["key"].to_pylist()][:70]
+    assert [own.prompt for own in view.pairs] == [
+        f"a disc, number {number}" for key in keys for number in range(200) if key_of(number) == key
+    ]
+    assert {name for path, name in opened if path == pairs.path} == {*first}
+    for path in ("holes", "candidates/images/00", "candidates/images/01"):
+        own = Ledger(str(tmp_path / path), {})
+        wanted = {
+            name for name in own.parts() if {*part(own, name, ["key"])["key"].to_pylist()} & {*keys}
+        }
+        first_five = {key_of(number) for number in range(5)}
+        for_bias = {
+            name
+            for name in own.parts()
+            if {*part(own, name, ["key"])["key"].to_pylist()} & first_five
+        }
+        assert {name for at, name in opened if at == own.path} == wanted | for_bias
+
+
 def test_a_candidate_that_was_not_made_leaves_its_place(tmp_path: Path) -> None:
     pairs = write_candidates(tmp_path, holes=3, count=4)
     ledger = Ledger(str(tmp_path / "candidates" / "images" / "02"), {"n": 2})
     first, *others = ledger.table().to_pylist()
     schema = ledger.schema()
     ledger.clear()
-    fill(ledger, [{**first, "image": None}, *others], schema)  # it failed
+    fill(ledger, [{**first, "image": None, "reject_reason": "no_image"}, *others], schema)
     gathered(tmp_path, pairs)
     [file] = tmp_path.glob("report/files/pairs-*/candidates-1.html")
     first, *others = file.read_text().split('<section id="pair-')[1:]
@@ -149,7 +219,7 @@ def test_the_planted_taste_is_found_in_the_hole_and_its_pairs_are_tilted(tmp_pat
     assert row["spread"] == pytest.approx(0.2993, abs=0.01)
     said = " ".join(view.bias.sentences)
     assert "bright ranks candidates with more brightness in the" in said
-    assert "By the rule bright the chosen images have more brightness in the" in said
+    assert "The chosen images have more brightness in the" in said
     text = (tmp_path / "bias" / "bias.md").read_text()
     assert text.startswith("| in the hole | brightness | contrast |")
     page = page_of(tmp_path, view)

@@ -187,8 +187,10 @@ def stream_branches(
     read: Reader
     if isinstance(rows, pa.Table):
         done = set.intersection(*(ledger.done_ids() for ledger in ledgers))
-        new = [id_ not in done for id_ in rows["id"].to_pylist()]
-        todo = rows.filter(pa.array(new, pa.bool_()))
+        todo = rows
+        if done:
+            new = [id_ not in done for id_ in rows["id"].to_pylist()]
+            todo = rows.filter(pa.array(new, pa.bool_()))
         size, schema, read = config.block_rows, rows.schema, _as_it_is
         before, total = len(done), len(done) + todo.num_rows
         blocks = [todo.slice(start, size) for start in range(0, todo.num_rows, size)]

@@ -13,7 +13,8 @@ import posixpath
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,9 @@ from raypref.evaluate.generate import BASE, GenerateConfig
 from raypref.evaluate.plain_prompts import PLAIN
 from raypref.evaluate.prompts import read_prompts
 from raypref.sources.holes import HOLE, KEY, read_holes
+from raypref.sources.index import remembered
 from raypref.sources.prompts import Prompt
-from raypref.sources.reading import lookup
+from raypref.sources.reading import file_digest, lookup
 from raypref.sources.store import locate
 
 ROOT = "evaluation"
@@ -36,6 +38,7 @@ DEFAULT = "held-out"  # the set that is taken where evaluate.prompts names none
 DEFAULT_COUNT = 100
 FEWEST = 8  # captions; of fewer no interval says anything
 RESERVED = frozenset(("images", "scores", "reference", "samples", "photographs", "rubric"))
+READERS = 8  # files of holes read side by side
 ABOUT = "prompts.json"  # beside a table: the name of its set, where the prompts came from
 # An image that repeats another has a caption that may be its pair's in other words.
 UNUSABLE = frozenset(
@@ -135,7 +138,14 @@ class PromptSets:
         limit = self.config.limit or None
         files = names_of(self.config.hole_files)
         given = {name: read_holes(file, limit=limit) for name, file in files.items()}
-        wanted = {name: hole_identity(rows) for name, rows in given.items()}
+        wanted = {
+            name: remembered(
+                ("holes", files[name], limit),
+                # What comes with raypref does not change, and its earlier results stay.
+                partial(hole_identity, rows, contents=scheme_of(files[name]) is None),
+            )
+            for name, rows in given.items()
+        }
         if len({*wanted.values()}) < len(wanted):
             raise InputError(f"evaluate.holes: two of {', '.join(files.values())} are the same")
         places = located(self.folder, wanted)
@@ -148,18 +158,37 @@ class PromptSets:
         ]
 
 
-def hole_identity(holes: Sequence[Row]) -> str:
-    """How many holes, and a hash of their prompts, masks, and the names and sizes of their files.
+def hole_identity(holes: Sequence[Row], *, contents: bool = True) -> str:
+    """How many holes, and a hash of their prompts, masks, and the names, sizes and bytes of files.
 
     Where the files lie is no part of it: the same folder elsewhere holds the same holes.
+
+    Args:
+        holes: of `read_holes`.
+        contents: whether to read the files: an edited mask often keeps its size.
+
+    Raises:
+        OSError: an object store failed.
     """
-    stores = {root: lookup(locate(root, key=KEY)) for root in {hole["root"] for hole in holes}}
+    stores = {root: locate(root, key=KEY) for root in {hole["root"] for hole in holes}}
+    looks = {root: lookup(store) for root, store in stores.items()}
+    listed = [
+        [(hole["root"], file) for name in ("photo_file", "mask_file") if (file := hole[name])]
+        for hole in holes
+    ]
+    digests: dict[tuple[str, str], str] = {}
+    if contents:
+        each = sorted({at for own in listed for at in own})
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda at: file_digest(stores[at[0]], at[1]), each)
+            digests = dict(zip(each, found, strict=True))
     told = []
-    for hole in holes:
-        look = stores[hole["root"]]
+    for hole, own in zip(holes, listed, strict=True):
+        look = looks[hole["root"]]
         files = (hole[name] for name in ("photo_file", "mask_file"))
         sizes = [None if file is None else look(file)[1] for file in files]
-        told.append([hole["prompt"], *(hole[n] for n in HOLE.names if n != "root"), *sizes])
+        facts = (hole[name] for name in HOLE.names if name != "root")
+        told.append([hole["prompt"], *facts, *sizes, *(digests[at] for at in own if contents)])
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     return f"{len(holes)} holes, sha256 {digest}"
 

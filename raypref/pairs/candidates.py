@@ -18,12 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, placed
 from raypref.core.progress import Work, counted
-from raypref.core.rows import REJECT, Row, Transform
+from raypref.core.rows import REJECT, Transform
 from raypref.curate.holes import hole_stage
 from raypref.curate.order import in_drawn_order, rows_at
 from raypref.curate.perturb import Inpaint
@@ -51,6 +53,8 @@ from raypref.rewards.rewards import reward
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 1_000_000  # of a pass; they lie in the driver's memory
+# What is known of photographs that were reached.
+ENDED = pa.schema([(name, pa.string()) for name in ("id", "key", "prompt", *REJECT.names)])
 
 
 class CandidatePairs(FromPhotographs):
@@ -194,7 +198,7 @@ class CandidatePairs(FromPhotographs):
         front = self.measure(streaming)
         ends, found = self.find_holes(front.retained, streaming)
         if not ends.taken.num_rows:
-            lost = Counter(row["reject_reason"] for row in ends.dropped.values())
+            lost = Counter(ends.dropped["reject_reason"].to_pylist())
             told = ", ".join(f"{count} {reason}" for reason, count in lost.items())
             raise InputError(f"no pair was left: no photograph has a hole; {told}")
         made = self.make(ends.taken, streaming)
@@ -232,8 +236,7 @@ class CandidatePairs(FromPhotographs):
         c, limit = self.config, self.config.pairs.limit
         order = in_drawn_order(retained, c.seed)
         columns = ["id", "key", *self.entry]
-        taken: list[Row] = []
-        dropped: dict[str, Row] = {}
+        taken = dropped = ENDED.empty_table()
         busy, reached = 0.0, 0
         while True:
             size = MOST_ROWS
@@ -248,22 +251,20 @@ class CandidatePairs(FromPhotographs):
                 keep=["key", *FrameHole.writes.names],
                 config=streaming,
             ).busy
-            known = ["id", "key", "prompt", *REJECT.names]
-            ended = {row["id"]: row for row in self.holes.rows(known, batch_size=4096)}
-            for id_ in wave["id"].to_pylist():
-                own = ended[id_]
-                if own["reject_reason"] is not None:
-                    dropped[id_] = own
-                else:
-                    taken.append(own)
-                    if len(taken) == limit:
-                        break
+            known = pa.schema(map(self.holes.schema().field, ENDED.names))
+            ended = pa.Table.from_batches(self.holes.batches(ENDED.names), schema=known).cast(ENDED)
+            own = ended.take(pc.index_in(wave["id"], value_set=ended["id"].combine_chunks()))
+            sound = pc.is_null(own["reject_reason"]).to_numpy()
+            if limit and sound.sum() >= limit - len(taken):  # what comes after is beyond the limit
+                reach = int(np.nonzero(sound)[0][limit - len(taken) - 1]) + 1
+                own, sound = own.slice(0, reach), sound[:reach]
+            taken = pa.concat_tables([taken, own.filter(pa.array(sound))])
+            dropped = pa.concat_tables([dropped, own.filter(pa.array(~sound))])
             reached += wave.num_rows
             if len(taken) == limit or reached >= len(order):
                 break
         log.info("holes: %s taken, %d dropped", counted(len(taken), "photograph"), len(dropped))
-        schema = pa.schema([(name, pa.string()) for name in ("id", "key", "prompt")])
-        return Ends(pa.Table.from_pylist(taken, schema=schema), dropped), busy
+        return Ends(taken.select(["id", "key", "prompt"]), dropped), busy
 
     def hole_stages(self) -> list[Transform]:
         """From an entry to a photograph and its hole."""
@@ -283,8 +284,11 @@ class CandidatePairs(FromPhotographs):
         size = max(1, MOST_ROWS // count // streaming.block_rows) * streaming.block_rows
         for start in range(0, taken.num_rows, size):
             some = taken.slice(start, size)
+            made = self.images.made(some["id"].combine_chunks())
+            if done := int(made.sum()):
+                log.info("candidates: %d of %d were made before", done, made.size)
             busy += stream_branches(
-                rows_to_make(some, count, block_rows=streaming.block_rows),
+                rows_to_make(some, ~made, block_rows=streaming.block_rows),
                 label="candidates",
                 stages=self.candidate_stages(streaming),
                 branches=[Branch([], self.images, [MODEL, "key", "prompt", "image"])],

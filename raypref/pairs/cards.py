@@ -17,6 +17,7 @@ from raypref.pairs.columns import (
     SINGLE_MEANING,
 )
 from raypref.pairs.config import PairingConfig
+from raypref.pairs.words import how_chosen
 
 
 def write_label_cards(
@@ -78,10 +79,11 @@ def write_candidate_cards(
     painted = "filled the hole of" if hole else "drew from the caption of"
     about = [
         f"{config.candidates.count} candidates each: {model} {painted} every photograph so often.",
-        f"They were scored by {named}; pairs were chosen by the rule `{config.choice.by}`.",
+        f"They were scored by {named}. {how_chosen(config.choice)}",
         "Method: *Follow-Your-Preference* (arXiv 2509.23082).",
     ]
-    task = [*header, "task_categories: [text-to-image]"]
+    inpainting = ["task_categories: [image-to-image]", "task_ids: [image-inpainting]"]
+    task = [*header, *(inpainting if hole else ["task_categories: [text-to-image]"])]
     scores = {
         f"score_{name}_{side}": f"{name} of `{side}` and the prompt"
         for name in rewards

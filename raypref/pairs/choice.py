@@ -48,7 +48,8 @@ class ChoiceConfig(Section):
     )
     draws: Literal["drop", "random"] = setting(
         "drop",
-        "where all candidates are alike: make no pair, or take two at random, drawn by the seed",
+        "where all candidates are alike: make no pair, or take two at random, drawn by the seed; "
+        "with choice.rejected=first, one besides the first",
         later=True,
     )
     chosen: Literal["best", "photograph"] = setting(
@@ -124,7 +125,7 @@ def rule_scores(
     """
     first = config.candidates or len(scores_NR)
     compared = scores_NR[:first] if config.ranks == "chosen" else scores_NR
-    used = [place for place, name in enumerate(rewards) if config.by in (name, *RULES)]
+    used = [column for column, name in enumerate(rewards) if config.by in (name, *RULES)]
     sound = np.isfinite(compared[:, used]).all(axis=1)
     found = np.full(len(scores_NR), np.nan)
     if config.by == RANDOM:
@@ -166,13 +167,16 @@ def choose(scores_N: np.ndarray, config: ChoiceConfig, *, seed: int, key: str) -
     if config.draws == "drop" or own.max() > own.min():  # else the first is the best
         return DRAW
     drawn = sorted(sound.tolist(), key=lambda n: seed_of(seed, "draw", key, n))
+    if config.rejected == "first":
+        drawn.remove(rejected)
+        return ChosenPair(drawn[0], rejected, draw=True)
     return ChosenPair(drawn[0], drawn[1], draw=True)
 
 
 def dense_ranks(scores_N: np.ndarray) -> np.ndarray:
     """Descending ranks: the best has 1, equal scores share a rank, and none is left out."""
-    _, place_N = np.unique(-scores_N, return_inverse=True)
-    return place_N + 1
+    _, rank_N = np.unique(-scores_N, return_inverse=True)
+    return rank_N + 1
 
 
 def _weights(rewards: Sequence[str], config: ChoiceConfig) -> np.ndarray:

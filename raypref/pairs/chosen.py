@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,24 +22,33 @@ from raypref.pairs.cards import write_candidate_cards
 from raypref.pairs.choice import DRAW, PHOTOGRAPH, TOO_FEW, ChosenPair, choose, rule_scores
 from raypref.pairs.columns import candidate_pairs, candidate_scores
 from raypref.pairs.config import PairingConfig
-from raypref.pairs.numbered import number_name
+from raypref.pairs.numbered import IDS_AT_ONCE, number_name
+
+PAIR = "pair"
+ENDS = (PAIR, TOO_FEW, DRAW)
+SIDES = ("chosen", "rejected")
+VALUES = 4096  # of a column as Python objects at a time
 
 
 class Ends(NamedTuple):
     """What became of the photographs that were reached."""
 
     taken: pa.Table  # `id`, `key` and `prompt`, in order
-    dropped: dict[str, Row]  # by id, with the reject columns
+    dropped: pa.Table  # `id` and the reject columns
 
 
 class Decided(NamedTuple):
-    """What is known of the candidates of H photographs, N each, by R rewards."""
+    """What is known of the candidates of H photographs, N each, by R rewards.
+
+    8 bytes per score: a million photographs with 16 candidates take 128 MB per reward.
+    """
 
     taken: pa.Table
     rewards: tuple[str, ...]
     scores_HNR: np.ndarray  # float64, NaN where there is none
     rules_HN: np.ndarray
-    ends: list[ChosenPair | str]  # the pair, or why there is none
+    ends_H: np.ndarray  # PAIR, or why there is none: a position in ENDS
+    sides_H2: np.ndarray  # numbers of the chosen and the rejected image; PHOTOGRAPH stands for it
 
 
 class CandidateTables(NamedTuple):
@@ -66,19 +75,22 @@ def choose_pairs(
     """
     ids, count = taken["id"].combine_chunks(), config.candidates.count
     scores_HNR = np.full((len(ids), count, len(rewards)), math.nan)
-    for place, (name, group) in enumerate(zip(rewards, scored, strict=True)):
+    for column, (name, group) in enumerate(zip(rewards, scored, strict=True)):
         for number in range(count):
             table = group.ledgers[number_name(number)].table(["id", name])
             rows = pc.index_in(ids, value_set=table["id"].combine_chunks())
             values = table[name].take(rows).to_numpy()  # null becomes NaN
-            scores_HNR[:, number, place] = values
-    rules, ends = [], []
-    for own_NR, key in zip(scores_HNR, taken["key"].to_pylist(), strict=True):
+            scores_HNR[:, number, column] = values
+    rules_HN = np.empty((len(ids), count))
+    ends_H, sides_H2 = np.empty(len(ids), np.int8), np.zeros((len(ids), 2), np.int8)
+    for row, key in enumerate(_values(taken["key"])):
         seeded = {"seed": config.seed, "key": key}
-        rules.append(rule_scores(own_NR, rewards, config.choice, **seeded))
-        ends.append(choose(rules[-1], config.choice, **seeded))
-    rules_HN = np.array(rules).reshape(len(ids), count)
-    return Decided(taken, rewards, scores_HNR, rules_HN, ends)
+        rules_HN[row] = rule_scores(scores_HNR[row], rewards, config.choice, **seeded)
+        end = choose(rules_HN[row], config.choice, **seeded)
+        if isinstance(end, ChosenPair):
+            sides_H2[row] = end.chosen, end.rejected
+        ends_H[row] = ENDS.index(PAIR if isinstance(end, ChosenPair) else end)
+    return Decided(taken, rewards, scores_HNR, rules_HN, ends_H, sides_H2)
 
 
 def publish_candidates(
@@ -117,9 +129,8 @@ def publish_candidates(
     if SOURCE in measured.schema().names:
         schema = PHOTOS.append(pa.field(SOURCE, pa.string()))
     photos, rejects = LargeParts(tables.photos, schema), LargeParts(tables.rejects, REJECTS)
-    outcome = dict(zip(decided.taken["id"].to_pylist(), decided.ends, strict=True))
-    for part in measured.parts():
-        rows = list(_outcomes(retained, part, outcome, ended.dropped, repeated, config))
+    for found in _with_ends(retained, decided, ended.dropped):
+        rows = list(_outcomes(found, repeated, config))
         counts.update(row["reason"] or row["status"] for row in rows)
         photos.add(rows)
         rejects.add([row for row in rows if row["status"] == "rejected"])
@@ -141,7 +152,8 @@ def publish_candidates(
 def _write_scores(decided: Decided, ledger: Ledger) -> int:
     """One row per photograph and candidate; how many there are."""
     parts = LargeParts(ledger, candidate_scores(decided.rewards))
-    about = decided.taken.select(["id", "key"]).to_pylist()
+    columns = (decided.taken[name] for name in ("id", "key"))
+    about = ({"id": id_, "key": key} for id_, key in zip(*map(_values, columns), strict=True))
     for row, own_NR, rule_N in zip(about, decided.scores_HNR, decided.rules_HN, strict=True):
         parts.add(
             [
@@ -157,21 +169,59 @@ def _write_scores(decided: Decided, ledger: Ledger) -> int:
     return parts.close()
 
 
+def _with_ends(
+    retained: Selection, decided: Decided, dropped: pa.Table
+) -> Iterator[list[tuple[Row, Row]]]:
+    """Facts of the inputs, a part at a time; of each what became of its candidates.
+
+    That is `kept` (whether it could be taken), `end` (of ENDS, None where it was not taken) and the
+    reject columns where it was dropped for its hole.
+    """
+    measured = retained.ledger
+    taken, lost = (own["id"].combine_chunks() for own in (decided.taken, dropped))
+    for parts in _grouped(measured):
+        facts = [measured.part(part) for part in parts]
+        ids = pa.chunked_array([own["id"].combine_chunks() for own in facts], pa.string())
+        kept = [measured.part(part, ["id"], where=retained.where)["id"] for part in parts]
+        among = pa.concat_arrays([chunk for own in kept for chunk in own.chunks])
+        # A search prepares all that it looks through: once for many parts.
+        keeps = _values(pc.is_in(ids, value_set=among))
+        ends = _values(pc.index_in(ids, value_set=taken))
+        losses = _values(pc.index_in(ids, value_set=lost))
+        for own in facts:
+            yield [
+                (
+                    fact,
+                    {
+                        "kept": keep,
+                        "end": None if end is None else ENDS[decided.ends_H[end]],
+                        **({} if loss is None else dropped.slice(loss, 1).to_pylist()[0]),
+                    },
+                )
+                for fact, keep, end, loss in zip(own.to_pylist(), keeps, ends, losses, strict=False)
+            ]
+
+
+def _grouped(ledger: Ledger) -> Iterator[list[str]]:
+    """The parts of a ledger, some at a time: as many as have IDS_AT_ONCE rows."""
+    waiting: list[str] = []
+    count = 0
+    for part in ledger.parts():
+        waiting.append(part)
+        count += ledger.part(part, ["id"]).num_rows
+        if count >= IDS_AT_ONCE:
+            yield waiting
+            waiting, count = [], 0
+    if waiting:
+        yield waiting
+
+
 def _outcomes(
-    retained: Selection,
-    part: str,
-    outcome: Mapping[str, ChosenPair | str],
-    dropped: Mapping[str, Row],
-    repeated: Mapping[str, str],
-    config: PairingConfig,
+    found: list[tuple[Row, Row]], repeated: Mapping[str, str], config: PairingConfig
 ) -> Iterator[Row]:
     """What became of each input of a part: its facts, `status` and `reason`."""
-    measured = retained.ledger
-    kept = {*measured.part(part, ["id"], where=retained.where)["id"].to_pylist()}
-    for fact in measured.part(part).to_pylist():
-        id_ = fact["id"]
-        failed = next((r for r in (fact, dropped.get(id_, {})) if r.get("reject_reason")), None)
-        end = outcome.get(id_)
+    for fact, own in found:
+        failed = next((each for each in (fact, own) if each.get("reject_reason")), None)
         row = {**fact, "status": "not_selected"}
         if failed is not None:
             stage, reason, message = (failed[name] for name in REJECT.names)
@@ -181,9 +231,9 @@ def _outcomes(
                 "stage": stage,
                 "message": message,
             }
-        elif isinstance(end, ChosenPair):
+        elif own["end"] == PAIR:
             yield row | {"status": "pair", "reason": None}
-        elif end == TOO_FEW:
+        elif own["end"] == TOO_FEW:
             message = (
                 f"of {config.candidates.count} candidates, too few have a score of every reward "
                 "that choice.by uses"
@@ -195,8 +245,8 @@ def _outcomes(
                 "message": message,
             }
         else:
-            other = "beyond_limit" if id_ in kept else "low_colorfulness"
-            yield row | {"reason": repeated.get(id_, DRAW if end == DRAW else other)}
+            other = "beyond_limit" if own["kept"] else "low_colorfulness"
+            yield row | {"reason": repeated.get(fact["id"], own["end"] or other)}
 
 
 def _pair_tables(
@@ -204,67 +254,64 @@ def _pair_tables(
 ) -> Iterator[pa.Table]:
     """The pairs in order, a part at a time."""
     schema = with_features(candidate_pairs(decided.rewards))
-    places = [i for i, end in enumerate(decided.ends) if isinstance(end, ChosenPair)]
-    facts = _facts(decided, places, config.choice.by)
+    (positions,) = np.nonzero(decided.ends_H == ENDS.index(PAIR))
+    mean_gap = _mean_gap(decided, positions)
     ids = decided.taken["id"].combine_chunks()
     holes = _ById(tables.holes, ids, ["image", *(["mask"] if hole else [])])
     images = {n: _ById(own, ids, ["image"]) for n, own in enumerate(tables.images.ledgers.values())}
-    for start in range(0, len(places), PAIRS_A_PART):
-        some = facts[start : start + PAIRS_A_PART]
-        at = places[start : start + PAIRS_A_PART]
+    for start in range(0, len(positions), PAIRS_A_PART):
+        at = positions[start : start + PAIRS_A_PART]
+        some = _facts(decided, at, config.choice.by, mean_gap)
         around = holes.rows(at)
         found: dict[tuple[int, int], bytes] = {}
         for number in images:
-            own = [
-                place
-                for place, fact in zip(at, some, strict=True)
-                if number in (fact["candidate_chosen"], fact["candidate_rejected"])
-            ]
-            rows = images[number].rows(own)
-            found |= {(place, number): row["image"] for place, row in rows.items()}
-        for place, fact in zip(at, some, strict=True):
-            photograph = around[place]["image"]
-            for side in ("chosen", "rejected"):
+            rows = images[number].rows(at[(decided.sides_H2[at] == number).any(axis=1)])
+            found |= {(position, number): row["image"] for position, row in rows.items()}
+        for position, fact in zip(at.tolist(), some, strict=True):
+            photograph = around[position]["image"]
+            for side in SIDES:
                 number = fact[f"candidate_{side}"]
-                png = photograph["bytes"] if number == PHOTOGRAPH else found[place, number]
+                png = photograph["bytes"] if number == PHOTOGRAPH else found[position, number]
                 fact[side] = {"bytes": png, "path": f"{fact['key'][:16]}_{side}.png"}
             fact["source"] = photograph if hole else None
-            fact["mask"] = around[place]["mask"] if hole else None
+            fact["mask"] = around[position]["mask"] if hole else None
         yield pa.Table.from_pylist(some, schema=schema)
 
 
-def _facts(decided: Decided, places: Sequence[int], rule: str) -> list[Row]:
-    """All of the pairs but their images."""
+def _mean_gap(decided: Decided, positions: np.ndarray) -> float:
+    """The mean over the pairs of what the rule puts between both sides; 0 for photographs."""
+    chosen, rejected = decided.sides_H2[positions].T
+    scored = chosen != PHOTOGRAPH
+    own, chosen, rejected = positions[scored], chosen[scored], rejected[scored]
+    gaps = decided.rules_HN[own, chosen] - decided.rules_HN[own, rejected]
+    return math.fsum(gaps) / max(1, len(gaps))
+
+
+def _facts(decided: Decided, positions: np.ndarray, rule: str, mean_gap: float) -> list[Row]:
+    """All of some pairs but their images."""
     facts: list[Row] = []
-    about = decided.taken.to_pylist()
-    for place in places:
-        end = decided.ends[place]
-        assert isinstance(end, ChosenPair)
-        row: Row = {**about[place], "rule": rule}
-        for side, number in (("chosen", end.chosen), ("rejected", end.rejected)):
+    about = decided.taken.take(pa.array(positions)).to_pylist()
+    for position, row in zip(positions.tolist(), about, strict=True):
+        row["rule"] = rule
+        for side, number in zip(SIDES, decided.sides_H2[position].tolist(), strict=True):
             scored = number != PHOTOGRAPH
             row[f"candidate_{side}"] = number
-            row[f"score_{side}"] = _known(decided.rules_HN[place, number]) if scored else None
-            for name, score in zip(decided.rewards, decided.scores_HNR[place, number], strict=True):
+            row[f"score_{side}"] = _known(decided.rules_HN[position, number]) if scored else None
+            scores = decided.scores_HNR[position, number]
+            for name, score in zip(decided.rewards, scores, strict=True):
                 row[f"score_{name}_{side}"] = _known(score) if scored else None
+        if row["score_chosen"] is not None and mean_gap > 0:
+            row["gap"] = (row["score_chosen"] - row["score_rejected"]) / mean_gap
         facts.append(row)
-    gaps = [
-        row["score_chosen"] - row["score_rejected"]
-        for row in facts
-        if row["score_chosen"] is not None
-    ]
-    mean = math.fsum(gaps) / max(1, len(gaps))
-    for row, gap in zip(facts, gaps, strict=False):  # all have one, or none
-        row["gap"] = gap / mean if mean > 0 else None
     return facts
 
 
 class _ById:
-    """Rows of a ledger by place among ids; the ids of its parts are read once.
+    """Rows of a ledger by position among ids; the ids of its parts are read once.
 
     Args:
         ledger: the ledger.
-        ids: ids by place; all are in the ledger.
+        ids: ids by position; all are in the ledger.
         columns: those read.
     """
 
@@ -272,19 +319,38 @@ class _ById:
         self.ledger, self.ids, self.columns = ledger, ids, columns
         self.parts = ledger.parts()
         self.part_of = np.full(len(ids), -1, np.int32)
-        for number, part in enumerate(self.parts):
-            found = pc.index_in(ledger.part(part, ["id"])["id"].combine_chunks(), value_set=ids)
-            self.part_of[found.drop_null().to_numpy()] = number
+        for part, own in _ids_by_parts(ledger, self.parts):
+            found = pc.index_in(own, value_set=ids)
+            known = found.is_valid().to_numpy(zero_copy_only=False)
+            self.part_of[found.drop_null().to_numpy()] = part[known]
 
-    def rows(self, places: Sequence[int]) -> dict[int, Row]:
-        """The rows at some places."""
-        by_id = {self.ids[place].as_py(): place for place in places}
+    def rows(self, positions: np.ndarray) -> dict[int, Row]:
+        """The rows at some positions."""
+        by_id = {self.ids[position].as_py(): position for position in positions.tolist()}
         where = pc.field("id").isin(pa.array(list(by_id), pa.string()))
         found: dict[int, Row] = {}
-        for number in np.unique(self.part_of[list(places)]):
+        for number in np.unique(self.part_of[positions]):
             table = self.ledger.part(self.parts[number], ["id", *self.columns], where=where)
             found |= {by_id[row["id"]]: row for row in table.to_pylist()}
         return found
+
+
+def _ids_by_parts(ledger: Ledger, parts: Sequence[str]) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """The ids of a ledger, many at a time, and the number of the part that each is in."""
+    numbers: list[np.ndarray] = []
+    waiting: list[pa.Array] = []
+    for number, part in enumerate(parts):
+        waiting.append(ledger.part(part, ["id"])["id"].combine_chunks())
+        numbers.append(np.full(len(waiting[-1]), number, np.int32))
+        if sum(map(len, waiting)) >= IDS_AT_ONCE or number == len(parts) - 1:
+            yield np.concatenate(numbers), pa.concat_arrays(waiting)
+            numbers, waiting = [], []
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[Any]:
+    """The values of a column, a few as Python objects at a time."""
+    for start in range(0, len(column), VALUES):
+        yield from column.slice(start, VALUES).to_pylist()
 
 
 def _known(score: float) -> float | None:

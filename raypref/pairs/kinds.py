@@ -12,6 +12,7 @@ from raypref.pairs.columns import CANDIDATE_PAIRS, PAIRS, SINGLE
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig
 from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.maker import Kind, PairMaker, Terms
+from raypref.pairs.words import of_choice
 
 _DECIDES = (
     ("with a label", ("unlabelled",)),
@@ -145,7 +146,10 @@ MAKERS: dict[str, Callable[..., PairMaker]] = {
 
 def kind_of(config: PairingConfig) -> Kind:
     """What is known of the pairs of a run."""
-    return KINDS[config.pairs.kind]
+    kind = KINDS[config.pairs.kind]
+    if config.pairs.kind == CANDIDATES:
+        return of_choice(kind, config.choice, real=_REAL_ALIGN)
+    return kind
 
 
 def maker_of(config: PairingConfig, *, place: Place) -> PairMaker:

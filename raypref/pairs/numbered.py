@@ -6,9 +6,10 @@ ledger of its number the row has the photograph's own id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +20,11 @@ from raypref.core.rows import IMAGE, Row
 from raypref.images.decode import as_image, encode_png, open_png
 
 MODEL = "model"  # the column by which a group of ledgers tells its own
+IDS_AT_ONCE = 2**16
+_TO_MAKE = pa.schema(
+    [(name, pa.string()) for name in ("id", "hole", "key", "caption", "prompt")]
+    + [("candidate", pa.int32()), (MODEL, pa.string())]
+)
 
 
 def number_name(number: int) -> str:
@@ -55,40 +61,70 @@ class CandidateImages(GrowingGroup):
         return written
 
     def done_ids(self) -> set[str]:
-        """Ids of the rows of a pass that are finished."""
-        return {f"{n}/{id_}" for n, ledger in self.ledgers.items() for id_ in ledger.done_ids()}
+        """None: a pass has only rows that are not done. All names would fill the memory."""
+        return set()
+
+    def commit(self, *, expected: int, counts: Mapping[str, int]) -> None:
+        """Declare every ledger complete as it is now; `expected` is of one pass."""
+        for ledger in self.ledgers.values():
+            ledger.commit(expected=ledger.count(), counts=ledger.reasons())
+
+    def made(self, ids: pa.Array) -> np.ndarray:
+        """Which candidates of some photographs are there, bool [photographs, numbers].
+
+        Args:
+            ids: of the photographs.
+        """
+        found = np.zeros((len(ids), len(self.ledgers)), bool)
+        for column, ledger in enumerate(self.ledgers.values()):
+            for own in id_chunks(ledger):
+                there = pc.index_in(own, value_set=ids).drop_null().to_numpy()
+                found[there, column] = True
+        return found
 
 
-def rows_to_make(taken: pa.Table, count: int, *, block_rows: int) -> pa.Table:
-    """The rows of a pass that makes the candidates.
+def rows_to_make(taken: pa.Table, missing: np.ndarray, *, block_rows: int) -> pa.Table:
+    """The rows of a pass that makes candidates.
 
     Rows of one number follow each other as far as a block reaches: a block is a part of one ledger.
 
     Args:
         taken: `id`, `key` and `prompt` of the photographs, in order.
-        count: candidates per photograph.
+        missing: which candidates are to be made, bool [photographs, numbers].
         block_rows: rows of a block.
     """
-    blocks = []
+    blocks = [_TO_MAKE.empty_table()]
     for start in range(0, taken.num_rows, block_rows):
         some = taken.slice(start, block_rows)
-        ids = some["id"].to_pylist()
-        for number in range(count):
+        for number, lacking in enumerate(missing[start : start + block_rows].T):
             name = number_name(number)
-            blocks.append(
-                pa.table(
-                    {
-                        "id": [f"{name}/{id_}" for id_ in ids],
-                        "hole": some["id"],
-                        "key": some["key"],
-                        "caption": some["prompt"],
-                        "prompt": some["prompt"],
-                        "candidate": pa.array([number] * len(ids), pa.int32()),
-                        MODEL: [name] * len(ids),
-                    }
-                )
-            )
+            own = some if lacking.all() else some.filter(pa.array(lacking))
+            columns = {
+                "id": pa.array([f"{name}/{id_}" for id_ in own["id"].to_pylist()], pa.string()),
+                "hole": own["id"],
+                "key": own["key"],
+                "caption": own["prompt"],
+                "prompt": own["prompt"],
+                "candidate": pa.array([number] * own.num_rows, pa.int32()),
+                MODEL: pa.array([name] * own.num_rows, pa.string()),
+            }
+            blocks.append(pa.table(columns, schema=_TO_MAKE))
     return pa.concat_tables(blocks)
+
+
+def id_chunks(ledger: Ledger) -> Iterator[pa.Array]:
+    """The ids of a ledger in the order of its parts, many at a time: a search prepares each time.
+
+    With tens of thousands of ids sought, a search per small part would take longer than reading.
+    """
+    waiting: list[pa.Array] = []
+    for batch in ledger.batches(["id"]):
+        waiting.append(batch["id"])
+        if sum(map(len, waiting)) >= IDS_AT_ONCE:
+            yield pa.concat_arrays(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_arrays(waiting)
 
 
 class FrameHole:

@@ -60,7 +60,7 @@ def bias_of_rewards(folder: str, candidates: Candidates, pairs: Ledger) -> BiasV
         candidates: of the run.
         pairs: the complete pairs.
     """
-    keys = candidates.keys[:MOST_HOLES]
+    keys = candidates.first_keys(MOST_HOLES)
     if not keys:
         return None
     facts = pairs.table(
@@ -90,7 +90,7 @@ def bias_of_rewards(folder: str, candidates: Candidates, pairs: Ledger) -> BiasV
         "bias.md": bias_markdown(found, tilted, rule=rule),
     }.items():
         write_bytes(join(target, name), text.encode())
-    return _view(found, tilted, rule=rule, holes=len(keys), of=len(candidates.keys))
+    return _view(found, tilted, rule=rule, holes=len(keys), of=candidates.count)
 
 
 def _measured(folder: str, candidates: Candidates, keys: Sequence[str]) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def _measured(folder: str, candidates: Candidates, keys: Sequence[str]) -> pd.Da
 def _masks(candidates: Candidates, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """True in the hole, by key."""
     found = {}
-    for some in candidates.rows(PHOTOGRAPH, keys):
+    for some in candidates.rows(PHOTOGRAPH, candidates.find(PHOTOGRAPH, keys)):
         for row in some:
             if row["mask"] is not None:
                 mask = open_image(row["mask"]["bytes"]).convert("L")
@@ -138,7 +138,7 @@ def _looks_of(
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for some in candidates.rows(number, keys):
+        for some in candidates.rows(number, candidates.find(number, keys)):
             found += pool.map(partial(_look, masks), some)
     return found
 
@@ -198,7 +198,7 @@ def _view(found: pd.DataFrame, tilted: pd.DataFrame, *, rule: str, holes: int, o
         rows.append(("tilt: chosen minus rejected", _cells(last, "tilt")))
         tables.append(BiasTable(TITLES[where], list(last["property"]), rows))
     some = f"Measured on {holes:,} of {of:,} holes or prompts." if holes < of else ""
-    sentences = [_strongest(found), _tilted(tilted, rule), some]
+    sentences = [_strongest(found), _tilted(tilted), some]
     return BiasView([said for said in sentences if said], tables, EXPLAINED)
 
 
@@ -222,16 +222,16 @@ def _strongest(found: pd.DataFrame) -> str:
     )
 
 
-def _tilted(tilted: pd.DataFrame, rule: str) -> str:
+def _tilted(tilted: pd.DataFrame) -> str:
     decided = tilted[(tilted["low"] > 0) | (tilted["high"] < 0)]
     if decided.empty:
-        return f"The pairs of the rule {rule} are not tilted: every interval includes 0."
+        return "The pairs are not tilted: every interval includes 0."
     row = decided.loc[decided["tilt"].abs().idxmax()]
     more = "more" if row["tilt"] > 0 else "less"
     value = cell_text(row["tilt"], row["low"], row["high"])
     return (
-        f"By the rule {rule} the chosen images have {more} {row['property']} {_in(row['where'])} "
-        f"than the rejected ones: {value} standard deviations, the largest tilt."
+        f"The chosen images have {more} {row['property']} {_in(row['where'])} than the rejected "
+        f"ones: {value} standard deviations, the largest tilt."
     )
 
 

@@ -1,13 +1,13 @@
 """All candidates of the shown pairs with every score: pages beside the report, some pairs each.
 
-Each page holds its pictures, small, within itself. The candidates are read once, as they lie: what
-is in memory are small pictures of the pairs whose last candidate has not been met.
+Each page holds its pictures, small, within itself. Parts of ledgers without a shown candidate are
+not opened. A part is read once: of the others' pairs in it the small pictures wait in memory.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -38,6 +38,11 @@ class Tile(NamedTuple):
     scores: Sequence[tuple[str, str, bool]]  # reward, score, whether it is the best of the hole
 
 
+def shown_in(pairs: Ledger) -> str:
+    """The folder of all that is shown of pairs, in the order in which they were drawn."""
+    return f"pairs-{pairs.fingerprint}-drawn"  # without -drawn: of an earlier order
+
+
 class _Small(NamedTuple):
     image: str  # data URIs
     hole: str  # the photograph with its hole tinted; empty for candidates
@@ -46,7 +51,12 @@ class _Small(NamedTuple):
 
 
 def write_candidate_pages(
-    candidates: Candidates, pairs: Ledger, facts: Sequence[Mapping[str, Any]], *, report: str
+    candidates: Candidates,
+    pairs: Ledger,
+    facts: Sequence[Mapping[str, Any]],
+    *,
+    how: str,
+    report: str,
 ) -> str:
     """Write the pages that are not there yet; returns their address with `{page}` and `{pair}`.
 
@@ -57,9 +67,10 @@ def write_candidate_pages(
         pairs: the complete pairs.
         facts: of the shown pairs, in order: `rank` (from 0), `key`, `prompt`, `candidate_chosen`,
             `candidate_rejected`, `rule`.
+        how: which images the two sides are, in a sentence.
         report: the folder of the page, local or URI.
     """
-    folder = f"files/pairs-{pairs.fingerprint}"
+    folder = f"files/{shown_in(pairs)}"
     address = f"{folder}/candidates-{{page}}.html#pair-{{pair}}"
     pages = [facts[i : i + PAGE_OF_PAIRS] for i in range(0, len(facts), PAGE_OF_PAIRS)]
     before = set(list_files(join(report, folder)))
@@ -79,7 +90,7 @@ def write_candidate_pages(
             keys = [row["key"] for row in rows]
             small = {number: own.take(keys) for number, own in readers.items()}
             views = [_view(row, small, candidates, known) for row in rows]
-            text = _page(views, page=page, last=len(pages), rewards=candidates.rewards)
+            text = _page(views, page=page, last=len(pages), how=how)
             write_bytes(join(report, folder, f"candidates-{page}.html"), text.encode())
             progress.add(len(rows), note="candidates")
     return address
@@ -89,10 +100,11 @@ class _Reader:
     """Small pictures of the candidates of one number, in whatever order they are asked for."""
 
     def __init__(
-        self, candidates: Candidates, number: int, keys: Collection[str], pool: ThreadPoolExecutor
+        self, candidates: Candidates, number: int, keys: Sequence[str], pool: ThreadPoolExecutor
     ) -> None:
-        self._there = candidates.keys_of(number) & set(keys)
-        self._rows = candidates.rows(number, self._there)
+        found = candidates.find(number, keys)
+        self._there = {key for own in found.values() for key in own}
+        self._rows = candidates.rows(number, found)
         self._pool = pool
         self._met: dict[str, _Small] = {}
 
@@ -182,9 +194,7 @@ def _decimals(reward: str) -> int:
     return 2 if reward == RULE else digits(reward)
 
 
-def _page(
-    views: Sequence[Mapping[str, Any]], *, page: int, last: int, rewards: Sequence[str]
-) -> str:
+def _page(views: Sequence[Mapping[str, Any]], *, page: int, last: int, how: str) -> str:
     return fill(
         "candidates.html",
         filters={},
@@ -192,5 +202,5 @@ def _page(
         pairs=views,
         page=page,
         last=last,
-        count=len(rewards),
+        how=how,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raypref.core.ledger import Ledger, join
 from raypref.core.rows import Row
+from raypref.pairs.choice import RANDOM
 from raypref.pairs.config import PairingConfig
 from raypref.pairs.kinds import kind_of
+from raypref.pairs.words import how_chosen
 from raypref.report.bias import bias_of_rewards
-from raypref.report.candidate_pages import write_candidate_pages
+from raypref.report.candidate_pages import shown_in, write_candidate_pages
 from raypref.report.candidate_rows import Candidates
 from raypref.report.gallery import pictured
 from raypref.report.photographs import (
@@ -46,25 +48,46 @@ def candidate_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> Input
     report = join(folder, "report")
     candidates = Candidates(folder)
     count = pairs.count()
-    facts = _facts(pairs)
+    parts = _shown_parts(pairs)
+    facts = _facts(pairs, parts)
     holes = bool(facts) and _has_holes(pairs)
     shown = [own.kind for own in PICTURES if holes or own.kind != "region"]
-    place = {row["key"]: row["rank"] for row in facts}
+    ranks = {row["key"]: row["rank"] for row in facts}
     return InputsView(
         funnel=photograph_funnel(folder, filters),
         histograms=colors,
         dropped=dropped_photographs(folder, config, filters, mean=mean_colorfulness(colors)),
-        pairs=pictured(pairs, facts, _images(pairs, place, holes), report=report, kinds=shown),
-        pairs_are=_are(facts, len(candidates.numbers), count, holes=holes),
+        pairs=pictured(
+            pairs,
+            facts,
+            _images(pairs, parts, ranks, holes),
+            report=report,
+            kinds=shown,
+            name=shown_in(pairs),
+        ),
+        pairs_are=_are(facts, config, len(candidates.numbers), count, holes=holes),
         pictures=PICTURES,
-        candidate_pages=write_candidate_pages(candidates, pairs, facts, report=report),
+        candidate_pages=write_candidate_pages(
+            candidates, pairs, facts, how=how_chosen(config.choice), report=report
+        ),
         bias=bias_of_rewards(folder, candidates, pairs),
     )
 
 
-def _facts(pairs: Ledger) -> list[dict[str, Any]]:
+def _shown_parts(pairs: Ledger) -> list[str]:
+    """The parts that hold the shown pairs: the first ones, which are in the drawn order."""
+    found, count = [], 0
+    for part in pairs.parts():
+        if count >= MOST_PAIRS:
+            break
+        found.append(part)
+        count += pairs.part(part, ["id"]).num_rows
+    return found
+
+
+def _facts(pairs: Ledger, parts: Sequence[str]) -> list[dict[str, Any]]:
     """The shown pairs, in their order: it stays when the candidates are deleted."""
-    rows = pairs.table([*FACTS, *NUMBERS]).slice(0, MOST_PAIRS).to_pylist()
+    rows = [row for part in parts for row in pairs.part(part, [*FACTS, *NUMBERS]).to_pylist()]
     return [
         {
             **{name: row[name] for name in FACTS},
@@ -75,7 +98,7 @@ def _facts(pairs: Ledger) -> list[dict[str, Any]]:
                 for side in ("chosen", "rejected")
             },
         }
-        for rank, row in enumerate(rows)
+        for rank, row in enumerate(rows[:MOST_PAIRS])
     ]
 
 
@@ -91,26 +114,32 @@ def _has_holes(pairs: Ledger) -> bool:
     return next(pairs.rows(["mask"], batch_size=1))["mask"] is not None
 
 
-def _images(pairs: Ledger, place: Mapping[str, int], holes: bool) -> Iterator[Row]:
-    columns = ["chosen", "rejected", *(["source", "mask"] if holes else [])]
-    for row in pairs.rows(["key", *columns], batch_size=32):
-        if row["key"] in place:
-            yield {"rank": place[row["key"]], **row}
+def _images(
+    pairs: Ledger, parts: Sequence[str], ranks: Mapping[str, int], holes: bool
+) -> Iterator[Row]:
+    """Images of the shown pairs, a part in memory at a time."""
+    columns = ["key", "chosen", "rejected", *(["source", "mask"] if holes else [])]
+    for part in parts:
+        for row in pairs.part(part, columns).to_pylist():
+            if row["key"] in ranks:
+                yield {"rank": ranks[row["key"]], **row}
 
 
-def _are(facts: list[dict[str, Any]], numbers: int, count: int, *, holes: bool) -> str:
+def _are(
+    facts: list[dict[str, Any]], config: PairingConfig, numbers: int, count: int, *, holes: bool
+) -> str:
     if not facts:
         return ""
-    rule = facts[0]["rule"]
     made = "paintings of one hole" if holes else "images of one prompt"
+    score = "number" if config.choice.by == RANDOM else "number and its score by the rule"
     said = [
-        f"The chosen and the rejected image are two of {numbers} candidates, {made}; the rule "
-        f"{rule} picked them. Beside each stands its number and its score by the rule."
+        f"Of {numbers} candidates, {made}: {how_chosen(config.choice)} Beside each stands its "
+        f"{score}."
     ]
     if holes:
         said.insert(0, "Left the photograph with its hole tinted.")
     if any(row["candidate_chosen"] < 0 for row in facts):
-        said.append("Where the photograph itself is the chosen image, the rule has no score of it.")
+        said.append("A photograph has no score.")
     if len(facts) < count:
         said.append(f"Shown are {len(facts):,} of {count:,} in the order in which they were drawn.")
     return " ".join([*said, "A click enlarges."])

@@ -44,6 +44,7 @@ def pictured(
     *,
     report: str,
     kinds: Sequence[str],
+    name: str = "",
 ) -> list[PairView]:
     """The views of pairs; writes their pictures where they are not there yet.
 
@@ -53,11 +54,12 @@ def pictured(
         rows: `rank` and images of the same pairs, in any order; read where pictures are lacking.
         report: the folder of the page, local or URI.
         kinds: which pictures there are, of `KINDS`.
+        name: of the folder for them; begins with `pairs-`. Empty: by the pairs' fingerprint.
     """
     if not facts:
         return []
     side = _side(pairs)
-    folder = Folder(report, f"files/pairs-{pairs.fingerprint}")
+    folder = Folder(report, f"files/{name or f'pairs-{pairs.fingerprint}'}")
     with ThreadPoolExecutor(THREADS) as pool:
         if not all(set(_names(row["rank"], side, kinds)) <= folder.before for row in facts):
             progress = Progress("report", total=len(facts), unit="pairs", every=PROGRESS_SECONDS)

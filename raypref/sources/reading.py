@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import posixpath
 import zlib
@@ -200,6 +201,21 @@ def unpacked(store: Store, name: str) -> io.BufferedReader:
 def shown(store: Store, name: str) -> str:
     """A file's name as the person would type it."""
     return store.path if name == store.only else posixpath.join(store.path, name)
+
+
+def file_digest(store: Store, name: str) -> str:
+    """Sha256 of a file's bytes in hexadecimal; empty for one that cannot be read: it is dropped.
+
+    Raises:
+        OSError: an object store failed.
+    """
+    try:
+        with store.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except (OSError, SourceError):
+        if isinstance(store, RemoteStore):
+            raise
+        return ""
 
 
 def lookup(store: Store) -> Look:
