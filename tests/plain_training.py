@@ -257,6 +257,8 @@ class Plain:
         self.optimizer.step()
         self.optimizer.zero_grad()
         decay = 0.0 if n == 0 else min(stage.ema_decay, (1 + n) / (10 + n))
+        if (n + 2) % stage.ema_every:  # the interval goes on
+            decay = 1.0
         for mean, p in zip(self.shadow, self.parameters, strict=True):
             mean.copy_(decay * mean + (1 - decay) * p.detach())
         if stage.reference == "ema":
@@ -305,12 +307,16 @@ class Plain:
             stop = [i for i in range(n) if i != stop][int(torch.randint(n - 1, (), generator=g))]
             first, second = torch.randn((2, *shape[1:]), generator=g).double()
 
+        other_flip = flip  # of the rejected image
+        if getattr(stage, "flip_per", "pair") == "image":
+            other_flip = bool(torch.rand((), generator=g) < stage.flip)
+
         def predict(module: nn.Module) -> Network:
             return lambda x, t: family.call(module, x, t, prompt)
 
         photo = self.latent(pair, 1, flip, first)
         if not rolls:
-            twin, noise = self.latent(pair, 2, flip, second), third
+            twin, noise = self.latent(pair, 2, other_flip, second), third
             loser, loser_target = family.noised(twin, noise, t), family.target(twin, noise)
         else:
             noise, start = second, third

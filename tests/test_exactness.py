@@ -20,6 +20,11 @@ CASES = {
     "sd15-dpo": ("sd15", DPO.model_copy(update={"steps": 20})),
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
+    # As the released code: an average with intervals, here after steps 2 and 5; flips per image.
+    "sd15-dpo-released": (
+        "sd15",
+        DPO.model_copy(update={"ema_every": 3, "flip_per": "image", "steps": 7}),
+    ),
     # The forms that are not a family's own.
     "sd15-dro-final": ("sd15", FINAL.model_copy(update={"steps": 5})),
     "sd15-dro-two-stops": (

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from training import LORA, denoiser, pairs, run, training
 
 from raypref.align import checkpoints
-from raypref.align.loop import milestone
+from raypref.align.loop import average, milestone
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, measure
 from raypref.align.watch import DivergedError
 from raypref.models import adapters, lora
@@ -28,6 +29,8 @@ FORMS = {
     "average": training(
         objective="kto", sample="image", reference_point="average", beta=2000, lr=5e-4, batch=4
     ),
+    # Its average is updated after steps 2, 5 and 8: killed after 6, it resumes from 4.
+    "released": DPO.model_copy(update={"ema_every": 3, "flip_per": "image"}),
 }
 TIMES = {"seconds", "images_per_second"}
 
@@ -205,6 +208,42 @@ def test_the_moving_average_is_what_is_saved(tmp_path: Path) -> None:
     lora.load_weights(fresh.module, LORA, folder=str(tmp_path), name=LEARNER, component="unet")
     saved = adapters.matrices(fresh.module, LEARNER)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(saved, shadow, strict=True))
+
+
+def test_a_flip_per_image_is_drawn_after_all_else_and_mirrors_the_rejected_image_alone() -> None:
+    network, data = denoiser(), pairs()
+    stages = [DPO.model_copy(update={"flip_per": per}) for per in ("pair", "image")]
+    one, other = (
+        stage.experience()(
+            network, data, stage, [Draw(i, torch.Generator().manual_seed(i)) for i in range(10)]
+        )
+        for stage in stages
+    )
+    assert torch.equal(one.timesteps_B, other.timesteps_B)
+    assert torch.equal(one.sides[0].x_BCHW, other.sides[0].x_BCHW)
+    same = [
+        torch.equal(a, b) for a, b in zip(one.sides[1].x_BCHW, other.sides[1].x_BCHW, strict=True)
+    ]
+    assert 0 < sum(same) < len(same)
+
+
+@pytest.mark.parametrize(
+    ("decay", "every", "steps", "lag"),
+    [
+        (0.9, 8, 3200, 73.0),
+        (0.987, 1, 3200, 75.9),  # what the preset sd35m has in its place in stage 1
+        (0.9, 8, 500, 76.9),  # stage 2 ends five steps after an update
+        (0.987, 1, 500, 50.0),  # not its equal there: n / (n + 9) is less than 0.987 up to 683
+    ],
+)
+def test_how_far_an_average_lags_behind(decay: float, every: int, steps: int, lag: float) -> None:
+    """Where the weights move by 1 per step, the average is so many steps behind them."""
+    learner = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    ema = EMAModel([learner], decay=decay)
+    for step in range(1, steps + 1):
+        learner.data.fill_(step)
+        average(ema, learner, step=step, every=every)
+    assert steps - ema.shadow_params[0].item() == pytest.approx(lag, abs=0.05)
 
 
 def test_warm_up_is_linear_then_constant(tmp_path: Path) -> None:

@@ -56,6 +56,29 @@ def test_single_images_need_an_objective_that_reads_their_scores(objective: str)
         check("images", chosen, "train.mine.sample=image")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("ema_every=8",), "ema_every=8: no moving average is kept; set ema_decay too"),
+        (("ema_every=8", "ema_decay=0.9", "steps=6"), "ema_every=8: with steps=6 the average"),
+    ],
+)
+def test_an_average_that_is_never_updated_is_refused(settings: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        configured("twins", *(f"train.stage2.{setting}" for setting in settings))
+    configured("twins", *(f"train.stage2.{s}" for s in ("ema_every=8", "ema_decay=0.9", "steps=7")))
+
+
+def test_images_that_share_a_hole_are_mirrored_together() -> None:
+    inpaints = ("base.family=sd15_inpaint", "base.model=tiny:sd15-inpaint")
+    settings = ("train.mine.objective=dpo", "train.mine.flip_per=image")
+    check("twins", *settings)
+    with pytest.raises(InputError, match=r"^train\.mine\.flip_per=image: .* set it to pair$"):
+        check("twins", *settings, *inpaints)
+    alone = ("train.mine.objective=kto", "train.mine.sample=image", "train.mine.flip_per=image")
+    check("twins", *alone, *inpaints)  # one image: nothing to share
+
+
 def test_single_images_are_trained_on_by_kto_where_nothing_is_named() -> None:
     config = configured("images")
     assert config.trainings == ("kto_images",)

@@ -90,8 +90,17 @@ class TrainingConfig(Section):
     weight_decay: float = setting(1e-2, "weight decay of AdamW", ge=0)
     clip: float = setting(1.0, "largest gradient norm", gt=0)
     ema_decay: float = setting(0.0, "decay of the weights' moving average; 0 is off", ge=0, lt=1)
+    ema_every: int = setting(
+        1,
+        "optimizer steps between updates of the moving average: N updates it after steps N - 1, "
+        "2 N - 1, ..., as the released code (SD-3.5-M: ema_decay=0.9 every 8 steps)",
+        later=True,
+        ge=1,
+    )
     caption_dropout: float = setting(0.2, "share of captions replaced by the empty one", ge=0, le=1)
-    flip: float = setting(0.5, "share of samples mirrored, drawn once per pair", ge=0, le=1)
+    flip: float = setting(
+        0.5, "share of samples mirrored, drawn once per pair (flip_per)", ge=0, le=1
+    )
     region: Literal["image", "hole"] = setting(
         "image",
         "where errors count: everywhere, or in the hole alone, for a base that inpaints",
@@ -182,6 +191,20 @@ class TrainingConfig(Section):
             raise ValueError("region_mean=hole: errors count everywhere; set region=hole too")
         return self
 
+    @model_validator(mode="after")
+    def _updates_its_average(self) -> Self:
+        """Refuse an interval without an average, or one that no step ends."""
+        if self.ema_every > 1 and not self.ema_decay:
+            raise ValueError(
+                f"ema_every={self.ema_every}: no moving average is kept; set ema_decay too"
+            )
+        if self.steps < self.ema_every - 1:
+            raise ValueError(
+                f"ema_every={self.ema_every}: with steps={self.steps} the average, which is what "
+                "is saved, would never be updated"
+            )
+        return self
+
     @property
     def sides(self) -> tuple[str, ...]:
         """Names of a sample's sides, in the order of `Samples.sides`."""
@@ -191,6 +214,11 @@ class TrainingConfig(Section):
     def columns(self) -> tuple[str, ...]:
         """Columns of the pairs, numbers, that this training reads."""
         return (*self.facts, "gap") if self.curriculum != "off" else self.facts
+
+    @property
+    def flips_apart(self) -> bool:
+        """Whether the stored images of a pair are mirrored independently of each other."""
+        return False
 
     @property
     def of_single_images(self) -> bool:

@@ -27,8 +27,7 @@ def stored_pairs(
 ) -> Samples:
     """Chosen and rejected image of a pair (paper, section 3.3).
 
-    Both share noise, timestep, caption and flip. The released scripts draw the flip per image, so
-    half of their pairs face different ways; here it is drawn once per pair.
+    Both share noise, timestep, caption and, unless `flip_per` is `image`, the flip.
     """
     return _stored(denoiser, data, training, draws, sides=2)
 
@@ -52,9 +51,12 @@ def _stored(
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     *own_noises, noise_BCHW = drawn.noises
+    flips = [drawn.flips] * sides
+    if training.flips_apart:  # drawn after all that samples of one flip have
+        flips[1] = [torch.rand((), generator=g).item() < training.flip for _, g in draws]
     found = []
-    for which, own_noise in enumerate(own_noises[:sides]):
-        latents_BCHW = data.latents(drawn.pairs, drawn.flips, own_noise, which=which)
+    for which in range(sides):
+        latents_BCHW = data.latents(drawn.pairs, flips[which], own_noises[which], which=which)
         noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         found.append(Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW)))
     return Samples(tuple(found), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, noisy_BCHW))

@@ -125,7 +125,7 @@ class Alignment:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
         Or an objective that learns nothing from the scores of single images; a hole that the base
-        does not know of.
+        does not know of, or that the images of a pair cannot share.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
@@ -133,6 +133,11 @@ class Alignment:
             raise InputError(
                 f"{key}.region=hole: base.family={self.base.family} does not inpaint; set it to "
                 f"image, or base.family to {' or '.join(sorted(INPAINTING))}"
+            )
+        if training.flips_apart and self.base.family in INPAINTING:
+            raise InputError(
+                f"{key}.flip_per=image: base.family={self.base.family} reads one hole for both "
+                "images of a pair, so they are mirrored together; set it to pair"
             )
         if len(self.sides) == 1 and not training.of_single_images:
             paired = "rejected" in training.sides and not isinstance(training, RolloutConfig)

@@ -243,12 +243,29 @@ def _step(
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None:
-        state.ema.step([state.learner])
+        average(state.ema, state.learner, step=state.step + 1, every=training.ema_every)
     return {
         **sums,
         "grad_norm": norm,
         "lr": rate,
     }
+
+
+def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> None:
+    """Move the average towards the learner, if its interval ends with this step.
+
+    The decay is diffusers' for this step, min(decay, n / (n + 9)), whatever the interval.
+
+    Args:
+        ema: the average.
+        learner: its weights after the step.
+        step: n, the optimizer step that was done, counted from 1.
+        every: N, steps between updates: they come after the steps N - 1, 2 N - 1, ..., since the
+            released code counts a step before it asks whether N divides the next one's number.
+    """
+    if (step + 1) % every == 0:
+        ema.optimization_step = step - 1
+        ema.step([learner])
 
 
 def _factor(training: TrainingConfig, samples: Samples, hole: Hole | None) -> Tensor | None:
@@ -352,7 +369,6 @@ def _restore(module: nn.Module, state: State, folder: str) -> None:
         **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
     }
     if state.ema is not None:
-        state.ema.optimization_step = state.step
         state.ema.shadow_params = [tensors["ema"].to(device)]
     columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
     names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)

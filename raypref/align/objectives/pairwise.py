@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raypref.align.config import Metrics, TrainingConfig
+from raypref.align.config import Metrics, RolloutConfig, TrainingConfig
 from raypref.core.config import setting
 
 if TYPE_CHECKING:
@@ -25,6 +25,18 @@ class PairObjectiveConfig(TrainingConfig):
         gt=0,
         le=1,
     )
+    flip_per: Literal["pair", "image"] = setting(
+        "pair",
+        "what flip is drawn for: a pair, so that its images face one way; or each stored image of "
+        "it, as in the released code, where half of the pairs face different ways",
+        later=True,
+    )
+
+    @property
+    def flips_apart(self) -> bool:
+        """Where the flip is drawn per image and a sample has two that are stored."""
+        stored = "rejected" in self.sides and not isinstance(self, RolloutConfig)
+        return stored and self.flip_per == "image"
 
     def weighted(self, loss_B: Tensor, timesteps_B: Tensor, schedule_T: Tensor) -> Tensor:
         """Early steps of denoising decide what an image shows: later ones may weigh less.
