@@ -43,6 +43,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
         "like": "stage2_alone",
         "objective": "kto",
         "sample": "image",
+        "flip_per": "pair",  # its samples are single images
         "label": "KTO",
     },
     "sft": {"objective": "sft", "label": "SFT", "steps": 1600, "ema_decay": 0.9999},
