@@ -192,6 +192,13 @@ def test_the_example_runs_as_it_is_printed(base, changes, tmp_path, monkeypatch)
     assert next(made["pipe"].vae.parameters()).dtype == getattr(torch, base.dtype)
 
 
+def test_the_example_draws_in_the_evaluations_precision_and_noise():
+    text = card(draw=GenerateConfig(dtype="float16", noise_device="model", seeds=(5,)))
+    assert "dtype=torch.float16)" in text and "torch.Generator(pipe.device).manual_seed(5)" in text
+    assert "dtype=torch.float32)" in (plain := card(draw=GenerateConfig(seeds=(5,))))
+    assert "torch.Generator().manual_seed(5)" in plain
+
+
 def test_the_base_is_named_by_its_id_on_the_hub_or_not_at_all():
     for base in (BASE, BackboneConfig(model="tiny:sd15"), BackboneConfig(network="./unet")):
         assert "base_model" not in yaml.safe_load(card(base=base).split("---\n", 2)[1])

@@ -73,6 +73,29 @@ def test_a_training_by_hand() -> None:
     assert large - 1.5 == pytest.approx(2 * weights + 8 * 16 * SIZES["sd15"].saved, rel=0.01)
 
 
+def test_the_precision_of_drawing_and_encoding_counts() -> None:
+    """Weights of networks and autoencoder in GiB, and what a batch takes, by hand."""
+    parts = [size * 1e9 * 2 / 2**30 for size in (2.4697 + 5.5806, 0.0838)]
+    drawn, encoded = 8 * SIZES["sd35m"].drawn, 4 * 4 * SIZES["sd35m"].encoded
+    given = {"": (1, 1), "float32": (2, 2), "float16": (1, 1)}
+    for dtype, (networks, decoding) in given.items():
+        found = predicted("sd35m", f"evaluate.dtype={dtype}")["images"]
+        expected = parts[0] * networks + (parts[1] + drawn) * decoding + 1.5
+        assert found == pytest.approx(expected, abs=0.06), dtype
+    apart = predicted("sd35m", "evaluate.dtype=float16", "evaluate.vae_dtype=float32")["images"]
+    assert apart == pytest.approx(parts[0] + 2 * (parts[1] + drawn) + 1.5, abs=0.06)
+    cache = predicted("sd35m", "cache.vae_dtype=float32")["cache"]
+    text = 5.5806 * 1e9 * 2 / 2**30
+    assert cache == pytest.approx(text + 2 * (parts[1] + encoded) + 1.5, abs=0.06)
+
+
+def test_twins_take_memory_by_the_side_they_are_painted_at() -> None:
+    plain, large = predicted("sd15"), predicted("sd15", "perturb.size=1024")
+    batch = 8 * SIZES["sd15"].drawn  # in float16
+    assert large["twins"] - plain["twins"] == pytest.approx(3 * batch, abs=0.11)
+    assert large["images"] == plain["images"]
+
+
 def test_rollouts_count_where_they_outweigh_the_gradients() -> None:
     def stage1(*more: str) -> float:
         return predicted("sd15", 'trainings=["stage1"]', "train.stage1.micro_batch=1", *more)[
@@ -189,6 +212,8 @@ def test_it_is_predicted_without_any_heavy_library() -> None:
         ("sd15", [], 2 * 2 * 2 * 4 * 64 * 64 + 77 * 768),
         ("sd15", ["pairs.kind=images", "images.size=256"], 2 * 2 * 4 * 32 * 32 + 77 * 768),
         ("sd35m", [], 2 * 2 * 2 * 16 * 64 * 64 + 333 * 4096 + 2048),
+        ("sd35m", ["cache.t5_tokens=128"], 2 * 2 * 2 * 16 * 64 * 64 + 205 * 4096 + 2048),
+        ("sd15", ["cache.t5_tokens=128"], 2 * 2 * 2 * 4 * 64 * 64 + 77 * 768),
         # What is around a hole, both ways.
         ("sd15", ["base.family=sd15_inpaint"], (2 * 2 * 2 * 4 + 2 * 5) * 64 * 64 + 77 * 768),
         (

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from raypref.core.config import InputError, Resources, Section
+from raypref.align.cache_config import CacheConfig
+from raypref.core.config import InputError
 from raypref.core.device import pick_device
 from raypref.core.ledger import Ledger
 from raypref.core.rows import IMAGE, Row
@@ -46,12 +47,6 @@ READS: tuple[str, ...] = ("prompt", "chosen", "rejected")
 SOURCE = "source"  # column of pairs whose hole is in another image than the chosen one
 
 
-class CacheConfig(Section):
-    """Encoding of the pairs."""
-
-    resources: Resources = Resources(batch=4)
-
-
 class Images(NamedTuple):
     """What is encoded of a batch: B prompts, and the images of B pairs, or none."""
 
@@ -74,7 +69,7 @@ class Encode:
 
     Args:
         base: the model that encodes.
-        config: its resources.
+        config: precision, length of captions, resources.
         side: of all images, in pixels, others being refused; None: any.
     """
 
@@ -84,6 +79,7 @@ class Encode:
         self, base: BackboneConfig, config: CacheConfig, *, side: int | None = None
     ) -> None:
         self.base = base
+        self.config = config
         self.side = side
         self.inpaints = family(base.family).inpaints
         self.reads = (*READS, "mask") if self.inpaints else READS
@@ -100,7 +96,12 @@ class Encode:
 
     def setup(self) -> None:
         """Load VAE and text encoders."""
-        self.encoder = load_encoder(self.base, device=pick_device(self.resources.num_gpus))
+        self.encoder = load_encoder(
+            self.base,
+            device=pick_device(self.resources.num_gpus),
+            vae_dtype=self.config.vae_dtype,
+            t5_tokens=self.config.t5_tokens,
+        )
 
     def prepare(self, rows: list[Row]) -> Images:
         """Decode the images; a row without any (the empty caption) shows those of another one.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
+OtherDType = Literal["", "float64", "float32", "bfloat16", "float16"]  # empty: as another setting
 
 
 def torch_dtype(name: DType) -> torch.dtype:

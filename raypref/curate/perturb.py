@@ -17,6 +17,7 @@ from raypref.models.hub import from_pretrained, model_folder, read_json
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 # The perturbations of the paper's Table 4, and the inpainter of Follow-Your-Preference.
 Kind = Literal["sd15", "sd35m", "pixart", "text2image", "flux_fill"]
@@ -59,6 +60,19 @@ class PerturbConfig(Section):
         "twin of the same kind in half the time",
         later=True,
     )
+    size: int = setting(
+        0,
+        "side at which twins are painted, pixels; 0: that of the crops, images.size; twins of "
+        "another side are resized to the crops'; the released code's is 1024 for sd35m and pixart",
+        later=True,
+        ge=0,
+    )
+    latents: Literal["mode", "sample"] = setting(
+        "mode",
+        "pixart: keep the mode of the photograph's latents around the region, or a sample of them, "
+        "as the released code does; other kinds do what their pipelines do",
+        later=True,
+    )
     compile: bool = setting(
         False,
         "torch.compile the network's repeated blocks: minutes at the start of a worker for quicker "
@@ -99,9 +113,10 @@ class PerturbConfig(Section):
         blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
         patch = 2 if self.kind == "flux_fill" else config.get("patch_size", 1)  # packed by 2x2
         unit = 2 ** (len(blocks) - 1) * patch
-        if side % unit:
+        painted, key = (self.size, "perturb.size") if self.size else (side, "images.size")
+        if painted % unit:
             raise InputError(
-                f"images.size={side}: perturb.model '{self.model}' takes sides that are multiples "
+                f"{key}={painted}: perturb.model '{self.model}' takes sides that are multiples "
                 f"of {unit}"
             )
         if self.scheduler != "pipeline" and self.kind in FLOWS:
@@ -129,7 +144,7 @@ class Inpaint:
         column: where the picture goes.
         numbered: whether rows have `candidate`, a number from 0.
         side: of the pictures in pixels, for text2image without photographs; None takes each
-            photograph's.
+            photograph's. Where `perturb.size` is another, they are painted at that and resized.
     """
 
     name = "inpaint"
@@ -192,18 +207,24 @@ class Inpaint:
 
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""
+        config, pixart = self.config, self.config.kind == "pixart"
         call: dict[str, Any] = {
             "prompt": [row["caption"] for row in rows],
             "generator": [self._generator(row) for row in rows],
         }
         if self.side is not None:
-            return {**call, "height": self.side, "width": self.side}
+            side = config.size or self.side
+            return {**call, "height": side, "width": side}
         photos = [as_image(row["chosen"]) for row in rows]
-        if self.config.kind == "text2image":
-            return {**call, "height": photos[0].height, "width": photos[0].width}
+        if config.kind == "text2image":
+            height, width = config.size or photos[0].height, config.size or photos[0].width
+            return {**call, "height": height, "width": width}
         masks = [as_image(row["saliency"]) for row in rows]
-        filled = paint.hole_arguments(photos, masks, images=self.config.kind == "pixart")
-        return {**call, **filled, "strength": self.config.strength}
+        if config.size:
+            photos, masks = (paint.at_side(images, config.size) for images in (photos, masks))
+        filled = paint.hole_arguments(photos, masks, images=pixart)
+        sampled = {"sampled": True} if pixart and config.latents == "sample" else {}
+        return {**call, **filled, **sampled, "strength": config.strength}
 
     def compute(self, batch: dict[str, Any]) -> np.ndarray:
         """The twins' pixels, 0..1: float32 [B, H, W, 3]."""
@@ -218,10 +239,20 @@ class Inpaint:
     def finish(self, rows: list[Row], out: np.ndarray) -> None:
         """Fill the column."""
         for row, pixels in zip(rows, out, strict=False):
-            picture = of_unit(pixels)
+            picture = self._picture(row, pixels)
             if self.config.paste and self.side is None:
                 picture = paint.paste(picture, as_image(row["chosen"]), as_image(row["saliency"]))
             row[self.column] = picture
+
+    def _picture(self, row: Row, pixels_HWC: np.ndarray) -> Image.Image:
+        """The image of what was painted, as large as the photograph."""
+        if not self.config.size:
+            return of_unit(pixels_HWC)
+        side = self.side
+        size = as_image(row["chosen"]).size if side is None else (side, side)
+        if size == (self.config.size, self.config.size):
+            return of_unit(pixels_HWC)
+        return paint.fitted(pixels_HWC, size, rounded=self.config.kind != "pixart")
 
     def _generator(self, row: Row) -> torch.Generator:
         import torch

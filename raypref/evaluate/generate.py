@@ -13,10 +13,10 @@ import pyarrow as pa
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from raypref.core.config import InputError, Location, Resources, Section, setting
-from raypref.core.device import pick_device
+from raypref.core.device import OtherDType, pick_device
 from raypref.core.ledger import absolute
 from raypref.core.rows import Row, seed_of
-from raypref.images.decode import of_unit
+from raypref.images.decode import Rounding, of_unit
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.families.registry import family
 from raypref.models.fused import Fused
@@ -92,6 +92,29 @@ class GenerateConfig(Section):
         False,
         "merge each model's LoRA into the weights before it draws: quicker on a GPU; images differ "
         "by rounding",
+        later=True,
+    )
+    dtype: OtherDType = setting(
+        "",
+        "precision of the pipeline that draws; empty: base.dtype; the released code's is float16",
+        later=True,
+    )
+    vae_dtype: OtherDType = setting(
+        "",
+        "precision of its autoencoder, which decodes; empty: evaluate.dtype; the released code's "
+        "is float32 for SD-3.5-Medium",
+        later=True,
+    )
+    noise_device: Literal["cpu", "model"] = setting(
+        "cpu",
+        "where noise is drawn: on the CPU, which is the same noise everywhere; or where the model "
+        "is, as in the released code: a GPU draws other noise for the same seed",
+        later=True,
+    )
+    rounding: Rounding = setting(
+        "nearest",
+        "decoded pixels to 8 bits: to the nearest level; or truncate, as the released code does, "
+        "which darkens by half a level",
         later=True,
     )
     samples: int = setting(
@@ -207,7 +230,7 @@ class Generate:
 
     Args:
         base: the model family and weights.
-        config: steps, guidance, size.
+        config: steps, guidance, size, precision.
         loras: model name to the folder of its LoRA; `base` needs none.
     """
 
@@ -218,7 +241,7 @@ class Generate:
     def __init__(
         self, base: BackboneConfig, config: GenerateConfig, *, loras: Mapping[str, str]
     ) -> None:
-        self.base = base
+        self.base = base.in_precision(config.dtype)
         self.config = config
         self.loras = dict(loras)
         self.resources = config.resources
@@ -228,7 +251,8 @@ class Generate:
         import torch
 
         device = pick_device(self.resources.num_gpus)
-        self.pipeline = load_pipeline(self.base, device=device)
+        self.pipeline = load_pipeline(self.base, device=device, vae_dtype=self.config.vae_dtype)
+        self.noise_device = device if self.config.noise_device == "model" else torch.device("cpu")
         component = family(self.base.family).component
         for model, ref in self.loras.items():
             weights = pipeline_weights(ref, key=f"the LoRA of {model}", component=component)
@@ -238,7 +262,7 @@ class Generate:
         if self.config.fuse and self.loras:
             precise = None
             if self.base.dtype in ("bfloat16", "float16"):
-                exact = self.base.model_copy(update={"dtype": "float32"})
+                exact = self.base.in_precision("float32")
                 precise = load_denoiser(exact, device=torch.device("cpu")).module
             self.fused = Fused(self.pipeline, component=component, precise=precise)
 
@@ -268,7 +292,7 @@ class Generate:
     def finish(self, rows: list[Row], out: list[np.ndarray]) -> None:
         """Fill the column."""
         for row, pixels in zip(rows, out, strict=False):
-            row["image"] = of_unit(pixels)
+            row["image"] = of_unit(pixels, rounding=self.config.rounding)
 
     def _draw(self, batch: Call) -> np.ndarray:
         """Images of the active model, float32 [B, H, W, 3]."""
@@ -277,7 +301,9 @@ class Generate:
         images: np.ndarray = self.pipeline(
             **batch.arguments,
             num_inference_steps=self.config.steps,
-            generator=[torch.Generator().manual_seed(noise) for noise in batch.noises],
+            generator=[
+                torch.Generator(self.noise_device).manual_seed(noise) for noise in batch.noises
+            ],
             output_type="np",
         ).images
         return images

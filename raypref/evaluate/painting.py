@@ -143,7 +143,7 @@ class Paint(Generate):
     def finish(self, rows: list[Row], out: Sequence[Any]) -> None:
         """Fill the columns."""
         for row, pixels in zip(rows, out, strict=False):
-            image = of_unit(pixels)
+            image = of_unit(pixels, rounding=self.config.rounding)
             if self.config.blend:
                 row["raw"] = image
                 image = paint.blended(image, as_image(row["photograph"]), as_image(row["mask"]))

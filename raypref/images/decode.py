@@ -36,6 +36,8 @@ Reason = Literal[
     "unsupported_mode",
 ]
 
+Rounding = Literal["nearest", "truncate"]
+
 
 def _heif() -> tuple[str, ...]:
     """Pillow's name of the format, where pillow-heif is installed."""
@@ -202,9 +204,15 @@ def as_png(value: Any) -> Any:
     return encode_png(value) if isinstance(value, Image.Image) else value
 
 
-def of_unit(pixels_HWC: np.ndarray) -> Image.Image:
-    """The image of pixels 0..1, rounded as diffusers' pipelines do."""
-    return Image.fromarray((pixels_HWC * 255).round().astype(np.uint8))
+def of_unit(pixels_HWC: np.ndarray, *, rounding: Rounding = "nearest") -> Image.Image:
+    """The image of pixels 0..1.
+
+    Args:
+        pixels_HWC: RGB.
+        rounding: to 8 bits: `nearest`, as diffusers' pipelines do; `truncate` cuts off fractions.
+    """
+    levels = pixels_HWC * 255
+    return Image.fromarray((levels.round() if rounding == "nearest" else levels).astype(np.uint8))
 
 
 def _open(data: bytes) -> Image.Image:

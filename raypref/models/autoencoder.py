@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypref.models.hub import from_pretrained
+
+
+def work_among(vae: Any, dtype: torch.dtype) -> None:
+    """Let an autoencoder work in a pipeline whose other parts are of another precision, in place.
+
+    It casts images and latents that it is given to its own precision, and the moments of an image
+    to theirs. Decoded pixels stay as precise as they are.
+
+    Args:
+        vae: diffusers' `AutoencoderKL`.
+        dtype: of the other parts.
+    """
+
+    def given(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].to(vae.dtype), *inputs[1:])
+
+    def moments(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    for first in (vae.encoder, vae.post_quant_conv, vae.decoder):
+        if first is not None:
+            first.register_forward_pre_hook(given)
+    (vae.quant_conv or vae.encoder).register_forward_hook(moments)
 
 
 class KLAutoencoder:

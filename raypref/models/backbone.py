@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from raypref.core.config import Location, Section, setting
-from raypref.core.device import DType, torch_dtype
-from raypref.models.families.registry import FAMILIES, FamilyName, family
+from raypref.core.device import DType, OtherDType, torch_dtype
+from raypref.models.families.registry import FAMILIES, READ_BY_T5, FamilyName, family
 from raypref.models.hub import from_pretrained, model_folder
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class BackboneConfig(Section):
         """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key="base.model", probe="model_index.json")
 
+    def in_precision(self, dtype: OtherDType) -> BackboneConfig:
+        """The same model with weights of another precision; empty: of its own."""
+        return self.model_copy(update={"dtype": dtype}) if dtype else self
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -66,10 +70,25 @@ class Encoder:
         return self.text.text_embeddings(prompts)
 
 
-def load_encoder(config: BackboneConfig, *, device: torch.device) -> Encoder:
-    """Load the autoencoder and the text encoders."""
-    text: TextEncoder = _loaded(family(config.family).text_encoder, config, device)
-    return Encoder(text, load_autoencoder(config, device=device))
+def load_encoder(
+    config: BackboneConfig,
+    *,
+    device: torch.device,
+    vae_dtype: OtherDType = "",
+    t5_tokens: int = 0,
+) -> Encoder:
+    """Load the autoencoder and the text encoders.
+
+    Args:
+        config: the base model.
+        device: where they run.
+        vae_dtype: precision of the autoencoder; empty: the base's.
+        t5_tokens: of a caption, for T5; 0: as many as the family's pipeline takes. Nothing for a
+            family without a T5.
+    """
+    own = {"t5_tokens": t5_tokens} if t5_tokens and config.family in READ_BY_T5 else {}
+    text: TextEncoder = _loaded(family(config.family).text_encoder, config, device, **own)
+    return Encoder(text, load_autoencoder(config.in_precision(vae_dtype), device=device))
 
 
 def load_autoencoder(config: BackboneConfig, *, device: torch.device) -> Autoencoder:
@@ -88,24 +107,39 @@ def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
     return denoiser
 
 
-def _loaded(kind: type[Any], config: BackboneConfig, device: torch.device) -> Any:
+def _loaded(kind: type[Any], config: BackboneConfig, device: torch.device, **own: Any) -> Any:
     """One of a family's three classes, with the base's weights."""
     dtype = torch_dtype(config.dtype)
-    return kind(config.folder(), variant=config.variant, device=device, dtype=dtype)
+    return kind(config.folder(), variant=config.variant, device=device, dtype=dtype, **own)
 
 
-def load_pipeline(config: BackboneConfig, *, device: torch.device) -> Any:
-    """Load the whole text-to-image pipeline, quiet, without a safety checker."""
+def load_pipeline(
+    config: BackboneConfig, *, device: torch.device, vae_dtype: OtherDType = ""
+) -> Any:
+    """Load the whole text-to-image pipeline, quiet, without a safety checker.
+
+    Args:
+        config: the base model.
+        device: where it runs.
+        vae_dtype: precision of its autoencoder; empty: the base's.
+    """
     import diffusers
 
     own = family(config.family)
+    dtype: Any = torch_dtype(config.dtype)
+    apart = bool(vae_dtype) and vae_dtype != config.dtype
     pipeline = from_pretrained(
         getattr(diffusers, own.pipeline),
         config.folder(),
         variant=config.variant or None,
-        dtype=torch_dtype(config.dtype),
+        # Cast after loading, the autoencoder would keep the rounding of a lower precision.
+        dtype={"default": dtype, "vae": torch_dtype(vae_dtype or config.dtype)} if apart else dtype,
         **own.options,
     )
+    if apart:
+        from raypref.models.autoencoder import work_among
+
+        work_among(pipeline.vae, dtype)
     if config.network:
         from raypref.models import network
 

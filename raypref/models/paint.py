@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from raypref.images.decode import of_unit
 from raypref.images.masks import BRIGHT
 
 if TYPE_CHECKING:
@@ -46,6 +47,30 @@ def pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
     pixels_BHWC = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
     return torch.from_numpy(pixels_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+def at_side(images: Sequence[Image.Image], side: int) -> list[Image.Image]:
+    """Squares of another size, in pixels a side, as diffusers' pipelines resize their inputs."""
+    return [image.resize((side, side), Image.Resampling.LANCZOS) for image in images]
+
+
+def fitted(pixels_HWC: np.ndarray, size: tuple[int, int], *, rounded: bool) -> Image.Image:
+    """Painted pixels as an image of another size, bilinear.
+
+    Args:
+        pixels_HWC: RGB, 0..1.
+        size: width and height of the result, pixels.
+        rounded: resize the image of 8 bits with antialiasing, as trainings load one that is too
+            large; else the pixels themselves without, as PixArt's pipeline hands back its own.
+    """
+    if rounded:
+        return of_unit(pixels_HWC).resize(size, Image.Resampling.BILINEAR)
+    import torch
+    from torch.nn import functional as F
+
+    x_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+    y_BCHW = F.interpolate(x_BCHW, size=size[::-1], mode="bilinear", align_corners=False)
+    return of_unit(y_BCHW[0].permute(1, 2, 0).numpy())
 
 
 def paste(painted: Image.Image, photograph: Image.Image, mask: Image.Image) -> Image.Image:

@@ -31,6 +31,7 @@ class PixArtAlphaInpaintPipeline(PixArtAlphaPipeline):
         width: int,
         generator: list[torch.Generator],
         strength: float = 1.0,
+        sampled: bool = False,
         **settings: Any,
     ) -> Any:
         """Repaint the masked region of each image from its prompt.
@@ -43,6 +44,7 @@ class PixArtAlphaInpaintPipeline(PixArtAlphaPipeline):
             width: likewise.
             generator: one an image.
             strength: 1; less is not supported.
+            sampled: keep a sample of the photograph's latents, drawn after the noise, not the mode.
             settings: of `PixArtAlphaPipeline`.
         """
         assert strength == 1, "PixArt-alpha repaints from pure noise only"
@@ -54,10 +56,13 @@ class PixArtAlphaInpaintPipeline(PixArtAlphaPipeline):
         )
         x_BCHW = self.image_processor.preprocess(list(image), height=height, width=width)
         x_BCHW = x_BCHW.to(self._execution_device, self.vae.dtype)
-        photo_BCHW = self.vae.encode(x_BCHW).latent_dist.mode() * self.vae.config.scaling_factor
-        noise_BCHW = randn_tensor(
-            photo_BCHW.shape, generator=generator, device=photo_BCHW.device, dtype=photo_BCHW.dtype
-        )
+        posterior = self.vae.encode(x_BCHW).latent_dist
+        photo_BCHW = posterior.mode() * self.vae.config.scaling_factor
+        like = {"device": photo_BCHW.device, "dtype": photo_BCHW.dtype}
+        noise_BCHW = randn_tensor(photo_BCHW.shape, generator=generator, **like)
+        if sampled:
+            apart_BCHW = posterior.std * randn_tensor(photo_BCHW.shape, generator=generator, **like)
+            photo_BCHW = (posterior.mean + apart_BCHW) * self.vae.config.scaling_factor
         mask_B1HW = masks.preprocess(list(mask_image), height=height, width=width)
         repaint = F.interpolate(mask_B1HW, size=photo_BCHW.shape[-2:]).to(photo_BCHW) > 0.5
 

@@ -96,7 +96,7 @@ def model_card(
             "## Use",
             "",
             "```python",
-            *_loading(base, model, replaced),
+            *_loading(base, draw, model, replaced),
             *_drawing(base, draw),
             "```",
             "",
@@ -158,12 +158,16 @@ def _origin(ref: str, commits: Mapping[str, str]) -> Origin:
     return Origin(f"{named.repo}/{named.file}".rstrip("/"), known or named.revision, named.repo)
 
 
-def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]:
+def _loading(
+    base: BackboneConfig, draw: GenerateConfig, model: Origin, replaced: Origin
+) -> list[str]:
     """The lines of the example that make the pipeline."""
     own = family(base.family)
     kind, component = own.pipeline, own.component
     names, more, where = [kind], "", model.arguments
-    dtype = f"dtype=torch.{base.dtype}"  # parts of a pipeline may be stored in several
+    dtype = (
+        f"dtype=torch.{draw.dtype or base.dtype}"  # parts of a pipeline may be stored in several
+    )
     embedded = is_embedded(base.model)
     if embedded:  # its folder is where the package is installed
         where = "folder"
@@ -190,9 +194,10 @@ def _loading(base: BackboneConfig, model: Origin, replaced: Origin) -> list[str]
 def _drawing(base: BackboneConfig, draw: GenerateConfig) -> list[str]:
     """The lines of the example that draw an image, as the evaluation does."""
     given = family(base.family).arguments([PROMPT], draw.guidance, draw.size)
+    device = "pipe.device" if draw.noise_device == "model" else ""
     arguments = {name: _literal(value) for name, value in given.items()} | {
         "num_inference_steps": str(draw.steps),
-        "generator": f"torch.Generator().manual_seed({draw.seeds[0]})",
+        "generator": f"torch.Generator({device}).manual_seed({draw.seeds[0]})",
     }
     return [
         "image = pipe(",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from raypref.align import plan
-from raypref.align.latents import CacheConfig
+from raypref.align.cache_config import CacheConfig
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig

@@ -60,11 +60,13 @@ SIZES = {
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
+T5 = {"sd35m": 256, "flux_fill": 512}  # tokens of a caption, unless `cache.t5_tokens` says others
+T5_WIDTH = 4096  # values of a token, CLIP's beside them included
 STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),
-    "sd35m": (16, (77 + 256) * 4096 + 2048),
-    "flux_fill": (16, 512 * 4096 + 768),
+    "sd35m": (16, (77 + T5["sd35m"]) * T5_WIDTH + 2048),
+    "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.
 AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}
@@ -141,7 +143,8 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
         filtering.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
         filters.append(filtered.resources)
     detector = (_weights(U2NET, "float32"), 0.1)
-    painted = c.perturb.resources.batch * SD15.drawn * pixels * BYTES[c.perturb.dtype] / 2
+    painted = c.perturb.resources.batch * SD15.drawn * BYTES[c.perturb.dtype] / 2
+    painted *= ((c.perturb.size or c.images.size) / SIDE) ** 2
     painter = (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted)
     if c.pairs.kind == TWINS:
         needs = [c.pickscore.resources, *filters]
@@ -160,13 +163,17 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
             named = reward_section(name).removeprefix("rewards.")
             add(f"candidates, {name}", own.resources, _together([_of_reward(named, own)]))
     precision = BYTES[c.base.dtype] / 2
-    encoders = _weights(size.text + size.autoencoder, c.base.dtype)
+    encoding = c.cache.vae_dtype or c.base.dtype
+    encoders = _weights(size.text, c.base.dtype) + _weights(size.autoencoder, encoding)
     images = 4 * c.cache.resources.batch  # of a pair: two sides, each as it is and mirrored
-    add("cache", c.cache.resources, encoders + images * size.encoded * pixels * precision)
+    encoded = images * size.encoded * pixels * BYTES[encoding] / 2
+    add("cache", c.cache.resources, encoders + encoded)
     for name, training in plan.in_order(c.trainings, c.train).items():
         add(name, training.resources, _training(c, size, training, pixels * precision))
-    pipeline = _weights(size.trained + size.text + size.autoencoder, c.base.dtype)
-    drawn = size.drawn * (c.evaluate.size / SIDE) ** 2 * precision
+    drawing = c.evaluate.dtype or c.base.dtype
+    decoding = c.evaluate.vae_dtype or drawing
+    pipeline = _weights(size.trained + size.text, drawing) + _weights(size.autoencoder, decoding)
+    drawn = size.drawn * (c.evaluate.size / SIDE) ** 2 * BYTES[decoding] / 2
     add("images", c.evaluate.resources, pipeline + c.evaluate.resources.batch * drawn)
     for step, need, gib in _scores(c):
         add(step, need, gib)
@@ -181,6 +188,8 @@ def latents_gib(config: RunConfig, pairs: int) -> float:
         pairs: how many there are.
     """
     channels, caption = STORED.get(config.base.family, STORED["sd15"])
+    if config.cache.t5_tokens and config.base.family in T5:
+        caption += (config.cache.t5_tokens - T5[config.base.family]) * T5_WIDTH
     around = 2 * AROUND.get(config.base.family, 0)
     sides = len(kind_of(config).sides)
     values = (sides * 2 * 2 * channels + around) * (config.images.size // 8) ** 2 + caption

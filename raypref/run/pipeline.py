@@ -106,8 +106,9 @@ class Run:
     @cached_property
     def cache(self) -> Ledger:
         """Encoded pairs."""
-        parts = {"pairs": self.curation.pairs.fingerprint, "base": self.config.base}
-        return self._ledger("cache", parts)
+        c = self.config
+        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
+        return self._ledger("cache", {**parts, "cache": c.cache.of_family(c.base.family)})
 
     @cached_property
     def alignment(self) -> Alignment:

@@ -115,7 +115,8 @@ class Family:
     """One model family: each file in this folder holds one as `FAMILY`.
 
     The three classes are made as `kind(model, variant=..., device=..., dtype=...)`: `model` is
-    what `hub.from_pretrained` takes, in diffusers layout, `variant` a file variant or empty.
+    what `hub.from_pretrained` takes, in diffusers layout, `variant` a file variant or empty. The
+    text encoder of a family in `registry.READ_BY_T5` takes `t5_tokens` too.
     """
 
     text_encoder: type[Any]  # a `TextEncoder`

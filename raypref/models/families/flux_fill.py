@@ -33,7 +33,7 @@ PIXELS = 8  # a side of what becomes one latent
 
 @dataclass(frozen=True)
 class FluxConditioning(Conditioning):
-    """Hidden states of 512 tokens of T5; what CLIP pools."""
+    """Hidden states of 512 (`t5_tokens`) tokens of T5; what CLIP pools."""
 
     sequence_BLD: Tensor
     pooled_BP: Tensor
@@ -47,13 +47,21 @@ class FluxTextEncoder:
         variant: file variant such as "fp16"; empty for the plain files.
         device: where they run.
         dtype: of weights and results.
+        t5_tokens: of a caption, padded or cut to so many.
     """
 
     def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+        self,
+        model: str,
+        *,
+        variant: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        t5_tokens: int = T5_TOKENS,
     ) -> None:
         from diffusers import FluxFillPipeline
 
+        self.t5_tokens = t5_tokens
         self.pipeline = from_pretrained(
             FluxFillPipeline,
             model,
@@ -67,7 +75,7 @@ class FluxTextEncoder:
     def text_embeddings(self, prompts: Sequence[str]) -> FluxConditioning:
         """What the pipeline makes of captions."""
         sequence_BLD, pooled_BP, _ = self.pipeline.encode_prompt(
-            list(prompts), max_sequence_length=T5_TOKENS
+            list(prompts), max_sequence_length=self.t5_tokens
         )
         return FluxConditioning(sequence_BLD, pooled_BP)
 

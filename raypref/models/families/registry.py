@@ -21,6 +21,8 @@ FAMILIES = {
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
 INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
+# Those whose text encoder has a T5 and takes `t5_tokens`, how many it reads.
+READ_BY_T5 = frozenset(("sd35m", "flux_fill"))
 
 
 def _known(name: str) -> str:

@@ -16,14 +16,12 @@ from raypref.models.flow import FlowMatching
 from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import JOINT_ATTENTION
 
-# The pipeline's default, so that training reads what generation reads. The released code trains on
-# 128 and generates with 256.
-T5_TOKENS = 256
+T5_TOKENS = 256  # the pipeline's default, so that training reads what generation reads
 
 
 @dataclass(frozen=True)
 class SD3Conditioning(Conditioning):
-    """Hidden states of 77 CLIP tokens and 256 of T5; what both CLIP encoders pool."""
+    """Hidden states of 77 CLIP tokens and 256 (`t5_tokens`) of T5; what both CLIP encoders pool."""
 
     sequence_BLD: Tensor
     pooled_BP: Tensor
@@ -37,13 +35,21 @@ class SD3TextEncoder:
         variant: file variant such as "fp16"; empty for the plain files.
         device: where they run.
         dtype: of weights and results.
+        t5_tokens: of a caption, padded or cut to so many.
     """
 
     def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+        self,
+        model: str,
+        *,
+        variant: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        t5_tokens: int = T5_TOKENS,
     ) -> None:
         from diffusers import StableDiffusion3Pipeline
 
+        self.t5_tokens = t5_tokens
         self.pipeline = from_pretrained(
             StableDiffusion3Pipeline,
             model,
@@ -61,7 +67,7 @@ class SD3TextEncoder:
             None,
             None,
             do_classifier_free_guidance=False,
-            max_sequence_length=T5_TOKENS,
+            max_sequence_length=self.t5_tokens,
         )
         return SD3Conditioning(sequence_BLD, pooled_BP)
 
