@@ -49,6 +49,7 @@ def forget() -> None:
     """As in a new process."""
     hub._fetch.cache_clear()
     hub._commit.cache_clear()
+    hub.file_names.cache_clear()
     hub._found.clear()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
+from raypref.ablate.aligned import with_lora
 from raypref.ablate.table import Row, Search, Table, in_profile, labelled
 from raypref.align import plan as align_plan
 from raypref.core.config import (
@@ -50,10 +51,12 @@ class SweepConfig(Section):
     retries: int = setting(1, "further attempts at a row that failed", affects_result=False, ge=0)
     diffusion_dpo: str = setting(
         "",
-        "network aligned by Diffusion-DPO, to compare with and to start from: "
-        "mhdang/dpo-sd1.5-text2image-v1 or its folder",
+        "model aligned by Diffusion-DPO, to compare with and to start from: a network, such as "
+        "mhdang/dpo-sd1.5-text2image-v1 or its folder; or a LoRA: folder, file, OWNER/REPO[/FILE]",
     )
-    spo: str = setting("", "network aligned by SPO, to compare with (SD-1.5): repository or folder")
+    spo: str = setting(
+        "", "model aligned by SPO, to compare with (SD-1.5): network or LoRA, as diffusion_dpo"
+    )
     flowgrpo: str = setting(
         "",
         "LoRA aligned by Flow-GRPO, to compare with and to start from (SD-3.5-M): repository or "
@@ -213,7 +216,7 @@ def step_names(run: Run, model: str) -> list[str]:
         InputError: the run has no such model.
     """
     align = run.alignment
-    known = [BASE, *align.starts, *align.trainings]
+    known = [BASE, *align.starts, *align.trainings, *run.config.evaluate.loras]
     if model not in known:
         raise InputError(f"model={model}: the models of the run are {', '.join(known)}")
     trained = align.trainings
@@ -290,7 +293,7 @@ def plan_row(
                 label = labelled(row, replaced(base, changes | row.set_))
                 return PlannedRow(name, row, label, None, seed, told, given=False)
             changes[key] = settings[source]
-        changes |= row.set_
+        row, changes = with_lora(row, changes | row.set_, base)
         config = replaced(base, changes)
         planned = PlannedRow(name, row, labelled(row, config), config, seed)
         for step in planned.steps if read else ():

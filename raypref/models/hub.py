@@ -161,6 +161,37 @@ def first_file(ref: str, names: Sequence[str], *, key: str) -> Path:
     return file
 
 
+@cache
+def file_names(ref: str) -> frozenset[str] | None:
+    """Names of the files of a repository: the hub's word, else those in the local cache.
+
+    Args:
+        ref: a hub id.
+
+    Returns:
+        Paths in the repository; None where the hub cannot be asked and nothing is in the cache.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    named = hub_id(ref)
+    if named is None:
+        return None
+    try:
+        info = HfApi().model_info(named.repo, revision=named.revision or None, timeout=10)
+        return frozenset(sibling.rfilename for sibling in info.siblings or ())
+    except Exception:  # the hub's HTTP client has errors of its own, by version
+        pass
+    try:
+        commit = _commit(named.repo, named.revision)
+    except Exception:  # as above
+        return None
+    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=named.repo, repo_type="model"))
+    root = cached / "snapshots" / commit
+    files = frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    return files or None
+
+
 def commits(refs: Iterable[object]) -> dict[str, str]:
     """The commits of those among some settings that this process has found as models.
 
