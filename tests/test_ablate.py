@@ -47,7 +47,7 @@ TRAININGS = {
     "lr": 6,
     "rank": 8,
     "steps": 5,
-    "profiles": 14,  # ours 2, color 2, on its stage 1 released 1; others 1 or 2 each
+    "profiles": 16,  # ours 2, color 2, on its stage 1 released 1; others 1 or 2 each
     "arena": 9,
     "objectives": 44,
     "fyp_rewards": 9,
