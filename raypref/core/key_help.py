@@ -108,7 +108,7 @@ def type_name(annotation: Any) -> str:
         return _PLAIN[annotation]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return "|".join(map(str, inner))
+        return "|".join(str(word) for word in inner if word != "")
     if origin is tuple:
         return f"list of {type_name(inner[0])}"
     if origin is dict:

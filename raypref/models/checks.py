@@ -88,7 +88,8 @@ def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
     """
     if base.dtype == "float16":
         raise InputError(
-            "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32"
+            "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32 "
+            "(evaluate.dtype=float16 draws images in it)"
         )
     if {*config.targets} <= {*family(base.family).targets}:
         return  # to build the network would take seconds
