@@ -13,7 +13,6 @@ from report_runs import fill, gather, png, scene, write_evaluation, write_traini
 from raypref.core.ledger import Ledger
 from raypref.core.rows import IMAGE, INDEX, REJECT
 from raypref.pairs.config import PairingConfig, PairsConfig
-from raypref.pairs.kinds import KINDS
 from raypref.report.views import ReportData
 from raypref.sources.index import SourceConfig
 
@@ -36,19 +35,11 @@ PHOTOS = pa.schema(
     [(name, TEXT) for name in ("id", "uri", "caption", "status", "reason")]
     + [("colorfulness", pa.float32()), ("pickscore", pa.float32())]
 )
-FILTERS = (
-    ("distinct", ("duplicate", "near_duplicate")),
-    ("with a hole of the right size", ("hole_too_small", "hole_too_large")),
-    ("painted", ("beyond_limit",)),
-    ("with candidates that differ", ("too_few_candidates", "draw")),
-)
 
 
 def config(folder: Path) -> PairingConfig:
-    KINDS.setdefault("candidates", KINDS["twins"]._replace(filters=FILTERS))
-    own = PairingConfig(source=SourceConfig(path=str(folder / "photographs")))
-    pairs = PairsConfig.model_construct(**{**PairsConfig().model_dump(), "kind": "candidates"})
-    return own.model_copy(update={"pairs": pairs})
+    source = SourceConfig(path=str(folder / "photographs"))
+    return PairingConfig(source=source, pairs=PairsConfig(kind="candidates"))
 
 
 def key_of(number: int) -> str:

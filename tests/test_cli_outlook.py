@@ -164,6 +164,32 @@ def test_minutes_and_disk_are_those_that_earlier_runs_took(here, capsys):
     assert told(capsys, "tiny", *words)["time"] == "not measured on this machine"
 
 
+@pytest.mark.parametrize(
+    ("words", "minutes"),
+    [
+        (["candidates.count=8", "pairs.limit=3"], 12),  # 24 paintings at 30 s
+        (["candidates.count=16", "pairs.limit=3"], 24),
+        (["candidates.count=8"], 20),  # of five photographs
+        (["candidates.count=8", "pairs.limit=100"], 20),
+    ],
+)
+def test_the_time_of_candidates_is_by_paintings_and_not_that_of_twins(here, capsys, words, minutes):
+    """100 photographs, 10 of which were painted 4 times in 1,200 s; twins took 1 s each."""
+    made = {"candidates": (1200, "limit = 10\n[candidates]\ncount = 4\n"), "twins": (100, "")}
+    for kind, (seconds, more) in made.items():
+        folder = here / "runs" / kind
+        folder.mkdir(parents=True)
+        settings = f'[base]\nmodel = "tiny:sd15"\n[pairs]\nkind = "{kind}"\n{more}'
+        (folder / "config.toml").write_text(settings)
+        step = {"seconds": seconds, "amount": 100, "bytes": 0}
+        (folder / "run.json").write_text(json.dumps({"steps": {"pairs": step}}))
+    given = ["source.path=photos", "evaluate.prompts=prompts.txt", "trainings=[]"]
+    said = told(capsys, "tiny", *given, "pairs.kind=candidates", *words)
+    assert said["time"].startswith(f"about {minutes} min by earlier runs here")
+    said = told(capsys, "tiny", *given)
+    assert said["time"].startswith("less than 10 s by earlier runs here")
+
+
 def test_models_to_download_are_named(here, capsys, monkeypatch):
     cache = here / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

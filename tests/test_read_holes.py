@@ -298,6 +298,36 @@ def test_a_bad_entry_is_left_out_and_counted(
     assert "\n" not in said and len(said) < 300 and said.encode()
 
 
+@pytest.mark.parametrize("name", ["no object", "no mask", "no image"])
+def test_a_bad_first_entry_does_not_decide_the_form(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = brushbench(tmp_path, [BAD_ENTRIES[name], entry(image_id="good")])
+    assert [row["id"] for row in read_holes(str(root), limit=None)] == ["good"]
+    [said] = warned(caplog)
+    assert said.startswith("evaluate.holes: 1 entry left out: entry 000000")
+
+
+def test_messages_about_holes_name_no_setting_of_the_source(tmp_path: Path, caplog) -> None:
+    """`source.roots` and `source.image_column` would change nothing."""
+    (tmp_path / "set").mkdir()
+    for name, at in (("secret", tmp_path), ("b", tmp_path / "set")):
+        photograph().save(at / f"{name}.png")
+        half((120, 120)).save(at / f"{name}_mask.png")
+    (tmp_path / "set" / "a.png").symlink_to(tmp_path / "secret.png")
+    half((120, 120)).save(tmp_path / "set" / "a_mask.png")
+    (tmp_path / "set" / "a.txt").write_text("a")
+    (tmp_path / "set" / "b.txt").write_text("b")
+    rows = loaded(read_holes(str(tmp_path / "set"), limit=None))
+    told = [row.get("reject_message") or "" for row in rows]
+    (tmp_path / "set" / "captions.csv").write_text("picture,words\na.png,x\n")
+    with pytest.raises(InputError) as caught:
+        read_holes(str(tmp_path / "set"), limit=None)
+    said = [*told, *warned(caplog), str(caught.value)]
+    assert any("points outside the source's folder" in line for line in said)
+    assert not any("source." in line for line in said), said
+
+
 def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
     for text, said in (
         ("aos,prompt\n0,x\n", "no column prompt_full"),

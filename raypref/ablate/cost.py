@@ -15,6 +15,7 @@ from raypref.ablate.plan import STEPS, PlannedRow, PlannedStep, distinct_steps
 from raypref.core.ledger import absolute, filesystem, join, read_bytes
 from raypref.core.messages import without_secrets
 from raypref.core.progress import duration
+from raypref.pairs.config import CANDIDATES, TWINS
 from raypref.pairs.kinds import kind_of
 
 
@@ -82,8 +83,9 @@ def _time(seconds: float) -> str:
 class Rates:
     """What steps of earlier runs in the storage took, by their `run.json`.
 
-    A rate serves steps of the same name, base model and number of GPUs. It is the median over runs,
-    by unit of the step: an input, a row, a sample of training, an image.
+    A rate serves steps of the same name, base model and number of GPUs, and pairs of the same kind.
+    It is the median over runs, by unit of the step: an input, a painting where pairs are of
+    candidates, a row, a sample of training, an image.
     """
 
     def __init__(self, storage: str) -> None:
@@ -94,7 +96,7 @@ class Rates:
             for name, step in record.get("steps", {}).items():
                 if not step.get("amount"):
                     continue
-                units = step["amount"] * _batch(config, name)
+                units = _units(config, name, step["amount"])
                 if name == "pairs":
                     self.inputs[str(config.get("source", {}).get("path"))] = step["amount"]
                 taken = (step["seconds"] / units, step.get("bytes", 0) / units)
@@ -110,7 +112,7 @@ class Rates:
             amount = self.inputs.get(planned.run.config.source.path)
         if not taken or amount is None:
             return None
-        units = amount * _batch(config, name)
+        units = _units(config, name, amount)
         seconds, size = (statistics.median(values) for values in zip(*taken, strict=True))
         return Cost(seconds * units, _gpus(config, name), size * units)
 
@@ -155,6 +157,15 @@ def workers_of(config: Mapping[str, Any], name: str) -> int:
     return max(1, int(config.get(section, {}).get("resources", {}).get("workers", 1)))
 
 
+def _units(config: Mapping[str, Any], step: str, amount: float) -> float:
+    """How many units of work are in so many inputs, steps, ... of a step."""
+    pairs = config.get("pairs", {})
+    if step == "pairs" and pairs.get("kind") == CANDIDATES:
+        painted = min(pairs.get("limit") or amount, amount)
+        return painted * int(config["candidates"]["count"])
+    return amount * _batch(config, step)
+
+
 def _batch(config: Mapping[str, Any], step: str) -> int:
     return int(_section(config, step).get("batch", 1)) if step in config.get("train", {}) else 1
 
@@ -166,7 +177,8 @@ def _gpus(config: Mapping[str, Any], step: str) -> float:
 
 
 def _kind(config: Mapping[str, Any], step: str) -> tuple[Any, ...]:
-    return step, config.get("base", {}).get("model"), _gpus(config, step)
+    of = (config.get("pairs", {}).get("kind", TWINS),) if step == "pairs" else ()
+    return step, config.get("base", {}).get("model"), _gpus(config, step), *of
 
 
 def _amount(planned: PlannedStep) -> float | None:

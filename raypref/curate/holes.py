@@ -14,7 +14,6 @@ from pydantic import model_validator
 from raypref.core.config import InputError, Resources, Section, setting
 from raypref.core.rows import MASKS, Row, Transform, is_rejected, reject, seed_of
 from raypref.curate.saliency import Saliency, SaliencyConfig
-from raypref.curate.transforms import read_photograph
 from raypref.images.decode import ImageConfig, as_image
 from raypref.images.masks import (
     BAD_MASK,
@@ -97,7 +96,7 @@ def hole_stage(
 ) -> Transform:
     """The transform that finds the hole of a photograph.
 
-    It reads `chosen`, the square crop, and `key`. It writes two images of the crop's size and
+    It reads `key` and what `Crop` writes. It writes two images of the crop's size and
     mode L: `mask`, 255 where to repaint and 0 elsewhere, and `saliency`, what the painter is given
     for it: the soft map of a detector, else the mask itself.
 
@@ -173,10 +172,8 @@ class SegmentedHole:
     """
 
     name = "segmentation"
-    reads: tuple[str, ...] = (
-        *("key", "chosen", "uri", "member", "column", "size", "caption"),
-        *MASKS.names,
-    )
+    # The size of the whole photograph is that which `Crop` found: it is not read a second time.
+    reads: tuple[str, ...] = ("key", "chosen", "whole_width", "whole_height", *MASKS.names)
     writes = _WRITES
     resources = Resources(workers=0, batch=1)
 
@@ -195,11 +192,8 @@ class SegmentedHole:
     def __call__(self, rows: list[Row]) -> None:
         """Fill the columns or reject."""
         for row in rows:
-            photo = read_photograph(row, self.store, self.images, stage=self.name)
-            if photo is None:
-                continue
             try:
-                self._choose(row, photo[1].size)
+                self._choose(row, (row["whole_width"], row["whole_height"]))
             except SourceError as error:
                 reject(row, self.name, error.reason, error.message)
             except BadMask as error:

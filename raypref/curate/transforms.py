@@ -91,7 +91,7 @@ class Colorfulness:
 
 
 class Crop:
-    """Transform: the square crop of a photograph.
+    """Transform: the square crop of a photograph, and the size of the whole, in pixels.
 
     Args:
         source: where the photographs are.
@@ -100,7 +100,9 @@ class Crop:
 
     name = "crop"
     reads: tuple[str, ...] = ("uri", "member", "column", "size", "caption", "key")
-    writes = pa.schema([("chosen", pa.binary())])
+    writes = pa.schema(
+        [("chosen", pa.binary()), ("whole_width", pa.int32()), ("whole_height", pa.int32())]
+    )
     resources = Resources(workers=0, batch=1)
 
     def __init__(self, source: SourceConfig, images: ImageConfig) -> None:
@@ -112,7 +114,7 @@ class Crop:
         self.store = self.source.store()
 
     def __call__(self, rows: list[Row]) -> None:
-        """Fill the column; a file that changed since it was measured is rejected."""
+        """Fill the columns; a file that changed since it was measured is rejected."""
         for row in rows:
             photo = read_photograph(row, self.store, self.images, stage=self.name)
             if photo is None:
@@ -122,6 +124,7 @@ class Crop:
                 reject(row, self.name, "changed", "the photograph is not the one that was measured")
             else:
                 row["chosen"] = center_square(image, self.images.size)
+                row["whole_width"], row["whole_height"] = image.size
 
 
 def read_photograph(

@@ -20,7 +20,7 @@ from raypref.images.masks import (
     share,
     square,
 )
-from raypref.sources.holes import HOLE, KEY
+from raypref.sources.holes import HOLE, KEY, of_holes
 from raypref.sources.reading import read
 from raypref.sources.store import SourceError, Store, locate
 
@@ -55,7 +55,7 @@ class LoadHole:
                 photo = decode(self._bytes(row, "photo_file"), self.limits)
                 mask = square(self._mask(row, photo), photo.size, self.size)
             except (BadImage, SourceError) as error:
-                reject(row, self.name, error.reason, error.message)
+                reject(row, self.name, error.reason, of_holes(error.message))
             except BadMask as error:
                 reject(row, self.name, BAD_MASK, f"{row['mask_file'] or 'its mask'}: {error}")
             else:

@@ -36,22 +36,30 @@ def mapped(store: Store, file: str) -> Iterator[Row]:
     """
     where, look = shown(store, file), lookup(store)
     entry: Callable[[Look, str, Any, str], Row] | None = None
+    first = ""  # keys of the first entry that is of neither form
     for id_, item in _items(store, file):
-        if entry is None:
-            entry = _entry_of(where, item)
-        yield entry(look, id_, item, posixpath.dirname(file))
+        # An entry that tells nothing is one of those before it.
+        entry = _entry_of(item) or entry
+        if entry is not None:
+            yield entry(look, id_, item, posixpath.dirname(file))
+            continue
+        found = as_text(", ".join(map(str, list(item)[:8]))) if isinstance(item, dict) else ""
+        found = found or type(item).__name__
+        first = first or found
+        yield {
+            "problem": as_text(f"entry {id_} is neither of BrushBench nor of EditBench: {found}")
+        }
     if entry is None:
-        raise InputError(f"{where} has no entries")
+        said = f"entries must be those of {_FORMS}; the first has {first}"
+        raise InputError(f"{where}: {said}" if first else f"{where} has no entries")
 
 
-def _entry_of(where: str, first: Any) -> Callable[[Look, str, Any, str], Row]:
-    keys = set(first) if isinstance(first, dict) else set()
+def _entry_of(item: Any) -> Callable[[Look, str, Any, str], Row] | None:
+    """What reads an entry; None where its keys tell nothing."""
+    keys = set(item) if isinstance(item, dict) else set()
     if "inpainting_mask" in keys:
         return _brushbench
-    if "masked_image_path" in keys:
-        return _editbench
-    found = as_text(", ".join(map(str, list(first)[:8]))) if keys else type(first).__name__
-    raise InputError(f"{where}: entries must be those of {_FORMS}; the first has {found}")
+    return _editbench if "masked_image_path" in keys else None
 
 
 def _items(store: Store, file: str) -> Iterator[tuple[str, Any]]:

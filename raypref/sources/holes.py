@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from raypref.sources.store import LocalStore, SourceError, Store, locate
 
 log = logging.getLogger(__name__)
 KEY = "evaluate.holes"
+_ADVICE = re.compile(r"; source\.\w+ [^;]*")
 
 # Where a hole is: light columns, no pixel. `raypref/evaluate/holes.py` reads the images.
 HOLE = pa.schema(
@@ -69,15 +71,21 @@ def read_holes(path: str, *, limit: int | None) -> list[Row]:
             if len(found) == limit:
                 break
     except SourceError as error:
-        raise InputError(f"{KEY}: '{path}': {error}") from None
+        raise InputError(f"{KEY}: '{path}': {of_holes(str(error))}") from None
     except InputError as error:
-        raise InputError(f"{KEY}: {error}") from None
+        raise InputError(f"{KEY}: {of_holes(str(error))}") from None
+    first = of_holes(first)
     if left_out:
         log.warning("%s: %s left out: %s", KEY, _entries(left_out), first)
     if not found:
         said = f" ({first})" if first else ""
         raise InputError(f"{KEY}: '{path}' holds no hole that can be used{said}")
     return list(found.values())
+
+
+def of_holes(said: str) -> str:
+    """A message without settings of `source`, which holes to evaluate on do not have."""
+    return _ADVICE.sub("", said).removeprefix("source.path: ")
 
 
 def _entries(number: int) -> str:
