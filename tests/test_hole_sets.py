@@ -32,7 +32,7 @@ from raypref.run.config import RunConfig
 from raypref.run.outlook import _images, outlook
 from raypref.run.pipeline import Run
 from raypref.sources.holes import read_holes
-from raypref.sources.index import unchanged
+from raypref.sources.remembered import unchanged
 
 INPAINT = ("base.family=sd15_inpaint", "base.model=tiny:sd15-inpaint")
 SEEDS = (42, 7)

@@ -12,7 +12,8 @@ import memory
 import pytest
 from gpu_sections import counting
 
-from raypref.core.config import PRESETS, load
+from raypref.core.config import load
+from raypref.core.layers import PRESETS
 from raypref.models.families.registry import FAMILIES, INPAINTING
 from raypref.run.config import RunConfig
 from raypref.run.execute import needs_of_step
