@@ -20,6 +20,7 @@ from raypref.run.config import RunConfig
             ["tiny", "candidates.count=8"],
             "candidates.count: nothing .* with pairs.kind=twins",
         ),
+        (["fyp_tiny", "source.pool_size=8"], "source.pool_size: nothing .* take pairs.kind=twins"),
         (["tiny", "choice.by=capo"], "choice.by: nothing .* take pairs.kind=candidates"),
         (
             ["tiny", "pairs.kind=labelled", "source.path=tiny:labelled", "holes.grow=3"],

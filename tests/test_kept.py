@@ -59,13 +59,15 @@ def test_what_holds_a_gpu_never_waits_beside_others(events: list[str]) -> None:
 def test_jobs_that_share_a_cluster_keep_workers_within_their_share(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_share", None)  # put back after the test
+    monkeypatch.setattr(kept, "_share", kept._share)  # put back after the test
     share_cores(2.0)
     first = ask(events, "a", free=0.0)
-    second = ask(events, "b", free=0.0)
+    second = ask(events, "b", free=1.0)
     assert (ask(events, "a", free=0.0), ask(events, "b", free=0.0)) == (first, second)
     ask(events, "c", free=9.0)  # a third core, which others may be about to take
-    assert events == ["start a", "start b", "close a", "close b", "start c"]
+    ask(events, "d", free=0.0)  # of its share, but another job has it
+    closed = ["close a", "close b", "start c", "close c", "start d"]
+    assert events == ["start a", "start b", *closed]
 
 
 def test_workers_stay_for_the_next_job_unless_this_one_fails(events: list[str]) -> None:

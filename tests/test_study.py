@@ -273,6 +273,11 @@ def test_a_page_without_a_server_has_all_and_its_votes_come_back(tmp_path, capsy
         with pytest.raises(InputError, match=says):
             read_in(study, store, [first, str(tmp_path / "wrong.json")])
     assert store.all() == before
+    # The rater's code was changed by hand: all ids are another's. What stood stands.
+    (tmp_path / "anna.json").write_text(Path(first).read_text().replace('"ann"', '"anna"'))
+    with pytest.raises(InputError, match="rater anna is refused: another vote has this id"):
+        read_in(study, store, [str(tmp_path / "anna.json")])
+    assert store.all() == before
     store.close()
 
 

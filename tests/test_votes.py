@@ -65,6 +65,17 @@ def test_figure_4_and_table_7a_are_filled_from_the_same_votes(tmp_path):
     assert means == {("base", "anime"): 50.0, ("base", "concept_art"): 0.0}
 
 
+def test_raters_who_fail_attention_checks_count_in_no_table(tmp_path):
+    head = HEAD.strip() + ",attention,repeat\n"
+    rows = [f"{line},false,false" for line in VOTES.splitlines()]
+    rows += ["p1,Anime,b,damaged,stage2,left,true,false"]  # b fails
+    (tmp_path / "v.csv").write_text(head + "\n".join(rows))
+    found, means = numbers("figure4", tmp_path, f"ablate.votes={tmp_path}/v.csv")
+    assert "2 raters, 6 votes" in found.how
+    assert means["base", "tie"] == 25.0  # p1: one each
+    assert means["base", "win"] == 25.0
+
+
 def test_without_votes_the_published_values_stand_beside_not_run(tmp_path):
     words = [f"storage={tmp_path}", "tracking.uri=none", "base.family=sd35m"]
     (made_,) = make(tables_of("figure4"), load_config("tiny", words))

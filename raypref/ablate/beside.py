@@ -21,7 +21,7 @@ from raypref.core.messages import without_secrets
 from raypref.evaluate import statistics, tables
 from raypref.evaluate.labels import ordered, plain_label
 from raypref.study.reading import read_votes
-from raypref.study.results import balance
+from raypref.study.results import balance, votes_that_count
 
 PHOTOGRAPHS = 25_096  # that the paper curated; its costs are of all of them
 PASSES = ("measured", "twins", "scored")
@@ -56,7 +56,7 @@ def _votes(table: Table, config: AblateConfig) -> Filled:
     if not config.ablate.votes:
         return _nothing(rows, "not run: add ablate.votes=... (columns in docs/ablations.md)")
     votes = read_votes(config.ablate.votes, key="ablate.votes")
-    votes = votes[~votes["attention"] & ~votes["repeat"]]
+    votes = votes_that_count(votes)
     ours = align_plan.final(align_plan.in_order(config.trainings, config.train))
     found = {row: _shares(votes, ours, row, table.columns) for row in rows}
     problems = {

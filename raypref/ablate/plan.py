@@ -293,7 +293,9 @@ def plan_row(
                 label = labelled(row, replaced(base, changes | row.set_))
                 return PlannedRow(name, row, label, None, seed, told, given=False)
             changes[key] = settings[source]
-        row, changes = with_lora(row, changes | row.set_, base)
+        changes |= row.set_
+        if read:  # may ask the hub
+            row, changes = with_lora(row, changes, base)
         config = replaced(base, changes)
         planned = PlannedRow(name, row, labelled(row, config), config, seed)
         for step in planned.steps if read else ():

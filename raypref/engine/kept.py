@@ -2,12 +2,13 @@
 
 Starting a worker process costs seconds of imports, so consecutive steps that ask for the same
 workers use the same processes. Workers of another shape end first, unless there is room beside
-them: among the free cores of the cluster or, where jobs share a cluster, within this job's share.
+them: among the free cores of the cluster and, where jobs share a cluster, within this job's share.
 What holds a GPU never waits beside others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
@@ -34,7 +35,7 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] = []  # the oldest first
-_share: float | None = None  # cores that are this process's own; None: those nobody holds
+_share = math.inf  # cores that are this process's own
 
 
 def keep(
@@ -67,15 +68,15 @@ def _room_beside(need: Resources, free_cores: Callable[[], float]) -> bool:
     if need.num_gpus or any(held.need.num_gpus for held in _held):
         return False
     cores = need.workers * need.num_cpus
-    if _share is None:
-        return free_cores() >= cores
-    return sum(held.need.workers * held.need.num_cpus for held in _held) + cores <= _share
+    held = sum(held.need.workers * held.need.num_cpus for held in _held)
+    # Within the share, and free now: a share is worked out once, and others come and nodes go.
+    return held + cores <= _share and free_cores() >= cores
 
 
 def share_cores(cores: float) -> None:
     """From now on this process, one of several on a cluster, keeps workers on so many cores.
 
-    Free cores say nothing there: others may be about to take them.
+    Free cores alone say little there: others may be about to take them.
     """
     global _share
     _share = cores

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from raypref.core.config import InputError
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig
 
-# Of each section the kinds of pairs that read it.
+# Of each section, or key, the kinds of pairs that read it.
 READ_BY = {
+    "source.pool_size": (TWINS,),
+    "source.pool": (TWINS, CANDIDATES),
     "select": (TWINS,),
     "candidates": (CANDIDATES,),
     "choice": (CANDIDATES,),
@@ -31,7 +33,7 @@ def refuse_idle(config: PairingConfig, overrides: Iterable[str]) -> None:
     kind = config.pairs.kind
     for key in (word.partition("=")[0].strip() for word in overrides):
         section = key.partition(".")[0]
-        kinds = READ_BY.get(section, (kind,))
+        kinds = READ_BY.get(key, READ_BY.get(section, (kind,)))
         if kind not in kinds:
             raise InputError(
                 f"{key}: nothing reads it with pairs.kind={kind}; leave it out, or take "

@@ -35,7 +35,9 @@ class StudyConfig(Section):
         "", "of folders: CSV with the columns file, caption and, if known, category"
     )
     per_rater: int = setting(0, "pairs per rater, drawn per rater; 0: all", ge=0)
-    repeats: int = setting(0, "pairs that each rater sees again, with sides exchanged", ge=0)
+    repeats: int = setting(
+        0, "pairs that are shown again, with sides exchanged, to raters who see them at all", ge=0
+    )
     checks: int = setting(0, "attention checks: a model's image against a scrambled copy", ge=0)
     quality: int = setting(100, "of the WebP images that raters see; 100: lossless", ge=1, le=100)
     seed: int = setting(0, "of the draw of prompts, and of each rater's order and sides")

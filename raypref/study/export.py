@@ -153,7 +153,8 @@ def read_in(study: Study, store: VoteStore, files: Sequence[str]) -> int:
         files: JSON or CSV, as the page saves them.
 
     Raises:
-        InputError: a file is none of these; names it and the row, and nothing is taken over.
+        InputError: a file is none of these; names it and the row, and nothing is taken over. Or a
+            vote cannot be stored, as where its id is another rater's.
     """
     votes: list[Vote] = []
     for file in files:
@@ -167,9 +168,18 @@ def read_in(study: Study, store: VoteStore, files: Sequence[str]) -> int:
     before = len(store.all())
     for vote in sorted(votes, key=lambda vote: (vote.time, vote.id)):
         standing = store.of_rater(vote.rater).get(vote.task)
-        if standing and standing.id != vote.id and standing.time < vote.time:
-            store.undo(vote.rater, standing.id)
-        store.cast(vote)
+        later = standing and standing.id != vote.id and standing.time < vote.time
+        try:
+            if standing and later:
+                store.undo(vote.rater, standing.id)
+            store.cast(vote)
+        except Refused as refused:
+            if standing and later:
+                store.restore(vote.rater, standing.id)
+            raise InputError(
+                f"a vote of rater {vote.rater} is refused: {refused}; those before it, by time, "
+                "are taken over"
+            ) from None
     return len(store.all()) - before
 
 

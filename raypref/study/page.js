@@ -24,6 +24,7 @@
           const answer = await fetch(path, {
             method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(told),
           });
+          if (answer.status === 404) return { status: 404, error: "This study is no longer served here." };
           if (answer.status !== 429 && answer.status < 500) return { status: answer.status, ...(await answer.json()) };
         } catch { /* no connection; a vote that is sent again is the same vote */ }
         say("Not saved yet: no connection. Trying again …", true);

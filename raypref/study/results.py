@@ -67,13 +67,12 @@ def results_of_votes(
         InputError: no vote is left.
     """
     people = rater_records(votes, least_checks=least_checks)
-    out = set(people.loc[people["left_out"], "rater"])
-    counted = votes[~votes["attention"] & ~votes["repeat"] & ~votes["rater"].isin(out)]
+    sound = votes[~votes["rater"].isin(people.loc[people["left_out"], "rater"])]
+    counted = votes_that_count(sound)
     if counted.empty:
-        raise InputError(
-            "no vote counts: " + ("all raters failed their attention checks" if out else "none")
-        )
-    seen = votes[~votes["attention"] & ~votes["rater"].isin(out)]
+        why = "all raters failed their attention checks" if people["left_out"].any() else "none"
+        raise InputError(f"no vote counts: {why}")
+    seen = sound[~sound["attention"]]
     pairs = compared(counted, base=base)
     return VoteResults(
         outcomes_by_category(counted, pairs, resamples=resamples),
@@ -83,6 +82,13 @@ def results_of_votes(
         left_share(seen),
         len(counted),
     )
+
+
+def votes_that_count(votes: pd.DataFrame, *, least_checks: float = 0.75) -> pd.DataFrame:
+    """Votes without attention checks, repeats, and raters who failed their attention checks."""
+    people = rater_records(votes, least_checks=least_checks)
+    out = votes["rater"].isin(people.loc[people["left_out"], "rater"])
+    return votes[~votes["attention"] & ~votes["repeat"] & ~out]
 
 
 def compared(votes: pd.DataFrame, *, base: str = "base") -> list[tuple[str, str]]:

@@ -175,6 +175,13 @@ class VoteStore:
             )
             return bool(done.rowcount)
 
+    def restore(self, rater: str, vote_id: str) -> None:
+        """Let a vote stand again that was taken back for another one."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE votes SET undone = 0 WHERE id = ? AND rater = ?", (vote_id, rater)
+            )
+
     def of_rater(self, rater: str) -> dict[str, Vote]:
         """A rater's votes that stand, by task, the oldest first."""
         return {vote.task: vote for vote in self._standing("AND rater = ?", (rater,))}
