@@ -118,7 +118,7 @@ def test_holms_correction_counts_all_tests() -> None:
     assert claims.holm(found) == 4  # 0.001 * 4, 0.01 * 3, 0.013 * 2, 0.04: each at most 5%
     assert claims.holm([*found, verdict(0.045)]) == 3  # 0.04 * 2 is too much
     told = claims.how_tested([claims.Tested(Claim(says="s", contrast={"a": 1}), [found])])
-    assert "4 tests stand here" in told and "leaves 4 of the 4 confirmed" in told
+    assert "4 tests were made" in told and "leaves 4 of the 4 confirmed" in told
 
 
 def test_the_papers_comparisons_are_tested_as_such() -> None:

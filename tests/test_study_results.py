@@ -155,6 +155,8 @@ def test_raters_who_fail_attention_checks_are_left_out_and_named() -> None:
     assert found.n_votes == 8
     assert list(found.outcomes.iloc[0][["win", "tie", "loss"]]) == [25.0, 50.0, 25.0]
     assert any("rater r3, who passed 0 of 1" in line for line in result_lines(found))
+    lenient = pd.concat([votes, pd.DataFrame(checks)], ignore_index=True)
+    assert results_of_votes(lenient, least_checks=0.0).n_votes == 12
     nobody = pd.concat([votes, pd.DataFrame(checks)], ignore_index=True)
     nobody.loc[nobody["attention"], "choice"] = "tie"
     with pytest.raises(InputError, match="all raters failed"):

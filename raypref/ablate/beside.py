@@ -1,4 +1,4 @@
-"""Numbers of a table that no run of a row makes: votes, recorded costs, scores from elsewhere."""
+"""Table numbers that are not made by a run: votes, recorded costs, scores from elsewhere."""
 
 from __future__ import annotations
 

@@ -264,8 +264,8 @@ def how_tested(found: Sequence[Tested]) -> str:
     if len(several) > 1:
         confirmed = [v for v in several if v.outcome == "confirmed"]
         said.append(
-            f"{len(several)} tests stand here, each at its own level. Holm's correction over all "
-            f"of them leaves {holm(several)} of the {len(confirmed)} confirmed."
+            f"{len(several)} tests were made, none of them corrected for the others. Holm's "
+            f"correction leaves {holm(several)} of the {len(confirmed)} confirmed."
         )
     return " ".join(said)
 

@@ -230,7 +230,7 @@ def wait_for(
             _driver.drive.remote(config, model, label, news, parent)
         )
     except BaseException:
-        ray.kill(_driver)  # what is left of a row that failed serves no other
+        ray.kill(_driver)  # its workers may be in any state after a failed row
         _driver = None
         raise
     return told

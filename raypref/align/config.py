@@ -217,7 +217,7 @@ class TrainingConfig(Section):
 
     @property
     def flips_apart(self) -> bool:
-        """Whether the stored images of a pair are mirrored independently of each other."""
+        """Whether chosen and rejected image, both stored, are mirrored independently."""
         return False
 
     @property

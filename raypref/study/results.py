@@ -68,7 +68,7 @@ def results_of_votes(
     """
     people = rater_records(votes, least_checks=least_checks)
     sound = votes[~votes["rater"].isin(people.loc[people["left_out"], "rater"])]
-    counted = votes_that_count(sound)
+    counted = votes_that_count(votes, least_checks=least_checks)
     if counted.empty:
         why = "all raters failed their attention checks" if people["left_out"].any() else "none"
         raise InputError(f"no vote counts: {why}")

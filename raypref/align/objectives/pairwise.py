@@ -34,7 +34,7 @@ class PairObjectiveConfig(TrainingConfig):
 
     @property
     def flips_apart(self) -> bool:
-        """Where the flip is drawn per image and a sample has two that are stored."""
+        """Whether chosen and rejected image, both stored, are mirrored independently."""
         stored = "rejected" in self.sides and not isinstance(self, RolloutConfig)
         return stored and self.flip_per == "image"
 
