@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.residuals import Residuals
@@ -12,6 +13,9 @@ from raypref.core.config import fields_of, results_of
 
 B = 5
 every = pytest.mark.parametrize("name", OBJECTIVES)
+# The others follow the gradient of a reward: no loss of residuals (test_backprop.py).
+WITH_LOSS = [name for name, kind in OBJECTIVES.items() if not issubclass(kind, BackpropConfig)]
+every_loss = pytest.mark.parametrize("name", WITH_LOSS)
 
 
 def made(name: str) -> TrainingConfig:
@@ -51,7 +55,7 @@ def test_its_settings_are_those_of_one_training(name: str) -> None:
     assert not {"t.like", "t.label", "t.micro_batch"} & set(decide)
 
 
-@every
+@every_loss
 def test_its_loss_is_one_number_per_sample_with_a_gradient(name: str) -> None:
     training = made(name)
     learners, sides, facts = inputs(training)
@@ -63,7 +67,7 @@ def test_its_loss_is_one_number_per_sample_with_a_gradient(name: str) -> None:
     assert float(sum(each.abs().sum() for each in gradients)) > 0
 
 
-@every
+@every_loss
 def test_a_samples_loss_does_not_depend_on_the_others(name: str) -> None:
     """Any split of a batch over micro-batches and workers gives the same gradients."""
     training = made(name)

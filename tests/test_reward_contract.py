@@ -10,7 +10,7 @@ import pytest
 
 from raypref.core.config import InputError, fields_of, flatten, load, results_of, to_toml
 from raypref.evaluate import labels
-from raypref.rewards.base import Embedder, Reward
+from raypref.rewards.base import DifferentiableReward, Embedder, Reward
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.registry import REWARDS, embedder_names, reward_names
 from raypref.rewards.rewards import reward, rewards_of
@@ -63,6 +63,9 @@ def test_its_model_has_the_phases(name: str) -> None:
         assert getattr(model, phase) is not getattr(interface, phase)
     if kind.scores and kind.embeds:
         assert callable(model.tokens) and callable(model.score_embedded)
+    if kind.differentiable:  # its value and its gradient: test_score_pixels.py
+        assert DifferentiableReward in model.__mro__
+        assert model.score_pixels is not DifferentiableReward.score_pixels
 
 
 @every

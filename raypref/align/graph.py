@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from raypref.align import plan
+from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.job import TrainingJob
 from raypref.align.online_config import RewardedConfig
@@ -154,6 +155,8 @@ class Alignment:
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
+        if isinstance(training, BackpropConfig):
+            training.check_rewards(self.rewards_of(training), key=key)
         if training.region == "hole" and self.base.family not in INPAINTING:
             raise InputError(
                 f"{key}.region=hole: base.family={self.base.family} does not inpaint; set it to "

@@ -49,8 +49,13 @@ class Judge:
         """The pixels of latents, to the nearest of 256 levels: uint8 [N, H, W, 3]."""
         with torch.no_grad():
             pixels = self.autoencoder.decode(latents_NCHW)
-        levels: np.ndarray = (pixels.float() * 255).round().to(torch.uint8).cpu().numpy()
-        return levels.transpose(0, 2, 3, 1)
+        return levels(pixels)
+
+
+def levels(pixels_NCHW: Tensor) -> np.ndarray:
+    """RGB in 0..1 to the nearest of 256 levels: uint8 [N, H, W, 3]."""
+    found: np.ndarray = (pixels_NCHW.float() * 255).round().to(torch.uint8).cpu().numpy()
+    return found.transpose(0, 2, 3, 1)
 
 
 class WorkerScores:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from raypref.align import checkpoints, curriculum
+from raypref.align.backprop import Backprop
+from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.image_scores import Judge
 from raypref.align.latents import PairData
@@ -132,6 +134,11 @@ def train(
     tell = on_step if writes else _keep_quiet
     watch = Watch(training, history=state.history, name=name, tell=tell)
     rollouts: Rollouts | None = None
+    backprop: Backprop | None = None
+    if isinstance(training, BackpropConfig):
+        assert judge is not None, "a training on gradients of rewards has rewards"
+        backprop = Backprop(denoiser, data, training, judge=judge)
+        backprop.load(restored)
     if isinstance(training, OnlineConfig):
         assert judge is not None, "an online training has rewards"
         rollouts = Rollouts(
@@ -148,13 +155,18 @@ def train(
         ]
         if easiest_N is not None:
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
-        if rollouts is None:
-            portions = _portions(denoiser, data, training, mine)
-        else:
+        if backprop is not None:
+            sums = backprop.sums(mine, state.step)
+        elif rollouts is not None:
             portions = rollouts.samples(mine, indices, state.step)
-        metrics = _step(denoiser, data, training, state, portions, group, hole)
-        if rollouts is not None:
-            rollouts.remember(metrics)
+            sums = _learned(denoiser, data, training, state, portions, hole)
+        else:
+            portions = _portions(denoiser, data, training, mine)
+            sums = _learned(denoiser, data, training, state, portions, hole)
+        metrics = _stepped(training, state, sums, group)
+        rewarded = rollouts or backprop
+        if rewarded is not None:
+            rewarded.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(
@@ -167,7 +179,7 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            also = {} if rollouts is None else rollouts.state()
+            also = {} if rewarded is None else rewarded.state()
             tensors = tensors_of(state, training, also)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
@@ -188,18 +200,18 @@ def _keep_quiet(metrics: StepMetrics) -> None:
     """What ranks other than 0 tell of a step."""
 
 
-def _step(
+def _learned(
     denoiser: Denoiser,
     data: PairData,
     training: TrainingConfig,
     state: State,
     portions: Iterator[Samples],
-    group: Ranks,
     hole: Hole | None,
-) -> Mapping[str, Tensor | float]:
-    """One optimizer step over the global batch, of which `portions` are this rank's samples.
+) -> dict[str, Tensor]:
+    """Forward and backward of this rank's samples of a step, `portions`.
 
-    Its metrics stay on the device.
+    Returns:
+        Metrics, summed over the samples and divided by the size of the batch, on the device.
     """
     # The last step's metrics may not have been read yet (`watch.LAG`): left out on every device.
     carried = training.carried(state.history[: max(0, state.step - 1)])
@@ -227,6 +239,13 @@ def _step(
             **training.reported(sides, samples.facts),
         }.items():
             sums[key] = sums.get(key, 0) + values_B.sum() / training.batch
+    return sums
+
+
+def _stepped(
+    training: TrainingConfig, state: State, sums: dict[str, Tensor], group: Ranks
+) -> Mapping[str, Tensor | float]:
+    """Gradient and metrics summed over the ranks, and the step of the optimizer."""
     _sum_over_ranks(state.learner, sums, group)
     norm = nn.utils.clip_grad_norm_(state.learner, training.clip)
     rate = training.learning_rate(state.step)

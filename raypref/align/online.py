@@ -164,8 +164,8 @@ class Rollouts:
                 **{f"reward/{n}": scores.by_reward[n] for n in training.rewards},
                 **{f"held_out/{n}": v for n, v in self._held_out(scores, len(draws)).items()},
                 "unscored": unscored_N,
-                "reward_std": _spread(reward_N, training.group),
-                "diversity": _diversity(
+                "reward_std": spread(reward_N, training.group),
+                "diversity": diversity(
                     torch.cat([own.latents_NCHW for own in made]).flatten(1).cpu()
                     if scores.embedding_ND is None
                     else scores.embedding_ND,
@@ -360,14 +360,14 @@ def _numbered(texts: Sequence[str]) -> list[int]:
     return [first.setdefault(text, row) for row, text in enumerate(texts)]
 
 
-def _spread(reward_N: Tensor, group: int) -> Tensor:
+def spread(reward_N: Tensor, group: int) -> Tensor:
     """The deviation of each image's group, [N]."""
     groups = reward_N.view(-1, group)
     deviation = (groups - groups.mean(1, keepdim=True)).square().mean(1).sqrt()
     return deviation.repeat_interleave(group)
 
 
-def _diversity(embedding_ND: Tensor, group: int) -> Tensor:
+def diversity(embedding_ND: Tensor, group: int) -> Tensor:
     """One less the mean cosine of each image with the others of its group, float64 [N]."""
     unit = torch.nn.functional.normalize(embedding_ND.double(), dim=1)
     unit = unit.view(-1, group, unit.shape[1])

@@ -13,7 +13,7 @@ from raypref.core.config import InputError, Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.engine.loaded import shared
 from raypref.models.hub import weight_file
-from raypref.rewards.base import Reward
+from raypref.rewards.base import DifferentiableReward
 from raypref.rewards.checkpoint import linear_layers, load_part, read_state, require_names
 from raypref.rewards.clip import clip_folder, load_clip, scores
 from raypref.rewards.config import RewardConfig
@@ -73,7 +73,7 @@ class AestheticConfig(RewardConfig):
         return Aesthetic(self)
 
 
-class Aesthetic(Reward):
+class Aesthetic(DifferentiableReward):
     """About 1..10; 5.5 for the images of Stable Diffusion. The prompt does not count.
 
     The embedding is brought to unit length and goes through the head in float32. Neither head has
@@ -103,6 +103,10 @@ class Aesthetic(Reward):
     def compute(self, batch: Tensor) -> np.ndarray:
         """Score B images: float32 [B]."""
         return scores(self.head(self.clip.images(batch))[:, 0])
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        return self.head(self.clip.seen(pixels_BCHW).float())[:, 0]
 
 
 def load_head(path: Path, *, key: str = f"{SECTION}.head") -> nn.Sequential:

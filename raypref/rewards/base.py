@@ -39,6 +39,24 @@ class Reward(Protocol):
         return self.compute(self.prepare(images, prompts))
 
 
+class DifferentiableReward(Reward, Protocol):
+    """A reward that is a differentiable function of the pixels (`RewardConfig.differentiable`)."""
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores of B images of one size, with a gradient to their pixels.
+
+        That of an image of 256 levels is near its `score`: Pillow's resizing rounds to levels, this
+        does not (`pixels.py`).
+
+        Args:
+            pixels_BCHW: RGB in 0..1, on any device, in any precision.
+            prompts: one per image.
+
+        Returns:
+            [B], on the model's device, in float32 or better.
+        """
+
+
 class Embedder(Protocol):
     """A model whose image embeddings can be had. Inherit from it: `embed` comes with it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CONTEXT = 77  # tokens a prompt is cut at
 
 Pixels: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
+FromPixels: TypeAlias = "Callable[[Tensor], Tensor]"  # RGB in 0..1, with a gradient
 
 
 class Inputs(NamedTuple):
@@ -39,12 +41,20 @@ class Clip:
         model: already on its device and in its precision.
         tokenizer: cuts at 77 tokens and pads to them: no shape depends on the batch's prompts.
         pixels: images to the model's input [B, 3, H, W], float32.
+        from_pixels: the same of images as tensors.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels) -> None:
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        pixels: Pixels,
+        from_pixels: FromPixels,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.pixels = pixels
+        self.from_pixels = from_pixels
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """What the model reads of B prompts, on the CPU."""
@@ -62,6 +72,16 @@ class Clip:
             pixel_values=pixels_BCHW.to(self.model.device, self.model.dtype)
         ).pooler_output
         return normalize(features_BD.float(), dim=-1)
+
+    def seen(self, pixels_BCHW: Tensor) -> Tensor:
+        """Embeddings of B images, RGB in 0..1, with a gradient: [B, D], float32 or better."""
+        from raypref.rewards.pixels import precise, unit
+
+        read_BCHW = self.from_pixels(precise(pixels_BCHW, self.model.device))
+        features_BD = self.model.get_image_features(
+            pixel_values=read_BCHW.to(self.model.dtype)
+        ).pooler_output
+        return unit(features_BD)
 
     def texts(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Embeddings of B prompts: [B, D]."""
@@ -102,7 +122,8 @@ def load_clip(source: str, *, key: str, device: torch.device, dtype: torch.dtype
 
     processor = load_part(CLIPImageProcessorPil, source, key=key)
     model = load_folder(CLIPModel, source, key=key).to(device=device, dtype=dtype)
-    return Clip(model, load_tokenizer(source, model, key=key), processed(processor))
+    tokenizer = load_tokenizer(source, model, key=key)
+    return Clip(model, tokenizer, processed(processor), differentiably(processor))
 
 
 def load_tokenizer(source: str, model: Any, *, key: str) -> CLIPTokenizer:
@@ -125,6 +146,13 @@ def processed(processor: CLIPImageProcessorPil) -> Pixels:
     scores would differ from machine to machine.
     """
     return lambda images: processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+
+def differentiably(processor: CLIPImageProcessorPil) -> FromPixels:
+    """The model's input of tensors, as by an image processor, with a gradient."""
+    from raypref.rewards.pixels import as_processor
+
+    return partial(as_processor, processor)
 
 
 def scores(values_B: Tensor) -> np.ndarray:

@@ -24,6 +24,7 @@ from transformers import (
 from raypref.core.config import InputError
 from raypref.core.device import DType, pick_device
 from raypref.models.hub import read_json
+from raypref.rewards import pixels
 from raypref.rewards.base import moved, tokenize
 from raypref.rewards.checkpoint import load_part
 from raypref.rewards.vlm import pretrained
@@ -120,13 +121,22 @@ class ClipFlanT5:
         """What the model reads of B images and a question about each, on the CPU."""
         mean = tuple(int(255 * level) for level in self.processor.image_mean)
         squares = [squared(image.convert("RGB"), mean) for image in images]
-        pixels = self.processor(images=squares, return_tensors="pt")["pixel_values"]
+        read_BCHW = self.processor(images=squares, return_tensors="pt")["pixel_values"]
+        return self._asked(read_BCHW, questions)
+
+    def prepare_pixels(self, pixels_BCHW: Tensor, questions: Sequence[str]) -> Asked:
+        """The same of images as tensors, RGB in 0..1, with a gradient to them."""
+        mean = [int(255 * level) for level in self.processor.image_mean]
+        squares_BCHW = pixels.squared(pixels.precise(pixels_BCHW, self.model.device), mean)
+        return self._asked(pixels.as_processor(self.processor, squares_BCHW), questions)
+
+    def _asked(self, pixels_BCHW: Tensor, questions: Sequence[str]) -> Asked:
         # "</s>" and the like are words of a prompt.
         texts = [AFTER.replace("{question}", text.replace("<", "< ")) for text in questions]
         after = tokenize(self.tokenizer, texts, padding=True, padding_side="right")
         before = tokenize(self.tokenizer, [BEFORE] * len(texts))
         return {
-            "pixels": pixels,
+            "pixels": pixels_BCHW,
             "before": before["input_ids"],
             "after": after["input_ids"],
             "mask": after["attention_mask"],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raypref.core.config import Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
-from raypref.rewards.base import EmbeddingReward, Reward
+from raypref.rewards.base import DifferentiableReward, EmbeddingReward
 from raypref.rewards.clip import Inputs, clip_folder, load_clip, scores
 from raypref.rewards.config import RewardConfig
 
@@ -55,7 +55,7 @@ class ClipScoreConfig(RewardConfig):
         return ClipScore(self)
 
 
-class ClipScore(Reward, EmbeddingReward):
+class ClipScore(DifferentiableReward, EmbeddingReward):
     """The scale of text-to-image papers by default: 100 max(cos, 0), about 20..35.
 
     `percent` is what torchmetrics' `CLIPScore` computes for each image, `hessel` the original
@@ -92,17 +92,22 @@ class ClipScore(Reward, EmbeddingReward):
 
     def compute(self, batch: Inputs) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
-        return self._score(self.clip.images(batch.pixels_BCHW), batch.tokens)
+        return scores(self._score(self.clip.images(batch.pixels_BCHW), batch.tokens))
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]; none where a clamped cosine is negative."""
+        return self._score(self.clip.seen(pixels_BCHW), self.tokens(prompts))
 
     def score_embedded(self, embeddings: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
         """The same for images that `embed` has seen: float32 [B] from float32 [B, D]."""
         import torch
 
-        return self._score(torch.from_numpy(embeddings).to(self.clip.model.device), tokens)
+        image_BD = torch.from_numpy(embeddings).to(self.clip.model.device)
+        return scores(self._score(image_BD, tokens))
 
-    def _score(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> np.ndarray:
+    def _score(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         cosine_B = (image_BD * self.clip.texts(tokens)).sum(dim=-1)
         if self.variant == "cosine":
-            return scores(cosine_B)
+            return cosine_B
         weight = 100.0 if self.variant == "percent" else HESSEL_WEIGHT
-        return scores(weight * cosine_B.clamp(min=0))
+        return weight * cosine_B.clamp(min=0)

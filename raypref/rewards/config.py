@@ -21,8 +21,8 @@ class RewardConfig(Section):
     spelt_out: ClassVar[str] = ""  # said under a table whose column has a short label
     digits: ClassVar[int] = 2  # decimals shown
     lower_is_better: ClassVar[bool] = False
-    # Whether the model is a differentiable function of the image's pixels, as backpropagation from
-    # a reward would need; one that writes an answer is not. `compute` gives no gradient itself.
+    # Whether what `load` gives is a `DifferentiableReward`: `compute` gives no gradient itself. A
+    # model that writes an answer is none.
     differentiable: ClassVar[bool] = False
     scores: ClassVar[bool] = True  # False: it only embeds
     embeds: ClassVar[bool] = False  # whether what `load` gives is an `Embedder` (too)

@@ -41,7 +41,6 @@ class DeQAConfig(RewardConfig):
     """Which DeQA weights and how; off unless its code is allowed."""
 
     label: ClassVar[str] = "DeQA"
-    differentiable: ClassVar[bool] = True
     large: ClassVar[bool] = True
 
     # The commit that RealAlign evaluates with.

@@ -12,9 +12,9 @@ from PIL import Image
 from raypref.core.config import Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.models.hub import model_folder, weight_file
-from raypref.rewards.base import Embedder, Reward
+from raypref.rewards.base import DifferentiableReward, Embedder
 from raypref.rewards.checkpoint import load_part, load_state, read_state, require_names
-from raypref.rewards.clip import Clip, Inputs, Pixels, load_tokenizer, scores
+from raypref.rewards.clip import Clip, FromPixels, Inputs, Pixels, load_tokenizer, scores
 from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class HPSv2Config(RewardConfig):
         return HPSv2(self)
 
 
-class HPSv2(Reward, Embedder):
+class HPSv2(DifferentiableReward, Embedder):
     """100 x cosine of image and text embedding, about 20..32 for real weights.
 
     The published tables have this scale; the package's `score()` returns the cosine itself.
@@ -112,7 +112,7 @@ class HPSv2(Reward, Embedder):
         self.clip = Clip(
             model.to(device=device, dtype=torch_dtype(config.dtype)),  # type: ignore[call-arg]
             load_tokenizer(base, model, key=BASE_KEY),
-            letterboxed(clip.vision_config.image_size),
+            *letterboxed(clip.vision_config.image_size),
         )
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
@@ -131,34 +131,33 @@ class HPSv2(Reward, Embedder):
         """Score B images against their prompts: float32 [B]."""
         return scores(100 * self.clip.cosines(batch))
 
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        text_BD = self.clip.texts(self.clip.tokens(prompts))
+        return 100 * (self.clip.seen(pixels_BCHW) * text_BD).sum(dim=-1)
 
-def letterboxed(side: int) -> Pixels:
-    """The input as the HPSv2 package makes it: the whole image, padded to a square.
+
+def letterboxed(side: int) -> tuple[Pixels, FromPixels]:
+    """The input as the HPSv2 package makes it, of images and of tensors: padded to a square.
 
     Its model was not tuned on open_clip's own recipe (shortest side, centre crop): the longest
     side becomes `side`, by antialiased bicubic resampling of the float tensor, and black is added
     at both ends of the other. Square images are not padded.
     """
     import torch
-    import torch.nn.functional as F
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
+    from raypref.rewards import pixels
+
+    def boxed(pixels_BCHW: Tensor) -> Tensor:
+        inside_BCHW = pixels.letterboxed(pixels_BCHW, side)
+        return pixels.normalised(inside_BCHW, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
     def prepared(image: Image.Image) -> Tensor:
-        pixels_CHW = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
-        scale = side / max(pixels_CHW.shape[1:])
-        if scale != 1:
-            size = [max(1, round(length * scale)) for length in pixels_CHW.shape[1:]]
-            pixels_CHW = F.interpolate(
-                pixels_CHW[None], size, mode="bicubic", align_corners=False, antialias=True
-            )[0]
-        down, across = (side - length for length in pixels_CHW.shape[1:])
-        around = (across // 2, across - across // 2, down // 2, down - down // 2)
-        return (F.pad(pixels_CHW, around) - mean) / std
+        levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return boxed(levels[None] / 255)[0]
 
-    return lambda images: torch.stack([prepared(image) for image in images])
+    return lambda images: torch.stack([prepared(image) for image in images]), boxed
 
 
 def key_table(text_layers: int, vision_layers: int) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from PIL import Image
 from raypref.core.config import InputError, Location, Resources, setting
 from raypref.core.device import DType, pick_device
 from raypref.models.hub import from_pretrained, weight_file
-from raypref.rewards.base import Reward, moved
+from raypref.rewards.base import DifferentiableReward, moved
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import Reader, checked_folder, plain, pretrained
 
@@ -108,7 +108,7 @@ class HPSv3Config(RewardConfig):
         return HPSv3(self)
 
 
-class HPSv3(Reward):
+class HPSv3(DifferentiableReward):
     """The mean of the preference that the head predicts, without bound.
 
     Between batches it differs by up to 1e-5 in float32 and 0.02 in bfloat16.
@@ -155,8 +155,12 @@ class HPSv3(Reward):
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         """The backbone's inputs."""
-        texts = [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
-        inputs = self.read(images, texts, side="right")
+        return self._placed(self.read(images, self._texts(prompts), side="right"))
+
+    def _texts(self, prompts: Sequence[str]) -> list[str]:
+        return [INSTRUCTION.replace("{prompt}", plain(prompt)) for prompt in prompts]
+
+    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs["position_ids"] = sequential(inputs["input_ids"])
         del inputs["mm_token_type_ids"]  # from which the library would place an image's tokens
         return inputs
@@ -164,6 +168,14 @@ class HPSv3(Reward):
     def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
         return self.distribution(batch)[:, 0].cpu().numpy()
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        from raypref.rewards.pixels import precise
+
+        pixels_BCHW = precise(pixels_BCHW, self.device)
+        inputs = self.read.from_pixels(pixels_BCHW, self._texts(prompts), side="right")
+        return self.distribution(self._placed(inputs))[:, 0]
 
     def distribution(self, batch: dict[str, Tensor]) -> Tensor:
         """Both outputs of the head, mean first: float32 [B, 2]."""

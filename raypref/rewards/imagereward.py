@@ -13,7 +13,7 @@ from PIL import Image
 from raypref.core.config import Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.models.hub import model_folder, weight_file
-from raypref.rewards.base import Reward, moved, tokenize
+from raypref.rewards.base import DifferentiableReward, moved, tokenize
 from raypref.rewards.checkpoint import (
     linear_layers,
     load_part,
@@ -132,7 +132,7 @@ class BlipInputs(NamedTuple):
     tokens: Mapping[str, Tensor]
 
 
-class ImageReward(Reward):
+class ImageReward(DifferentiableReward):
     """Mean 0 and variance 1 on its training set, so about -2..2; 0.2..1.3 for today's models.
 
     The prompt's tokens attend to each other and to the image's patches; the head reads the first
@@ -162,14 +162,27 @@ class ImageReward(Reward):
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> BlipInputs:
         """Pixels, and tokens (cut at 35)."""
         pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        cut = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
-        return BlipInputs(pixels, tokenize(self.tokenizer, prompts, **cut))
+        return BlipInputs(pixels, self._tokens(prompts))
 
     def compute(self, batch: BlipInputs) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
-        tokens = moved(batch.tokens, self.device)
+        return self._score(batch.pixels_BCHW, batch.tokens).cpu().numpy()
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        from raypref.rewards.pixels import as_processor, precise
+
+        read_BCHW = as_processor(self.image_processor, precise(pixels_BCHW, self.device))
+        return self._score(read_BCHW, self._tokens(prompts))
+
+    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        cut = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
+        return tokenize(self.tokenizer, prompts, **cut)
+
+    def _score(self, pixels_BCHW: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
+        tokens = moved(tokens, self.device)
         patches_BND = self.vision(
-            pixel_values=batch.pixels_BCHW.to(self.device, self.vision.dtype)
+            pixel_values=pixels_BCHW.to(self.device, self.vision.dtype)
         ).last_hidden_state
         first_BD = self.text(
             input_ids=tokens["input_ids"],
@@ -178,7 +191,7 @@ class ImageReward(Reward):
             is_decoder=False,  # no causal mask
         ).last_hidden_state[:, 0]
         raw_B = self.head(first_BD.float())[:, 0]
-        return ((raw_B - MEAN) / STD).cpu().numpy()
+        return (raw_B - MEAN) / STD
 
 
 def key_table(vision_layers: int, text_layers: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from raypref.core.config import InputError, Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.models.hub import model_folder, weight_file
-from raypref.rewards.base import Embedder, Reward, tokenize
+from raypref.rewards.base import DifferentiableReward, Embedder, tokenize
 from raypref.rewards.checkpoint import (
     load_part,
     read_state,
@@ -72,7 +72,7 @@ class PerceptionConfig(RewardConfig):
         return Perception(self)
 
 
-class Perception(Reward, Embedder):
+class Perception(DifferentiableReward, Embedder):
     """exp(logit_scale) * cosine of image and text embedding.
 
     The image is squashed to the model's square, not cropped. Prompts are cut at the model's
@@ -109,17 +109,31 @@ class Perception(Reward, Embedder):
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Inputs:
         """Pixels and tokens."""
-        cut: dict[str, Any] = {"padding": "max_length", "max_length": self.context}
-        tokens = tokenize(self.tokenizer, prompts, truncation=True, **cut)
-        return Inputs(self.pixels(images), {"input_ids": tokens["input_ids"]})
+        return Inputs(self.pixels(images), {"input_ids": self._ids(prompts)})
 
     def compute(self, batch: Inputs) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
+        text_BD = self._texts(batch.tokens["input_ids"])
+        return scores(self.scale * (self._images(batch.pixels_BCHW) * text_BD).sum(dim=-1))
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        from raypref.rewards.pixels import precise, resized, unit
+
+        square = (self.side, self.side)
+        square_BCHW = resized(precise(pixels_BCHW, self.device), square, mode="bilinear")
+        image_BD = unit(self.model.images((square_BCHW * 2 - 1).to(self.dtype)))
+        return self.scale * (image_BD * self._texts(self._ids(prompts))).sum(dim=-1)
+
+    def _ids(self, prompts: Sequence[str]) -> Tensor:
+        """The prompts' tokens, cut and padded to the model's context."""
+        cut: dict[str, Any] = {"padding": "max_length", "max_length": self.context}
+        return tokenize(self.tokenizer, prompts, truncation=True, **cut)["input_ids"]
+
+    def _texts(self, ids_BL: Tensor) -> Tensor:
         from torch.nn.functional import normalize
 
-        text_BD = self.model.texts(batch.tokens["input_ids"].to(self.device))
-        text_BD = normalize(text_BD.float(), dim=-1)
-        return scores(self.scale * (self._images(batch.pixels_BCHW) * text_BD).sum(dim=-1))
+        return normalize(self.model.texts(ids_BL.to(self.device)).float(), dim=-1)
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
         from torch.nn.functional import normalize

@@ -12,7 +12,7 @@ from PIL import Image
 from raypref.core.config import Location, Resources, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.models.hub import from_pretrained, model_folder
-from raypref.rewards.base import EmbeddingReward, Reward, moved
+from raypref.rewards.base import DifferentiableReward, EmbeddingReward, moved
 from raypref.rewards.clip import Inputs, tokens_of
 from raypref.rewards.config import RewardConfig
 
@@ -127,7 +127,7 @@ class PickScoreInput:
         return tokens_of(self.tokenizer, prompts)
 
 
-class PickScore(Reward, EmbeddingReward):
+class PickScore(DifferentiableReward, EmbeddingReward):
     """exp(logit_scale) * cosine of image and text embedding, about 20 for real weights.
 
     Flow-GRPO divides this by 26; the paper and this project do not.
@@ -166,6 +166,16 @@ class PickScore(Reward, EmbeddingReward):
         """Score B images against their prompts: float32 [B]."""
         return self._score(self._image_features(batch.pixels_BCHW), batch.tokens)
 
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        from raypref.rewards.pixels import as_processor, precise, unit
+
+        read_BCHW = as_processor(self.input.images, precise(pixels_BCHW, self.device))
+        features_BD = self.model.get_image_features(
+            pixel_values=read_BCHW.to(self.model.dtype)
+        ).pooler_output
+        return self._cosine(unit(features_BD), self.tokens(prompts))
+
     def score_levels(self, levels: np.ndarray, tokens: Mapping[str, Tensor]) -> np.ndarray:
         """The same, to the bit, from uint8 [B, 3, H, W] as `PickScoreInput.levels` makes it."""
         import torch
@@ -181,11 +191,14 @@ class PickScore(Reward, EmbeddingReward):
         return self._score(torch.from_numpy(embeddings).to(self.device), tokens)
 
     def _score(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> np.ndarray:
+        return self._cosine(image_BD, tokens).cpu().numpy()
+
+    def _cosine(self, image_BD: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         from torch.nn.functional import cosine_similarity
 
         text_BD = self.model.get_text_features(**moved(tokens, self.device)).pooler_output
-        cosine_B = cosine_similarity(image_BD, text_BD.float())
-        return (self.scale * cosine_B).cpu().numpy()
+        cosine_B: Tensor = cosine_similarity(image_BD, text_BD.float())
+        return self.scale * cosine_B
 
     def _image_features(self, pixels_BCHW: Tensor) -> Tensor:
         from torch.nn.functional import normalize

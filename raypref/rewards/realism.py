@@ -12,8 +12,8 @@ from raypref.core.config import Location, Resources, setting
 from raypref.core.device import DType
 from raypref.engine.loaded import shared
 from raypref.models.hub import model_folder
-from raypref.rewards.base import Reward
-from raypref.rewards.clip import Clip, scores
+from raypref.rewards.base import DifferentiableReward
+from raypref.rewards.clip import Clip, differentiably, scores
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 
@@ -68,7 +68,7 @@ class Asked(NamedTuple):
     render: Mapping[str, Tensor]  # of those of renderings
 
 
-class Realism(Reward):
+class Realism(DifferentiableReward):
     """PickScore("Realistic photo. " + prompt) - PickScore("CG render. " + prompt).
 
     Semantic guided preference (Shen et al. 2025, arXiv 2509.06942) with PickScore. On PickScore's
@@ -86,17 +86,31 @@ class Realism(Reward):
         )
         self.prefixes = [words + config.separator for words in (PHOTO, RENDER)]
         self.pickscore = own = shared(settings, settings.load)
-        self.clip = Clip(own.model, own.input.tokenizer, own.input.pixels)
+        seen = differentiably(own.input.images)
+        self.clip = Clip(own.model, own.input.tokenizer, own.input.pixels, seen)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Asked:
         """Pixels, and the tokens of both prompts (cut at 77, prefix included)."""
-        photo, render = (
-            self.clip.tokens([prefix + prompt for prompt in prompts]) for prefix in self.prefixes
-        )
-        return Asked(self.clip.pixels(images), photo, render)
+        return Asked(self.clip.pixels(images), *self._tokens(prompts))
 
     def compute(self, batch: Asked) -> np.ndarray:
         """Score B images with their prompts: float32 [B]."""
-        photo_BD, render_BD = self.clip.texts(batch.photo), self.clip.texts(batch.render)
-        towards_B = (self.clip.images(batch.pixels_BCHW) * (photo_BD - render_BD)).sum(dim=-1)
-        return scores(self.pickscore.scale * towards_B)
+        image_BD = self.clip.images(batch.pixels_BCHW)
+        return scores(self._towards(image_BD, batch.photo, batch.render))
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B]."""
+        return self._towards(self.clip.seen(pixels_BCHW), *self._tokens(prompts))
+
+    def _tokens(self, prompts: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Those of the prompts of photographs, and of renderings."""
+        photo, render = (
+            self.clip.tokens([prefix + prompt for prompt in prompts]) for prefix in self.prefixes
+        )
+        return photo, render
+
+    def _towards(
+        self, image_BD: Tensor, photo: Mapping[str, Tensor], render: Mapping[str, Tensor]
+    ) -> Tensor:
+        photo_BD, render_BD = self.clip.texts(photo), self.clip.texts(render)
+        return self.pickscore.scale * (image_BD * (photo_BD - render_BD)).sum(dim=-1)

@@ -131,6 +131,18 @@ class Reader:
         # Qwen2.5-VL does without the last one silently, and places the image wrongly.
         return {**tokens, **pixels, "mm_token_type_ids": is_image.long()}
 
+    def from_pixels(
+        self, pixels_BCHW: Tensor, texts: Sequence[str], *, side: Literal["left", "right"]
+    ) -> dict[str, Tensor]:
+        """The same of B images of one size, RGB in 0..1, with a gradient to their pixels."""
+        from raypref.rewards.pixels import as_patches
+
+        count, _, height, width = pixels_BCHW.shape
+        blank = Image.new("RGB", (width, height))  # an image's tokens are those of its size
+        inputs = self([blank] * count, texts, side=side)
+        _, rows, columns = inputs["image_grid_thw"][0].tolist()
+        return inputs | {"pixel_values": as_patches(self.images, pixels_BCHW, (rows, columns))}
+
     def _conversation(self, text: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": text}]
         turn = [{"role": "user", "content": content}]
@@ -161,6 +173,14 @@ class VisionLanguage:
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Asked:
         """What the model reads of B images and a question about each, on the CPU."""
         return self.read(images, questions, side="left")  # the answers begin at one place
+
+    def prepare_pixels(self, pixels_BCHW: Tensor, questions: Sequence[str]) -> Asked:
+        """The same of images as tensors, on the model's device."""
+        from raypref.rewards.pixels import precise
+
+        return self.read.from_pixels(
+            precise(pixels_BCHW, self.model.device), questions, side="left"
+        )
 
     def next_token(self, asked: Asked) -> Tensor:
         """Log-probability of each token to begin the answer: float32 [B, V], on the CPU."""

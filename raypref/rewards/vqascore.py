@@ -16,7 +16,7 @@ from PIL import Image
 from raypref.core.config import InputError, Location, Resources, setting
 from raypref.core.device import DType
 from raypref.models.hub import model_folder, read_json
-from raypref.rewards.base import Reward
+from raypref.rewards.base import DifferentiableReward
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.vlm import VisionLanguage, checked_folder, plain
 
@@ -94,7 +94,7 @@ class VQAScoreConfig(RewardConfig):
         return VQAScore(self)
 
 
-class VQAScore(Reward):
+class VQAScore(DifferentiableReward):
     """Probability, 0 to 1, that the answer begins with "Yes", among all that it could begin with.
 
     Of CLIP-FlanT5, that it is "Yes", as its authors compute it (`ClipFlanT5.yes`). Between batches
@@ -120,12 +120,18 @@ class VQAScore(Reward):
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         """The model's inputs."""
-        questions = [self.question.replace("{prompt}", plain(prompt)) for prompt in prompts]
-        return self.vlm.prepare(images, questions)
+        return self.vlm.prepare(images, self._questions(prompts))
 
     def compute(self, batch: dict[str, Tensor]) -> np.ndarray:
         """Score B images against their prompts: float32 [B]."""
         return self.likelihood(batch).numpy()
+
+    def score_pixels(self, pixels_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores with a gradient to the pixels, [B], on the CPU."""
+        return self.likelihood(self.vlm.prepare_pixels(pixels_BCHW, self._questions(prompts)))
+
+    def _questions(self, prompts: Sequence[str]) -> list[str]:
+        return [self.question.replace("{prompt}", plain(prompt)) for prompt in prompts]
 
     def _begins_with_yes(self, batch: dict[str, Tensor]) -> Tensor:
         return self.vlm.next_token(batch)[:, self.answer].exp()

@@ -4,11 +4,13 @@ Settings are read where torch is not: a file imports it in its functions.
 """
 
 from raypref.align.config import TrainingConfig
+from raypref.align.objectives.alignprop import AlignProp
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
 from raypref.align.objectives.capo import CaPO
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
+from raypref.align.objectives.draft import DRaFT
 from raypref.align.objectives.dro import DRO
 from raypref.align.objectives.dspo import DSPO
 from raypref.align.objectives.fdpo import FDPO
@@ -19,6 +21,7 @@ from raypref.align.objectives.linear_dpo import LinearDPO
 from raypref.align.objectives.mapo import MaPO
 from raypref.align.objectives.noisy_labels import CDPO, RDPO
 from raypref.align.objectives.raft import RAFT
+from raypref.align.objectives.refl import ReFL
 from raypref.align.objectives.rwr import RWR
 from raypref.align.objectives.sdpo import SDPO
 from raypref.align.objectives.sft import SFT
@@ -51,4 +54,7 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "spin": SPIN,
     "arena": ArenaPO,
     "fixed_margin": FixedMargin,
+    "refl": ReFL,
+    "draft": DRaFT,
+    "alignprop": AlignProp,
 }
