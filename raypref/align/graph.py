@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from raypref.align import plan
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
 from raypref.align.job import TrainingJob
 from raypref.align.online_config import RewardedConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats

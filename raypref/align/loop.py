@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raypref.align import checkpoints, curriculum
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
 from raypref.align.image_scores import Judge
 from raypref.align.latents import PairData
 from raypref.align.online import Rollouts
@@ -31,6 +31,7 @@ from raypref.align.residuals import (
     measure,
     within,
 )
+from raypref.align.rollout_config import RolloutConfig
 from raypref.align.state import (
     State,
     average,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import setting
 
 if TYPE_CHECKING:

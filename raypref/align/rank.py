@@ -15,11 +15,11 @@ import torch
 import torch.distributed
 from ray import cloudpickle
 
-from raypref.align.config import RolloutConfig
 from raypref.align.image_scores import Judge, WorkerScores
 from raypref.align.job import TrainingJob
 from raypref.align.latents import read_pairs
 from raypref.align.loop import train
+from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.core.config import InputError, Resources
 from raypref.core.device import pick_device

@@ -10,8 +10,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from raypref.align import checkpoints
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
+from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import StepMetrics
 from raypref.core.ledger import join
 from raypref.models import adapters, lora

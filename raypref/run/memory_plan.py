@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from raypref.align import plan
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker

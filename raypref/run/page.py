@@ -82,7 +82,7 @@ def _html(run: Run) -> str:
 
 def on_own_samples(run: Run) -> list[str]:
     """Names of the trainings whose rejected side is drawn by the policy."""
-    from raypref.align.config import RolloutConfig
+    from raypref.align.rollout_config import RolloutConfig
 
     return [n for n, own in run.alignment.trainings.items() if isinstance(own, RolloutConfig)]
 
