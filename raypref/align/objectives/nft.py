@@ -62,8 +62,8 @@ class NFT(DecoupledConfig):
         (image,) = sides
         good_B = (facts["advantage"] / self.advantage_clip).clamp(-1, 1) / 2 + 0.5
         scale = facts["clean_scale"] if self.space == "clean" else 1.0
-        towards_B = self._error(image, self.beta, scale)
-        away_B = self._error(image, -self.beta, scale)
+        towards_B = self._missed(image, self.beta, scale)
+        away_B = self._missed(image, -self.beta, scale)
         loss_B = good_B * towards_B + (1 - good_B) * away_B
         loss_B = self.advantage_clip / self.beta * loss_B
         return self.held(loss_B, image), {
@@ -73,7 +73,7 @@ class NFT(DecoupledConfig):
             "policy_distance": image.policy_distance.detach(),
         }
 
-    def _error(self, image: Residuals, share: float, scale: Tensor | float) -> Tensor:
+    def _missed(self, image: Residuals, share: float, scale: Tensor | float) -> Tensor:
         """The error of policy + share * (learner - policy), [B]."""
         mixed_B = share * image.policy_gap - share * (1 - share) * image.policy_distance
         error_B = image.policy_error + mixed_B
