@@ -373,16 +373,9 @@ def read_pairs(
     found = PairData(images["moments"], captions, unconditional, images.get("surroundings"))
     names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
     if pairs and texts:
-        found = replace(found, texts=_texts(pairs, places))
+        named = {row["id"]: row["prompt"] for row in pairs.rows(["id", "prompt"])}
+        found = replace(found, texts=tuple(named[id_] for id_ in places))
     return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
-
-
-def _texts(pairs: Ledger, places: Mapping[str, int]) -> tuple[str, ...]:
-    """The prompts in the order of their ids."""
-    found = [""] * len(places)
-    for row in pairs.rows(["id", "prompt"]):
-        found[places[row["id"]]] = row["prompt"]
-    return tuple(found)
 
 
 def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:

@@ -205,7 +205,12 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (*starts, adapter, partial(align.check_training, name)),
+                (
+                    *starts,
+                    adapter,
+                    partial(align.check_training, name),
+                    partial(align.check_rewards, name),
+                ),
                 trains=True,
             )
             for name in align.trainings
