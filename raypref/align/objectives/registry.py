@@ -5,7 +5,10 @@ Settings are read where torch is not: a file imports it in its functions.
 
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
+from raypref.align.objectives.awm import AWM
 from raypref.align.objectives.capo import CaPO
+from raypref.align.objectives.crd import CRD
+from raypref.align.objectives.dgpo import DGPO
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
@@ -17,7 +20,12 @@ from raypref.align.objectives.ipo import IPO
 from raypref.align.objectives.kto import KTO
 from raypref.align.objectives.linear_dpo import LinearDPO
 from raypref.align.objectives.mapo import MaPO
+from raypref.align.objectives.nft import NFT
 from raypref.align.objectives.noisy_labels import CDPO, RDPO
+from raypref.align.objectives.online_dpo import OnlineDPO
+from raypref.align.objectives.online_raft import OnlineRAFT
+from raypref.align.objectives.online_rwr import OnlineRWR
+from raypref.align.objectives.pref_grpo import PrefGRPO
 from raypref.align.objectives.raft import RAFT
 from raypref.align.objectives.rwr import RWR
 from raypref.align.objectives.sdpo import SDPO
@@ -51,4 +59,12 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "spin": SPIN,
     "arena": ArenaPO,
     "fixed_margin": FixedMargin,
+    "nft": NFT,
+    "awm": AWM,
+    "pref_grpo": PrefGRPO,
+    "dgpo": DGPO,
+    "crd": CRD,
+    "online_dpo": OnlineDPO,
+    "online_rwr": OnlineRWR,
+    "online_raft": OnlineRAFT,
 }
