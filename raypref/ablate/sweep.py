@@ -23,14 +23,14 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
-from raypref.core.config import InputError, Resources
+from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join
 from raypref.core.progress import counted
 from raypref.engine.cluster import start_ray
 from raypref.engine.kept import release, share_cores
 from raypref.evaluate.generate import BASE
-from raypref.run.execute import carry_out
+from raypref.run.execute import carry_out, needs_of_step
 from raypref.run.pipeline import Run, Step
 
 log = logging.getLogger(__name__)
@@ -285,16 +285,9 @@ def rows_at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
 
 
 def _need(run: Run, field: str) -> float:
-    """Cores or GPUs of the largest pool of a run."""
-    config = run.config
-    pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
-    pools += [config.saliency.resources, config.pickscore.resources]
-    pools += [stage.resources for stage in run.alignment.trainings.values()]
-    return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
-
-
-def _whole(pool: Resources) -> int:
-    return max(1, pool.workers)
+    """Cores or GPUs of the largest pool of a run, those of its rewards included."""
+    pools = [need for step in run.steps for _, need, _ in needs_of_step(run.config, step)]
+    return max(max(1, need.workers) * float(getattr(need, field)) for need in pools)
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypref.align.config import TrainingConfig, TrainingJob
+from raypref.align.config import TrainingConfig
 from raypref.align.desk import Desk
+from raypref.align.job import TrainingJob
 from raypref.core.config import Resources
 from raypref.core.ledger import filesystem, join
 from raypref.core.progress import counted, waiting

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from raypref.align import plan
 from raypref.align.cache_config import CacheConfig
+from raypref.align.online_config import RewardedConfig
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
@@ -139,6 +140,15 @@ class RunConfig(PairingConfig):
                     f"{', '.join(scored)} of the pairs (its objective or curriculum); take "
                     "choice.chosen=best, or another objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_rewards(self) -> RunConfig:
+        """Refuse trainings on rewards that there are not."""
+        for name, training in self.train.items():
+            if isinstance(training, RewardedConfig):
+                for key in ("rewards", "held_out"):
+                    require_rewards(f"train.{name}.{key}", [*getattr(training, key)], self.rewards)
         return self
 
     @model_validator(mode="after")
