@@ -15,7 +15,7 @@ import torch
 from test_loop import TIMES, ThreadGroup, weights
 from training import BASES, LORAS, denoiser, pairs
 
-from raypref.align.image_scores import Judge, Scores
+from raypref.align.image_scores import LatentScores, Scores
 from raypref.align.loop import Alone, train
 from raypref.align.online_config import OnlineConfig
 from raypref.align.residuals import Residuals
@@ -43,8 +43,8 @@ def brightness(images: np.ndarray, prompts: Sequence[str], names: Sequence[str])
 
 
 @cache
-def judge(family: str = "sd15") -> Judge:
-    return Judge(load_autoencoder(BASES[family], device=torch.device("cpu")), brightness)
+def judge(family: str = "sd15") -> LatentScores:
+    return LatentScores(load_autoencoder(BASES[family], device=torch.device("cpu")), brightness)
 
 
 def online(**update: object) -> Weighted:

@@ -193,6 +193,11 @@ class Alignment:
                 f"{_in_words(training, key)}, since every worker takes a share of a step's samples"
             )
 
+    def check_rewards(self, name: str) -> None:
+        """Raise InputError where the models of the rewards that a training reads are missing."""
+        for config in self.rewards_of(self.trainings[name]).values():
+            config.check()
+
     def check_starts(self) -> None:
         """Raise InputError where weights to start from are missing or do not fit the adapter."""
         for ref, key in self.weights.values():

@@ -39,7 +39,7 @@ class ImageScores(Protocol):
 
 
 @dataclass(frozen=True)
-class Judge:
+class LatentScores:
     """What makes rewards of latents."""
 
     autoencoder: Autoencoder

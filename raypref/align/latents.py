@@ -196,8 +196,8 @@ def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many.
 
-    Single labelled images are pairs of one side. N rows share M captions: where each image is a row
-    of its own, two rows have one.
+    Single labelled images are pairs of one side, prompts alone of none. N rows share M captions:
+    where each image is a row of its own, two rows have one.
     """
 
     moments: Tensor  # [N, S (chosen, rejected if there), FLIPS, 2 (mean, log-variance), C, h, w]
@@ -290,8 +290,10 @@ class PairData:
             which: 0 for the chosen image, 1 for the rejected.
 
         Raises:
-            InputError: a rejected image is asked for, but the rows are single images.
+            InputError: an image is asked for that the rows do not have.
         """
+        if not self.moments.shape[1]:
+            raise InputError("the pairs are prompts alone, and this objective reads images")
         if which >= self.moments.shape[1]:
             raise InputError(
                 "the pairs are single labelled images, and this objective compares two images: "
@@ -373,16 +375,9 @@ def read_pairs(
     found = PairData(images["moments"], captions, unconditional, images.get("surroundings"))
     names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
     if pairs and texts:
-        found = replace(found, texts=_texts(pairs, places))
+        named = {row["id"]: row["prompt"] for row in pairs.rows(["id", "prompt"])}
+        found = replace(found, texts=tuple(named[id_] for id_ in places))
     return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
-
-
-def _texts(pairs: Ledger, places: Mapping[str, int]) -> tuple[str, ...]:
-    """The prompts in the order of their ids."""
-    found = [""] * len(places)
-    for row in pairs.rows(["id", "prompt"]):
-        found[places[row["id"]]] = row["prompt"]
-    return tuple(found)
 
 
 def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:

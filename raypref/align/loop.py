@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raypref.align import checkpoints, curriculum
 from raypref.align.config import TrainingConfig
-from raypref.align.image_scores import Judge
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
 from raypref.align.online import Rollouts
 from raypref.align.online_config import OnlineConfig
@@ -91,7 +91,7 @@ def train(
     group: Ranks,
     on_step: Callable[[StepMetrics], None],
     hole: Hole | None = None,
-    judge: Judge | None = None,
+    judge: LatentScores | None = None,
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
 

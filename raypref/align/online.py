@@ -8,16 +8,18 @@ block, image), and the policy is in the checkpoint, so that a block is made agai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raypref.align import noising, rollout
 from raypref.align.advantages import PromptStatistics, within_batch, within_groups
-from raypref.align.image_scores import Judge, Scores
+from raypref.align.blocks import RolledOut, RolloutBlock
+from raypref.align.image_scores import LatentScores, Scores
 from raypref.align.latents import PairData
 from raypref.align.online_config import OnlineConfig
+from raypref.align.paths import Path
 from raypref.align.residuals import POLICY, Draw, Samples, measure
 from raypref.core.config import InputError
 from raypref.core.rows import seed_of
@@ -25,37 +27,8 @@ from raypref.models import adapters
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning, stack
 
-if TYPE_CHECKING:
-    from raypref.align.trajectories import Path
 
-
-class Made(NamedTuple):
-    """N images as a solver left them."""
-
-    latents_NCHW: Tensor
-    path: Path | None = None  # of a stochastic solver, where its steps are trained on
-
-
-class Block(NamedTuple):
-    """The images of one rank, groups one after another."""
-
-    latents_NCHW: Tensor
-    prompts: Conditioning  # N
-    unconditional: Conditioning  # N
-    scores: Mapping[str, Tensor]  # per reward that is trained on, float64 [N]; NaN: none
-    reward_N: Tensor  # float64; where a score is missing, the mean of the group
-    advantage_N: Tensor  # float64
-    facts: Mapping[str, Tensor]  # what is reported of each image, float64 [N]
-    group: int
-    path: Path | None = None
-
-    def facts_of(self, images: Sequence[int], like: Tensor) -> dict[str, Tensor]:
-        """The numbers of some images, on the device and in the precision of `like`."""
-        named = {"reward": self.reward_N, "advantage": self.advantage_N, **self.facts}
-        return {name: values[list(images)].to(like) for name, values in named.items()}
-
-
-class Sum(Protocol):
+class Sums(Protocol):
     """Sums over the ranks (`loop.Ranks`)."""
 
     def sum(self, values: Tensor) -> None:
@@ -81,10 +54,10 @@ class Rollouts:
         data: PairData,
         training: OnlineConfig,
         *,
-        judge: Judge,
+        judge: LatentScores,
         name: str,
         seed: int,
-        group: Sum,
+        group: Sums,
     ) -> None:
         self.denoiser = denoiser
         self.data = data
@@ -96,7 +69,7 @@ class Rollouts:
         self.statistics = PromptStatistics()
         self.numbers = _numbered(data.texts)
         self.held_out: dict[str, Tensor] = {}  # the last means over all images, scalars
-        self._block: tuple[int, Block] | None = None
+        self._block: tuple[int, RolloutBlock] | None = None
 
     def samples(
         self, draws: Sequence[Draw], indices: Sequence[int], step: int
@@ -122,7 +95,7 @@ class Rollouts:
             samples = training.samples(self.denoiser, block, images, generators)
             yield self._with_coefficients(samples) if training.whole_groups else samples
 
-    def _made(self, draws: Sequence[Draw], indices: Sequence[int], number: int) -> Block:
+    def _made(self, draws: Sequence[Draw], indices: Sequence[int], number: int) -> RolloutBlock:
         """Roll out, decode, score."""
         training, denoiser = self.training, self.denoiser
         generators = [
@@ -153,7 +126,7 @@ class Rollouts:
         texts = [self.data.texts[pair] for pair in pairs]
         scores = self._scores(pixels, texts, number)
         reward_N, unscored_N = self._rewards(scores)
-        return Block(
+        return RolloutBlock(
             torch.cat([own.latents_NCHW for own in made]),
             prompts,
             empty,
@@ -292,7 +265,7 @@ def finished(
     start_NCHW: Tensor,
     prompts: Conditioning,
     unconditional: Conditioning,
-) -> Made:
+) -> RolledOut:
     """Images by the family's own solver, on the pipeline's grid, with the training's guidance."""
     shape = tuple(start_NCHW.shape[1:])
     grid_n = denoiser.sampling_timesteps(training.rollout_steps, shape)
@@ -303,7 +276,7 @@ def finished(
         prompts,
         grid_nB=grid_n[:, None].expand(-1, len(start_NCHW)),
     )
-    return Made(latents)
+    return RolledOut(latents)
 
 
 def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rollout.Predict:
@@ -327,7 +300,7 @@ def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rol
 def noised(
     training: OnlineConfig,
     denoiser: Denoiser,
-    block: Block,
+    block: RolloutBlock,
     images: Sequence[int],
     generators: Sequence[torch.Generator],
 ) -> Samples:
@@ -342,7 +315,7 @@ def noised(
 
 def at(
     denoiser: Denoiser,
-    block: Block,
+    block: RolloutBlock,
     sides: Sequence[Sequence[int]],
     timesteps: Tensor,
     noise: Tensor,

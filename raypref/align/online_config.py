@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from raypref.align.online import Block, Made
+    from raypref.align.blocks import RolledOut, RolloutBlock
     from raypref.align.residuals import Residuals, Samples
     from raypref.models.families.base import Denoiser
     from raypref.models.families.conditioning import Conditioning
@@ -222,7 +222,7 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
         generators: Sequence[torch.Generator],
         *,
         step: int,
-    ) -> Made:
+    ) -> RolledOut:
         """Draw N images from their start noise, with the active adapter: here by the family's ODE.
 
         Args:
@@ -240,7 +240,7 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
     def samples(
         self,
         denoiser: Denoiser,
-        block: Block,
+        block: RolloutBlock,
         images: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> Samples:

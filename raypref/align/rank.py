@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from ray import cloudpickle
 
-from raypref.align.image_scores import Judge, WorkerScores
+from raypref.align.image_scores import LatentScores, WorkerScores
 from raypref.align.job import TrainingJob
 from raypref.align.latents import read_pairs
 from raypref.align.loop import train
@@ -120,11 +120,11 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         raise  # as above
 
 
-def _judge(job: TrainingJob, device: torch.device) -> Judge | None:
+def _judge(job: TrainingJob, device: torch.device) -> LatentScores | None:
     """What makes rewards of latents, for a training that reads rewards."""
     if not job.rewards:
         return None
-    return Judge(load_autoencoder(job.base, device=device), WorkerScores(job.rewards))
+    return LatentScores(load_autoencoder(job.base, device=device), WorkerScores(job.rewards))
 
 
 def _advice(job: TrainingJob) -> str:

@@ -136,6 +136,7 @@ def _trainings(config: RunConfig) -> dict[str, str]:
         "candidates": "Diffusion-DPO on candidates",
         "labelled": "Diffusion-DPO on labelled pairs",
         "images": "Diffusion-KTO on images",
+        "prompts": "DiffusionNFT on images of the prompts",
     }
     return {"trainings": f"{named}, {what[config.pairs.kind]}; trainings=NAME names others"}
 

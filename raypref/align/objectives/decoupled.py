@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raypref.align.online import Block
+    from raypref.align.blocks import RolloutBlock
     from raypref.align.residuals import Residuals, Samples
     from raypref.models.families.base import Denoiser
 
@@ -47,7 +47,7 @@ class DecoupledConfig(OnlineConfig):
     def samples(
         self,
         denoiser: Denoiser,
-        block: Block,
+        block: RolloutBlock,
         images: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> Samples:
@@ -68,7 +68,7 @@ class DecoupledConfig(OnlineConfig):
         return samples._replace(facts={**samples.facts, **found})
 
     def group_means(
-        self, block: Block, images: Sequence[int], like: Tensor
+        self, block: RolloutBlock, images: Sequence[int], like: Tensor
     ) -> Mapping[str, Tensor]:
         """Of what is reported of images, the means of their groups, one per group.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raypref.align.online import Block
+    from raypref.align.blocks import RolloutBlock
     from raypref.align.residuals import Residuals, Samples
     from raypref.models.families.base import Denoiser
 
@@ -68,7 +68,7 @@ class DGPO(DecoupledConfig):
     def samples(
         self,
         denoiser: Denoiser,
-        block: Block,
+        block: RolloutBlock,
         images: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> Samples:
