@@ -15,7 +15,7 @@ from training import training
 
 from raypref.align import noising
 from raypref.align.advantages import within_groups
-from raypref.align.online import Block
+from raypref.align.blocks import RolloutBlock
 from raypref.align.online_config import OnlineConfig
 from raypref.align.residuals import Residuals, Samples
 
@@ -269,14 +269,14 @@ class Epsilon(Flow):
         return noise
 
 
-def block(stage: OnlineConfig, rewards: torch.Tensor) -> Block:
+def block(stage: OnlineConfig, rewards: torch.Tensor) -> RolloutBlock:
     """Images whose latents are their number, one group after another."""
     count = len(rewards)
     latents = torch.arange(count).double().view(-1, 1, 1, 1).expand(count, *SHAPE)
     advantage = within_groups(rewards.view(-1, stage.group), stage.advantage).flatten()
     own = {"reward/pickscore": rewards, "diversity": torch.arange(count).double()}
     numbers: Any = torch.arange(count)
-    return Block(latents, numbers, numbers, {}, rewards, advantage, own, stage.group)
+    return RolloutBlock(latents, numbers, numbers, {}, rewards, advantage, own, stage.group)
 
 
 def sampled(stage: OnlineConfig, rewards: torch.Tensor, process: Any = None) -> Samples:
