@@ -23,6 +23,7 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
+from raypref.align.reward_groups import all_of
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join
@@ -289,7 +290,8 @@ def _need(run: Run, field: str) -> float:
     config = run.config
     pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
     pools += [config.saliency.resources, config.pickscore.resources]
-    pools += [stage.resources for stage in run.alignment.trainings.values()]
+    for name, training in run.alignment.trainings.items():  # actors of rewards beside the workers
+        pools += [all_of([training.resources, *(g.need for g in config.reward_groups(name))])]
     return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
 
 

@@ -1,0 +1,68 @@
+"""Which rewards of a training share an actor, what the actors hold, and what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raypref.align.config import TrainingConfig
+from raypref.core.config import Resources
+from raypref.engine.worker import needs_of, shared_worker
+from raypref.rewards.base import Score
+from raypref.rewards.config import RewardConfig
+from raypref.rewards.passes import Measure, passes
+
+
+class RewardGroup(NamedTuple):
+    """Rewards whose models are in memory together, in each of so many actors."""
+
+    rewards: Mapping[str, RewardConfig]  # by name
+    need: Resources  # `workers`: how many actors
+    runtime_env: Mapping[str, Any] | None  # Ray's description of an environment of their own
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"reward actors ({', '.join(self.rewards)})"
+
+    @property
+    def images(self) -> int:
+        """How many images an actor is sent at once: the largest batch of its rewards."""
+        return max(config.resources.batch for config in self.rewards.values())
+
+
+def reward_groups(
+    training: TrainingConfig, rewards: Mapping[str, RewardConfig]
+) -> list[RewardGroup]:
+    """The rewards of a training by the actors that hold them; none where its workers do.
+
+    Models of billions of weights, and those with an environment of their own, have actors of their
+    own; the others share actors, as they share workers where stored images are scored.
+
+    Args:
+        training: of whose `reward_actors` each group has so many.
+        rewards: settings of its rewards by name, in order.
+    """
+    actors = getattr(training, "reward_actors", 0)
+    if not actors:
+        return []
+    measures = {
+        name: Measure(Score(config, columns={}, prompt="prompt"), {}, (), config.runtime_env)
+        for name, config in rewards.items()
+    }
+    groups = []
+    for together in passes(measures):
+        need = shared_worker(needs_of([measure.stage for measure in together.values()]))
+        own = {name: rewards[name] for name in together}
+        env = next(iter(own.values())).runtime_env
+        groups.append(RewardGroup(own, need.model_copy(update={"workers": actors}), env))
+    return groups
+
+
+def all_of(needs: Sequence[Resources]) -> Resources:
+    """What workers of several kinds hold at once, as if one worker held it."""
+    return Resources(
+        num_cpus=sum(need.workers * need.num_cpus for need in needs),
+        num_gpus=sum(need.workers * need.num_gpus for need in needs),
+        memory_gib=sum(need.workers * need.memory_gib for need in needs),
+    )
