@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import model_validator
 
@@ -17,6 +17,7 @@ from raypref.core.config import Resources, Section, setting
 from raypref.core.ledger import Ledger
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import LoraConfig
+from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -388,3 +389,5 @@ class TrainingJob:
     start: str | None
     seed: int
     shared: str  # name of the LoRA's second file, of `lora_formats.shared_name`
+    rewards: Mapping[str, RewardConfig] = field(default_factory=dict)
+    scored_by: Sequence[Any] = ()  # `PooledScores.groups`, set where the actors are started

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raypref.align.config import TrainingConfig
-from raypref.core.config import Resources
+from raypref.core.config import InputError, Resources
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
@@ -57,6 +58,35 @@ def reward_groups(
         env = next(iter(own.values())).runtime_env
         groups.append(RewardGroup(own, need.model_copy(update={"workers": actors}), env))
     return groups
+
+
+def check_actors(
+    training: TrainingConfig, rewards: Mapping[str, RewardConfig], *, key: str
+) -> None:
+    """Raise InputError where the rewards of a training cannot be where they are to be.
+
+    Args:
+        training: its settings.
+        rewards: settings of its rewards by name.
+        key: of the training in the settings, for messages.
+    """
+    actors = getattr(training, "reward_actors", 0)
+    apart = [name for name, config in rewards.items() if config.runtime_env is not None]
+    if apart and not actors:
+        raise InputError(
+            f"{key}.reward_actors=0: {', '.join(apart)} needs an environment of its own, which the "
+            f"training's workers have not; set {key}.reward_actors=1"
+        )
+    workers = training.resources.workers
+    images = math.ceil(training.batch / training.samples_per_draw / max(1, workers))
+    for group in reward_groups(training, rewards):
+        most = workers * math.ceil(images / group.images)
+        if actors > most:
+            raise InputError(
+                f"{key}.reward_actors={actors}: at most {most} of them would have work: each of "
+                f"{workers} workers makes {images} images at once, and an actor scores "
+                f"{group.images} at a time (resources.batch of {', '.join(group.rewards)})"
+            )
 
 
 def all_of(needs: Sequence[Resources]) -> Resources:
