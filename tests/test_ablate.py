@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from PIL import Image
 
 from raypref import cli
@@ -21,6 +22,7 @@ from raypref.ablate.plan import (
     plan_row,
     planned_rows,
 )
+from raypref.ablate.sweep import rows_at_once
 from raypref.ablate.table import Row, Table
 from raypref.core.config import InputError, replaced
 
@@ -357,3 +359,12 @@ def test_what_a_table_asks_of_the_settings_is_seen_before_any_work(tiny):
     search = Table.model_validate({"title": "T", "search": {"space": space, "metric": "hpsv9"}})
     with pytest.raises(InputError, match=r"search\.metric='hpsv9' is not measured .*pickscore"):
         make({"mine": search}, tiny)
+
+
+def test_rows_at_once_look_at_the_pools_of_rewards_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    words = [f"storage={tmp_path}", "ablate.at_once=8", "metrics.rewards=pickscore,clipscore"]
+    for workers, at_once in ((1, 8), (8, 2)):
+        pool = f"rewards.clipscore.resources.workers={workers}"
+        config = load_config("tiny", [*words, pool])
+        assert rows_at_once(config, []) == at_once

@@ -10,7 +10,7 @@ from ray import cloudpickle
 from training import BASE, LORA, training
 
 from raypref.align import rank
-from raypref.align.config import TrainingJob
+from raypref.align.job import TrainingJob
 from raypref.align.watch import DivergedError
 from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError

@@ -6,20 +6,21 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
-from raypref.align.pooled_scores import HeldRewards, PooledScores
-from raypref.align.reward_groups import RewardGroup
+from raypref.align.image_scores import Scores
+from raypref.align.pooled_scores import PooledScores
+from raypref.align.reward_groups import RewardGroup, hold
 from raypref.core.config import Resources
 from raypref.engine.actors import Actors
-from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 
 PICKSCORE = PickScoreConfig(
@@ -29,18 +30,20 @@ COUNT = 22  # five batches and a half
 
 
 class Noting:
-    """Rewards that note where and how often they score; the process ends where a file is not."""
+    """Rewards that note on which node they score; a process ends at its first sight of an image."""
 
-    def __init__(self, rewards: Mapping[str, RewardConfig], folder: Path) -> None:
-        self.held, self.folder = HeldRewards(rewards), folder
+    def __init__(self, group: RewardGroup, folder: Path) -> None:
+        self.held, self.folder = hold(group), folder
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, images_NHWC: np.ndarray, prompts: Sequence[str], names: Sequence[str]
+    ) -> Scores:
         if prompts[0] == "image 8" and not (self.folder / "died").exists():
             (self.folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         node = ray.get_runtime_context().get_node_id()
         (self.folder / f"{node}-{prompts[0]}").touch()
-        return self.held(images_NHWC, prompts)
+        return self.held(images_NHWC, prompts, names)
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +71,24 @@ def images() -> tuple[np.ndarray, list[str]]:
 def test_scores_are_those_of_the_worker_and_a_lost_actor_costs_a_retry(
     nodes: None, images: tuple[np.ndarray, list[str]], tmp_path: Path
 ) -> None:
-    rewards = {"pickscore": PICKSCORE}
-    group = RewardGroup(rewards, Resources(workers=2), None)
-    actors = Actors(partial(Noting, rewards, tmp_path), group.need, runtime_env=None)
+    group = RewardGroup({"pickscore": PICKSCORE}, Resources(workers=2), None, "pickscore")
+    actors = Actors(partial(Noting, group, tmp_path), group.need, runtime_env=None)
 
     @ray.remote(num_cpus=0)
-    def asked(rank: int) -> dict[str, np.ndarray]:
-        """A training's worker, in a process of its own."""
-        scored = PooledScores([(group, actors.handles)], rank=rank)(*images)
-        return {name: scores_N.numpy() for name, scores_N in scored.items()}
+    def asked(pickled: bytes, rank: int) -> Scores:
+        """A training's worker: a process of its own, which gets its job as bytes."""
+        scored_by = ray.cloudpickle.loads(pickled)
+        return PooledScores(scored_by, rank)(*images, ["pickscore"])
 
-    ours = HeldRewards(rewards)(*images)["pickscore"]
-    for scores in ray.get([asked.remote(rank) for rank in (0, 1)]):
-        np.testing.assert_array_equal(scores["pickscore"], ours)
+    expected = hold(group)(*images, ["pickscore"])
+    pickled = ray.cloudpickle.dumps(((group, actors.handles),))
+    for scores in ray.get([asked.remote(pickled, rank) for rank in (0, 1)]):
+        for found, ours in (
+            (scores.by_reward["pickscore"], expected.by_reward["pickscore"]),
+            (scores.embedding_ND, expected.embedding_ND),
+        ):
+            torch.testing.assert_close(found, ours, rtol=0, atol=0)
     assert (tmp_path / "died").exists()
-    seen = {path.name.split("-")[0] for path in tmp_path.glob("*-*")}
-    assert len(seen) == 2, "both nodes"
+    nodes_seen = {path.name.split("-")[0] for path in tmp_path.glob("*-*")}
+    assert len(nodes_seen) == 2
     actors.close()

@@ -6,21 +6,26 @@ No Ray; on two nodes: test_reward_actors.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import ray
+import torch
 from PIL import Image
 
 from raypref.ablate import cost, sweep
-from raypref.align.config import TrainingConfig
+from raypref.align import pooled_scores
+from raypref.align.image_scores import Scores, WorkerScores
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.align.pooled_scores import HeldRewards
-from raypref.align.reward_groups import all_of, check_actors, reward_groups
+from raypref.align.online_config import OnlineConfig
+from raypref.align.pooled_scores import PooledScores
+from raypref.align.reward_groups import RewardGroup, all_of, check_actors, hold, reward_groups
 from raypref.core.config import InputError, Resources, load, setting
 from raypref.engine import cluster
+from raypref.rewards.base import Reward
+from raypref.rewards.config import RewardConfig
 from raypref.rewards.pickscore import PickScoreConfig
 from raypref.run import execute
 from raypref.run.config import RunConfig
@@ -33,13 +38,33 @@ PICKSCORE = PickScoreConfig(
 )
 
 
-class JudgedConfig(TrainingConfig):
-    """The settings of a training on rewards, as planning reads them."""
+class LevelConfig(RewardConfig):
+    """How bright an image is. It embeds nothing."""
+
+    label: ClassVar[str] = "level"
+    resources: Resources = Resources(batch=3)
+
+    def check(self) -> None:
+        """It has no weights."""
+
+    def load(self) -> Level:
+        return Level()
+
+
+class Level(Reward):
+    """The mean level, 0 to 255."""
+
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return np.stack([np.asarray(image) for image in images])
+
+    def compute(self, batch: np.ndarray) -> np.ndarray:
+        return batch.mean((1, 2, 3)).astype(np.float32)
+
+
+class JudgedConfig(OnlineConfig):
+    """A training on rewards, as planning reads it."""
 
     objective: Literal["judged"] = setting("judged", "for tests")
-    rewards: dict[str, float] = setting({"pickscore": 1.0}, "weights")
-    held_out: tuple[str, ...] = setting((), "measured beside")
-    reward_actors: int = setting(0, "actors", affects_result=False)
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +84,41 @@ def shapes(config: RunConfig) -> dict[tuple[str, ...], tuple[float, ...]]:
     }
 
 
-@pytest.mark.parametrize("count", [1, 4, 11])
-def test_a_score_is_that_of_its_image_with_however_many_others_it_comes(count: int) -> None:
-    rng = np.random.default_rng(0)
-    images_NHWC = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    prompts = [f"a picture of {n}" for n in range(count)]
-    found_N = HeldRewards({"pickscore": PICKSCORE})(images_NHWC, prompts)["pickscore"]
-    assert found_N.dtype == np.float64 and found_N.shape == (count,)
-    model = PICKSCORE.load()
-    for image_HWC, prompt, score in zip(images_NHWC, prompts, found_N, strict=True):
-        four = [Image.fromarray(image_HWC)] * 4
-        assert model.score(four, [prompt] * 4)[0] == score  # to the bit
+def test_actors_say_what_the_worker_says_of_all_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, with the same embeddings, by whichever group, and for each choice of names."""
+    rewards = {"level": LevelConfig(), "pickscore": PICKSCORE, "again": PICKSCORE.model_copy()}
+    training = JudgedConfig(reward_actors=2)
+    whole = RewardGroup(rewards, Resources(workers=2), None, "pickscore")
+    (group,) = reward_groups(training, rewards)
+    assert group == whole
+    apart = [whole._replace(rewards={name: rewards[name]}, embeds=None) for name in rewards]
+    apart[1] = apart[1]._replace(embeds="pickscore")
+    held: dict[str, WorkerScores] = {}
+    calls: list[str] = []
+
+    def ask(handles: Any, arguments: Any, *, name: str, first: int) -> list[Scores]:
+        assert first == 1
+        calls.extend(name for _ in arguments)
+        scores = held.setdefault(name, hold(handles))
+        return [scores(*each) for each in arguments]
+
+    monkeypatch.setattr(pooled_scores, "ask", ask)
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
+    prompts = [f"a picture of {n}" for n in range(11)]
+    for names in ([*rewards], ["again"], ["level"]):
+        expected = WorkerScores(rewards)(images_NHWC, prompts, names)
+        for groups in ([whole], apart):
+            calls.clear()
+            pooled = PooledScores([(each, each) for each in groups], 1)
+            found = pooled(images_NHWC, prompts, names)
+            assert [*found.by_reward] == names
+            for name in names:
+                torch.testing.assert_close(
+                    found.by_reward[name], expected.by_reward[name], rtol=0, atol=0
+                )
+            torch.testing.assert_close(found.embedding_ND, expected.embedding_ND, rtol=0, atol=0)
+        asked = set(calls)
+        assert asked == {each.name for each in apart if {*names} & {*each.rewards} or each.embeds}
 
 
 def test_small_rewards_share_actors_and_large_ones_and_environments_are_alone() -> None:

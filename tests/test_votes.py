@@ -112,13 +112,16 @@ def test_votes_need_their_columns_and_their_file(tmp_path):
         read_votes("/none.csv", key="ablate.votes")
 
 
-def record(folder: Path, passes: dict[str, tuple[int, float]], *, model: str) -> None:
+def record(
+    folder: Path, passes: dict[str, tuple[int, float]], *, model: str, size: int = 0, gpu: float = 0
+) -> None:
     folder.mkdir(parents=True)
     told = {name: {"amount": n, "seconds": s} for name, (n, s) in passes.items()}
     (folder / "run.json").write_text(json.dumps({"steps": {"pairs": {"passes": told}}}))
     (folder / "config.toml").write_text(
-        f'[perturb]\nmodel = "{model}"\nkind = "sd15"\nsteps = 12\nresources = {{workers = 2}}\n'
-        '[pickscore]\nmodel = "tiny:pickscore"\n'
+        f'[perturb]\nmodel = "{model}"\nkind = "sd15"\nsteps = 12\nsize = {size}\n'
+        f"resources = {{workers = 2, num_gpus = {gpu}}}\n"
+        f'[pickscore]\nmodel = "tiny:pickscore"\nresources = {{num_gpus = {gpu / 2}}}\n'
     )
 
 
@@ -128,6 +131,7 @@ def test_table_8_tells_what_runs_recorded_beside_the_paper(tmp_path):
     record(tmp_path / "runs/a", one, model=model)
     record(tmp_path / "runs/b/table3/row", {"measured": (100, 5.0)}, model=model)
     record(tmp_path / "runs/c", {"measured": (1, 1.0)}, model="another")  # not alike
+    record(tmp_path / "runs/d", {"measured": (1, 1.0)}, model=model, size=128)  # nor this
     found, means = numbers("table8", tmp_path)
     # Per worker: 2 of them painted 40 twins in 20 s. The median of 10 and 20 is 15.
     rates = {name: means[name, "per_second"] for name in ("measured", "scored", "twins")}
@@ -136,6 +140,16 @@ def test_table_8_tells_what_runs_recorded_beside_the_paper(tmp_path):
     assert means["twins", "gpu_hours"] == pytest.approx(hours["twins"])
     assert means["all", "gpu_hours"] == pytest.approx(sum(hours.values()))
     assert found.published["all", "gpu_hours"] == 52
+
+
+def test_gpu_hours_of_table_8_count_the_part_of_a_gpu_that_a_worker_holds(tmp_path):
+    model = load_config("tiny", []).perturb.model
+    passes = {"scored": (50, 5.0), "twins": (40, 20.0)}
+    record(tmp_path / "runs/a", passes, model=model, gpu=0.5)
+    _, means = numbers("table8", tmp_path)
+    # A worker paints with 0.5 of a GPU and scores with 0.25; 2 workers made 2 twins per second.
+    assert means["twins", "gpu_hours"] == pytest.approx(25_096 / 1 / 3600 * 0.75)
+    assert means["scored", "gpu_hours"] == pytest.approx(25_096 / 10 / 3600 * 0.25)
 
 
 def test_passes_are_recorded_with_what_they_took(monkeypatch):

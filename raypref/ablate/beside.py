@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from raypref.ablate.cost import recorded_runs, workers_of
+from raypref.ablate.cost import gpus_of, recorded_runs, workers_of
 from raypref.ablate.plan import AblateConfig
 from raypref.ablate.results import PAPER, REAL_MODELS, Results, embedded
 from raypref.ablate.table import Table, model_rows
@@ -26,6 +26,9 @@ from raypref.study.results import balance, votes_that_count
 PHOTOGRAPHS = 25_096  # that the paper curated; its costs are of all of them
 PASSES = ("measured", "twins", "scored")
 ALL = "all"
+# What two runs have in common whose costs are compared. Runs of earlier versions lack the later.
+LATER = ("images.size", "perturb.size", "perturb.dtype", "pickscore.dtype", "pickscore.quick")
+ALIKE = ("perturb.model", "perturb.kind", "perturb.steps", "pickscore.model", *LATER)
 STYLE = "stylization"
 
 
@@ -108,20 +111,22 @@ def _costs(table: Table, config: AblateConfig) -> Filled:
         if record.get("steps", {}).get("pairs", {}).get("passes") and _same_models(settings, own)
     ]
     rates: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
     for settings, passes in alike:
         for name in PASSES:
             taken = passes.get(name, {})
             if taken.get("amount") and taken.get("seconds"):
                 workers = workers_of(settings, name)
                 rates.setdefault(name, []).append(taken["amount"] / taken["seconds"] / workers)
+                shares.setdefault(name, []).append(gpus_of(settings, name))
     where = without_secrets(config.storage)
     why = f"not run: no run in {where} recorded this pass with these models"
     if not rates:
         return _nothing(rows, why)
     lines, hours = [], []
     for name, found in rates.items():
-        rate = plain.median(found)
-        hours.append(PHOTOGRAPHS / rate / 3600)
+        rate, share = plain.median(found), plain.median(shares[name])
+        hours.append(PHOTOGRAPHS / rate / 3600 * share)
         lines += [(name, "per_second", rate), (name, "gpu_hours", hours[-1])]
     if len(hours) == len(PASSES):
         lines.append((ALL, "gpu_hours", sum(hours)))
@@ -129,10 +134,14 @@ def _costs(table: Table, config: AblateConfig) -> Filled:
         [(*line, *[math.nan] * 5, 0, 0, 0) for line in lines], columns=list(statistics.SUMMARY)
     )
     with_gpu = float(own["perturb.resources.num_gpus"]) > 0
+    hold = (
+        "Hours are those of a worker times the part of a GPU that it holds"
+        if with_gpu
+        else "No worker holds a GPU: hours are those of a worker"
+    )
     how = (
-        f"Per worker, which holds {'a GPU or a part of one' if with_gpu else 'no GPU'}: the median "
-        f"over {len(alike)} runs in {where}, starts and loading included; hours are of "
-        f"{PHOTOGRAPHS:,} photographs at that rate."
+        f"Images per second and worker: the median over {len(alike)} runs in {where}, starts and "
+        f"loading included. {hold}, for {PHOTOGRAPHS:,} photographs at that rate."
     )
     problems = {row: why for row in rows if row not in set(summary["model"])}
     scores = pd.DataFrame(columns=[*statistics.SCORES, "training_seed"])
@@ -140,10 +149,11 @@ def _costs(table: Table, config: AblateConfig) -> Filled:
 
 
 def _same_models(settings: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether a run painted and scored as these settings do."""
-    keys = ("perturb.model", "perturb.kind", "perturb.steps", "pickscore.model")
-    told = {key: settings.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in keys}
-    return all(told[key] == own[key] for key in keys)
+    """Whether a run painted and scored as these settings do, at their sizes and precisions."""
+    told = {key: settings.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in ALIKE}
+    return all(told[key] in (own[key], None) for key in LATER) and all(
+        told[key] == own[key] for key in ALIKE if key not in LATER
+    )
 
 
 def _nothing(rows: Sequence[str], why: str) -> Filled:

@@ -157,6 +157,15 @@ def workers_of(config: Mapping[str, Any], name: str) -> int:
     return max(1, int(config.get(section, {}).get("resources", {}).get("workers", 1)))
 
 
+def gpus_of(config: Mapping[str, Any], name: str) -> float:
+    """The part of a GPU that a worker of a pass of curation holds; 1 where none does: its hours."""
+    if not float(config.get("perturb", {}).get("resources", {}).get("num_gpus", 0)):
+        return 1.0
+    sections = {"scored": ("pickscore",), "twins": ("saliency", "perturb", "pickscore")}
+    held = (config.get(s, {}).get("resources", {}) for s in sections.get(name, ()))
+    return min(1.0, sum(float(resources.get("num_gpus", 0)) for resources in held))
+
+
 def _units(config: Mapping[str, Any], step: str, amount: float) -> float:
     """How many units of work are in so many inputs, steps, ... of a step."""
     pairs = config.get("pairs", {})

@@ -23,15 +23,14 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
-from raypref.align.reward_groups import all_of
-from raypref.core.config import InputError, Resources
+from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import absolute, filesystem, join
 from raypref.core.progress import counted
 from raypref.engine.cluster import start_ray
 from raypref.engine.kept import release, share_cores
 from raypref.evaluate.generate import BASE
-from raypref.run.execute import carry_out
+from raypref.run.execute import carry_out, needs_of_step
 from raypref.run.pipeline import Run, Step
 
 log = logging.getLogger(__name__)
@@ -286,17 +285,15 @@ def rows_at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
 
 
 def _need(run: Run, field: str) -> float:
-    """Cores or GPUs of the largest pool of a run."""
-    config = run.config
-    pools = [config.cache.resources, config.evaluate.resources, config.perturb.resources]
-    pools += [config.saliency.resources, config.pickscore.resources]
-    for name, training in run.alignment.trainings.items():  # actors of rewards beside the workers
-        pools += [all_of([training.resources, *(g.need for g in config.reward_groups(name))])]
-    return max(_whole(pool) * float(pool.model_dump()[field]) for pool in pools)
+    """Cores or GPUs of the largest pool of a run, those of its rewards included."""
+    return max(_held(run, step, field) for step in run.steps)
 
 
-def _whole(pool: Resources) -> int:
-    return max(1, pool.workers)
+def _held(run: Run, step: Step, field: str) -> float:
+    """Those of the largest pool of a step; of a training, whose pools work at once, of all."""
+    pools = [need for _, need, _ in needs_of_step(run.config, step)]
+    held = [max(1, need.workers) * float(getattr(need, field)) for need in pools]
+    return sum(held) if step.trains else max(held, default=0.0)
 
 
 @contextmanager

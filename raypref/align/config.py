@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import model_validator
 
 from raypref.core.config import Resources, Section, setting
-from raypref.core.ledger import Ledger
-from raypref.models.backbone import BackboneConfig
-from raypref.models.lora_config import LoraConfig
-from raypref.rewards.config import RewardConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +45,10 @@ class TrainingConfig(Section):
     # What the learner is compared with: "ref" is the frozen reference, "policy" the policy; "" is
     # nothing, which saves its forward.
     against: ClassVar[str] = "ref"
+    # Whether the loss reads the policy's residual beside that of `against`.
+    reads_policy: ClassVar[bool] = False
+    # Whether a sample's loss depends on all images of its prompt (`online_config.py`).
+    whole_groups: ClassVar[bool] = False
 
     objective: str = setting(..., "objective to minimise; it decides which other keys exist")
     like: str = setting(
@@ -282,6 +281,12 @@ class TrainingConfig(Section):
         """
         raise NotImplementedError
 
+    def reported(
+        self, sides: Sequence[Residuals], facts: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """More metrics per sample, each [B], beside those of the loss: here none."""
+        return {}
+
     def weighted(self, loss_B: Tensor, timesteps_B: Tensor, schedule_T: Tensor) -> Tensor:
         """The loss of samples at these timesteps of the training schedule, weighted: as it is."""
         return loss_B
@@ -337,6 +342,21 @@ class TrainingConfig(Section):
         """Samples that the experience makes of one draw."""
         return 1
 
+    @property
+    def draws_per_pair(self) -> int:
+        """Draws of a step that follow each other and are of one pair: they stay on one worker."""
+        return 1
+
+    @property
+    def steps_per_order(self) -> int:
+        """Optimizer steps that draw the same pairs."""
+        return 1
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs that an optimizer step draws, over all workers."""
+        return self.batch // (self.samples_per_draw * self.draws_per_pair)
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0: a function of it alone."""
         if step < self.warmup_steps:
@@ -348,46 +368,3 @@ class TrainingConfig(Section):
             "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
         }
         return self.lr * left[self.schedule]
-
-
-class RolloutConfig(TrainingConfig):
-    """A training on samples of its own policy, a copy of the learner renewed now and then."""
-
-    rollout_steps: int = setting(20, "solver steps of a whole trajectory", ge=1, le=1000)
-    rollout_batch: int = setting(
-        32,
-        "samples per worker that are rolled out at once; no gradients are kept, so more than "
-        "micro_batch",
-        affects_result=False,
-        ge=1,
-    )
-    policy_lag: int = setting(
-        16, "optimizer steps between refreshes of the policy; at 1 it equals the learner", ge=1
-    )
-
-    @property
-    def samples_at_once(self) -> int:
-        """A rollout keeps no gradients: several micro-batches at once."""
-        return self.micro_batch * max(1, self.rollout_batch // self.micro_batch)
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What a training worker is given. Paths are absolute: workers have other working directories.
-
-    `draws` names the stream of random numbers: trainings with the same stream see equal samples.
-    """
-
-    name: str
-    draws: str
-    base: BackboneConfig
-    lora: LoraConfig
-    training: TrainingConfig
-    cache: Ledger
-    pairs: Ledger | None  # whose columns the training reads; None where it reads none
-    folder: str
-    start: str | None
-    seed: int
-    shared: str  # name of the LoRA's second file, of `lora_formats.shared_name`
-    rewards: Mapping[str, RewardConfig] = field(default_factory=dict)
-    scored_by: Sequence[Any] = ()  # `PooledScores.groups`, set where the actors are started

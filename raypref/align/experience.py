@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from raypref.align import rollout
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
 from raypref.align.latents import PairData
 from raypref.align.residuals import POLICY, Draw, Samples, Side
+from raypref.align.rollout_config import RolloutConfig
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
 from raypref.models.families.conditioning import Conditioning, twice

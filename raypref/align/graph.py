@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from raypref.align import plan
-from raypref.align.config import RolloutConfig, TrainingConfig, TrainingJob
+from raypref.align.config import TrainingConfig
+from raypref.align.job import TrainingJob
+from raypref.align.online_config import RewardedConfig
+from raypref.align.reward_groups import check_actors
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import INPAINTING
 from raypref.models.lora_config import LoraConfig
+from raypref.rewards.config import RewardConfig
 
 
 class Alignment:
@@ -29,6 +34,7 @@ class Alignment:
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
+        reward: settings of a reward by its name.
     """
 
     def __init__(
@@ -44,7 +50,9 @@ class Alignment:
         place: Place,
         seed: int,
         run: str,
+        reward: Callable[[str], RewardConfig],
     ) -> None:
+        self.reward = reward
         self.trainings = trainings
         self.base = base
         self.lora = lora
@@ -81,14 +89,26 @@ class Alignment:
                 lora=self.lora,
                 training=training,
                 cache=self.cache,
-                pairs=self.pairs if training.columns or training.labelled else None,
+                pairs=self.pairs if self._reads_pairs(training) else None,
                 folder=self.trained[name].path,
                 start=starts.get(training.start),  # None: the base
                 seed=self.seed,
                 shared=lora_formats.shared_name(self.run, name),
+                rewards=self.rewards_of(training),
             )
             for name, training in self.trainings.items()
         }
+
+    def rewards_of(self, training: TrainingConfig) -> dict[str, RewardConfig]:
+        """Settings of the rewards that a training reads, those it is trained on first."""
+        if not isinstance(training, RewardedConfig):
+            return {}
+        return {name: self.reward(name) for name in (*training.rewards, *training.held_out)}
+
+    @staticmethod
+    def _reads_pairs(training: TrainingConfig) -> bool:
+        """Whether it reads more of the pairs than what is encoded."""
+        return bool(training.columns) or training.labelled or isinstance(training, RewardedConfig)
 
     @cached_property
     def trained(self) -> dict[str, Ledger]:
@@ -99,6 +119,7 @@ class Alignment:
             settings = {
                 "cache": self.cache.fingerprint,
                 f"train.{name}": training,
+                **self._trained_on(training),
                 "lora": self.lora,
                 "seed": self.seed,
                 **{n: own.fingerprint for n, own in ledgers.items() if n == training.start},
@@ -106,6 +127,11 @@ class Alignment:
             }
             ledgers[name] = placed(self.place, name, results_of(settings))
         return ledgers
+
+    def _trained_on(self, training: TrainingConfig) -> dict[str, RewardConfig]:
+        """The rewards that decide what a training makes."""
+        trained = training.rewards if isinstance(training, RewardedConfig) else ()
+        return {f"rewards.{name}": self.reward(name) for name in trained}
 
     @property
     def shown(self) -> dict[str, Ledger]:
@@ -161,13 +187,21 @@ class Alignment:
                 f"{key}.resources.num_gpus={gpus:g}: a training's worker takes whole GPUs, since "
                 "NCCL refuses two workers on one; set 1, or 0 to train on the CPU"
             )
-        most = training.batch // training.samples_per_draw
+        most = training.pairs_per_step
         if not 1 <= workers <= most:
             raise InputError(
                 f"{key}.resources.workers={workers}: it must be 1 to "
-                f"{'' if most == training.batch else 'half of '}{key}.batch={training.batch}, "
-                "since every worker takes a share of a step's samples"
+                f"{_in_words(training, key)}, since every worker takes a share of a step's samples"
             )
+
+    def check_rewards(self, name: str) -> None:
+        """Raise InputError where models of rewards are missing, or cannot be put where they are."""
+        training = self.trainings[name]
+        rewards = self.rewards_of(training)
+        for config in rewards.values():
+            config.check()
+        if isinstance(training, RewardedConfig):
+            check_actors(training, rewards, key=f"train.{name}")
 
     def check_starts(self) -> None:
         """Raise InputError where weights to start from are missing or do not fit the adapter."""
@@ -182,3 +216,10 @@ class Alignment:
             ledger.begin()
             lora_formats.bring_in(ref, key=key, component=component, folder=ledger.path)
             ledger.commit(expected=0, counts={})
+
+
+def _in_words(training: TrainingConfig, key: str) -> str:
+    """The pairs of a step as a part of its batch."""
+    batch, parts = f"{key}.batch={training.batch}", training.batch // training.pairs_per_step
+    words = {1: batch, 2: f"half of {batch}"}
+    return words.get(parts, f"{training.pairs_per_step}, the prompts in {batch}")

@@ -206,6 +206,7 @@ class PairData:
     surroundings: Tensor | None = None  # [M, FLIPS, K, h, w], for a family that inpaints
     facts: Mapping[str, Tensor] = field(default_factory=dict)  # numbers of the pairs, each [N]
     caption_of: Tensor | None = None  # [N], which caption a row has; None: row n has caption n
+    texts: tuple[str, ...] = ()  # the M captions as they are written, where rewards read them
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -326,6 +327,7 @@ def read_pairs(
     pairs: Ledger | None = None,
     facts: Sequence[str] = (),
     scores: bool = False,
+    texts: bool = False,
 ) -> PairData:
     """Load encoded pairs into memory, as the base's family reads them.
 
@@ -336,6 +338,7 @@ def read_pairs(
         facts: columns of the pairs, numbers, that an objective reads; `prompt` is read as a number
             that rows with the same prompt share.
         scores: whether to read the `score` too where the pairs are single labelled images.
+        texts: whether to read the prompts as they are written.
 
     Raises:
         InputError: the pairs have no such column of numbers, or only some have a rejected image.
@@ -369,6 +372,9 @@ def read_pairs(
             images[name][places[row["id"]]] = value
     found = PairData(images["moments"], captions, unconditional, images.get("surroundings"))
     names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
+    if pairs and texts:
+        named = {row["id"]: row["prompt"] for row in pairs.rows(["id", "prompt"])}
+        found = replace(found, texts=tuple(named[id_] for id_ in places))
     return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
 
 

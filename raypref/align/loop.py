@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from raypref.align import checkpoints, curriculum
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
+from raypref.align.online import Rollouts
+from raypref.align.online_config import OnlineConfig
 from raypref.align.residuals import (
     LEARNER,
-    POLICY,
     REFERENCE,
     Draw,
     Residuals,
@@ -30,11 +31,21 @@ from raypref.align.residuals import (
     measure,
     within,
 )
+from raypref.align.rollout_config import RolloutConfig
+from raypref.align.state import (
+    State,
+    average,
+    export_lora,
+    milestone,
+    prepare,
+    restore,
+    tensors_of,
+)
 from raypref.align.watch import StepMetrics, Watch
 from raypref.core.config import InputError
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
-from raypref.models import adapters, lora
+from raypref.models import adapters
 from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser, Hole
 from raypref.models.lora_config import LoraConfig
@@ -66,19 +77,6 @@ class Alone:
         """Nothing to add."""
 
 
-@dataclass
-class State:
-    """All that changes during training, and so all that a checkpoint holds."""
-
-    learner: nn.Parameter  # [P], all values of the adapter
-    reference: nn.Parameter
-    policy: nn.Parameter
-    optimizer: torch.optim.AdamW
-    ema: EMAModel | None
-    step: int = 0
-    history: list[StepMetrics] = field(default_factory=list)
-
-
 def train(
     denoiser: Denoiser,
     data: PairData,
@@ -93,6 +91,7 @@ def train(
     group: Ranks,
     on_step: Callable[[StepMetrics], None],
     hole: Hole | None = None,
+    judge: LatentScores | None = None,
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
 
@@ -110,6 +109,7 @@ def train(
         on_step: called on rank 0 with the metrics of every step, in order. On a GPU the next step
             is on its way by then: the device does not wait for the host.
         hole: `Family.hole`, for trainings whose errors count in the hole alone.
+        judge: decodes and scores images, for trainings that learn from rewards.
 
     Returns:
         The metrics of every step since the training began, also those before a resume.
@@ -118,8 +118,8 @@ def train(
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
     torch.use_deterministic_algorithms(training.deterministic)
-    state = _prepare(denoiser, training, lora_config, seed=seed, start=start)
-    _restore(denoiser.module, state, folder)
+    state = prepare(denoiser, training, lora_config, seed=seed, start=start)
+    restored = restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
         compile_blocks(denoiser.module)
@@ -131,17 +131,30 @@ def train(
         checkpoints.clear(join(folder, "checkpoints"))
     tell = on_step if writes else _keep_quiet
     watch = Watch(training, history=state.history, name=name, tell=tell)
+    rollouts: Rollouts | None = None
+    if isinstance(training, OnlineConfig):
+        assert judge is not None, "an online training has rewards"
+        rollouts = Rollouts(
+            *(denoiser, data, training), judge=judge, name=draws, seed=seed, group=group
+        )
+        rollouts.load(restored)
     while state.step < training.steps:
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
-            adapters.copy(denoiser.module, LEARNER, POLICY)
+            training.refresh(denoiser.module, first=state.step == 0)
+        indices = _own_indices(training, group)
         mine = [
-            _draw_of(i, state.step, training, len(data), name=draws, seed=seed)
-            for i in range(group.rank, training.batch // training.samples_per_draw, group.world)
+            _draw_of(i, state.step, training, len(data), name=draws, seed=seed) for i in indices
         ]
         if easiest_N is not None:
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
-        metrics = _step(denoiser, data, training, state, mine, group, hole)
+        if rollouts is None:
+            portions = _portions(denoiser, data, training, mine)
+        else:
+            portions = rollouts.samples(mine, indices, state.step)
+        metrics = _step(denoiser, data, training, state, portions, group, hole)
+        if rollouts is not None:
+            rollouts.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(
@@ -154,12 +167,13 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            tensors = _tensors(state, training)
+            also = {} if rollouts is None else rollouts.state()
+            tensors = tensors_of(state, training, also)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
-            _export(denoiser, state, lora_config, folder=milestone(folder, state.step))
+            export_lora(denoiser, state, lora_config, folder=milestone(folder, state.step))
     if writes:
-        _export(denoiser, state, lora_config, folder=folder)
+        export_lora(denoiser, state, lora_config, folder=folder)
     return state.history
 
 
@@ -174,52 +188,28 @@ def _keep_quiet(metrics: StepMetrics) -> None:
     """What ranks other than 0 tell of a step."""
 
 
-def _prepare(
-    denoiser: Denoiser,
-    training: TrainingConfig,
-    config: LoraConfig,
-    *,
-    seed: int,
-    start: str | None,
-) -> State:
-    module = denoiser.module
-    adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
-    if start is not None:
-        lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
-        if training.reference != "base":  # else it stays as attached: it adds nothing to the base
-            adapters.copy(module, LEARNER, REFERENCE)
-    if training.gradient_checkpointing:
-        module.enable_gradient_checkpointing()  # type: ignore[operator]
-    learner = adapters.vector(module, LEARNER)
-    optimizer = torch.optim.AdamW(
-        [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
-    )
-    ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
-    reference, policy = (adapters.vector(module, name) for name in (REFERENCE, POLICY))
-    return State(learner, reference, policy, optimizer, ema)
-
-
 def _step(
     denoiser: Denoiser,
     data: PairData,
     training: TrainingConfig,
     state: State,
-    draws: Sequence[Draw],
+    portions: Iterator[Samples],
     group: Ranks,
     hole: Hole | None,
 ) -> Mapping[str, Tensor | float]:
-    """One optimizer step over the global batch, of which `draws` are this rank's entries.
+    """One optimizer step over the global batch, of which `portions` are this rank's samples.
 
     Its metrics stay on the device.
     """
     # The last step's metrics may not have been read yet (`watch.LAG`): left out on every device.
     carried = training.carried(state.history[: max(0, state.step - 1)])
     sums: dict[str, Tensor] = {}
-    for samples in _portions(denoiser, data, training, draws):
+    for samples in (part for whole in portions for part in whole.split(training.micro_batch)):
         sides = measure(
             denoiser,
             samples,
             against=training.against,
+            policy=training.reads_policy,
             factor_B1HW=_factor(training, samples, hole),
         )
         facts = {
@@ -234,6 +224,7 @@ def _step(
             "loss": loss_B.detach(),
             **_against_reference(sides, training.sides),
             **metrics,
+            **training.reported(sides, samples.facts),
         }.items():
             sums[key] = sums.get(key, 0) + values_B.sum() / training.batch
     _sum_over_ranks(state.learner, sums, group)
@@ -251,23 +242,6 @@ def _step(
     }
 
 
-def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> None:
-    """Move the average towards the learner, if its interval ends with this step.
-
-    The decay is diffusers' for this step, min(decay, n / (n + 9)), whatever the interval.
-
-    Args:
-        ema: the average.
-        learner: its weights after the step.
-        step: n, the optimizer step that was done, counted from 1.
-        every: N, steps between updates: they come after the steps N - 1, 2 N - 1, ..., since the
-            released code counts a step before it asks whether N divides the next one's number.
-    """
-    if (step + 1) % every == 0:
-        ema.optimization_step = step - 1
-        ema.step([learner])
-
-
 def _factor(training: TrainingConfig, samples: Samples, hole: Hole | None) -> Tensor | None:
     """What residuals are multiplied by; None where errors count everywhere."""
     if training.region == "image":
@@ -281,12 +255,11 @@ def _factor(training: TrainingConfig, samples: Samples, hole: Hole | None) -> Te
 def _portions(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Iterator[Samples]:
-    """The samples, `micro_batch` at a time; rollouts are done for many of these at once."""
+    """The samples; rollouts are done for many micro-batches at once."""
     experience = training.experience()
     size = max(1, training.samples_at_once // training.samples_per_draw)
     for first in range(0, len(draws), size):
-        samples = experience(denoiser, data, training, draws[first : first + size])
-        yield from samples.split(training.micro_batch)
+        yield experience(denoiser, data, training, draws[first : first + size])
 
 
 def _update_norm(weights: list[Tensor], *, scale: float) -> Tensor:
@@ -310,11 +283,19 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
     return found
 
 
+def _own_indices(training: TrainingConfig, group: Ranks) -> list[int]:
+    """This rank's draws of a step's global batch: all draws of a pair are on one rank."""
+    each = training.draws_per_pair
+    pairs = range(group.rank, training.pairs_per_step, group.world)
+    return [pair * each + number for pair in pairs for number in range(each)]
+
+
 def _draw_of(
     index: int, step: int, training: TrainingConfig, pairs: int, *, name: str, seed: int
 ) -> Draw:
     """Draw `index` of a step's global batch: pairs come in a new order every epoch."""
-    position = step * (training.batch // training.samples_per_draw) + index
+    order = step // training.steps_per_order
+    position = order * training.pairs_per_step + index // training.draws_per_pair
     epoch, place = divmod(position, pairs)
     pair = _shuffled(pairs, seed_of(seed, name, "epoch", epoch))[place]
     generator = torch.Generator().manual_seed(seed_of(seed, name, "sample", step, index))
@@ -334,59 +315,3 @@ def _sum_over_ranks(learner: nn.Parameter, sums: dict[str, Tensor], group: Ranks
     group.sum(flat)
     learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
     sums.update(zip(sums, metrics, strict=True))
-
-
-def _tensors(state: State, training: TrainingConfig) -> dict[str, Tensor]:
-    """The state as named tensors."""
-    tensors: dict[str, Tensor] = {"learner": state.learner.data}
-    if isinstance(training, RolloutConfig):
-        tensors["policy"] = state.policy.data
-    if training.reference == "ema":
-        tensors["reference"] = state.reference.data
-    for key, value in state.optimizer.state[state.learner].items():
-        tensors[f"adamw.{key}"] = value
-    if state.ema is not None:
-        (tensors["ema"],) = state.ema.shadow_params
-    for key in state.history[0]:
-        values = [metrics[key] for metrics in state.history]
-        tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
-    return tensors
-
-
-def _restore(module: nn.Module, state: State, folder: str) -> None:
-    """Put the last checkpoint back, if there is one."""
-    found = checkpoints.latest(join(folder, "checkpoints"))
-    if found is None or "learner" not in found[1]:
-        return  # 0.1.0's development wrote a tensor per layer: such a training begins anew
-    state.step, tensors = found
-    adapters.fill(module, LEARNER, tensors["learner"])
-    adapters.fill(module, POLICY, tensors.get("policy", tensors["learner"]))
-    if "reference" in tensors:  # else it is frozen, and as it was at the start
-        adapters.fill(module, REFERENCE, tensors["reference"])
-    device = state.learner.device
-    state.optimizer.state[state.learner] = {
-        "step": tensors["adamw.step"],
-        **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
-    }
-    if state.ema is not None:
-        state.ema.shadow_params = [tensors["ema"].to(device)]
-    columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
-    names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)
-    state.history = [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def milestone(folder: str, step: int) -> str:
-    """Where the LoRA of a step on the way is kept, for samples."""
-    return join(folder, "milestones", f"step-{step:08d}")
-
-
-def _export(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
-    """Write the LoRA: the moving average where one is kept (as the released code does)."""
-    if state.ema is None:
-        values = adapters.state(denoiser.module, LEARNER)
-    else:  # lent to the policy's place, which training may still need
-        state.ema.store([state.policy])
-        state.ema.copy_to([state.policy])
-        values = {k: v.clone() for k, v in adapters.state(denoiser.module, POLICY).items()}
-        state.ema.restore([state.policy])
-    lora.save(values, config, folder=folder, component=denoiser.component)

@@ -15,16 +15,19 @@ import torch
 import torch.distributed
 from ray import cloudpickle
 
-from raypref.align.config import RolloutConfig, TrainingJob
+from raypref.align.image_scores import LatentScores, WorkerScores
+from raypref.align.job import TrainingJob
 from raypref.align.latents import read_pairs
 from raypref.align.loop import train
+from raypref.align.pooled_scores import PooledScores
+from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.core.config import InputError, Resources
 from raypref.core.device import pick_device
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import join, write_table
 from raypref.engine.memory import out_of_memory
-from raypref.models.backbone import load_denoiser
+from raypref.models.backbone import load_autoencoder, load_denoiser
 from raypref.models.families.registry import family
 from raypref.models.lora_formats import write_shared
 
@@ -82,6 +85,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
                 pairs=job.pairs,
                 facts=job.training.columns,
                 scores=job.training.labelled,
+                texts=bool(job.rewards),
             ),
             job.training,
             job.lora,
@@ -93,6 +97,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             group=group,
             on_step=partial(note, "step"),
             hole=family(job.base.family).hole,
+            judge=_judge(job, device, group.rank),
         )
         if group.rank == 0:
             write_shared(job.folder, name=job.shared, component=denoiser.component)
@@ -114,6 +119,14 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         elif isinstance(error, NoRoomError):
             ray.get(tell("refused", error))
         raise  # as above
+
+
+def _judge(job: TrainingJob, device: torch.device, rank: int) -> LatentScores | None:
+    """What makes rewards of latents, for a training that reads rewards."""
+    if not job.rewards:
+        return None
+    scores = PooledScores(job.scored_by, rank) if job.scored_by else WorkerScores(job.rewards)
+    return LatentScores(load_autoencoder(job.base, device=device), scores)
 
 
 def _advice(job: TrainingJob) -> str:

@@ -33,6 +33,7 @@ class Side(NamedTuple):
 
     x_BCHW: Tensor
     target_BCHW: Tensor | None  # None: whatever the learner itself predicts there
+    policy_BCHW: Tensor | None = None  # what the policy predicts there, where that is known
 
 
 class Samples(NamedTuple):
@@ -42,6 +43,9 @@ class Samples(NamedTuple):
     timesteps_B: Tensor
     prompts: Conditioning
     facts: Mapping[str, Tensor] = {}  # numbers carried with the samples, each [B]
+    # Where predictions are guided: empty + guidance * (captioned - empty).
+    unconditional: Conditioning | None = None  # the empty caption, B times
+    guidance: float = 1.0
 
     def split(self, size: int) -> list[Samples]:
         """The same in portions of at most `size`."""
@@ -50,10 +54,17 @@ class Samples(NamedTuple):
 
     def _portion(self, some: slice) -> Samples:
         sides = tuple(
-            Side(x[some], None if target is None else target[some]) for x, target in self.sides
+            Side(*(None if values is None else values[some] for values in side))  # type: ignore[arg-type]
+            for side in self.sides
         )
-        facts = {name: values[some] for name, values in self.facts.items()}
-        return Samples(sides, self.timesteps_B[some], self.prompts[some], facts)
+        empty = None if self.unconditional is None else self.unconditional[some]
+        return self._replace(
+            sides=sides,
+            timesteps_B=self.timesteps_B[some],
+            prompts=self.prompts[some],
+            facts={name: values[some] for name, values in self.facts.items()},
+            unconditional=empty,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,13 @@ class Residuals:
     The inner products are means over C, H, W, one per sample, [B], computed when asked for. Where
     errors count in a hole alone, residuals are 0 around it: so every product is one in the hole.
     Gradients flow through the learner's residual alone. An objective that compares with nothing
-    (`against` is "") has no reference's residual and must not read what is made of it.
+    (`against` is "") has no reference's residual and must not read what is made of it; one that
+    does not say `reads_policy` has no policy's.
     """
 
     learner: Tensor
     reference: Tensor | None
+    policy: Tensor | None = None
 
     @cached_property
     def error(self) -> Tensor:
@@ -99,10 +112,36 @@ class Residuals:
         apart = self.learner - self._compared
         return inner(apart, apart)
 
+    @cached_property
+    def policy_error(self) -> Tensor:
+        """The policy's denoising error."""
+        return inner(self._sampled, self._sampled)
+
+    @cached_property
+    def policy_gap(self) -> Tensor:
+        """The learner's error less the policy's, computed as `gap` is."""
+        return inner(self.learner - self._sampled, self.learner + self._sampled)
+
+    @cached_property
+    def policy_cross(self) -> Tensor:
+        """The learner's residual times the policy's."""
+        return inner(self.learner, self._sampled)
+
+    @cached_property
+    def policy_distance(self) -> Tensor:
+        """The squared distance between the learner's prediction and the policy's."""
+        apart = self.learner - self._sampled
+        return inner(apart, apart)
+
     @property
     def _compared(self) -> Tensor:
         assert self.reference is not None, "an objective without a reference reads its residual"
         return self.reference
+
+    @property
+    def _sampled(self) -> Tensor:
+        assert self.policy is not None, "an objective without reads_policy reads its residual"
+        return self.policy
 
 
 def between(one: Residuals, other: Residuals) -> Tensor:
@@ -135,6 +174,7 @@ def measure(
     samples: Samples,
     *,
     against: str = REFERENCE,
+    policy: bool = False,
     factor_B1HW: Tensor | None = None,
 ) -> list[Residuals]:
     """The residuals of the learner and of what it is compared with, one per side.
@@ -148,40 +188,54 @@ def measure(
         denoiser: the network with its adapters.
         samples: of one micro-batch.
         against: the adapter that the learner is compared with; "": none, and no forward of it.
+        policy: whether the policy's residual is wanted too: a forward where no side knows it.
         factor_B1HW: of `within`, what residuals are multiplied by; None: nothing.
     """
-    timesteps_B, prompts = samples.timesteps_B, samples.prompts
-    sizes = [len(timesteps_B)] * len(samples.sides)
-    references: Sequence[Tensor] = ()
-    if against:
-        adapters.activate(denoiser.module, against)
-        with torch.no_grad():
-            references = _predict(denoiser, samples.sides, timesteps_B, prompts).split(sizes)
+    references = _frozen(denoiser, samples, against) if against else None
+    policies = [side.policy_BCHW for side in samples.sides] if policy else None
+    if policies and None in policies:
+        shared = references is not None and against == POLICY
+        policies = [*(references if shared and references else _frozen(denoiser, samples, POLICY))]
     adapters.activate(denoiser.module, LEARNER, train=True)
     own = {}
     for number, side in enumerate(samples.sides):
         if side.target_BCHW is None:
             with torch.no_grad():
-                own[number] = denoiser.predict(side.x_BCHW, timesteps_B, prompts)
+                own[number] = _predict(denoiser, [side], samples)
     learned = [side for side in samples.sides if side.target_BCHW is not None]
-    predicted = _predict(denoiser, learned, timesteps_B, prompts) if learned else None
-    predictions = iter(() if predicted is None else predicted.split(sizes[: len(learned)]))
+    predicted = _predict(denoiser, learned, samples) if learned else None
+    size = len(samples.timesteps_B)
+    predictions = iter(() if predicted is None else predicted.split(size))
     found = []
     for number, side in enumerate(samples.sides):
         learner = own[number] if number in own else next(predictions)
         target = learner if side.target_BCHW is None else side.target_BCHW
-        reference = _residual(references[number], target, factor_B1HW) if references else None
-        found.append(Residuals(_residual(learner, target, factor_B1HW), reference))
+        others = [
+            None if there is None else _residual(there[number], target, factor_B1HW)  # type: ignore[arg-type]
+            for there in (references, policies)
+        ]
+        found.append(Residuals(_residual(learner, target, factor_B1HW), *others))
     return found
 
 
-def _predict(
-    denoiser: Denoiser, sides: Sequence[Side], timesteps_B: Tensor, prompts: Conditioning
-) -> Tensor:
-    if len(sides) == 1:
-        return denoiser.predict(sides[0].x_BCHW, timesteps_B, prompts)
-    x = torch.cat([side.x_BCHW for side in sides])
-    return denoiser.predict(x, timesteps_B.repeat(2), twice(prompts))
+def _frozen(denoiser: Denoiser, samples: Samples, name: str) -> Sequence[Tensor]:
+    """What another adapter predicts, side by side, without a gradient."""
+    adapters.activate(denoiser.module, name)
+    with torch.no_grad():
+        return _predict(denoiser, samples.sides, samples).split(len(samples.timesteps_B))
+
+
+def _predict(denoiser: Denoiser, sides: Sequence[Side], samples: Samples) -> Tensor:
+    timesteps_B, prompts, empty = samples.timesteps_B, samples.prompts, samples.unconditional
+    x = sides[0].x_BCHW
+    if len(sides) > 1:
+        x, timesteps_B = torch.cat([side.x_BCHW for side in sides]), timesteps_B.repeat(2)
+        prompts, empty = twice(prompts), None if empty is None else twice(empty)
+    prediction = denoiser.predict(x, timesteps_B, prompts)
+    if empty is None:
+        return prediction
+    without = denoiser.predict(x, timesteps_B, empty)
+    return without + samples.guidance * (prediction - without)
 
 
 def _residual(

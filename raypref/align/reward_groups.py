@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raypref.align.config import TrainingConfig
+from raypref.align.online_config import RewardedConfig
 from raypref.core.config import InputError, Resources
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.rewards.base import Score
 from raypref.rewards.config import RewardConfig
 from raypref.rewards.passes import Measure, passes
+
+if TYPE_CHECKING:
+    from raypref.align.image_scores import WorkerScores
 
 
 class RewardGroup(NamedTuple):
@@ -20,6 +24,7 @@ class RewardGroup(NamedTuple):
     rewards: Mapping[str, RewardConfig]  # by name
     need: Resources  # `workers`: how many actors
     runtime_env: Mapping[str, Any] | None  # Ray's description of an environment of their own
+    embeds: str | None  # the one of them whose embeddings are wanted
 
     @property
     def name(self) -> str:
@@ -30,6 +35,18 @@ class RewardGroup(NamedTuple):
     def images(self) -> int:
         """How many images an actor is sent at once: the largest batch of its rewards."""
         return max(config.resources.batch for config in self.rewards.values())
+
+
+def hold(group: RewardGroup) -> WorkerScores:
+    """Load the rewards of a group: what an actor does."""
+    from raypref.align.image_scores import WorkerScores
+
+    scores = WorkerScores(group.rewards)
+    scores.embeds = group.embeds  # embeddings are those of the first of all rewards that embeds
+    return scores
+
+
+ScoredBy: TypeAlias = tuple[RewardGroup, Sequence[Any]]  # rewards, handles of their actors
 
 
 def reward_groups(
@@ -44,24 +61,25 @@ def reward_groups(
         training: of whose `reward_actors` each group has so many.
         rewards: settings of its rewards by name, in order.
     """
-    actors = getattr(training, "reward_actors", 0)
-    if not actors:
+    if not isinstance(training, RewardedConfig) or not training.reward_actors:
         return []
     measures = {
         name: Measure(Score(config, columns={}, prompt="prompt"), {}, (), config.runtime_env)
         for name, config in rewards.items()
     }
+    first = next((name for name, config in rewards.items() if config.embeds), None)
     groups = []
     for together in passes(measures):
         need = shared_worker(needs_of([measure.stage for measure in together.values()]))
         own = {name: rewards[name] for name in together}
         env = next(iter(own.values())).runtime_env
-        groups.append(RewardGroup(own, need.model_copy(update={"workers": actors}), env))
+        need = need.model_copy(update={"workers": training.reward_actors})
+        groups.append(RewardGroup(own, need, env, first if first in own else None))
     return groups
 
 
 def check_actors(
-    training: TrainingConfig, rewards: Mapping[str, RewardConfig], *, key: str
+    training: RewardedConfig, rewards: Mapping[str, RewardConfig], *, key: str
 ) -> None:
     """Raise InputError where the rewards of a training cannot be where they are to be.
 
@@ -70,7 +88,7 @@ def check_actors(
         rewards: settings of its rewards by name.
         key: of the training in the settings, for messages.
     """
-    actors = getattr(training, "reward_actors", 0)
+    actors = training.reward_actors
     apart = [name for name, config in rewards.items() if config.runtime_env is not None]
     if apart and not actors:
         raise InputError(

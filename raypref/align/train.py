@@ -25,10 +25,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypref.align.config import TrainingConfig, TrainingJob
+from raypref.align.config import TrainingConfig
 from raypref.align.desk import Desk
-from raypref.align.pooled_scores import HeldRewards
-from raypref.align.reward_groups import RewardGroup, all_of, reward_groups
+from raypref.align.job import TrainingJob
+from raypref.align.reward_groups import RewardGroup, all_of, hold, reward_groups
 from raypref.core.config import Resources
 from raypref.core.ledger import filesystem, join
 from raypref.core.progress import counted, waiting
@@ -103,8 +103,7 @@ class WorkerGroup:
         self._desk = Desk.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         # Before the workers, who would take the cores of those that are to grow.
         self._actors = [
-            Actors(partial(HeldRewards, each.rewards), each.need, runtime_env=each.runtime_env)
-            for each in rewards
+            Actors(partial(hold, each), each.need, runtime_env=each.runtime_env) for each in rewards
         ]
         handles = [actors.handles for actors in self._actors]
         self._scored_by = tuple(zip(rewards, handles, strict=True))

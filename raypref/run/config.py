@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from raypref.align import plan
 from raypref.align.cache_config import CacheConfig
+from raypref.align.online_config import RewardedConfig
 from raypref.align.reward_groups import RewardGroup, reward_groups
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
@@ -85,7 +86,9 @@ class RunConfig(PairingConfig):
     def reward_groups(self, training: str) -> list[RewardGroup]:
         """The rewards of a training by the actors that hold them; none where its workers do."""
         own = self.train[training]
-        names = [*getattr(own, "rewards", ()), *getattr(own, "held_out", ())]
+        if not isinstance(own, RewardedConfig):
+            return []
+        names = [*own.rewards, *own.held_out]
         rewards = {name: reward(name, self.pickscore, self.rewards) for name in names}
         return reward_groups(own, rewards)
 
@@ -138,6 +141,15 @@ class RunConfig(PairingConfig):
                     f"{', '.join(scored)} of the pairs (its objective or curriculum); take "
                     "choice.chosen=best, or another objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_rewards(self) -> RunConfig:
+        """Refuse trainings on rewards that there are not."""
+        for name, training in self.train.items():
+            if isinstance(training, RewardedConfig):
+                for key in ("rewards", "held_out"):
+                    require_rewards(f"train.{name}.{key}", [*getattr(training, key)], self.rewards)
         return self
 
     @model_validator(mode="after")

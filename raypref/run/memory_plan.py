@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from raypref.align import plan
-from raypref.align.config import RolloutConfig, TrainingConfig
+from raypref.align.config import TrainingConfig
+from raypref.align.online_config import RewardedConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
 from raypref.engine.worker import needs_of, shared_worker
@@ -223,8 +225,17 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
     copies = COPIES + bool(training.ema_decay)
     adapter = size.adapter * c.lora.rank * 1e9 * 4 * copies / GIB
-    most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward)
-    return _weights(size.trained, c.base.dtype) + adapter + most * scale
+    most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward) * scale
+    models = _weights(size.trained, c.base.dtype) + adapter
+    if isinstance(training, RewardedConfig):
+        models += _weights(size.autoencoder, c.base.dtype)
+        most = max(most, at_once * size.drawn * scale)
+        if not training.reward_actors:
+            for name in (*training.rewards, *training.held_out):
+                own = reward(name, c.pickscore, c.rewards)
+                weights, work = _of_reward(reward_section(name).removeprefix("rewards."), own)
+                models, most = models + weights, max(most, work)
+    return models + most
 
 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:

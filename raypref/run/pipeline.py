@@ -45,6 +45,7 @@ from raypref.models.fuse import fuse
 from raypref.models.lora_formats import shared_name
 from raypref.pairs.kinds import kind_of, maker_of
 from raypref.pairs.maker import PairMaker
+from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Run:
             place=self.place,
             seed=c.seed + c.training_seed,
             run=c.run,
+            reward=lambda name: reward(name, c.pickscore, c.rewards),
         )
 
     @property
@@ -203,7 +205,12 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (*starts, adapter, partial(align.check_training, name)),
+                (
+                    *starts,
+                    adapter,
+                    partial(align.check_training, name),
+                    partial(align.check_rewards, name),
+                ),
                 trains=True,
             )
             for name in align.trainings

@@ -18,7 +18,7 @@ from training import BASE, LORA, pairs, training
 from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
-from raypref.align.config import TrainingJob
+from raypref.align.job import TrainingJob
 from raypref.align.latents import UNCONDITIONAL, read_pairs
 from raypref.align.train import train_on_workers
 from raypref.align.watch import StepMetrics

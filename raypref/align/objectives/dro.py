@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
-from raypref.align.config import Metrics, RolloutConfig
+from raypref.align.config import Metrics
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import setting
 
 if TYPE_CHECKING:

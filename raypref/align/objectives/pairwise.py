@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raypref.align.config import Metrics, RolloutConfig, TrainingConfig
+from raypref.align.config import Metrics, TrainingConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import setting
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raypref.align.config import Metrics, RolloutConfig
+from raypref.align.config import Metrics
 from raypref.align.objectives.pairwise import PairwiseConfig
+from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import setting
 
 if TYPE_CHECKING:

@@ -1,0 +1,355 @@
+"""Images that the policy draws, with their rewards: what online trainings learn from.
+
+A block is all that a rank draws at a time: whole groups of images per prompt. It is kept while
+steps reuse it and never stored: all that is random comes from generators seeded by (seed, training,
+block, image), and the policy is in the checkpoint, so that a block is made again, equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raypref.align import rollout
+from raypref.align.advantages import PromptStatistics, within_batch, within_groups
+from raypref.align.blocks import RolledOut, RolloutBlock
+from raypref.align.image_scores import LatentScores, Scores
+from raypref.align.latents import PairData
+from raypref.align.online_config import OnlineConfig
+from raypref.align.paths import Path
+from raypref.align.residuals import POLICY, Draw, Samples, Side, measure
+from raypref.core.config import InputError
+from raypref.core.rows import seed_of
+from raypref.models import adapters
+from raypref.models.families.base import Denoiser
+from raypref.models.families.conditioning import Conditioning, stack
+
+
+class Sums(Protocol):
+    """Sums over the ranks (`loop.Ranks`)."""
+
+    def sum(self, values: Tensor) -> None:
+        """Replace `values` by their sum over all ranks."""
+
+
+class Rollouts:
+    """One rank's blocks, one at a time.
+
+    Args:
+        denoiser: the network, with its adapters.
+        data: the pairs, whose prompts are drawn for.
+        training: its settings.
+        judge: decodes and scores.
+        name: of the stream of random numbers.
+        seed: of the run.
+        group: the ranks.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        data: PairData,
+        training: OnlineConfig,
+        *,
+        judge: LatentScores,
+        name: str,
+        seed: int,
+        group: Sums,
+    ) -> None:
+        self.denoiser = denoiser
+        self.data = data
+        self.training = training
+        self.judge = judge
+        self.name = name
+        self.seed = seed
+        self.group = group
+        self.statistics = PromptStatistics()
+        self.numbers = _numbered(data.texts)
+        self.held_out: dict[str, Tensor] = {}  # the last means over all images, scalars
+        self._block: tuple[int, RolloutBlock] | None = None
+
+    def samples(
+        self, draws: Sequence[Draw], indices: Sequence[int], step: int
+    ) -> Iterator[Samples]:
+        """The samples of a step, whole groups at a time.
+
+        Args:
+            draws: this rank's, whole groups one after another.
+            indices: of the draws in the batch.
+            step: the optimizer step, from 0.
+        """
+        training = self.training
+        number = step // training.reuse
+        if self._block is None or self._block[0] != number:
+            self._block = None  # frees its memory
+            self._block = number, self._made(draws, indices, number)
+        block = self._block[1]
+        groups = max(1, training.micro_batch // (training.group * training.timesteps))
+        size = training.group * groups
+        for first in range(0, len(draws), size):
+            images = range(first, min(first + size, len(draws)))
+            generators = [draws[image].generator for image in images]
+            samples = training.samples(self.denoiser, block, images, generators)
+            yield self._with_coefficients(samples) if training.whole_groups else samples
+
+    def _made(self, draws: Sequence[Draw], indices: Sequence[int], number: int) -> RolloutBlock:
+        """Roll out, decode, score."""
+        training, denoiser = self.training, self.denoiser
+        generators = [
+            torch.Generator().manual_seed(seed_of(self.seed, self.name, "rollout", number, index))
+            for index in indices
+        ]
+        where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
+        shape = self.data.latent_shape
+        start = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(*where)
+        pairs, no = [draw.pair for draw in draws], [False] * len(draws)
+        prompts = self.data.prompts(pairs, no, no).to(denoiser.device, denoiser.dtype)
+        empty = stack([self.data.unconditional] * len(draws)).to(denoiser.device, denoiser.dtype)
+        adapters.activate(denoiser.module, POLICY)
+        made, pixels = [], []
+        for first in range(0, len(draws), training.images_at_once):
+            some = slice(first, first + training.images_at_once)
+            with torch.no_grad():
+                own = training.roll_out(
+                    denoiser,
+                    start[some],
+                    prompts[some],
+                    empty[some],
+                    generators[some],
+                    step=number * training.reuse,
+                )
+            made.append(own)
+            pixels.append(self.judge.images(own.latents_NCHW))
+        texts = [self.data.texts[pair] for pair in pairs]
+        scores = self._scores(pixels, texts, number)
+        reward_N, unscored_N = self._rewards(scores)
+        return RolloutBlock(
+            torch.cat([own.latents_NCHW for own in made]),
+            prompts,
+            empty,
+            {name: scores.by_reward[name] for name in training.rewards},
+            reward_N,
+            self._advantages(reward_N, pairs, indices, number),
+            {
+                **{f"reward/{n}": scores.by_reward[n] for n in training.rewards},
+                **{f"held_out/{n}": v for n, v in self._held_out(scores, len(draws)).items()},
+                "unscored": unscored_N,
+                "reward_std": _spread(reward_N, training.group),
+                "diversity": _diversity(
+                    torch.cat([own.latents_NCHW for own in made]).flatten(1).cpu()
+                    if scores.embedding_ND is None
+                    else scores.embedding_ND,
+                    training.group,
+                ),
+            },
+            training.group,
+            _joined([own.path for own in made]),
+        )
+
+    def _scores(self, pixels: Sequence[object], texts: Sequence[str], number: int) -> Scores:
+        import numpy as np
+
+        due = number * self.training.reuse % self._held_out_every() == 0
+        names = [*self.training.rewards, *(self.training.held_out if due else ())]
+        return self.judge.scores(np.concatenate(pixels), texts, names)  # type: ignore[arg-type]
+
+    def _held_out_every(self) -> int:
+        """Steps between measurements: whole blocks."""
+        every, reuse = self.training.held_out_every, self.training.reuse
+        return max(1, every // reuse) * reuse
+
+    def _held_out(self, scores: Scores, count: int) -> dict[str, Tensor]:
+        """Per image what was measured, or between measurements the last mean over all."""
+        found = {}
+        for name in self.training.held_out:
+            if name in scores.by_reward:
+                found[name] = scores.by_reward[name]
+            else:
+                found[name] = self.held_out[name].cpu().double().expand(count)
+        return found
+
+    def remember(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Keep the held-out means of a step, over all ranks."""
+        for name in self.training.held_out:
+            self.held_out[name] = torch.as_tensor(metrics[f"held_out/{name}"]).clone()
+
+    def _rewards(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """Weighted sums of scores, [N], and where one was missing, 1.
+
+        Raises:
+            InputError: a reward scored no image.
+        """
+        total = torch.zeros(len(next(iter(scores.by_reward.values()))), dtype=torch.float64)
+        for name, weight in self.training.rewards.items():
+            value_N = scores.by_reward[name]
+            if not value_N.isfinite().any():
+                raise InputError(
+                    f"the reward {name} scored none of {len(value_N)} images of {self.name}"
+                )
+            total = total + weight * value_N
+        total = torch.where(total.isfinite(), total, torch.nan)
+        missing_N = total.isnan()
+        groups = total.view(-1, self.training.group)
+        mean_N1 = groups.nanmean(1, keepdim=True)
+        overall = total.nanmean().nan_to_num()
+        filled = torch.where(groups.isnan(), mean_N1.where(~mean_N1.isnan(), overall), groups)
+        return filled.flatten(), missing_N.double()
+
+    def _advantages(
+        self, reward_N: Tensor, pairs: Sequence[int], indices: Sequence[int], number: int
+    ) -> Tensor:
+        training = self.training
+        if training.advantage in ("batch", "prompt"):
+            prompts = [self.numbers[pair] for pair in pairs]
+            all_M, prompt_M = self._gathered(reward_N, prompts, indices)
+            if training.advantage == "batch":
+                found = within_batch(reward_N, all_M)
+            else:
+                self.statistics.add(number, prompt_M, all_M.tolist())
+                found = self.statistics.advantages(reward_N, prompts, all_M)
+        else:
+            groups = reward_N.view(-1, training.group)
+            found = within_groups(groups, training.advantage).flatten()
+        return found.clamp(-training.advantage_clip, training.advantage_clip)
+
+    def _gathered(
+        self, reward_N: Tensor, prompts: Sequence[int], indices: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Rewards and prompts of all images of the block, on every rank."""
+        count = self.training.batch // self.training.timesteps
+        values = torch.zeros(2, count, dtype=torch.float64)
+        values[0, list(indices)] = reward_N
+        values[1, list(indices)] = torch.tensor(prompts, dtype=torch.float64)
+        values = values.to(self.denoiser.device)
+        self.group.sum(values)
+        reward_M, prompt_M = values.cpu()
+        return reward_M, [int(prompt) for prompt in prompt_M.tolist()]
+
+    def _with_coefficients(self, samples: Samples) -> Samples:
+        """The samples with the fact `coefficient`, of a first pass without a gradient."""
+        training, group = self.training, self.training.group
+        numbers = []
+        with torch.no_grad():
+            for some in samples.split(training.micro_batch):
+                sides = measure(
+                    self.denoiser, some, against=training.against, policy=training.reads_policy
+                )
+                numbers.append(training.measured(sides))
+        facts = {name: values.view(-1, group) for name, values in samples.facts.items()}
+        found_NG = training.coefficients(torch.cat(numbers).view(-1, group), facts)
+        return samples._replace(facts={**samples.facts, "coefficient": found_NG.flatten()})
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        kept = {f"held_out.{name}": value for name, value in self.held_out.items()}
+        if self.training.advantage == "prompt":
+            kept |= {f"prompts.{name}": value for name, value in self.statistics.state().items()}
+        return kept
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `state` gave."""
+        for name in self.training.held_out:
+            if f"held_out.{name}" in tensors:
+                self.held_out[name] = tensors[f"held_out.{name}"]
+        own = {k.removeprefix("prompts."): v for k, v in tensors.items() if k[:8] == "prompts."}
+        if own:
+            self.statistics.load(own)
+
+
+def finished(
+    training: OnlineConfig,
+    denoiser: Denoiser,
+    start_NCHW: Tensor,
+    prompts: Conditioning,
+    unconditional: Conditioning,
+) -> RolledOut:
+    """Images by the family's own solver, on the pipeline's grid, with the training's guidance."""
+    shape = tuple(start_NCHW.shape[1:])
+    grid_n = denoiser.sampling_timesteps(training.rollout_steps, shape)
+    latents = rollout.finished_images(
+        guided(denoiser, unconditional, training.guidance),
+        denoiser.solver,
+        start_NCHW,
+        prompts,
+        grid_nB=grid_n[:, None].expand(-1, len(start_NCHW)),
+    )
+    return RolledOut(latents)
+
+
+def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rollout.Predict:
+    """The network's prediction under classifier-free guidance: empty + scale (captioned - empty).
+
+    Args:
+        denoiser: the network.
+        unconditional: the empty caption, once per sample.
+        scale: 1: without guidance, and without the second forward.
+    """
+    if scale == 1:
+        return denoiser.predict
+
+    def predict(x_BCHW: Tensor, timesteps_B: Tensor, prompts: Conditioning) -> Tensor:
+        without = denoiser.predict(x_BCHW, timesteps_B, unconditional)
+        return without + scale * (denoiser.predict(x_BCHW, timesteps_B, prompts) - without)
+
+    return predict
+
+
+def noised(
+    training: OnlineConfig,
+    denoiser: Denoiser,
+    block: RolloutBlock,
+    images: Sequence[int],
+    generators: Sequence[torch.Generator],
+) -> Samples:
+    """The images noised to timesteps of the training distribution, each with noise of its own.
+
+    Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
+    """
+    shape = tuple(block.latents_NCHW.shape[1:])
+    drawn = [
+        [
+            (denoiser.draw_timestep(generator, shape), torch.randn(shape, generator=generator))
+            for _ in range(training.timesteps)
+        ]
+        for generator in generators
+    ]
+    places = [*images] * training.timesteps
+    flat = [own[k] for k in range(training.timesteps) for own in drawn]
+    timesteps_B = torch.stack([timestep for timestep, _ in flat]).to(denoiser.device)
+    latents_BCHW = block.latents_NCHW[places]
+    noise_BCHW = torch.stack([noise for _, noise in flat]).to(latents_BCHW)
+    noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+    side = Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW))
+    prompts, facts = block.prompts[places], block.facts_of(places, noisy_BCHW)
+    return Samples((side,), timesteps_B, prompts, facts)
+
+
+def _numbered(texts: Sequence[str]) -> list[int]:
+    """A number per row, shared by rows of one prompt: that of the first of them."""
+    first: dict[str, int] = {}
+    return [first.setdefault(text, row) for row, text in enumerate(texts)]
+
+
+def _spread(reward_N: Tensor, group: int) -> Tensor:
+    """The deviation of each image's group, [N]."""
+    groups = reward_N.view(-1, group)
+    deviation = (groups - groups.mean(1, keepdim=True)).square().mean(1).sqrt()
+    return deviation.repeat_interleave(group)
+
+
+def _diversity(embedding_ND: Tensor, group: int) -> Tensor:
+    """One less the mean cosine of each image with the others of its group, float64 [N]."""
+    unit = torch.nn.functional.normalize(embedding_ND.double(), dim=1)
+    unit = unit.view(-1, group, unit.shape[1])
+    cosine = unit @ unit.transpose(1, 2)
+    others = (cosine.sum(2) - cosine.diagonal(dim1=1, dim2=2)) / (group - 1)
+    return (1 - others).flatten()
+
+
+def _joined(paths: Sequence[Path | None]) -> Path | None:
+    """The paths of several calls as one."""
+    found = [path for path in paths if path is not None]
+    return found[0].joined(found[1:]) if found else None

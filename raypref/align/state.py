@@ -1,0 +1,140 @@
+"""What changes during a training: prepared, written to checkpoints, restored, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from raypref.align import checkpoints
+from raypref.align.config import TrainingConfig
+from raypref.align.residuals import LEARNER, POLICY, REFERENCE
+from raypref.align.rollout_config import RolloutConfig
+from raypref.align.watch import StepMetrics
+from raypref.core.ledger import join
+from raypref.models import adapters, lora
+from raypref.models.families.base import Denoiser
+from raypref.models.lora_config import LoraConfig
+
+ONLINE = "online."  # before the names of what a checkpoint holds of rollouts
+
+
+@dataclass
+class State:
+    """All that changes during training, and so all that a checkpoint holds.
+
+    With rewards online there is more: what `online.Rollouts.state` gives.
+    """
+
+    learner: nn.Parameter  # [P], all values of the adapter
+    reference: nn.Parameter
+    policy: nn.Parameter
+    optimizer: torch.optim.AdamW
+    ema: EMAModel | None
+    step: int = 0
+    history: list[StepMetrics] = field(default_factory=list)
+
+
+def prepare(
+    denoiser: Denoiser,
+    training: TrainingConfig,
+    config: LoraConfig,
+    *,
+    seed: int,
+    start: str | None,
+) -> State:
+    """Attach the adapters and make the optimizer; arguments as those of `loop.train`."""
+    module = denoiser.module
+    adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
+    if start is not None:
+        lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
+        if training.reference != "base":  # else it stays as attached: it adds nothing to the base
+            adapters.copy(module, LEARNER, REFERENCE)
+    if training.gradient_checkpointing:
+        module.enable_gradient_checkpointing()  # type: ignore[operator]
+    learner = adapters.vector(module, LEARNER)
+    optimizer = torch.optim.AdamW(
+        [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
+    )
+    ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
+    reference, policy = (adapters.vector(module, name) for name in (REFERENCE, POLICY))
+    return State(learner, reference, policy, optimizer, ema)
+
+
+def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> None:
+    """Move the average towards the learner, if its interval ends with this step.
+
+    The decay is diffusers' for this step, min(decay, n / (n + 9)), whatever the interval.
+
+    Args:
+        ema: the average.
+        learner: its weights after the step.
+        step: n, the optimizer step that was done, counted from 1.
+        every: N, steps between updates: they come after the steps N - 1, 2 N - 1, ..., since the
+            released code counts a step before it asks whether N divides the next one's number.
+    """
+    if (step + 1) % every == 0:
+        ema.optimization_step = step - 1
+        ema.step([learner])
+
+
+def tensors_of(
+    state: State, training: TrainingConfig, also: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state as named tensors, and others after them, named `online.NAME`."""
+    tensors: dict[str, Tensor] = {"learner": state.learner.data}
+    if isinstance(training, RolloutConfig):
+        tensors["policy"] = state.policy.data
+    if training.reference == "ema":
+        tensors["reference"] = state.reference.data
+    for key, value in state.optimizer.state[state.learner].items():
+        tensors[f"adamw.{key}"] = value
+    if state.ema is not None:
+        (tensors["ema"],) = state.ema.shadow_params
+    for key in state.history[0]:
+        values = [metrics[key] for metrics in state.history]
+        tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
+    return tensors | {f"{ONLINE}{name}": value for name, value in also.items()}
+
+
+def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
+    """Put the last checkpoint back, if there is one; returns what `tensors_of` was given."""
+    found = checkpoints.latest(join(folder, "checkpoints"))
+    if found is None or "learner" not in found[1]:
+        return {}  # 0.1.0's development wrote a tensor per layer: such a training begins anew
+    state.step, tensors = found
+    adapters.fill(module, LEARNER, tensors["learner"])
+    adapters.fill(module, POLICY, tensors.get("policy", tensors["learner"]))
+    if "reference" in tensors:  # else it is frozen, and as it was at the start
+        adapters.fill(module, REFERENCE, tensors["reference"])
+    device = state.learner.device
+    state.optimizer.state[state.learner] = {
+        "step": tensors["adamw.step"],
+        **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
+    }
+    if state.ema is not None:
+        state.ema.shadow_params = [tensors["ema"].to(device)]
+    columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
+    names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)
+    state.history = [dict(zip(names, row, strict=True)) for row in rows]
+    return {k.removeprefix(ONLINE): v for k, v in tensors.items() if k.startswith(ONLINE)}
+
+
+def milestone(folder: str, step: int) -> str:
+    """Where the LoRA of a step on the way is kept, for samples."""
+    return join(folder, "milestones", f"step-{step:08d}")
+
+
+def export_lora(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
+    """Write the LoRA: the moving average where one is kept (as the released code does)."""
+    if state.ema is None:
+        values = adapters.state(denoiser.module, LEARNER)
+    else:  # lent to the policy's place, which training may still need
+        state.ema.store([state.policy])
+        state.ema.copy_to([state.policy])
+        values = {k: v.clone() for k, v in adapters.state(denoiser.module, POLICY).items()}
+        state.ema.restore([state.policy])
+    lora.save(values, config, folder=folder, component=denoiser.component)
