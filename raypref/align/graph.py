@@ -12,6 +12,7 @@ from raypref.align.online_config import RewardedConfig
 from raypref.align.reward_groups import check_actors
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
+from raypref.core.device import OtherDType
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
@@ -35,6 +36,7 @@ class Alignment:
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
         reward: settings of a reward by its name.
+        vae_dtype: precision of the autoencoder; empty: the base's.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Alignment:
         seed: int,
         run: str,
         reward: Callable[[str], RewardConfig],
+        vae_dtype: OtherDType = "",
     ) -> None:
         self.reward = reward
+        self.vae_dtype = vae_dtype
         self.trainings = trainings
         self.base = base
         self.lora = lora
@@ -95,6 +99,7 @@ class Alignment:
                 seed=self.seed,
                 shared=lora_formats.shared_name(self.run, name),
                 rewards=self.rewards_of(training),
+                vae_dtype=self.vae_dtype,
             )
             for name, training in self.trainings.items()
         }

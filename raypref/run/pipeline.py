@@ -130,6 +130,7 @@ class Run:
             seed=c.seed + c.training_seed,
             run=c.run,
             reward=lambda name: reward(name, c.pickscore, c.rewards),
+            vae_dtype=c.cache.vae_dtype,
         )
 
     @property
