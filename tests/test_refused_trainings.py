@@ -10,6 +10,7 @@ from training import training
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.online_config import RewardedConfig
 from raypref.align.watch import DivergedError, Watch
 from raypref.core.config import InputError, load
 from raypref.core.ledger import Ledger
@@ -44,8 +45,8 @@ def check(kind: str, *settings: str) -> None:
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_single_images_need_an_objective_that_reads_their_scores(objective: str) -> None:
     chosen = f"train.mine.objective={objective}"
-    if objective in ("rwr", "raft"):
-        check("images", chosen)
+    if objective in ("rwr", "raft") or issubclass(OBJECTIVES[objective], RewardedConfig):
+        check("images", chosen)  # trainings on rewards read the prompts alone
         return
     told = rf"^train\.mine\.objective={objective} .* kto with sample=image, rwr or raft$"
     with pytest.raises(InputError, match=told) as caught:
