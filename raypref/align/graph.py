@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from raypref.align import plan
 from raypref.align.config import TrainingConfig
@@ -151,6 +151,10 @@ class Alignment:
             shared = self.jobs[name].shared
             if ledger.state() == "complete" and read_bytes(join(ledger.path, shared)) is None:
                 lora_formats.write_shared(ledger.path, name=shared, component=component)
+
+    def checks(self, name: str) -> tuple[Callable[[], None], ...]:
+        """What raises InputError before any work where a training cannot be done."""
+        return partial(self.check_training, name), partial(self.check_rewards, name)
 
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.

@@ -109,10 +109,9 @@ class Run:
     def cache(self) -> Ledger:
         """Encoded pairs."""
         c = self.config
-        parts: dict[str, object] = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
-        if not kind_of(c).sides:
-            parts["images.size"] = c.images.size  # no image has it
-        return self._ledger("cache", {**parts, "cache": c.cache.of_family(c.base.family)})
+        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
+        size = {} if kind_of(c).sides else {"images.size": c.images.size}  # no image has it
+        return self._ledger("cache", {**parts, **size, "cache": c.cache.of_family(c.base.family)})
 
     @cached_property
     def alignment(self) -> Alignment:
@@ -159,8 +158,7 @@ class Run:
 
     def _evaluation(self, prompt_set: Callable[[], PromptSet]) -> Evaluation:
         c = self.config
-        # Prompts alone have no photographs to compare with.
-        distance = c.metrics.distance and bool(kind_of(c).sides)
+        distance = c.metrics.distance and bool(kind_of(c).sides)  # prompts: to no photographs
         return Evaluation(
             c.base,
             c.evaluate,
@@ -211,12 +209,7 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (
-                    *starts,
-                    adapter,
-                    partial(align.check_training, name),
-                    partial(align.check_rewards, name),
-                ),
+                (*starts, adapter, *align.checks(name)),
                 trains=True,
             )
             for name in align.trainings
