@@ -150,7 +150,7 @@ PLAIN_NFT = {"space": "prediction", "normalise": "off", "kl": 0.0, "beta": 0.3}
 ONLINE: dict[str, OnlineEntry] = {
     "nft": OnlineEntry(
         each(nft),
-        {"timesteps": 2, "beta": 0.4},
+        {"beta": 0.4},
         also=({}, PLAIN_NFT, {"space": "prediction"}, {"normalise": "off", "kl": 0.3}),
     ),
     "awm": OnlineEntry(
@@ -170,7 +170,7 @@ ONLINE: dict[str, OnlineEntry] = {
     ),
     "crd": OnlineEntry(
         crd,
-        {"timesteps": 2},
+        {"policy_keep": 0.6},
         also=(
             {"normalise": "off", "kl_by_reward": True},
             {"relative_to": "reference", "beta": 3.0},
@@ -183,7 +183,7 @@ ONLINE: dict[str, OnlineEntry] = {
         {"temperature": 0.5, "kl": 0.1},
         also=({"weighting": "cutoff", "cutoff": 0.3}, {"advantage": "mean"}),
     ),
-    "online_raft": OnlineEntry(online_raft, {"best": 2, "timesteps": 2}, also=({"kl": 0.2},)),
+    "online_raft": OnlineEntry(online_raft, {"timesteps": 2}, also=({"best": 2, "kl": 0.2},)),
 }
 SHARED = ("dgpo", "online_dpo")  # the images of a group have one timestep and noise
 

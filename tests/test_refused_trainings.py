@@ -100,10 +100,10 @@ def test_smpo_without_scores_names_what_labelled_pairs_have() -> None:
 @pytest.mark.parametrize("key", ["reference=base", "reference_decay=0.5"])
 def test_a_reference_that_would_be_ignored_is_refused(objective: str, key: str) -> None:
     given = [f"train.mine.objective={objective}", f"train.mine.{key}"]
-    if OBJECTIVES[objective].against == "ref":
+    if training(objective).against == "ref":
         load(RunConfig, "tiny", given)
         return
-    assert objective in ("mapo", "simpo", "raft", "spin")
+    assert objective in ("mapo", "simpo", "raft", "spin", "online_rwr", "online_raft")
     with pytest.raises(InputError, match=rf"{key}: the objective {objective} reads no reference"):
         load(RunConfig, "tiny", given)
 
