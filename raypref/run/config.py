@@ -10,6 +10,7 @@ from pydantic import model_validator
 from raypref.align import plan
 from raypref.align.cache_config import CacheConfig
 from raypref.align.online_config import RewardedConfig
+from raypref.align.reward_groups import RewardGroup, reward_groups
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
@@ -24,7 +25,7 @@ from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
-from raypref.rewards.rewards import require_rewards
+from raypref.rewards.rewards import require_rewards, reward
 
 
 class RunConfig(PairingConfig):
@@ -90,6 +91,15 @@ class RunConfig(PairingConfig):
             return values
         tables = values.get("train", plan.DEFAULT)
         return {**values, "train": plan.by_objective(values.get("trainings", ()), tables)}
+
+    def reward_groups(self, training: str) -> list[RewardGroup]:
+        """The rewards of a training by the actors that hold them; none where its workers do."""
+        own = self.train[training]
+        if not isinstance(own, RewardedConfig):
+            return []
+        names = [*own.rewards, *own.held_out]
+        rewards = {name: reward(name, self.pickscore, self.rewards) for name in names}
+        return reward_groups(own, rewards)
 
     @model_validator(mode="after")
     def _known_rewards(self) -> RunConfig:
