@@ -116,7 +116,7 @@ def gradient(loss: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name, settings", CASES)
 def test_value_and_gradient_are_those_of_the_formula(name: str, settings: dict[str, Any]) -> None:
-    stage, group = online(name, **settings), drawn(1)
+    stage, group = online(name, **{**settings, "group": G}), drawn(1)
     phi = group[0].clone().requires_grad_()
     got, metrics = ours(stage, phi, group)
     wanted = theirs(stage, phi, group)
@@ -135,7 +135,7 @@ def test_its_gradient_is_that_of_finite_differences(name: str, settings: dict[st
     if ONLINE[name].formula.__name__ == "dgpo" or {"nft": 1, "crd": 1}.get(name):
         settings = {**settings, "clip_range": 0.0} if name == "dgpo" else {**settings}
         settings |= {"normalise": "off"} if name != "dgpo" else {}
-    stage, group = online(name, **settings), drawn(2)
+    stage, group = online(name, **{**settings, "group": G}), drawn(2)
     phi = group[0].clone().requires_grad_()
     if name not in LINEAR:
         assert torch.autograd.gradcheck(lambda x: ours(stage, x, group)[0], phi)

@@ -86,8 +86,8 @@ def compare(
 def test_20_online_steps_equal_a_plain_implementation(
     name: str, family: str, tmp_path: Path
 ) -> None:
-    common = {"steps": 20, "group": 3, "rollout_steps": 2, "micro_batch": 4, "lr": 1e-3}
-    one = training(name, **common, **ONLINE[name].settings, batch=12)
+    common = {"steps": 20, "group": 2, "rollout_steps": 2, "micro_batch": 4, "lr": 1e-3}
+    one = training(name, **{**common, **ONLINE[name].settings}, batch=12)
     assert isinstance(one, OnlineConfig)
     stage = one.model_copy(update={"batch": one.samples_per_prompt})
     history, plain = compare(family, stage, tmp_path)

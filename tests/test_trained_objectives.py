@@ -10,10 +10,9 @@ from diffusers.optimization import get_scheduler
 from plain_comparison import compare
 from plain_objectives import ENTRIES
 from safetensors.torch import load_file
-from training import denoiser, run, training
+from training import OFFLINE, denoiser, run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.align.online_config import RewardedConfig
 from raypref.core.config import InputError, load
 from raypref.run.config import RunConfig
 
@@ -72,8 +71,7 @@ def test_20_steps_of_other_forms_equal_a_plain_implementation(
 def test_every_objective_has_an_entry() -> None:
     names = {name.partition("-")[0] for name in ENTRIES}
     # `dro` has `test_exactness.py`; what learns from rewards has `test_online_trained.py`.
-    online = {name for name, kind in OBJECTIVES.items() if issubclass(kind, RewardedConfig)}
-    assert names == set(OBJECTIVES) - {"dro"} - online
+    assert names == {*OFFLINE} - {"dro"}
 
 
 def test_sft_trains_on_the_photograph_alone(tmp_path: Path) -> None:
