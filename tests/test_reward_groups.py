@@ -178,7 +178,11 @@ def test_what_can_never_work_is_refused_with_the_key() -> None:
     check("train.mine.rewards={deqa=1}", "train.mine.reward_actors=1")
 
 
-WORDS = ["train.mine.resources.workers=2", "train.mine.reward_actors=3"]
+WORDS = [
+    "train.mine.resources.workers=2",
+    "train.mine.reward_actors=3",
+    "pickscore.resources.num_cpus=1",
+]
 
 
 def test_a_machine_that_has_workers_or_actors_but_not_both_is_refused_before_any_work(
