@@ -155,7 +155,7 @@ def test_an_actor_answers_what_ended_it_and_raises_what_is_a_bug() -> None:
 
         return kind(cloudpickle.dumps(make), 1)
 
-    assert kind(cloudpickle.dumps(lambda: square), 1).answer(3) == ("", 9)
+    assert kind(cloudpickle.dumps(lambda: lambda n: n * n), 1).answer(3) == ("", 9)
     assert made(InputError("x: not there")).answer(3) == ("refused", "x: not there")
     assert made(NoRoomError("full")).answer(3) == ("no room", "full")
     assert made(torch.OutOfMemoryError("CUDA out of memory")).answer(3) == ("no room", engine.FULL)
