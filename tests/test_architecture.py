@@ -37,6 +37,7 @@ LAYERS = [
 # Library to the only modules that may import it.
 ONLY_IN = {
     "ray": {
+        "engine.actors",
         "engine.board",
         "engine.cluster",
         "engine.pool",
