@@ -1,4 +1,4 @@
-"""A training that is called as an objective and has no table is that objective with its defaults."""
+"""A training without a table that is called as an objective: that objective, its defaults."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_labels_page import seen
 
 from raypref.core.config import load
 from raypref.pairs.kinds import KINDS
@@ -92,13 +92,13 @@ def test_the_page_has_the_section_and_the_card_the_weights() -> None:
     page = render(data)
     section = page.split('<section id="rewards">')[1].split("</section>")[0]
     shown = re.findall(r"<figcaption><b>(.*?)</b>", section)
-    assert shown == ["reward", "Aesthetic, held out", "kl", "diversity"]
+    assert shown == ["reward", "Aes, held out", "kl", "diversity"]
     assert section.count("<svg") == 4
     training = page.split('<section id="training">')[1].split("</section>")[0]
     first = training.split("<details>")[0]
     assert re.findall(r"<figcaption><b>(.*?)</b>", first) == ["loss", "reward/pickscore"]
     assert "held_out/" not in training and "diversity" not in training
-    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+    text = seen(page)
     assert "7 distinct prompts from 9 prompts" in text and "photograph" not in text.lower()
 
 
@@ -128,7 +128,7 @@ def test_the_card_says_rewards_and_weights() -> None:
         commits={},
         kind=KINDS["prompts"],
     )
-    assert "PickScore (weight 1), Aesthetic (weight 0.5)." in card
+    assert "PickScore (weight 1), Aes (weight 0.5)." in card
     assert "| rewards | pickscore=1.0 aesthetic=0.5 |" in card
     assert "## Citation" not in card and "Licence of the prompts: cc0-1.0." in card
     assert "| distinct prompts | 7 |" in card
