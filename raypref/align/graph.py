@@ -31,7 +31,7 @@ class Alignment:
         cache: the encoded pairs.
         pairs: the pairs.
         columns: names of their columns, known before there are any.
-        sides: names of the images of a row: of single labelled images one.
+        sides: names of the images of a row: of single labelled images one, of prompts none.
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
@@ -159,8 +159,9 @@ class Alignment:
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
-        Or an objective that learns nothing from the scores of single images; a hole that the base
-        does not know of, or that the images of a pair cannot share.
+        Or an objective that learns nothing from the scores of single images, or from prompts; a
+        hole that the base does not know of, that the images of a pair cannot share, or that rewards
+        do not know of.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
@@ -173,6 +174,17 @@ class Alignment:
             raise InputError(
                 f"{key}.flip_per=image: base.family={self.base.family} reads one hole for both "
                 "images of a pair, so they are mirrored together; set it to pair"
+            )
+        rewarded = isinstance(training, RewardedConfig)
+        if rewarded and self.base.family in INPAINTING:
+            raise InputError(
+                f"{key}.objective={training.objective} learns from rewards of whole images, and "
+                f"base.family={self.base.family} paints holes; take another of the two"
+            )
+        if not self.sides and not rewarded:
+            raise InputError(
+                f"{key}.objective={training.objective} learns from images of pairs, and the pairs "
+                "are prompts alone (pairs.kind=prompts); take an objective on rewards, such as nft"
             )
         if len(self.sides) == 1 and not training.of_single_images:
             paired = "rejected" in training.sides and not isinstance(training, RolloutConfig)

@@ -290,10 +290,8 @@ class PairData:
             which: 0 for the chosen image, 1 for the rejected.
 
         Raises:
-            InputError: an image is asked for that the rows do not have.
+            InputError: a rejected image is asked for, but the rows are single images.
         """
-        if not self.moments.shape[1]:
-            raise InputError("the pairs are prompts alone, and this objective reads images")
         if which >= self.moments.shape[1]:
             raise InputError(
                 "the pairs are single labelled images, and this objective compares two images: "

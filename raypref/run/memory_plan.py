@@ -245,7 +245,7 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:
     """Of each pass that measures images: its name, what its workers hold, GiB without overhead."""
     found = []
-    for together in passes(measures(c.metrics, c.pickscore, c.rewards)):
+    for together in passes(measures(c.measured, c.pickscore, c.rewards)):
         stages = [measure.stage for measure in together.values()]
         judges = {
             repr(config): (name, config)

@@ -316,7 +316,7 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
         sections.append(config.base)
     if "evaluation" in steps:
         named = [*config.metrics.rewards]
-        named += [config.metrics.embedder] if config.metrics.distance else []
+        named += [config.metrics.embedder] if config.measured.distance else []
         sections += [reward(name, config.pickscore, config.rewards) for name in named]
     for name, training in run.alignment.trainings.items():
         sections += run.alignment.rewards_of(training).values() if name in steps else ()
