@@ -219,7 +219,7 @@ class Rollouts:
         self, reward_N: Tensor, prompts: Sequence[int], indices: Sequence[int]
     ) -> tuple[Tensor, list[int]]:
         """Rewards and prompts of all images of the block, on every rank."""
-        count = self.training.batch // self.training.timesteps
+        count = self.training.pairs_per_step * self.training.group
         values = torch.zeros(2, count, dtype=torch.float64)
         values[0, list(indices)] = reward_N
         values[1, list(indices)] = torch.tensor(prompts, dtype=torch.float64)

@@ -143,11 +143,12 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        whole = self.group * self.timesteps
+        whole = self.samples_per_prompt
         if self.batch % whole:
             raise ValueError(
-                f"batch={self.batch}: it is prompts times group={self.group} times timesteps="
-                f"{self.timesteps}, so a multiple of {whole}"
+                f"batch={self.batch}: it is prompts times the samples that {self.objective} makes "
+                f"of each (group={self.group}, timesteps={self.timesteps}), so a multiple of "
+                f"{whole}"
             )
         if self.policy_lag % self.reuse:
             raise ValueError(
@@ -165,6 +166,16 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
     def draws_per_pair(self) -> int:
         """A group of images per prompt."""
         return self.group
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Samples that a step makes of a prompt: of all images of its group, or of some."""
+        return self.group * self.timesteps
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Prompts."""
+        return self.batch // self.samples_per_prompt
 
     @property
     def steps_per_order(self) -> int:
