@@ -9,6 +9,7 @@ from raypref.align import plan
 from raypref.align.config import TrainingConfig
 from raypref.align.job import TrainingJob
 from raypref.align.online_config import RewardedConfig
+from raypref.align.reward_groups import check_actors
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
@@ -194,9 +195,13 @@ class Alignment:
             )
 
     def check_rewards(self, name: str) -> None:
-        """Raise InputError where the models of the rewards that a training reads are missing."""
-        for config in self.rewards_of(self.trainings[name]).values():
+        """Raise InputError where models of rewards are missing, or cannot be put where they are."""
+        training = self.trainings[name]
+        rewards = self.rewards_of(training)
+        for config in rewards.values():
             config.check()
+        if isinstance(training, RewardedConfig):
+            check_actors(training, rewards, key=f"train.{name}")
 
     def check_starts(self) -> None:
         """Raise InputError where weights to start from are missing or do not fit the adapter."""

@@ -196,8 +196,8 @@ def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many.
 
-    Single labelled images are pairs of one side. N rows share M captions: where each image is a row
-    of its own, two rows have one.
+    Single labelled images are pairs of one side, prompts alone of none. N rows share M captions:
+    where each image is a row of its own, two rows have one.
     """
 
     moments: Tensor  # [N, S (chosen, rejected if there), FLIPS, 2 (mean, log-variance), C, h, w]
@@ -290,8 +290,10 @@ class PairData:
             which: 0 for the chosen image, 1 for the rejected.
 
         Raises:
-            InputError: a rejected image is asked for, but the rows are single images.
+            InputError: an image is asked for that the rows do not have.
         """
+        if not self.moments.shape[1]:
+            raise InputError("the pairs are prompts alone, and this objective reads images")
         if which >= self.moments.shape[1]:
             raise InputError(
                 "the pairs are single labelled images, and this objective compares two images: "

@@ -13,14 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raypref.align import rollout
+from raypref.align import noising, rollout
 from raypref.align.advantages import PromptStatistics, within_batch, within_groups
 from raypref.align.blocks import RolledOut, RolloutBlock
 from raypref.align.image_scores import LatentScores, Scores
 from raypref.align.latents import PairData
 from raypref.align.online_config import OnlineConfig
 from raypref.align.paths import Path
-from raypref.align.residuals import POLICY, Draw, Samples, Side, measure
+from raypref.align.residuals import POLICY, Draw, Samples, measure
 from raypref.core.config import InputError
 from raypref.core.rows import seed_of
 from raypref.models import adapters
@@ -309,22 +309,35 @@ def noised(
     Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
     """
     shape = tuple(block.latents_NCHW.shape[1:])
-    drawn = [
-        [
-            (denoiser.draw_timestep(generator, shape), torch.randn(shape, generator=generator))
-            for _ in range(training.timesteps)
-        ]
-        for generator in generators
+    timesteps, noise = noising.drawn(denoiser, shape, generators, times=training.timesteps)
+    return at(denoiser, block, [[*images] * training.timesteps], timesteps, noise)
+
+
+def at(
+    denoiser: Denoiser,
+    block: RolloutBlock,
+    sides: Sequence[Sequence[int]],
+    timesteps: Tensor,
+    noise: Tensor,
+) -> Samples:
+    """B samples of images of a block, all sides with one timestep and one noise.
+
+    Args:
+        denoiser: the network.
+        block: images with their rewards.
+        sides: per side B positions in the block; prompts and facts are those of the first side.
+        timesteps: [B], on the CPU.
+        noise: [B, C, h, w], on the CPU.
+    """
+    timesteps_B = timesteps.to(denoiser.device)
+    noise_BCHW = noise.to(block.latents_NCHW)
+    found = [
+        noising.noised_side(denoiser, block.latents_NCHW[[*places]], noise_BCHW, timesteps_B)
+        for places in sides
     ]
-    places = [*images] * training.timesteps
-    flat = [own[k] for k in range(training.timesteps) for own in drawn]
-    timesteps_B = torch.stack([timestep for timestep, _ in flat]).to(denoiser.device)
-    latents_BCHW = block.latents_NCHW[places]
-    noise_BCHW = torch.stack([noise for _, noise in flat]).to(latents_BCHW)
-    noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-    side = Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW))
-    prompts, facts = block.prompts[places], block.facts_of(places, noisy_BCHW)
-    return Samples((side,), timesteps_B, prompts, facts)
+    first = [*sides[0]]
+    facts = block.facts_of(first, found[0].x_BCHW)
+    return Samples(tuple(found), timesteps_B, block.prompts[first], facts)
 
 
 def _numbered(texts: Sequence[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ WHERE = "@"  # "@NAME" as a start: where the training NAME starts
 # fmt: off
 RESERVED = frozenset((
     "arena", "arena-page", "base", "cache", "config", "curate", "evaluation", "export", "fused",
-    "images", "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples",
-    "start", "trainings",
+    "images", "judge", "labels", "mlflow", "pairs", "photos", "prompts", "rejects", "report",
+    "samples", "start", "trainings",
 ))
 # fmt: on
 # The paper's two stages, the second without the first, KTO on labelled images, the plain baseline.
@@ -69,7 +70,7 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
                 f"train.{name}: the name becomes a folder of the run: use letters, digits, '_' and "
                 f"'-', and none of {', '.join(sorted(RESERVED))}"
             )
-        made = _training(name, _resolved(name, tables))
+        made = _training(name, _resolved(name, tables), alone=name in OBJECTIVES)
         # What the table itself says is written again, also where it equals what it is like.
         found[name] = type(made).model_construct({*table}, **dict(made))
     return found
@@ -88,7 +89,29 @@ def _resolved(name: str, tables: Mapping[str, Any], below: tuple[str, ...] = ())
     return dict(TABLES.layered(inherited, table))
 
 
-def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
+def by_objective(names: Any, tables: Any) -> Any:
+    """The tables, with one for each name that has none and is an objective's: its defaults.
+
+    Args:
+        names: the trainings that are asked for, as they were given.
+        tables: those there are, as they were given.
+    """
+    if not isinstance(names, Sequence) or not isinstance(tables, Mapping):
+        return tables  # told where they are read
+    wanted = [name for name in names if isinstance(name, str) and name in OBJECTIVES]
+    return {**tables, **{name: {} for name in wanted if name not in tables}}
+
+
+def _training(name: str, values: Mapping[str, Any], *, alone: bool) -> TrainingConfig:
+    """From one table.
+
+    Args:
+        name: the training's.
+        values: of its table.
+        alone: whether its name says the objective where the table does not.
+    """
+    if "objective" not in values and alone:
+        values = {"objective": name, **values}
     if "objective" not in values:
         raise InputError(
             f"train.{name}.objective is required: one of {', '.join(OBJECTIVES)} (or give "
@@ -168,8 +191,12 @@ def in_order(
 
     for name in names:
         if name not in trainings:
-            known = ", ".join(trainings)
-            raise InputError(f"trainings={list(names)}: no training {name}; use {known}")
+            known = list(dict.fromkeys([*trainings, *OBJECTIVES]))
+            near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+            raise InputError(
+                f"trainings={list(names)}: no training or objective {name}; the nearest are {near} "
+                "(trainings have a table [train.NAME], of an objective the defaults are taken)"
+            )
         if names.count(name) > 1:
             raise InputError(f"trainings={list(names)}: {name} is listed twice")
         if name not in found:

@@ -19,6 +19,7 @@ from raypref.align.image_scores import LatentScores, WorkerScores
 from raypref.align.job import TrainingJob
 from raypref.align.latents import read_pairs
 from raypref.align.loop import train
+from raypref.align.pooled_scores import PooledScores
 from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.core.config import InputError, Resources
@@ -96,7 +97,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             group=group,
             on_step=partial(note, "step"),
             hole=family(job.base.family).hole,
-            judge=_judge(job, device),
+            judge=_judge(job, device, group.rank),
         )
         if group.rank == 0:
             write_shared(job.folder, name=job.shared, component=denoiser.component)
@@ -120,11 +121,12 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         raise  # as above
 
 
-def _judge(job: TrainingJob, device: torch.device) -> LatentScores | None:
+def _judge(job: TrainingJob, device: torch.device, rank: int) -> LatentScores | None:
     """What makes rewards of latents, for a training that reads rewards."""
     if not job.rewards:
         return None
-    return LatentScores(load_autoencoder(job.base, device=device), WorkerScores(job.rewards))
+    scores = PooledScores(job.scored_by, rank) if job.scored_by else WorkerScores(job.rewards)
+    return LatentScores(load_autoencoder(job.base, device=device), scores)
 
 
 def _advice(job: TrainingJob) -> str:

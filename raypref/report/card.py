@@ -25,6 +25,7 @@ EMBEDDED = (
     "The base is a toy model of 64x64 pictures that comes with `raypref`. It knows its rendered "
     "world only: the scores below mean nothing for photographs of your own."
 )
+_CITATION = ("", "## Citation", "", "```bibtex")
 
 
 def model_card(
@@ -122,12 +123,7 @@ def model_card(
             "## Licence",
             "",
             f"`{licence}`. The base model's licence holds for what is made from it.",
-            "",
-            "## Citation",
-            "",
-            "```bibtex",
-            kind.citation,
-            "```",
+            *([*_CITATION, kind.citation, "```"] if kind.citation else []),
             "",
         ]
     )

@@ -172,6 +172,12 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
     add("cache", c.cache.resources, encoders + encoded)
     for name, training in plan.in_order(c.trainings, c.train).items():
         add(name, training.resources, _training(c, size, training, pixels * precision))
+        for group in c.reward_groups(name):
+            judged = [
+                _of_reward(reward_section(own).removeprefix("rewards."), config)
+                for own, config in group.rewards.items()
+            ]
+            add(f"{name} {group.name}", group.need, _together(judged))
     drawing = c.evaluate.dtype or c.base.dtype
     decoding = c.evaluate.vae_dtype or drawing
     pipeline = _weights(size.trained + size.text, drawing) + _weights(size.autoencoder, decoding)

@@ -20,6 +20,7 @@ from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.graph import Alignment
 from raypref.align.latents import Encode, rows_to_encode
+from raypref.align.prompt_latents import EncodePrompts
 from raypref.core.config import InputError, Section, results_of
 from raypref.core.ledger import (
     Ledger,
@@ -108,7 +109,9 @@ class Run:
     def cache(self) -> Ledger:
         """Encoded pairs."""
         c = self.config
-        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
+        parts: dict[str, object] = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
+        if not kind_of(c).sides:
+            parts["images.size"] = c.images.size  # no image has it
         return self._ledger("cache", {**parts, "cache": c.cache.of_family(c.base.family)})
 
     @cached_property
@@ -155,12 +158,14 @@ class Run:
 
     def _evaluation(self, prompt_set: Callable[[], PromptSet]) -> Evaluation:
         c = self.config
+        # Prompts alone have no photographs to compare with.
+        distance = c.metrics.distance and bool(kind_of(c).sides)
         return Evaluation(
             c.base,
             c.evaluate,
             c.pickscore,
             c.rewards,
-            c.metrics,
+            c.metrics.model_copy(update={"distance": distance}),
             c.table,
             prompt_set=prompt_set,
             pairs=self.curation.pairs,
@@ -269,7 +274,8 @@ class Run:
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         c = self.config
-        stages = [Encode(c.base, c.cache, side=c.images.size)]
+        kind = Encode if kind_of(c).sides else EncodePrompts
+        stages = [kind(c.base, c.cache, side=c.images.size)]
         rows = rows_to_encode(self.curation.pairs, stages[0].reads)
         columns = stages[0].writes.names
         streamed = stream(

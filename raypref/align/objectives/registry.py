@@ -5,9 +5,12 @@ Settings are read where torch is not: a file imports it in its functions.
 
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
+from raypref.align.objectives.awm import AWM
 from raypref.align.objectives.capo import CaPO
+from raypref.align.objectives.crd import CRD
 from raypref.align.objectives.d3po import D3PO
 from raypref.align.objectives.ddpo import DDPO
+from raypref.align.objectives.dgpo import DGPO
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
@@ -22,7 +25,12 @@ from raypref.align.objectives.kto import KTO
 from raypref.align.objectives.linear_dpo import LinearDPO
 from raypref.align.objectives.mapo import MaPO
 from raypref.align.objectives.mix_grpo import MixGRPO
+from raypref.align.objectives.nft import NFT
 from raypref.align.objectives.noisy_labels import CDPO, RDPO
+from raypref.align.objectives.online_dpo import OnlineDPO
+from raypref.align.objectives.online_raft import OnlineRAFT
+from raypref.align.objectives.online_rwr import OnlineRWR
+from raypref.align.objectives.pref_grpo import PrefGRPO
 from raypref.align.objectives.raft import RAFT
 from raypref.align.objectives.rwr import RWR
 from raypref.align.objectives.sdpo import SDPO
@@ -61,4 +69,12 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "d3po": D3PO,
     "flow_grpo": FlowGRPO,
     "mix_grpo": MixGRPO,
+    "nft": NFT,
+    "awm": AWM,
+    "pref_grpo": PrefGRPO,
+    "dgpo": DGPO,
+    "crd": CRD,
+    "online_dpo": OnlineDPO,
+    "online_rwr": OnlineRWR,
+    "online_raft": OnlineRAFT,
 }
