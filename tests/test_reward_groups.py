@@ -1,6 +1,6 @@
 """Which rewards share an actor, what a job asks for with them, and what they make of images.
 
-No Ray; on two nodes: test_reward_actors.py.
+No Ray; on two nodes: slow/test_reward_actors.py.
 """
 
 from __future__ import annotations
