@@ -28,7 +28,7 @@ from raypref.pairs.cards import write_prompt_cards
 from raypref.pairs.columns import PROMPT_PAIRS, PROMPTS
 from raypref.pairs.config import PairingConfig
 from raypref.pairs.decide import DROPPED
-from raypref.pairs.listing import Listed, bad_prompt
+from raypref.pairs.listing import Listed, prompt_problem
 from raypref.sources.prompt_files import prompts_in
 from raypref.sources.remembered import remembered
 
@@ -156,7 +156,7 @@ class PromptPairs:
         longest = source.max_caption
         for id_, prompt in itertools.islice(prompts_in(source.store()), source.limit or None):
             text = prompt.text.strip()  # surrounding spaces are no part of a prompt
-            problem = bad_prompt(text, longest, of="line") or None
+            problem = prompt_problem(text, longest, of="line") or None
             yield {"id": id_, "prompt": text[:longest], "problem": problem}
 
     def _survey(self) -> Listed:
