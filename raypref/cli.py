@@ -330,7 +330,7 @@ COMMANDS = {
             "--redo": "replace images of this name that were made with other settings",
         },
         first="sample.method sample.rewards sample.loras sample.negative sample.candidates "
-        "sample.name evaluate.prompts evaluate.seeds run",
+        "sample.name evaluate.prompts evaluate.seeds run storage",
         on_run=True,
     ),
     "judge": Command(

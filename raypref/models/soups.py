@@ -40,7 +40,7 @@ def terms_of(text: str, *, key: str) -> list[Term]:
     for part in text.split(" + "):
         weighted = _WEIGHTED.fullmatch(part)
         weight, ref = (float(weighted[1]), weighted[2]) if weighted else (1.0, part.strip())
-        if not ref or " * " in ref or not math.isfinite(weight):
+        if not ref or "*" in ref or not math.isfinite(weight):
             raise InputError(
                 f"{key}: '{part.strip()}' is not WEIGHT * LORA; write a soup as '0.5 * A + 0.5 * B'"
             )
@@ -50,7 +50,7 @@ def terms_of(text: str, *, key: str) -> list[Term]:
 
 def is_soup(text: str) -> bool:
     """Whether a setting names more than one LoRA as it is."""
-    return " + " in text or _WEIGHTED.fullmatch(text) is not None
+    return " + " in text or "*" in text
 
 
 def soup_text(terms: Sequence[Term]) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from raypref.core.config import InputError, Resources, Section, setting
+from raypref.core.config import InputError, Section, setting
 from raypref.rewards.rewards import require_rewards
 from raypref.run.config import RunConfig
 
@@ -75,7 +75,6 @@ class SamplingConfig(Section):
     regulariser: float = setting(
         0.01, "reno: weight of the noise's log-density by its length (chi distribution)", ge=0
     )
-    resources: Resources = Resources(batch=8)
 
     @field_validator("name")
     @classmethod

@@ -75,7 +75,7 @@ class Draw:
         self.rewards = dict(rewards)
         self.lora = lora
         self.negative = negative if config.negative_weight else ""
-        self.resources = config.resources
+        self.resources = generate.resources
         scores = [(score_column(name), pa.float64()) for name in rewards]
         numbers = [("reward", pa.float64()), ("forwards", pa.int64()), ("seen", pa.int64())]
         self.writes = pa.schema([("image", pa.binary()), *numbers, *scores])

@@ -170,7 +170,7 @@ class Sampling:
             negative=self.negative.folder if self.negative else "",
         )
         rows = rows_to_generate(self.run.evaluation.texts, c.evaluate, [FOLDER])
-        size = min(c.stream.block_rows, c.sample.resources.batch)
+        size = min(c.stream.block_rows, c.evaluate.resources.batch)
         streaming = c.stream.model_copy(update={"block_rows": size})
         keep = ["prompt_id", "prompt", "seed", *stage.writes.names]
         hub.tell_workers()
