@@ -26,6 +26,7 @@ LAYERS = [
     "report",
     "judge",
     "run",
+    "sample",
     "study",
     "ablate",
     "commands",

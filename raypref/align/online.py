@@ -279,7 +279,9 @@ def noised(
     Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
     """
     shape = tuple(block.latents_NCHW.shape[1:])
-    timesteps, noise = noising.timesteps_and_noise(denoiser, shape, generators, times=training.timesteps)
+    timesteps, noise = noising.timesteps_and_noise(
+        denoiser, shape, generators, times=training.timesteps
+    )
     return at(denoiser, block, [[*images] * training.timesteps], timesteps, noise)
 
 

@@ -181,7 +181,8 @@ class Run:
             for name, own in self.alignment.shown.items()
             if self.models is None or name in self.models
         }
-        others = other_loras(self.config.evaluate.loras)
+        own = {n: Adapter(made.path, made.fingerprint) for n, made in self.trained.items()}
+        others = other_loras(self.config.evaluate.loras, own)
         if taken := sorted({*others} & {*self.labels}):
             raise InputError(f"evaluate.loras.{taken[0]}: the run already has a model of this name")
         return trained | others
