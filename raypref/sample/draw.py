@@ -251,7 +251,7 @@ class Draw:
             weight * self.scores.models[name].score_pixels(pixels_NCHW, prompts)
             for name, weight in self.sampling.rewards.items()
         ]
-        total: Tensor = sum(parts)  # type: ignore[assignment]
+        total: Tensor = sum(parts)
         return total
 
 
