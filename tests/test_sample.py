@@ -335,7 +335,7 @@ def test_a_lora_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sample.rewards={}"], "at least one reward"),
+        (["sample.rewards.pickscore=0"], "at least one reward"),
         (["sample.rewards.nonsense=1"], r"sample\.rewards"),
         (["sample.method=fk_steering", "sample.every=60"], r"sample\.every=60"),
         (["sample.negative=a", "evaluate.guidance=1"], r"sample\.negative.*evaluate\.guidance"),
