@@ -84,7 +84,7 @@ class DrawChosen:
         """Load network, encoders and rewards; put the LoRAs on the network."""
         from raypref.align.image_scores import LatentScores, WorkerScores
         from raypref.models.soups import read_soup, stacked
-        from raypref.sample.sampler import NEGATIVE, OWN, attach
+        from raypref.sample.sampler import NEGATIVE, OWN, attach_loras
 
         device = pick_device(self.resources.num_gpus)
         self.denoiser = load_denoiser(self.base, device=device)
@@ -98,7 +98,7 @@ class DrawChosen:
             more = read(self.negative, key="sample.negative")
             parts = [(1.0, own)] if own else []
             loras[NEGATIVE] = stacked([*parts, (self.sampling.negative_weight, more)])
-        attach(self.denoiser, loras, key="sample.loras")
+        attach_loras(self.denoiser, loras, key="sample.loras")
         side = self.generate.size
         blank = Image.new("RGB", (side, side))
         self.shape = tuple(self.encoder.image_moments([blank]).shape[2:])
