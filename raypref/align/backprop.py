@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from raypref.align.backprop_config import BackpropConfig, Plan
+from raypref.align.block_rewards import diversity
 from raypref.align.experience import chosen_images
-from raypref.align.image_scores import Judge, Scores, WorkerScores, levels
+from raypref.align.image_scores import LatentScores, Scores, WorkerScores, levels
 from raypref.align.latents import PairData
-from raypref.align.online import diversity, guided, spread
+from raypref.align.online import guided
 from raypref.align.residuals import LEARNER, REFERENCE, Draw, Samples, Side, measure
 from raypref.align.rollout import MakeSolver, Predict
 from raypref.models import adapters
@@ -105,7 +106,7 @@ class Backprop:
     """
 
     def __init__(
-        self, denoiser: Denoiser, data: PairData, training: BackpropConfig, *, judge: Judge
+        self, denoiser: Denoiser, data: PairData, training: BackpropConfig, *, judge: LatentScores
     ) -> None:
         self.denoiser = denoiser
         self.data = data
@@ -137,7 +138,8 @@ class Backprop:
         }
         if training.group > 1:
             reward_N = metrics["reward"].double().cpu()
-            metrics["reward_std"] = spread(reward_N, training.group)
+            deviation_P = reward_N.view(-1, training.group).std(1, correction=0)
+            metrics["reward_std"] = deviation_P.repeat_interleave(training.group)
             embeddings = torch.cat([embedding for _, embedding in found])
             metrics["diversity"] = diversity(embeddings, training.group)
         where = metrics["loss"]

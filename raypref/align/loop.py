@@ -20,7 +20,7 @@ from raypref.align import checkpoints, curriculum
 from raypref.align.backprop import Backprop
 from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
-from raypref.align.image_scores import Judge
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
 from raypref.align.online import Rollouts
 from raypref.align.online_config import OnlineConfig
@@ -93,7 +93,7 @@ def train(
     group: Ranks,
     on_step: Callable[[StepMetrics], None],
     hole: Hole | None = None,
-    judge: Judge | None = None,
+    judge: LatentScores | None = None,
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
 
@@ -157,16 +157,15 @@ def train(
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
         if backprop is not None:
             sums = backprop.sums(mine, state.step)
-        elif rollouts is not None:
-            portions = rollouts.samples(mine, indices, state.step)
-            sums = _learned(denoiser, data, training, state, portions, hole)
         else:
-            portions = _portions(denoiser, data, training, mine)
+            if rollouts is None:
+                portions = _portions(denoiser, data, training, mine)
+            else:
+                portions = rollouts.samples(mine, indices, state.step)
             sums = _learned(denoiser, data, training, state, portions, hole)
         metrics = _stepped(training, state, sums, group)
-        rewarded = rollouts or backprop
-        if rewarded is not None:
-            rewarded.remember(metrics)
+        if backprop is not None:
+            backprop.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(
@@ -179,6 +178,7 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
+            rewarded = rollouts or backprop
             also = {} if rewarded is None else rewarded.state()
             tensors = tensors_of(state, training, also)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
