@@ -148,7 +148,7 @@ def _mode(processor: Any) -> str:
 def _size(size: Any, pixels_BCHW: Tensor) -> tuple[int, int]:
     """Height and width after resizing."""
     height, width = pixels_BCHW.shape[2:]
-    edge = size["shortest_edge"] if "shortest_edge" in size else None
+    edge = size.get("shortest_edge")
     if not edge:
         return size["height"], size["width"]
     longer = int(edge * max(height, width) / min(height, width))
