@@ -17,7 +17,7 @@ from raypref.sample import methods
 from raypref.sample.config import SampleJobConfig
 from raypref.sample.draw import check_gradients
 from raypref.sample.job import forwards_of
-from raypref.sample.sampler import NEGATIVE, OWN, StepSampler, attach
+from raypref.sample.sampler import NEGATIVE, OWN, StepSampler, attach_loras
 
 CPU = training.CPU
 STEPS, GUIDANCE, SHAPE = 4, 3.0, (4, 8, 8)
@@ -264,7 +264,7 @@ def test_negative_weights_on_the_unconditional_side(world):
     none = stacked([(1.0, loras[OWN]), (0.0, loras[NEGATIVE])])
     want = {"npo": expected(both), "plain": expected(loras[OWN])}
     for negative, name in ((both, "npo"), (none, "plain")):  # weight 0: ordinary guidance
-        attach(denoiser, {OWN: loras[OWN], NEGATIVE: negative}, key="sample.loras")
+        attach_loras(denoiser, {OWN: loras[OWN], NEGATIVE: negative}, key="sample.loras")
         sampler = sampler_of(world, negative=True)
         sampler._counted = 2
         with torch.no_grad():
@@ -326,7 +326,7 @@ def test_a_lora_of_another_model_is_refused():
         "nowhere.lora_B.weight": torch.zeros(2, 1),
     }
     with pytest.raises(InputError, match=r"sample\.loras: .*another model.*nowhere"):
-        attach(training.denoiser(), {OWN: values}, key="sample.loras")
+        attach_loras(training.denoiser(), {OWN: values}, key="sample.loras")
 
 
 # ------------------------------------------------------------------ settings
@@ -335,7 +335,7 @@ def test_a_lora_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sample.rewards={}"], "at least one reward"),
+        (["sample.rewards.pickscore=0"], "at least one reward"),
         (["sample.rewards.nonsense=1"], r"sample\.rewards"),
         (["sample.method=fk_steering", "sample.every=60"], r"sample\.every=60"),
         (["sample.negative=a", "evaluate.guidance=1"], r"sample\.negative.*evaluate\.guidance"),

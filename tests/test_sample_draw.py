@@ -13,7 +13,7 @@ from raypref.core.rows import Row
 from raypref.evaluate.generate import GenerateConfig
 from raypref.rewards.config import RewardConfig
 from raypref.sample.config import SamplingConfig
-from raypref.sample.draw import Draw
+from raypref.sample.draw import DrawChosen
 
 
 class Brightness:
@@ -44,7 +44,7 @@ class BrightnessConfig(RewardConfig):
 def drawn(method: str, **changes) -> list[Row]:
     """Two prompts, one seed each, in a batch of three, padded as the engine does."""
     settings = {"rewards": {"pickscore": 2.0}, "candidates": 3, "rounds": 1, "every": 1} | changes
-    stage = Draw(
+    stage = DrawChosen(
         training.BASE,
         GenerateConfig(steps=3, guidance=2.0, size=64, resources=Resources(batch=3)),
         SamplingConfig(method=method, **settings),

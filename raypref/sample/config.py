@@ -45,7 +45,8 @@ class SamplingConfig(Section):
     )
     rewards: dict[str, float] = setting(
         {"pickscore": 1.0},
-        "what images are judged by, with weights: {NAME = weight}; the sum is the reward",
+        "what images are judged by, with weights: {NAME = weight}; the sum is the reward; 0 leaves "
+        "one out",
     )
     candidates: int = setting(
         8, "best_of: noises; fk_steering: particles; noise_search: neighbours per round", ge=1
@@ -86,9 +87,10 @@ class SamplingConfig(Section):
     @field_validator("rewards")
     @classmethod
     def _some(cls, rewards: dict[str, float]) -> dict[str, float]:
-        if not rewards:
+        kept = {name: weight for name, weight in rewards.items() if weight}
+        if not kept:
             raise ValueError("name at least one reward, as {pickscore = 1.0}")
-        return rewards
+        return kept
 
     @property
     def folder(self) -> str:

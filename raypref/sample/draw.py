@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 UNSCORED = -1e9  # the reward of an image that a model gave no score: never chosen
 
 
-class Made(NamedTuple):
+class DrawnImage(NamedTuple):
     """What becomes of one row."""
 
     pixels_HWC: np.ndarray  # uint8
@@ -44,7 +44,7 @@ def score_column(name: str) -> str:
     return f"score_{name}"
 
 
-class Draw:
+class DrawChosen:
     """Transform: prompt and noise seed to an image, its reward, and what it took.
 
     Args:
@@ -84,7 +84,7 @@ class Draw:
         """Load network, encoders and rewards; put the LoRAs on the network."""
         from raypref.align.image_scores import LatentScores, WorkerScores
         from raypref.models.soups import read_soup, stacked
-        from raypref.sample.sampler import NEGATIVE, OWN, attach
+        from raypref.sample.sampler import NEGATIVE, OWN, attach_loras
 
         device = pick_device(self.resources.num_gpus)
         self.denoiser = load_denoiser(self.base, device=device)
@@ -98,7 +98,7 @@ class Draw:
             more = read(self.negative, key="sample.negative")
             parts = [(1.0, own)] if own else []
             loras[NEGATIVE] = stacked([*parts, (self.sampling.negative_weight, more)])
-        attach(self.denoiser, loras, key="sample.loras")
+        attach_loras(self.denoiser, loras, key="sample.loras")
         side = self.generate.size
         blank = Image.new("RGB", (side, side))
         self.shape = tuple(self.encoder.image_moments([blank]).shape[2:])
@@ -111,7 +111,7 @@ class Draw:
         """Prompts and noise seeds."""
         return [(row["prompt"], row["noise"]) for row in rows]
 
-    def compute(self, batch: list[tuple[str, int]]) -> list[Made]:
+    def compute(self, batch: list[tuple[str, int]]) -> list[DrawnImage]:
         """What the method chooses for each."""
         if self.sampling.method == "plain":
             return self._plain(batch)
@@ -119,7 +119,7 @@ class Draw:
         made = {item: self._chosen(*item) for item in dict.fromkeys(batch)}
         return [made[item] for item in batch]
 
-    def finish(self, rows: list[Row], out: list[Made]) -> None:
+    def finish(self, rows: list[Row], out: list[DrawnImage]) -> None:
         """Fill the columns."""
         for row, made in zip(rows, out, strict=False):
             row["image"] = Image.fromarray(made.pixels_HWC)
@@ -127,7 +127,7 @@ class Draw:
             row |= {score_column(name): value for name, value in made.scores.items()}
             row["reward"] = sum(self.sampling.rewards[n] * v for n, v in made.scores.items())
 
-    def _plain(self, batch: list[tuple[str, int]]) -> list[Made]:
+    def _plain(self, batch: list[tuple[str, int]]) -> list[DrawnImage]:
         import torch
 
         prompts = [prompt for prompt, _ in batch]
@@ -138,9 +138,9 @@ class Draw:
         found = self.scores(pixels, prompts, [*self.rewards]).by_reward
         scores = [{n: float(values[k]) for n, values in found.items()} for k in range(len(batch))]
         each = sampler.forwards // len(batch)
-        return [Made(p, own, each, 1) for p, own in zip(pixels, scores, strict=True)]
+        return [DrawnImage(p, own, each, 1) for p, own in zip(pixels, scores, strict=True)]
 
-    def _chosen(self, prompt: str, seed: int) -> Made:
+    def _chosen(self, prompt: str, seed: int) -> DrawnImage:
         import torch
 
         count = 1 if self.sampling.method == "reno" else self.sampling.candidates
@@ -151,7 +151,7 @@ class Draw:
             pixels = self.judge.images(chosen.latents_1CHW)
         found = self.scores(pixels, [prompt], [*self.rewards]).by_reward
         scores = {name: float(values[0]) for name, values in found.items()}
-        return Made(pixels[0], scores, sampler.forwards, chosen.images)
+        return DrawnImage(pixels[0], scores, sampler.forwards, chosen.images)
 
     def _by_method(self, sampler: StepSampler, prompt: str, seed: int) -> Chosen:
         import torch
@@ -251,7 +251,7 @@ class Draw:
             weight * self.scores.models[name].score_pixels(pixels_NCHW, prompts)
             for name, weight in self.sampling.rewards.items()
         ]
-        total: Tensor = sum(parts)  # type: ignore[assignment]
+        total: Tensor = sum(parts)
         return total
 
 

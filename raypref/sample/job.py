@@ -35,7 +35,7 @@ from raypref.rewards.config import RewardConfig
 from raypref.rewards.rewards import reward
 from raypref.run.pipeline import Run
 from raypref.sample.config import SampleJobConfig
-from raypref.sample.draw import Draw, check_gradients, score_column
+from raypref.sample.draw import DrawChosen, check_gradients, score_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,7 @@ class Sampling:
 
     def _draw(self) -> None:
         c = self.config
-        stage = Draw(
+        stage = DrawChosen(
             c.base,
             c.evaluate,
             c.sample,
@@ -189,7 +189,7 @@ class Sampling:
             key=lambda row: (row["prompt_id"], row["seed"]),
         )
         for row in rows:
-            row["file"] = file_name(row["prompt_id"], row["prompt"], row["seed"])
+            row["file"] = png_name(row["prompt_id"], row["prompt"], row["seed"])
             path = join(self.folder, "images", row["file"])
             if read_bytes(path) != row["image"]:
                 write_bytes(path, row["image"])
@@ -249,7 +249,7 @@ def forwards_of(config: SampleJobConfig) -> int:
     return images * steps * (2 if config.evaluate.guidance > 1 else 1)
 
 
-def file_name(number: int, prompt: str, seed: int) -> str:
+def png_name(number: int, prompt: str, seed: int) -> str:
     """Of an image: the prompt's number, some of its words, the seed."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     return f"{number:05d}-{words or 'prompt'}-{seed}.png"

@@ -23,7 +23,7 @@ class StepSampler:
     are drawn.
 
     Args:
-        denoiser: the network, with the adapters of `attach` or with none.
+        denoiser: the network, with the adapters of `attach_loras` or with none.
         prompts: of as many samples as the network sees at once.
         empty: the empty caption, of one sample.
         steps: of the solver.
@@ -111,7 +111,9 @@ class StepSampler:
         return without + self.guidance * (captioned - without)
 
 
-def attach(denoiser: Denoiser, loras: Mapping[str, Mapping[str, Tensor]], *, key: str) -> None:
+def attach_loras(
+    denoiser: Denoiser, loras: Mapping[str, Mapping[str, Tensor]], *, key: str
+) -> None:
     """Put LoRAs on a network, the first in use.
 
     Args:
