@@ -78,6 +78,7 @@ def run(
     on_step=None,
     scores=brightness,
     family="sd15",
+    own=None,
 ):
     data = pairs(family=family)
     return train(
@@ -92,7 +93,7 @@ def run(
         start=None,
         group=group or Alone(),
         on_step=on_step or (lambda metrics: None),
-        judge=replace(judge(family), scores=scores),
+        judge=own or replace(judge(family), scores=scores),
     )
 
 
@@ -175,6 +176,28 @@ def test_images_without_a_score_are_the_same_on_any_number_of_ranks(tmp_path: Pa
             assert np.isfinite(list(ours.values())).all()
             for key in theirs.keys() - TIMES:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-6, abs=1e-9), key
+
+
+def test_images_are_decoded_in_batches_of_one_size_and_rolled_out_in_large_ones(
+    tmp_path: Path,
+) -> None:
+    """So neither the ranks nor the size of a rollout decide what a decoder makes of a latent."""
+    sizes: list[int] = []
+
+    class Decoder:
+        def decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(latents_BCHW))
+            return judge().autoencoder.decode(latents_BCHW)
+
+    histories = []
+    for rollout_batch in (1, 7, 100):
+        training = online(steps=1, rollout_batch=rollout_batch)
+        own = replace(judge(), autoencoder=Decoder())
+        histories.append(run(training, tmp_path / str(rollout_batch), own=own))
+        assert training.images_at_once == {1: 3, 7: 6, 100: 99}[rollout_batch]
+    assert sizes == [3] * 12
+    for history in histories[1:]:
+        assert history[0]["reward"] == pytest.approx(histories[0][0]["reward"], abs=1e-9)
 
 
 def test_held_out_rewards_are_measured_now_and_then_and_change_nothing(tmp_path: Path) -> None:

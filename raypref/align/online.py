@@ -114,18 +114,19 @@ class Rollouts:
         adapters.activate(denoiser.module, POLICY)
         made, pixels = [], []
         for first in range(0, len(draws), training.images_at_once):
-            some = slice(first, first + training.images_at_once)
+            part = slice(first, first + training.images_at_once)
             with torch.no_grad():
                 own = training.roll_out(
                     denoiser,
-                    start[some],
-                    kept[some],
-                    dropped[some],
-                    generators[some],
+                    start[part],
+                    kept[part],
+                    dropped[part],
+                    generators[part],
                     step=number * training.reuse,
                 )
             made.append(own)
-            pixels.append(self.judge.images(own.latents_NCHW))
+            # A group at a time: as many on every rank, and fewer at once than were rolled out.
+            pixels += [self.judge.images(some) for some in own.latents_NCHW.split(training.group)]
         latents_NCHW = torch.cat([own.latents_NCHW for own in made])
         texts = [self.data.texts[pair] for pair in pairs]
         names = [*training.rewards, *self._held_out_due(number)]

@@ -191,7 +191,7 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
 
     @property
     def images_at_once(self) -> int:
-        """Images per call of the rollout and of the decoder, on one worker: whole groups."""
+        """Images per call of the rollout, on one worker: whole groups."""
         return self.group * max(1, self.rollout_batch // self.group)
 
     def refresh(self, module: nn.Module, *, first: bool) -> None:

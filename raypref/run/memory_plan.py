@@ -233,7 +233,9 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     if isinstance(training, RewardedConfig):
         decoding = c.cache.vae_dtype or c.base.dtype
         models += _weights(size.autoencoder, decoding)
-        most = max(most, at_once * size.drawn * scale * BYTES[decoding] / BYTES[c.base.dtype])
+        # Of an online training a group is decoded at a time.
+        images = training.group if isinstance(training, OnlineConfig) else training.micro_batch
+        most = max(most, images * size.drawn * scale * BYTES[decoding] / BYTES[c.base.dtype])
         if not training.reward_actors:
             for name in (*training.rewards, *training.held_out):
                 own = reward(name, c.pickscore, c.rewards)
