@@ -309,7 +309,7 @@ def noised(
     Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
     """
     shape = tuple(block.latents_NCHW.shape[1:])
-    timesteps, noise = noising.drawn(denoiser, shape, generators, times=training.timesteps)
+    timesteps, noise = noising.draw_noises(denoiser, shape, generators, times=training.timesteps)
     return at(denoiser, block, [[*images] * training.timesteps], timesteps, noise)
 
 
