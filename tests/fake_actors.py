@@ -1,4 +1,4 @@
-"""A Ray of one process for `engine.actors.ask`: actors that work in turns, die and come back."""
+"""A Ray of one process for `engine.actors`: actors that work in turns, die and come back."""
 
 from __future__ import annotations
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from fake_actors import Dies, FakeActor, FakeRay
+from ray import cloudpickle
 from ray.exceptions import RuntimeEnvSetupError
 
 from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError
 from raypref.engine import actors as engine
-from raypref.engine.actors import MOST_LOSSES, UNDER_WAY, ask
+from raypref.engine.actors import MOST_LOSSES, UNDER_WAY, answers_of
 
 CALLS = [(n,) for n in range(24)]
 SQUARES = [n * n for n in range(24)]
@@ -51,7 +53,7 @@ def dying(times: int, *, at: int) -> Callable[[int], tuple[str, Any]]:
 def test_answers_come_in_the_order_of_the_calls_and_quick_actors_get_more(on: Any) -> None:
     quick, slow = FakeActor(square), FakeActor(square, ticks=5)
     fake = on(quick, slow)
-    assert ask([quick, slow], CALLS, name="actors") == SQUARES
+    assert answers_of([quick, slow], CALLS, name="actors") == SQUARES
     assert quick.answered + slow.answered == 24
     assert slow.answered <= 6
     assert fake.time < 40  # 60, had they been dealt out
@@ -62,7 +64,7 @@ def test_callers_begin_with_different_actors(on: Any) -> None:
     actors = [FakeActor(square) for _ in range(4)]
     on(*actors)
     for rank in (2, 6):
-        ask(actors, [(3,)], name="actors", first=rank)
+        answers_of(actors, [(3,)], name="actors", first=rank)
     assert [actor.answered for actor in actors] == [0, 0, 2, 0]
 
 
@@ -72,7 +74,7 @@ def test_calls_of_a_lost_actor_are_done_by_others_and_it_works_again_once_it_is_
     held = dying(1, at=4)
     first, second = FakeActor(held), FakeActor(held)
     on(first, second)
-    assert ask([first, second], CALLS, name="actors") == SQUARES
+    assert answers_of([first, second], CALLS, name="actors") == SQUARES
     assert first.deaths + second.deaths == 1
     assert min(first.answered, second.answered) > 4  # the lost one too, after its return
 
@@ -82,7 +84,7 @@ def test_several_losses_in_a_row_end_in_one_line(count: int, on: Any) -> None:
     actors = [FakeActor(dying(10**6, at=4)) for _ in range(count)]
     on(*actors)
     with pytest.raises(NoRoomError, match=r"^judges: 4 were lost in a row") as told:
-        ask(actors, CALLS, name="judges")
+        answers_of(actors, CALLS, name="judges")
     assert "memory_gib" in str(told.value) and "\n" not in str(told.value)
     # The first death of each is no proof: it might have been away since another caller's call.
     assert MOST_LOSSES < sum(actor.deaths for actor in actors) <= MOST_LOSSES + 1 + count
@@ -91,7 +93,7 @@ def test_several_losses_in_a_row_end_in_one_line(count: int, on: Any) -> None:
 def test_fewer_losses_are_borne_and_so_is_one_of_every_call(on: Any) -> None:
     alone = FakeActor(dying(MOST_LOSSES, at=4))
     on(alone)
-    assert ask([alone], CALLS, name="actors") == SQUARES
+    assert answers_of([alone], CALLS, name="actors") == SQUARES
     seen = set[int]()
 
     def held(n: int) -> tuple[str, Any]:
@@ -102,7 +104,7 @@ def test_fewer_losses_are_borne_and_so_is_one_of_every_call(on: Any) -> None:
 
     alone = FakeActor(held)
     on(alone)
-    assert ask([alone], CALLS, name="actors") == SQUARES
+    assert answers_of([alone], CALLS, name="actors") == SQUARES
     assert alone.deaths == 24
 
 
@@ -117,7 +119,7 @@ def test_a_host_that_is_lost_with_all_its_actors_is_no_row_of_losses(on: Any) ->
 
     actors = [FakeActor(held) for _ in range(6)]
     on(*actors)
-    assert ask(actors, CALLS, name="actors") == SQUARES
+    assert answers_of(actors, CALLS, name="actors") == SQUARES
     assert [actor.deaths for actor in actors] == [1] * 6
 
 
@@ -126,7 +128,7 @@ def test_what_an_actor_refuses_is_not_tried_again(on: Any) -> None:
         actor = FakeActor(lambda n, kind=kind: (kind, "rewards.x.model: it is not there"))
         on(actor)
         with pytest.raises(error, match=r"rewards\.x\.model: it is not there$"):
-            ask([actor], CALLS[:1], name="actors")
+            answers_of([actor], CALLS[:1], name="actors")
         assert actor.answered == 1
 
 
@@ -141,4 +143,21 @@ def test_an_environment_that_cannot_be_made_is_wrong_input(
 
     monkeypatch.setattr(fake, "get", get)
     with pytest.raises(InputError, match=r"^actors: no environment .*: .*no such version"):
-        ask([actor], CALLS, name="actors")
+        answers_of([actor], CALLS, name="actors")
+
+
+def test_an_actor_answers_what_ended_it_and_raises_what_is_a_bug() -> None:
+    kind: Any = engine._Holder.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+
+    def made(error: Exception) -> Any:
+        def make() -> Any:
+            raise error
+
+        return kind(cloudpickle.dumps(make), 1)
+
+    assert kind(cloudpickle.dumps(lambda: lambda n: n * n), 1).answer(3) == ("", 9)
+    assert made(InputError("x: not there")).answer(3) == ("refused", "x: not there")
+    assert made(NoRoomError("full")).answer(3) == ("no room", "full")
+    assert made(torch.OutOfMemoryError("CUDA out of memory")).answer(3) == ("no room", engine.FULL)
+    with pytest.raises(ZeroDivisionError):
+        made(ZeroDivisionError()).answer(3)

@@ -1,6 +1,6 @@
 """Which rewards share an actor, what a job asks for with them, and what they make of images.
 
-No Ray; on two nodes: test_reward_actors.py.
+No Ray; on two nodes: slow/test_reward_actors.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raypref.ablate import cost, sweep
 from raypref.align import pooled_scores
 from raypref.align.image_scores import Scores, WorkerScores
 from raypref.align.objectives.registry import OBJECTIVES
-from raypref.align.online_config import OnlineConfig
+from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.pooled_scores import PooledScores
 from raypref.align.reward_groups import RewardGroup, all_of, check_actors, hold, reward_groups
 from raypref.core.config import InputError, Resources, load, setting
@@ -102,7 +102,7 @@ def test_actors_say_what_the_worker_says_of_all_rewards(monkeypatch: pytest.Monk
         scores = held.setdefault(name, hold(handles))
         return [scores(*each) for each in arguments]
 
-    monkeypatch.setattr(pooled_scores, "ask", ask)
+    monkeypatch.setattr(pooled_scores, "answers_of", ask)
     images_NHWC = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
     prompts = [f"a picture of {n}" for n in range(11)]
     for names in ([*rewards], ["again"], ["level"]):
@@ -176,9 +176,16 @@ def test_what_can_never_work_is_refused_with_the_key() -> None:
     with pytest.raises(InputError, match=r"^train\.mine\.reward_actors=0: deqa .* set .*actors=1$"):
         check("train.mine.rewards={deqa=1}")
     check("train.mine.rewards={deqa=1}", "train.mine.reward_actors=1")
+    backprop = RewardedConfig(objective="by gradient", reward_actors=1)
+    with pytest.raises(InputError, match=r"reward_actors=1: objective=by gradient needs the grad"):
+        check_actors(backprop, {"pickscore": PICKSCORE}, key="train.mine")
 
 
-WORDS = ["train.mine.resources.workers=2", "train.mine.reward_actors=3"]
+WORDS = [
+    "train.mine.resources.workers=2",
+    "train.mine.reward_actors=3",
+    "pickscore.resources.num_cpus=1",
+]
 
 
 def test_a_machine_that_has_workers_or_actors_but_not_both_is_refused_before_any_work(

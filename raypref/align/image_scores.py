@@ -83,9 +83,8 @@ class WorkerScores:
                 for first in range(0, len(images), batch)
             ]
             if name in names:
-                values[name] = torch.from_numpy(
-                    np.concatenate([score for score, _ in own])
-                ).double()
+                scores_N = np.concatenate([score for score, _ in own])
+                values[name] = torch.from_numpy(scores_N).double()
             if name == self.embeds:
                 embeddings = torch.from_numpy(np.concatenate([e for _, e in own]))
         return Scores(values, embeddings)

@@ -290,18 +290,15 @@ class PairData:
             which: 0 for the chosen image, 1 for the rejected.
 
         Raises:
-            InputError: an image is asked for that the rows do not have.
+            InputError: a rejected image is asked for, but the rows are single images.
         """
-        if not self.moments.shape[1]:
-            raise InputError("the pairs are prompts alone, and this objective reads images")
         if which >= self.moments.shape[1]:
             raise InputError(
                 "the pairs are single labelled images, and this objective compares two images: "
                 "set objective to kto with sample=image, rwr or raft"
             )
         moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
-        mean, log_variance = moments[:, 0], moments[:, 1]
-        return mean + (0.5 * log_variance).exp() * noise_BCHW
+        return moments[:, 0] + (0.5 * moments[:, 1]).exp() * noise_BCHW
 
     def facts_of(self, indices: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """The numbers of B pairs, each [B], on the device and in the precision of `like`."""
@@ -337,8 +334,7 @@ def read_pairs(
         ledger: the encoded pairs.
         base: the model that encoded them.
         pairs: the pairs themselves; None where no columns are read.
-        facts: columns of the pairs, numbers, that an objective reads; `prompt` is read as a number
-            that rows with the same prompt share.
+        facts: columns of numbers that an objective reads; `prompt` is one number per prompt.
         scores: whether to read the `score` too where the pairs are single labelled images.
         texts: whether to read the prompts as they are written.
 

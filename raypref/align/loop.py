@@ -153,8 +153,6 @@ def train(
         else:
             portions = rollouts.samples(mine, indices, state.step)
         metrics = _step(denoiser, data, training, state, portions, group, hole)
-        if rollouts is not None:
-            rollouts.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(

@@ -11,7 +11,7 @@ from raypref.align.residuals import Side
 from raypref.models.families.base import Denoiser, Shape
 
 
-def draw_noises(
+def timesteps_and_noise(
     denoiser: Denoiser,
     shape: Shape,
     generators: Sequence[torch.Generator],

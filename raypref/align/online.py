@@ -10,22 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raypref.align import noising, rollout
-from raypref.align.advantages import PromptStatistics, within_batch, within_groups
+from raypref.align.advantages import PromptStatistics
+from raypref.align.block_rewards import Rewards, diversity, rewards_of
 from raypref.align.blocks import RolledOut, RolloutBlock
-from raypref.align.image_scores import LatentScores, Scores
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
 from raypref.align.online_config import OnlineConfig
 from raypref.align.paths import Path
 from raypref.align.residuals import POLICY, Draw, Samples, measure
-from raypref.core.config import InputError
 from raypref.core.rows import seed_of
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
-from raypref.models.families.conditioning import Conditioning, stack
+from raypref.models.families.conditioning import Conditioning
 
 
 class Sums(Protocol):
@@ -68,7 +69,7 @@ class Rollouts:
         self.group = group
         self.statistics = PromptStatistics()
         self.numbers = _numbered(data.texts)
-        self.held_out: dict[str, Tensor] = {}  # the last means over all images, scalars
+        self.held_out: dict[str, Tensor] = {}  # the last means over all images, float64 scalars
         self._block: tuple[int, RolloutBlock] | None = None
 
     def samples(
@@ -106,8 +107,10 @@ class Rollouts:
         shape = self.data.latent_shape
         start = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(*where)
         pairs, no = [draw.pair for draw in draws], [False] * len(draws)
-        prompts = self.data.prompts(pairs, no, no).to(denoiser.device, denoiser.dtype)
-        empty = stack([self.data.unconditional] * len(draws)).to(denoiser.device, denoiser.dtype)
+        kept, dropped = (
+            self.data.prompts(pairs, [empty] * len(draws), no).to(denoiser.device, denoiser.dtype)
+            for empty in (False, True)
+        )
         adapters.activate(denoiser.module, POLICY)
         made, pixels = [], []
         for first in range(0, len(draws), training.images_at_once):
@@ -116,117 +119,84 @@ class Rollouts:
                 own = training.roll_out(
                     denoiser,
                     start[some],
-                    prompts[some],
-                    empty[some],
+                    kept[some],
+                    dropped[some],
                     generators[some],
                     step=number * training.reuse,
                 )
             made.append(own)
             pixels.append(self.judge.images(own.latents_NCHW))
+        latents_NCHW = torch.cat([own.latents_NCHW for own in made])
         texts = [self.data.texts[pair] for pair in pairs]
-        scores = self._scores(pixels, texts, number)
-        reward_N, unscored_N = self._rewards(scores)
+        names = [*training.rewards, *self._held_out_due(number)]
+        said = self.judge.scores(np.concatenate(pixels), texts, names)
+        rewards = self._rewards(said.by_reward, pairs, indices, number)
+        for name in names[len(training.rewards) :]:
+            self.held_out[name] = rewards.scores[name].mean()
+        embedding_ND = said.embedding_ND
+        if embedding_ND is None:
+            embedding_ND = latents_NCHW.flatten(1).cpu()
+        places = [*indices]
         return RolloutBlock(
-            torch.cat([own.latents_NCHW for own in made]),
-            prompts,
-            empty,
-            {name: scores.by_reward[name] for name in training.rewards},
-            reward_N,
-            self._advantages(reward_N, pairs, indices, number),
+            latents_NCHW,
+            kept,
+            dropped,
+            {name: said.by_reward[name] for name in training.rewards},
+            rewards.reward_M[places],
+            rewards.advantage_M[places],
             {
-                **{f"reward/{n}": scores.by_reward[n] for n in training.rewards},
-                **{f"held_out/{n}": v for n, v in self._held_out(scores, len(draws)).items()},
-                "unscored": unscored_N,
-                "reward_std": _spread(reward_N, training.group),
-                "diversity": _diversity(
-                    torch.cat([own.latents_NCHW for own in made]).flatten(1).cpu()
-                    if scores.embedding_ND is None
-                    else scores.embedding_ND,
-                    training.group,
-                ),
+                **{f"reward/{name}": rewards.scores[name][places] for name in training.rewards},
+                # Between two measurements the last one is told again.
+                **{
+                    f"held_out/{name}": self.held_out[name].expand(len(draws))
+                    for name in training.held_out
+                },
+                "unscored": rewards.unscored_M[places],
+                "reward_std": rewards.spread_M[places],
+                "diversity": diversity(embedding_ND, training.group),
             },
             training.group,
             _joined([own.path for own in made]),
         )
 
-    def _scores(self, pixels: Sequence[object], texts: Sequence[str], number: int) -> Scores:
-        import numpy as np
+    def _held_out_due(self, number: int) -> list[str]:
+        """The held-out rewards that a block is scored by."""
+        every = max(1, self.training.held_out_every // self.training.reuse)  # blocks
+        due = number % every == 0
+        return [name for name in self.training.held_out if due or name not in self.held_out]
 
-        due = number * self.training.reuse % self._held_out_every() == 0
-        names = [*self.training.rewards, *(self.training.held_out if due else ())]
-        return self.judge.scores(np.concatenate(pixels), texts, names)  # type: ignore[arg-type]
-
-    def _held_out_every(self) -> int:
-        """Steps between measurements: whole blocks."""
-        every, reuse = self.training.held_out_every, self.training.reuse
-        return max(1, every // reuse) * reuse
-
-    def _held_out(self, scores: Scores, count: int) -> dict[str, Tensor]:
-        """Per image what was measured, or between measurements the last mean over all."""
-        found = {}
-        for name in self.training.held_out:
-            if name in scores.by_reward:
-                found[name] = scores.by_reward[name]
-            else:
-                found[name] = self.held_out[name].cpu().double().expand(count)
-        return found
-
-    def remember(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Keep the held-out means of a step, over all ranks."""
-        for name in self.training.held_out:
-            self.held_out[name] = torch.as_tensor(metrics[f"held_out/{name}"]).clone()
-
-    def _rewards(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Weighted sums of scores, [N], and where one was missing, 1.
-
-        Raises:
-            InputError: a reward scored no image.
-        """
-        total = torch.zeros(len(next(iter(scores.by_reward.values()))), dtype=torch.float64)
-        for name, weight in self.training.rewards.items():
-            value_N = scores.by_reward[name]
-            if not value_N.isfinite().any():
-                raise InputError(
-                    f"the reward {name} scored none of {len(value_N)} images of {self.name}"
-                )
-            total = total + weight * value_N
-        total = torch.where(total.isfinite(), total, torch.nan)
-        missing_N = total.isnan()
-        groups = total.view(-1, self.training.group)
-        mean_N1 = groups.nanmean(1, keepdim=True)
-        overall = total.nanmean().nan_to_num()
-        filled = torch.where(groups.isnan(), mean_N1.where(~mean_N1.isnan(), overall), groups)
-        return filled.flatten(), missing_N.double()
-
-    def _advantages(
-        self, reward_N: Tensor, pairs: Sequence[int], indices: Sequence[int], number: int
-    ) -> Tensor:
+    def _rewards(
+        self,
+        by_reward: Mapping[str, Tensor],
+        pairs: Sequence[int],
+        indices: Sequence[int],
+        number: int,
+    ) -> Rewards:
+        """Of all images of the block, on every rank: scores are gathered in one collective."""
         training = self.training
-        if training.advantage in ("batch", "prompt"):
-            prompts = [self.numbers[pair] for pair in pairs]
-            all_M, prompt_M = self._gathered(reward_N, prompts, indices)
-            if training.advantage == "batch":
-                found = within_batch(reward_N, all_M)
-            else:
-                self.statistics.add(number, prompt_M, all_M.tolist())
-                found = self.statistics.advantages(reward_N, prompts, all_M)
-        else:
-            groups = reward_N.view(-1, training.group)
-            found = within_groups(groups, training.advantage).flatten()
-        return found.clamp(-training.advantage_clip, training.advantage_clip)
-
-    def _gathered(
-        self, reward_N: Tensor, prompts: Sequence[int], indices: Sequence[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Rewards and prompts of all images of the block, on every rank."""
-        count = self.training.pairs_per_step * self.training.group
-        values = torch.zeros(2, count, dtype=torch.float64)
-        values[0, list(indices)] = reward_N
-        values[1, list(indices)] = torch.tensor(prompts, dtype=torch.float64)
-        values = values.to(self.denoiser.device)
-        self.group.sum(values)
-        reward_M, prompt_M = values.cpu()
-        return reward_M, [int(prompt) for prompt in prompt_M.tolist()]
+        scores = torch.stack([*by_reward.values()])
+        missing = ~scores.isfinite()
+        prompts = torch.tensor([[self.numbers[pair] for pair in pairs]], dtype=torch.float64)
+        own = torch.cat([scores.where(~missing, torch.zeros_like(scores)), missing, prompts])
+        everybodys = own.new_zeros(len(own), training.pairs_per_step * training.group)
+        everybodys[:, [*indices]] = own
+        everybodys = everybodys.to(self.denoiser.device)
+        self.group.sum(everybodys)
+        *found, prompt_M = everybodys.cpu()
+        values, flags = found[: len(scores)], found[len(scores) :]
+        return rewards_of(
+            {
+                name: value.where(flag == 0, torch.full_like(value, torch.nan))
+                for name, value, flag in zip(by_reward, values, flags, strict=True)
+            },
+            training.rewards,
+            group=training.group,
+            advantage=training.advantage,
+            clip=training.advantage_clip,
+            prompts=[int(prompt) for prompt in prompt_M.tolist()],
+            statistics=self.statistics,
+            block=number,
+        )
 
     def _with_coefficients(self, samples: Samples) -> Samples:
         """The samples with the fact `coefficient`, of a first pass without a gradient."""
@@ -309,7 +279,9 @@ def noised(
     Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
     """
     shape = tuple(block.latents_NCHW.shape[1:])
-    timesteps, noise = noising.draw_noises(denoiser, shape, generators, times=training.timesteps)
+    timesteps, noise = noising.timesteps_and_noise(
+        denoiser, shape, generators, times=training.timesteps
+    )
     return at(denoiser, block, [[*images] * training.timesteps], timesteps, noise)
 
 
@@ -344,22 +316,6 @@ def _numbered(texts: Sequence[str]) -> list[int]:
     """A number per row, shared by rows of one prompt: that of the first of them."""
     first: dict[str, int] = {}
     return [first.setdefault(text, row) for row, text in enumerate(texts)]
-
-
-def _spread(reward_N: Tensor, group: int) -> Tensor:
-    """The deviation of each image's group, [N]."""
-    groups = reward_N.view(-1, group)
-    deviation = (groups - groups.mean(1, keepdim=True)).square().mean(1).sqrt()
-    return deviation.repeat_interleave(group)
-
-
-def _diversity(embedding_ND: Tensor, group: int) -> Tensor:
-    """One less the mean cosine of each image with the others of its group, float64 [N]."""
-    unit = torch.nn.functional.normalize(embedding_ND.double(), dim=1)
-    unit = unit.view(-1, group, unit.shape[1])
-    cosine = unit @ unit.transpose(1, 2)
-    others = (cosine.sum(2) - cosine.diagonal(dim1=1, dim2=2)) / (group - 1)
-    return (1 - others).flatten()
 
 
 def _joined(paths: Sequence[Path | None]) -> Path | None:

@@ -33,7 +33,7 @@ class RewardedConfig(TrainingConfig):
     rewards: dict[str, float] = setting(
         {"pickscore": 1.0},
         "what images are scored by, with weights: {NAME = weight}; an image's reward is the "
-        "weighted sum of its scores",
+        "weighted sum of its scores (a weight below 0: less is better)",
     )
     held_out: tuple[str, ...] = setting(
         (),
@@ -98,6 +98,8 @@ class RewardedConfig(TrainingConfig):
         now = history[-1]
         if self.max_kl and now["kl"] > self.max_kl:
             return f"kl is {now['kl']:.3g}, more than {key}.max_kl={self.max_kl:g}"
+        if not self.min_diversity:
+            return ""
         first = history[:FIRST_STEPS]
         usual = sum(row["diversity"] for row in first) / len(first)
         if now["diversity"] < self.min_diversity * usual:
@@ -149,6 +151,11 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
                 f"batch={self.batch}: it is prompts times the samples that {self.objective} makes "
                 f"of each (group={self.group}, timesteps={self.timesteps}), so a multiple of "
                 f"{whole}"
+            )
+        if self.max_kl and self.against != "ref":
+            raise ValueError(
+                f"max_kl={self.max_kl:g}: {self.objective} does not look at the reference; set kl "
+                "too, or max_kl=0"
             )
         if self.policy_lag % self.reuse:
             raise ValueError(

@@ -58,6 +58,7 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
             f"train={tables!r}: the trainings of a run are listed in 'trainings' now; [train.NAME] "
             "holds the settings of one training"
         )
+    tables = {name: _with_objective(name, table) for name, table in tables.items()}
     found: dict[str, TrainingConfig] = {}
     for name, table in tables.items():
         if isinstance(table, TrainingConfig):
@@ -70,7 +71,7 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
                 f"train.{name}: the name becomes a folder of the run: use letters, digits, '_' and "
                 f"'-', and none of {', '.join(sorted(RESERVED))}"
             )
-        made = _training(name, _resolved(name, tables), alone=name in OBJECTIVES)
+        made = _training(name, _resolved(name, tables))
         # What the table itself says is written again, also where it equals what it is like.
         found[name] = type(made).model_construct({*table}, **dict(made))
     return found
@@ -102,16 +103,13 @@ def by_objective(names: Any, tables: Any) -> Any:
     return {**tables, **{name: {} for name in wanted if name not in tables}}
 
 
-def _training(name: str, values: Mapping[str, Any], *, alone: bool) -> TrainingConfig:
-    """From one table.
+def _with_objective(name: str, table: Any) -> Any:
+    """A table that names no objective is of the one that it is called as, where there is one."""
+    told = not isinstance(table, Mapping) or {*table} & {"objective", "like"}
+    return table if told or name not in OBJECTIVES else {"objective": name, **table}
 
-    Args:
-        name: the training's.
-        values: of its table.
-        alone: whether its name says the objective where the table does not.
-    """
-    if "objective" not in values and alone:
-        values = {"objective": name, **values}
+
+def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
     if "objective" not in values:
         raise InputError(
             f"train.{name}.objective is required: one of {', '.join(OBJECTIVES)} (or give "

@@ -11,7 +11,7 @@ import torch
 
 from raypref.align.image_scores import Scores
 from raypref.align.reward_groups import ScoredBy
-from raypref.engine.actors import ask
+from raypref.engine.actors import answers_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PooledScores:
                 (images_NHWC[at : at + size], [*prompts[at : at + size]], own)
                 for at in range(0, len(images_NHWC), size)
             ]
-            return ask(handles, calls, name=group.name, first=self.rank)
+            return answers_of(handles, calls, name=group.name, first=self.rank)
 
         with ThreadPoolExecutor(len(self.scored_by)) as threads:  # all kinds of actors at once
             found = [*threads.map(asked, self.scored_by)]

@@ -11,6 +11,18 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.conditioning import packed, to_row
 
 
+def encoding(base: BackboneConfig, config: CacheConfig, *, side: int, images: bool) -> Encode:
+    """What encodes pairs, or prompts alone.
+
+    Args:
+        base: the model that encodes.
+        config: precision, length of captions, resources.
+        side: of the images in pixels: of those stored, or of those that trainings make.
+        images: whether pairs have images.
+    """
+    return (Encode if images else EncodePrompts)(base, config, side=side)
+
+
 class EncodePrompts(Encode):
     """Transform: caption to its embedding; its moments are of no image, S = 0.
 

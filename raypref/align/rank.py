@@ -57,6 +57,8 @@ def work(desk: Any, need: Resources) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(max(1, int(need.num_cpus)))
     device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a reward's model is loaded onto the current one
     number = ray.get(desk.begin.remote(group.rank))
     while (job := ray.get(desk.job.remote(number))) is not None:
         if not _train(cloudpickle.loads(job), desk, group, device):
@@ -125,8 +127,12 @@ def _judge(job: TrainingJob, device: torch.device, rank: int) -> LatentScores | 
     """What makes rewards of latents, for a training that reads rewards."""
     if not job.rewards:
         return None
-    scores = PooledScores(job.scored_by, rank) if job.scored_by else WorkerScores(job.rewards)
-    return LatentScores(load_autoencoder(job.base, device=device), scores)
+    autoencoder = load_autoencoder(job.base.in_precision(job.vae_dtype), device=device)
+    if job.scored_by:
+        return LatentScores(autoencoder, PooledScores(job.scored_by, rank))
+    gpus = job.training.resources.num_gpus  # the models are where the network is
+    here = {name: config.on(gpus) for name, config in job.rewards.items()}
+    return LatentScores(autoencoder, WorkerScores(here))
 
 
 def _advice(job: TrainingJob) -> str:
@@ -147,6 +153,6 @@ def _advice(job: TrainingJob) -> str:
 
 def _table(history: list[StepMetrics]) -> pa.Table:
     """One row per step; the columns are the same whether or not the training was resumed."""
-    names = sorted(history[0].keys() - {"step"})
+    names = sorted({key for metrics in history for key in metrics} - {"step"})
     fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
     return pa.Table.from_pylist(history, schema=pa.schema(fields))

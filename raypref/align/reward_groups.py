@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raypref.align.config import TrainingConfig
-from raypref.align.online_config import RewardedConfig
+from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.core.config import InputError, Resources
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.rewards.base import Score
@@ -94,6 +94,11 @@ def check_actors(
         raise InputError(
             f"{key}.reward_actors=0: {', '.join(apart)} needs an environment of its own, which the "
             f"training's workers have not; set {key}.reward_actors=1"
+        )
+    if actors and not isinstance(training, OnlineConfig):
+        raise InputError(
+            f"{key}.reward_actors={actors}: objective={training.objective} needs the gradient of "
+            f"its rewards, which no actor hands back; set {key}.reward_actors=0"
         )
     workers = training.resources.workers
     images = math.ceil(training.batch / training.samples_per_draw / max(1, workers))

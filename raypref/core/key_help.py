@@ -52,8 +52,8 @@ def found(model: type[Section], words: Sequence[str]) -> list[str]:
             lines = describe(model, _matching(model, [f"train.{NAME}{dot}{key}"]))
             return [line.replace(f"train.{NAME}.", f"train.{name}.") for line in lines]
         if name in _objectives(model):
-            own = dict(fields_of(_objectives(model)[name], f"train.{name}."))
-            return [_described(at, field) for at, field in own.items() if at.endswith(f".{key}")]
+            own = fields_of(_objectives(model)[name], f"train.{name}.")
+            return [_described(at, f) for at, f in own if at.startswith(f"train.{name}.{key}")]
     return describe(model, _matching(model, words))
 
 

@@ -20,8 +20,10 @@ from ray.exceptions import RayActorError, RuntimeEnvSetupError
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError, exhausted
 from raypref.core.messages import first_line
+from raypref.engine.memory import out_of_memory
 
 MOST_LOSSES = 3  # of a call: the next one is no accident
+FULL = "memory ran out; lower the resources.batch of what they hold"
 UNDER_WAY = 2  # calls of one caller per actor: one is answered, one waits there
 
 
@@ -83,12 +85,13 @@ class _Holder:
         except InputError as error:
             return "refused", str(error)
         except Exception as error:
-            if not (line := exhausted(error)):
+            line = exhausted(error) or (FULL if out_of_memory(error) else "")
+            if not line:
                 raise
             return "no room", line
 
 
-def ask(
+def answers_of(
     handles: Sequence[Any], calls: Sequence[tuple[Any, ...]], *, name: str, first: int = 0
 ) -> list[Any]:
     """Share calls among actors; returns their answers in the order of the calls.

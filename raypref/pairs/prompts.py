@@ -28,7 +28,7 @@ from raypref.pairs.cards import write_prompt_cards
 from raypref.pairs.columns import PROMPT_PAIRS, PROMPTS
 from raypref.pairs.config import PairingConfig
 from raypref.pairs.decide import DROPPED
-from raypref.pairs.listing import Listed, bad_prompt
+from raypref.pairs.listing import Listed, prompt_problem
 from raypref.sources.prompt_files import prompts_in
 from raypref.sources.remembered import remembered
 
@@ -155,8 +155,9 @@ class PromptPairs:
         source = self.config.source
         longest = source.max_caption
         for id_, prompt in itertools.islice(prompts_in(source.store()), source.limit or None):
-            problem = bad_prompt(prompt.text, longest, of="line") or None
-            yield {"id": id_, "prompt": prompt.text[:longest], "problem": problem}
+            text = prompt.text.strip()  # surrounding spaces are no part of a prompt
+            problem = prompt_problem(text, longest, of="line") or None
+            yield {"id": id_, "prompt": text[:longest], "problem": problem}
 
     def _survey(self) -> Listed:
         total, counts = hashlib.sha256(), Counter[str]()
@@ -185,24 +186,23 @@ class PromptPairs:
         """What became of each prompt."""
         limit, taken, seen = self.config.pairs.limit, 0, set[bytes]()
         for row in self.index.rows(batch_size=PROMPTS_A_PART):
-            text = row["prompt"].strip()
-            ended: Row = {**row, "prompt": text, "reason": None, "status": "not_selected"}
+            ended: Row = {**row, "reason": None, "status": "not_selected"}
             if row["problem"]:
                 word, _, message = row["problem"].partition(": ")
                 told = {"uri": row["id"].rpartition("#")[0], "stage": "list", "message": message}
                 yield {**ended, **told, "status": DROPPED, "reason": word}
-            elif _is_repeat(text, seen):
+            elif _is_repeat(row["prompt"], seen):
                 yield {**ended, "reason": "duplicate"}
             elif limit and taken >= limit:
                 yield {**ended, "reason": "beyond_limit"}
             else:
                 taken += 1
-                yield {**ended, "status": "pair", "key": content_key(b"", text)}
+                yield {**ended, "status": "pair", "key": content_key(b"", row["prompt"])}
 
 
 def _is_repeat(text: str, seen: set[bytes]) -> bool:
-    """Whether a prompt was seen before; surrounding spaces are no part of it."""
-    digest = hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
+    """Whether a prompt was seen before; 16 bytes of each are kept."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     if digest in seen:
         return True
     seen.add(digest)

@@ -113,12 +113,12 @@ def _sentences(numbers: pd.DataFrame) -> Iterator[str]:
         yield UNSEEN
     for metric in _held_out(numbers):
         yield _said(metric.removeprefix(HELD_OUT), *_measured(numbers, metric), steps, values)
-    for metric, words in (("diversity", "share of a group's diversity that is left"),):
-        if metric in numbers and numbers[metric].notna().any():
-            _, own = _measured(numbers, metric)
-            width = max(1, len(own) // WINDOWS)
-            if own[:width].mean() > 0:
-                yield f"{own[-width:].mean() / own[:width].mean():.0%} is the {words}."
+    if "diversity" in numbers and numbers["diversity"].notna().any():
+        _, own = _measured(numbers, "diversity")
+        width = max(1, len(own) // WINDOWS)
+        first, last = own[:width].mean(), own[-width:].mean()
+        share = f": {last / first:.0%} of it is left" if first > 0 else ""
+        yield f"The diversity of a prompt's images went from {first:.3g} to {last:.3g}{share}."
 
 
 def _trained(numbers: pd.DataFrame) -> str:

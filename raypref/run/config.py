@@ -69,6 +69,12 @@ class RunConfig(PairingConfig):
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def measured(self) -> MetricsConfig:
+        """What images are measured by: without distances where pairs have no images."""
+        distance = self.metrics.distance and bool(KINDS[self.pairs.kind].sides)
+        return self.metrics.model_copy(update={"distance": distance})
+
     @model_validator(mode="before")
     @classmethod
     def _trainings_of_the_kind(cls, values: Any) -> Any:

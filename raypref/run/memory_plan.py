@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from raypref.align import plan
 from raypref.align.config import TrainingConfig
-from raypref.align.online_config import RewardedConfig
+from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
@@ -223,13 +223,17 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     learned = 1 if getattr(training, "policy_state", "") == "final" else sides
     kept = size.recomputed if training.gradient_checkpointing else size.saved
     at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
+    if isinstance(training, OnlineConfig):
+        images = training.group * -(-training.pairs_per_step // max(1, training.resources.workers))
+        at_once = min(training.images_at_once, images)
     copies = COPIES + bool(training.ema_decay)
     adapter = size.adapter * c.lora.rank * 1e9 * 4 * copies / GIB
     most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward) * scale
     models = _weights(size.trained, c.base.dtype) + adapter
     if isinstance(training, RewardedConfig):
-        models += _weights(size.autoencoder, c.base.dtype)
-        most = max(most, at_once * size.drawn * scale)
+        decoding = c.cache.vae_dtype or c.base.dtype
+        models += _weights(size.autoencoder, decoding)
+        most = max(most, at_once * size.drawn * scale * BYTES[decoding] / BYTES[c.base.dtype])
         if not training.reward_actors:
             for name in (*training.rewards, *training.held_out):
                 own = reward(name, c.pickscore, c.rewards)
@@ -241,7 +245,7 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:
     """Of each pass that measures images: its name, what its workers hold, GiB without overhead."""
     found = []
-    for together in passes(measures(c.metrics, c.pickscore, c.rewards)):
+    for together in passes(measures(c.measured, c.pickscore, c.rewards)):
         stages = [measure.stage for measure in together.values()]
         judges = {
             repr(config): (name, config)

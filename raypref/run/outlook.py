@@ -316,8 +316,10 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
         sections.append(config.base)
     if "evaluation" in steps:
         named = [*config.metrics.rewards]
-        named += [config.metrics.embedder] if config.metrics.distance else []
+        named += [config.metrics.embedder] if config.measured.distance else []
         sections += [reward(name, config.pickscore, config.rewards) for name in named]
+    for name, training in run.alignment.trainings.items():
+        sections += run.alignment.rewards_of(training).values() if name in steps else ()
     refs: list[object] = [value for section in sections for value in flatten(section).values()]
     refs += [ref for ref, _ in run.alignment.weights.values()] if {*steps} & {*run.trained} else []
     file = config.saliency.weights if config.saliency in sections else None

@@ -77,7 +77,7 @@ class DGPO(DecoupledConfig):
 
         shape = tuple(block.latents_NCHW.shape[1:])
         own = generators[:: self.group] if self.shared_noise else generators
-        timesteps, noise = noising.draw_noises(
+        timesteps, noise = noising.timesteps_and_noise(
             denoiser, shape, own, times=self.timesteps, least_level=self.least_level
         )
         if self.shared_noise:

@@ -58,7 +58,7 @@ class OnlineDPO(DecoupledConfig, PairwiseConfig):
 
         firsts = range(0, len(images), self.group)
         shape = tuple(block.latents_NCHW.shape[1:])
-        timesteps, noise = noising.draw_noises(
+        timesteps, noise = noising.timesteps_and_noise(
             denoiser, shape, [generators[first] for first in firsts], times=self.timesteps
         )
         reward_NG = block.reward_N[[*images]].view(-1, self.group)

@@ -23,6 +23,8 @@ from raypref.core.config import Resources
 from raypref.engine.actors import Actors
 from raypref.rewards.pickscore import PickScoreConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
+
 PICKSCORE = PickScoreConfig(
     model="tiny:pickscore", processor="tiny:pickscore", resources=Resources(batch=4)
 )
