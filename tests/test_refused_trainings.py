@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from training import OFFLINE, training
+from training import training
 
 from raypref.align.check import check_pairs
 from raypref.align.config import TrainingConfig
@@ -42,7 +42,7 @@ def check(kind: str, *settings: str) -> None:
     run.alignment.check_training("mine")
 
 
-@pytest.mark.parametrize("objective", sorted(OFFLINE))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_single_images_need_an_objective_that_reads_their_scores(objective: str) -> None:
     chosen = f"train.mine.objective={objective}"
     if objective in ("rwr", "raft") or issubclass(OBJECTIVES[objective], RewardedConfig):
