@@ -165,7 +165,7 @@ ONLINE: dict[str, OnlineEntry] = {
     "pref_grpo": OnlineEntry(each(awm), {"weighting": "uniform", "guidance": 3.0}),
     "dgpo": OnlineEntry(
         dgpo,
-        {"clip_range": 1e-3, "group": 3},
+        {"clip_range": 1e-6, "group": 3},
         also=({"clip_range": 0.0, "shared_noise": False, "beta": 3.0}, {"clip_range": 0.05}),
     ),
     "crd": OnlineEntry(
