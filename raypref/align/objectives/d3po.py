@@ -31,7 +31,7 @@ class D3PO(CoupledConfig):
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     facts: ClassVar[tuple[str, ...]] = ("kappa", "decided")
     reads_policy: ClassVar[bool] = False
-    against: ClassVar[str] = "ref"  # type: ignore[assignment]
+    against: ClassVar[str] = "ref"
 
     objective: Literal["d3po"] = setting("d3po", "D3PO: DPO on steps of two images of a prompt")
     beta: float = setting(0.1, "weight of the log-ratios", gt=0)
