@@ -104,16 +104,16 @@ class CoupledEntry:
 
 LAGS = {"reuse": 2, "policy_lag": 2}
 COUPLED = {
-    "ddpo": CoupledEntry(ddpo, {**LAGS, "timesteps": 2, "guidance": 2.0, "clip_range": 1e-3}),
+    "ddpo": CoupledEntry(ddpo, {**LAGS, "timesteps": 2, "guidance": 2.0, "clip_range": 1e-5}),
     "ddpo-sum": CoupledEntry(
-        ddpo, {**LAGS, "per_dimension": False, "clip_range": 0.2, "kl": 1e-3, "eta": 0.8}
+        ddpo, {**LAGS, "per_dimension": False, "clip_range": 1e-3, "kl": 1e-3, "eta": 0.8}
     ),
     "ddpo-sf": CoupledEntry(ddpo, {"estimator": "score_function", "guidance": 1.0, "eta": 0.5}),
-    "dpok": CoupledEntry(dpok, {**LAGS, "kl": 0.5, "clip_range": 1e-2, "guidance": 1.0}),
+    "dpok": CoupledEntry(dpok, {**LAGS, "kl": 0.5, "clip_range": 1e-5, "guidance": 1.0}),
     "d3po": CoupledEntry(d3po, {"group": 2, "rollout_steps": 2, "beta": 3.0, "guidance": 1.0}),
-    "flow_grpo": CoupledEntry(flow_grpo, {**LAGS, "kl": 0.3, "timesteps": 2, "clip_range": 1e-3}),
+    "flow_grpo": CoupledEntry(flow_grpo, {**LAGS, "kl": 0.3, "timesteps": 2, "clip_range": 1e-5}),
     "flow_grpo-guard": CoupledEntry(
-        flow_grpo, {**LAGS, "ratio": "guard", "kl": 0.0, "guidance": 1.0, "clip_range": 1e-5}
+        flow_grpo, {**LAGS, "ratio": "guard", "kl": 0.0, "guidance": 1.0, "clip_range": 1e-7}
     ),
     "flow_grpo-dance": CoupledEntry(
         flow_grpo,
