@@ -229,6 +229,19 @@ class PlainOnline(Plain):
             len(self.pairs), generator=seeded(self.seed, self.name, "epoch", epoch)
         )
         text = self.pairs[int(order[place])][0]
+        latents, rewards = self.rolled(prompt, text), []
+        for done in latents:
+            with torch.no_grad():
+                vae = family.pipe.vae
+                scaled = done / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+                pixels = (vae.decode(scaled[None]).sample[0] / 2 + 0.5).clamp(0, 1)
+            levels = (pixels.float() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            rewards.append(self.judge(levels))
+        return text, latents, rewards
+
+    def rolled(self, prompt: int, text: str) -> list[Tensor]:
+        """The clean latents of a group, by the family's own solver."""
+        stage, family, found = self.stage, self.family, []
 
         def predict(x: Tensor, t: float) -> Tensor:
             asked = family.call(self.policy, x, t, self.prompt(text))
@@ -237,20 +250,14 @@ class PlainOnline(Plain):
             empty = family.call(self.policy, x, t, self.prompt(""))
             return empty + stage.guidance * (asked - empty)
 
-        latents, rewards = [], []
         for image in range(stage.group):
             number = prompt * stage.group + image
             g = seeded(self.seed, self.name, "rollout", self.block, number)
             start = torch.randn(self.moments(0, 1, False)[0].shape, generator=g).double()
             with torch.no_grad():
                 *_, done = family.rollout(predict, start, family.even(stage.rollout_steps))
-                vae = family.pipe.vae
-                scaled = done / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-                pixels = (vae.decode(scaled[None]).sample[0] / 2 + 0.5).clamp(0, 1)
-            levels = (pixels.float() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            latents.append(done)
-            rewards.append(self.judge(levels))
-        return text, latents, rewards
+            found.append(done)
+        return found
 
     def group(self, step: int, prompt: int, time: int) -> list[Noised]:
         """The images of a group, noised."""

@@ -30,7 +30,7 @@ def brightness(pixels: np.ndarray) -> float:
 
 
 def compare(
-    family: str, stage: OnlineConfig, folder: Path
+    family: str, stage: OnlineConfig, folder: Path, *, kind: type[PlainOnline] = PlainOnline
 ) -> tuple[list[StepMetrics], PlainOnline]:
     """Train both ways: gradients, weights and losses of every step are equal to 1e-6."""
     network, gradients, weights = denoiser(family), [], []
@@ -56,7 +56,7 @@ def compare(
     finally:
         hook.remove()
     config = LORAS[family]
-    plain = PlainOnline(
+    plain = kind(
         family_of(family, BASES[family].model),
         [(text, photo, photo) for text, photo in photographs(10)],
         stage,
