@@ -26,6 +26,7 @@ from raypref.commands import (
     judge,
     make_tables,
     run_steps,
+    sample,
     show_arena,
 )
 from raypref.core.command_help import (
@@ -49,6 +50,7 @@ from raypref.run.config import RunConfig
 from raypref.run.execute import ALIGN, CURATE, EVALUATE
 from raypref.run.push import push
 from raypref.run.rubric import ask
+from raypref.sample.config import SampleJobConfig
 from raypref.study.command import study
 
 # Read when the libraries are imported, which is when a step runs.
@@ -70,6 +72,7 @@ class Command(NamedTuple):
     names_table: bool = False  # whether its first word is a table
     needed: str = ""  # overrides that must be given, for the usage line
     data: str = ""  # the key that data sets which stands in the place of the preset
+    on_run: bool = False  # whether a run's folder may stand in the place of the preset
 
 
 class OnRun(NamedTuple):
@@ -162,6 +165,10 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
         start = " ".join(filter(None, [program, named, presets()[-1]]))
         raise InputError(f"name a preset ({', '.join(presets())}) or FILE.toml, as in: {start}")
     source = bare.pop(0)
+    if command.on_run and Path(source, "config.toml").is_file():
+        folder = Path(source).resolve()
+        words.overrides[:0] = [f"storage={folder.parent}", f"run={folder.name}"]
+        source = str(folder / "config.toml")
     is_settings = source in presets() or source.endswith(".toml")
     if command.data and not is_settings:
         words.overrides.insert(0, f"{command.data}={source}")
@@ -226,7 +233,9 @@ def _help_of(command: Command, program: str) -> HelpOf:
     }
     arguments = [
         *(["TABLE|TABLE.toml|all"] if command.names_table else []),
-        "SOURCE|PRESET|FILE.toml" if command.data else "PRESET|FILE.toml",
+        "SOURCE|PRESET|FILE.toml"
+        if command.data
+        else "PRESET|FILE.toml" + "|RUN-FOLDER" * command.on_run,
         *([command.needed] if command.needed else []),
         "[key=value ...]",
         *(f"[{flag}]" for flag in [*command.flags, "--log FORM"]),
@@ -310,6 +319,19 @@ COMMANDS = {
         first="source.path evaluate.prompts run storage ablate.seeds ablate.at_once ablate.retries "
         "train.NAME.steps evaluate.seeds metrics.rewards",
         names_table=True,
+    ),
+    "sample": Command(
+        "Images of a run's LoRA or of a soup of LoRAs, chosen or steered by rewards.",
+        sample,
+        SampleJobConfig,
+        {
+            "--dry-run": "print what would be drawn and what that takes, then stop",
+            **_RESOLVED,
+            "--redo": "replace images of this name that were made with other settings",
+        },
+        first="sample.method sample.rewards sample.loras sample.negative sample.candidates "
+        "sample.name evaluate.prompts evaluate.seeds run storage",
+        on_run=True,
     ),
     "judge": Command(
         "How often rewards agree with people's choices and with each other, and what sways them.",

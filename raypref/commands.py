@@ -28,10 +28,11 @@ from raypref.run.outlook import (
     shows_embedded_models,
 )
 from raypref.run.pipeline import Run, Step, read_record
+from raypref.sample.config import SampleJobConfig
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit status
 
-C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig, ArenaJobConfig)
+C = TypeVar("C", RunConfig, AblateConfig, JudgingConfig, ArenaJobConfig, SampleJobConfig)
 
 
 class Given(NamedTuple):
@@ -140,6 +141,26 @@ def judge(given: Given) -> int:
         say(f"\n{name}\n{made.to_string(index=False, float_format='{:.3f}'.format)}")
     say()
     say_place("Page", f"{folder}/index.html")
+    return DONE
+
+
+def sample(given: Given) -> int:
+    """Draw images at inference time."""
+    from raypref.sample.job import Sampling
+
+    config = settle_storage(load(SampleJobConfig, given.source, given.overrides))
+    if "--resolved" in given.flags:
+        print(to_toml(config), end="")
+        return DONE
+    sampling = Sampling(config)
+    sampling.check()
+    say("\n".join(sampling.outlook()))
+    if "--dry-run" in given.flags:
+        return DONE
+    sampling.make(redo="--redo" in given.flags)
+    say(f"\n{sampling.costs().to_string(index=False, float_format='{:.3f}'.format)}\n")
+    say_place("Images", f"{sampling.folder}/images")
+    say_place("Page", f"{sampling.folder}/index.html")
     return DONE
 
 

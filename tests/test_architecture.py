@@ -26,6 +26,7 @@ LAYERS = [
     "report",
     "judge",
     "run",
+    "sample",
     "study",
     "ablate",
     "commands",
@@ -37,6 +38,7 @@ LAYERS = [
 # Library to the only modules that may import it.
 ONLY_IN = {
     "ray": {
+        "engine.actors",
         "engine.board",
         "engine.cluster",
         "engine.pool",

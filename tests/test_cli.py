@@ -261,7 +261,7 @@ def test_a_part_without_the_one_before_it_is_refused(here, capsys):
 def test_every_command_has_one_script_and_every_script_a_command():
     scripts = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert sorted(SCRIPTS.values()) == sorted(scripts)
-    assert [*COMMANDS] == ["run", "curate", "align", "evaluate", "ablate", "judge", "arena"]
+    assert " ".join(COMMANDS) == "run curate align evaluate ablate sample judge arena"
 
 
 LINES = {

@@ -91,6 +91,16 @@ def trained(data: PairData, stage: TrainingConfig, folder: Path) -> list[StepMet
     )
 
 
+def test_the_prompts_are_read_as_written_where_rewards_need_them(
+    made: tuple[Ledger, Ledger],
+) -> None:
+    images, cache = made
+    data = read_pairs(cache, BASE, pairs=images, texts=True)
+    written = {row["id"]: row["prompt"] for row in labelled()}
+    assert data.texts == tuple(written[id_] for id_ in sorted(written))
+    assert len(data.texts) == len(data) and read(made, KTO).texts == ()
+
+
 KTO = training("kto", sample="image", steps=2, batch=8, micro_batch=3, lr=1e-3)
 COMMON = {"steps": 2, "batch": 4, "lr": 1e-3}
 

@@ -12,7 +12,6 @@ import pytest
 from layout_examples import EXAMPLES, FIRST, OTHER, SECOND
 
 from raypref.core.config import InputError, build
-from raypref.evaluate.prompts import read_prompts
 from raypref.images.decode import ImageConfig, decode, encode_png
 from raypref.judge.pairs import JudgeConfig, Load
 from raypref.sources.base import Layout, Pair
@@ -25,6 +24,7 @@ from raypref.sources.pairs import (
     recognise_images,
     recognise_pairs,
 )
+from raypref.sources.prompt_files import read_prompts
 from raypref.sources.store import SourceError, locate
 
 MAX = 10**6

@@ -15,10 +15,10 @@ from test_shards import shard
 
 from raypref.core.config import InputError
 from raypref.core.ledger import Ledger, join, read_bytes, write_bytes
-from raypref.evaluate.prompts import read_prompts
 from raypref.judge.pairs import JudgeConfig, Judging, Load
 from raypref.sources.index import SourceConfig, digest, entries, fetch
 from raypref.sources.layouts import giving
+from raypref.sources.prompt_files import read_prompts
 from raypref.sources.store import SourceError
 
 JPEG = encode(scene(), "JPEG")

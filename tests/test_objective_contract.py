@@ -8,6 +8,7 @@ import torch
 from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.online_config import RewardedConfig
 from raypref.align.residuals import Residuals
 from raypref.core.config import fields_of, results_of
 
@@ -34,9 +35,13 @@ def inputs(training: TrainingConfig) -> tuple[list[torch.Tensor], list[Residuals
         reference = draw(B, 4, 8, 8)
         # A step or two from the reference: no logit is so far out that its loss is flat.
         learners.append((reference + 1e-4 * draw(B, 4, 8, 8)).requires_grad_())
-        # Without a reference, where the objective says that it reads none.
-        sides.append(Residuals(learners[-1], reference if training.against else None))
-    return learners, sides, {name: draw(B) for name in training.facts}
+        # Without a reference or policy, where the objective says that it reads none.
+        policy = reference + 1e-4 * draw(B, 4, 8, 8) if training.reads_policy else None
+        sides.append(Residuals(learners[-1], reference if training.against else None, policy))
+    facts = {name: draw(B) for name in training.facts}
+    if isinstance(training, RewardedConfig):  # shares and sizes
+        facts |= {name: facts[name].sigmoid() for name in {*facts} - {"advantage", "coefficient"}}
+    return learners, sides, facts
 
 
 def portion(values: torch.Tensor | None, b: int) -> torch.Tensor | None:
@@ -74,7 +79,10 @@ def test_a_samples_loss_does_not_depend_on_the_others(name: str) -> None:
     _, sides, facts = inputs(training)
     whole, metrics = training.loss(sides, facts)
     for b in range(B):
-        one = [Residuals(s.learner[b : b + 1], portion(s.reference, b)) for s in sides]
+        one = [
+            Residuals(*(portion(values, b) for values in (s.learner, s.reference, s.policy)))
+            for s in sides
+        ]
         loss, own = training.loss(one, {key: values[b : b + 1] for key, values in facts.items()})
         assert loss.item() == pytest.approx(whole[b].item(), rel=1e-9)
         for key, values in own.items():

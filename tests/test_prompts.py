@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from raypref.core.config import InputError
-from raypref.evaluate.prompts import read_prompts
+from raypref.sources.prompt_files import read_prompts
 from raypref.sources.prompts import Prompt
 
 

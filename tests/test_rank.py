@@ -1,20 +1,24 @@
 """What a rank tells the driver when a training cannot go on; slow/test_workers.py has real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ray import cloudpickle
-from training import BASE, LORA, training
+from training import BASE, LORA, pairs, photographs, training
 
 from raypref.align import rank
 from raypref.align.job import TrainingJob
+from raypref.align.latents import PairData
 from raypref.align.watch import DivergedError
 from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import Ledger
+from raypref.rewards.pickscore import PickScoreConfig
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 ADVICE = (
@@ -32,6 +36,53 @@ class Desk:
         self.tell = SimpleNamespace(
             remote=lambda kind, value: self.told.append((kind, cloudpickle.loads(value)))
         )
+
+
+def test_an_online_training_scores_with_the_rewards_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a real reward: its scores, held out and trained on, reach the table of metrics."""
+    asked: dict[str, Any] = {}
+
+    def read(*about: Any, **more: Any) -> PairData:
+        asked.update(more)
+        return replace(pairs(), texts=tuple(text for text, _ in photographs(10)))
+
+    monkeypatch.setattr(rank, "read_pairs", read)
+    monkeypatch.setattr(rank.ray, "get", lambda value: value)
+    tiny = PickScoreConfig(model="tiny:pickscore", processor="tiny:pickscore")
+    own = training(
+        "online_rwr",
+        steps=2,
+        batch=4,
+        group=2,
+        rollout_steps=2,
+        held_out=("again",),
+        held_out_every=1,
+    )
+    job = TrainingJob(
+        name="mine",
+        draws="mine",
+        base=BASE,
+        lora=LORA,
+        training=own,
+        cache=Ledger(str(tmp_path / "cache"), {}),
+        pairs=None,
+        folder=str(tmp_path),
+        start=None,
+        seed=0,
+        shared="mine.safetensors",
+        # What the job of a run has; its resources are the workers', not those of the training.
+        rewards={"pickscore": tiny.on(1), "again": tiny.on(1)},
+    )
+    desk = Desk()
+    assert rank._train(job, desk, rank._TorchGroup(0, 1), torch.device("cpu")), desk.told
+    assert asked["texts"] and (tmp_path / "mine.safetensors").exists()
+    rows = pq.read_table(tmp_path / "metrics.parquet").to_pylist()
+    for row in rows:
+        assert row["reward"] == pytest.approx(row["reward/pickscore"])
+        assert row["held_out/again"] == pytest.approx(row["reward/pickscore"])
+        assert row["unscored"] == 0 and 0 < row["diversity"] < 1 and row["reward_std"] > 0
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import pytest
 import torch
 from plain_comparison import compare
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import BASES, facts_of, pairs, run, training
+from training import BASES, OFFLINE, facts_of, pairs, run, training
 
-from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.residuals import Samples, Side, measure, within
 from raypref.core.config import InputError, load, results_of
 from raypref.models import adapters
@@ -78,7 +77,7 @@ class Drawn:
         return made
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OFFLINE)
 def test_no_objective_sees_anything_around_the_hole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

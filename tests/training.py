@@ -13,6 +13,7 @@ from raypref.align.config import TrainingConfig
 from raypref.align.latents import FLIPS, PairData
 from raypref.align.loop import Alone, Ranks, train
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.online_config import RewardedConfig
 from raypref.align.watch import StepMetrics
 from raypref.core.rows import Row, seed_of
 from raypref.demo.world import caption, sample_scenes
@@ -23,6 +24,8 @@ from raypref.models.families.registry import family as family_of
 from raypref.models.lora_config import JOINT_ATTENTION, LoraConfig
 
 CPU = torch.device("cpu")
+# The objectives that learn from what is stored or drawn, not from rewards of it.
+OFFLINE = [name for name, kind in OBJECTIVES.items() if not issubclass(kind, RewardedConfig)]
 BASES = {
     "sd15": BackboneConfig(model=str(small.path("sd15")), dtype="float64"),
     "sd15_inpaint": BackboneConfig(

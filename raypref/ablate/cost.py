@@ -182,7 +182,18 @@ def _batch(config: Mapping[str, Any], step: str) -> int:
 def _gpus(config: Mapping[str, Any], step: str) -> float:
     resources = _section(config, step).get("resources", {})
     each = float(resources.get("num_gpus", 0))
-    return int(resources.get("workers", 1)) * (1.0 if step == "pairs" and each else each)
+    count = int(resources.get("workers", 1))
+    return count * (1.0 if step == "pairs" and each else each) + _reward_gpus(config, step)
+
+
+def _reward_gpus(config: Mapping[str, Any], step: str) -> float:
+    """GPUs of the actors that hold the rewards of a training."""
+    own = _section(config, step) if step in config.get("train", {}) else {}
+    sections = {"pickscore": config.get("pickscore", {}), **config.get("rewards", {})}
+    sections |= sections.get("heads", {})
+    names = {*own.get("rewards", ()), *own.get("held_out", ())}
+    shares = [sections.get(name, {}).get("resources", {}).get("num_gpus", 0) for name in names]
+    return int(own.get("reward_actors", 0)) * sum(min(1.0, float(share)) for share in shares)
 
 
 def _kind(config: Mapping[str, Any], step: str) -> tuple[Any, ...]:

@@ -286,8 +286,14 @@ def rows_at_once(config: AblateConfig, rows: Sequence[PlannedRow]) -> int:
 
 def _need(run: Run, field: str) -> float:
     """Cores or GPUs of the largest pool of a run, those of its rewards included."""
-    pools = [need for step in run.steps for _, need, _ in needs_of_step(run.config, step)]
-    return max(max(1, need.workers) * float(getattr(need, field)) for need in pools)
+    return max(_held(run, step, field) for step in run.steps)
+
+
+def _held(run: Run, step: Step, field: str) -> float:
+    """Those of the largest pool of a step; of a training, whose pools work at once, of all."""
+    pools = [need for _, need, _ in needs_of_step(run.config, step)]
+    held = [max(1, need.workers) * float(getattr(need, field)) for need in pools]
+    return sum(held) if step.trains else max(held, default=0.0)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-SMALL = 1e-6  # deviations below are those of equal rewards: no image is better
+SMALL = 1e-6  # deviations below it, of the size of rewards, are rounding: no image is better
 KEPT = 32  # rewards of a prompt that its statistics are of
 FEWEST = 16  # with fewer, those of the step's images
 
@@ -31,17 +31,19 @@ def within_groups(reward_NG: Tensor, how: str) -> Tensor:
     centred = reward_NG - reward_NG.mean(1, keepdim=True)
     if how == "mean":
         return centred
-    return _divided(centred, centred.square().mean(1, keepdim=True).sqrt())
+    return _divided(centred, centred.square().mean(1, keepdim=True).sqrt(), of=reward_NG)
 
 
 def within_batch(reward_N: Tensor, all_M: Tensor) -> Tensor:
     """Advantages of N images among all M of a step: less the mean, divided by the deviation."""
-    return _divided(reward_N - all_M.mean(), (all_M - all_M.mean()).square().mean().sqrt())
+    deviation = (all_M - all_M.mean()).square().mean().sqrt()
+    return _divided(reward_N - all_M.mean(), deviation, of=all_M)
 
 
-def _divided(centred: Tensor, deviation: Tensor) -> Tensor:
-    safe = torch.where(deviation > SMALL, deviation, torch.ones_like(deviation))
-    return torch.where(deviation > SMALL, centred / safe, torch.zeros_like(centred))
+def _divided(centred: Tensor, deviation: Tensor, *, of: Tensor) -> Tensor:
+    differ = deviation > SMALL * of.abs().amax(-1, keepdim=True)
+    safe = torch.where(differ, deviation, torch.ones_like(deviation))
+    return torch.where(differ, centred / safe, torch.zeros_like(centred))
 
 
 class PromptStatistics:
@@ -66,7 +68,7 @@ class PromptStatistics:
         """Advantages of N images among their prompt's last ones, `all_M` where those are few."""
         found = []
         for value, prompt in zip(reward_N, prompts, strict=True):
-            seen = self.of[prompt]
+            seen = self.of.get(prompt, [])
             among = reward_N.new_tensor(seen) if len(seen) >= FEWEST else all_M
             found.append(within_batch(value[None], among))
         return torch.cat(found)

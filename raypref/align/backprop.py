@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from raypref.align.backprop_config import BackpropConfig, Plan
+from raypref.align.block_rewards import diversity
 from raypref.align.experience import chosen_images
-from raypref.align.image_scores import Judge, Scores, WorkerScores, levels
+from raypref.align.image_scores import LatentScores, Scores, WorkerScores, levels
 from raypref.align.latents import PairData
-from raypref.align.online import diversity, guided, spread
+from raypref.align.online import guided
 from raypref.align.residuals import LEARNER, REFERENCE, Draw, Samples, Side, measure
 from raypref.align.rollout import MakeSolver, Predict
 from raypref.models import adapters
@@ -105,7 +106,7 @@ class Backprop:
     """
 
     def __init__(
-        self, denoiser: Denoiser, data: PairData, training: BackpropConfig, *, judge: Judge
+        self, denoiser: Denoiser, data: PairData, training: BackpropConfig, *, judge: LatentScores
     ) -> None:
         self.denoiser = denoiser
         self.data = data
@@ -127,7 +128,8 @@ class Backprop:
             its gradient.
         """
         training, size = self.training, self.training.micro_batch
-        names = list(training.held_out) if step % training.held_out_every == 0 else []
+        due = step % training.held_out_every == 0
+        names = [name for name in training.held_out if due or name not in self.held_out]
         found = [
             self._learned(draws[first : first + size], names)
             for first in range(0, len(draws), size)
@@ -136,8 +138,8 @@ class Backprop:
             name: torch.cat([values[name].detach() for values, _ in found]) for name in found[0][0]
         }
         if training.group > 1:
-            reward_N = metrics["reward"].double().cpu()
-            metrics["reward_std"] = spread(reward_N, training.group)
+            spread_G = metrics["reward"].view(-1, training.group).std(1, correction=0)
+            metrics["reward_std"] = spread_G.repeat_interleave(training.group)
             embeddings = torch.cat([embedding for _, embedding in found])
             metrics["diversity"] = diversity(embeddings, training.group)
         where = metrics["loss"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from raypref.align import plan
 from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.job import TrainingJob
 from raypref.align.online_config import RewardedConfig
+from raypref.align.reward_groups import check_actors
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
+from raypref.core.device import OtherDType
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
@@ -30,11 +32,12 @@ class Alignment:
         cache: the encoded pairs.
         pairs: the pairs.
         columns: names of their columns, known before there are any.
-        sides: names of the images of a row: of single labelled images one.
+        sides: names of the images of a row: of single labelled images one, of prompts none.
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
         reward: settings of a reward by its name.
+        vae_dtype: precision of the autoencoder; empty: the base's.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class Alignment:
         seed: int,
         run: str,
         reward: Callable[[str], RewardConfig],
+        vae_dtype: OtherDType = "",
     ) -> None:
         self.reward = reward
+        self.vae_dtype = vae_dtype
         self.trainings = trainings
         self.base = base
         self.lora = lora
@@ -95,6 +100,7 @@ class Alignment:
                 seed=self.seed,
                 shared=lora_formats.shared_name(self.run, name),
                 rewards=self.rewards_of(training),
+                vae_dtype=self.vae_dtype,
             )
             for name, training in self.trainings.items()
         }
@@ -147,16 +153,19 @@ class Alignment:
             if ledger.state() == "complete" and read_bytes(join(ledger.path, shared)) is None:
                 lora_formats.write_shared(ledger.path, name=shared, component=component)
 
+    def checks(self, name: str) -> tuple[Callable[[], None], ...]:
+        """What raises InputError before any work where a training cannot be done."""
+        return partial(self.check_training, name), partial(self.check_rewards, name)
+
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
-        Or an objective that learns nothing from the scores of single images; a hole that the base
-        does not know of, or that the images of a pair cannot share.
+        Or an objective that learns nothing from the scores of single images, or from prompts; a
+        hole that the base does not know of, that the images of a pair cannot share, or that rewards
+        do not know of.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
-        if isinstance(training, BackpropConfig):
-            training.check_rewards(self.rewards_of(training), key=key)
         if training.region == "hole" and self.base.family not in INPAINTING:
             raise InputError(
                 f"{key}.region=hole: base.family={self.base.family} does not inpaint; set it to "
@@ -166,6 +175,17 @@ class Alignment:
             raise InputError(
                 f"{key}.flip_per=image: base.family={self.base.family} reads one hole for both "
                 "images of a pair, so they are mirrored together; set it to pair"
+            )
+        rewarded = isinstance(training, RewardedConfig)
+        if rewarded and self.base.family in INPAINTING:
+            raise InputError(
+                f"{key}.objective={training.objective} learns from rewards of whole images, and "
+                f"base.family={self.base.family} paints holes; take another of the two"
+            )
+        if not self.sides and not rewarded:
+            raise InputError(
+                f"{key}.objective={training.objective} learns from images of pairs, and the pairs "
+                "are prompts alone (pairs.kind=prompts); take an objective on rewards, such as nft"
             )
         if len(self.sides) == 1 and not training.of_single_images:
             paired = "rejected" in training.sides and not isinstance(training, RolloutConfig)
@@ -195,6 +215,17 @@ class Alignment:
                 f"{key}.resources.workers={workers}: it must be 1 to "
                 f"{_in_words(training, key)}, since every worker takes a share of a step's samples"
             )
+
+    def check_rewards(self, name: str) -> None:
+        """Raise InputError where models of rewards are missing, or cannot be put where they are."""
+        training = self.trainings[name]
+        rewards = self.rewards_of(training)
+        if isinstance(training, BackpropConfig):
+            training.check_rewards(rewards, key=f"train.{name}")
+        for config in rewards.values():
+            config.check()
+        if isinstance(training, RewardedConfig):
+            check_actors(training, rewards, key=f"train.{name}")
 
     def check_starts(self) -> None:
         """Raise InputError where weights to start from are missing or do not fit the adapter."""

@@ -39,7 +39,7 @@ class ImageScores(Protocol):
 
 
 @dataclass(frozen=True)
-class Judge:
+class LatentScores:
     """What makes rewards of latents."""
 
     autoencoder: Autoencoder
@@ -88,9 +88,8 @@ class WorkerScores:
                 for first in range(0, len(images), batch)
             ]
             if name in names:
-                values[name] = torch.from_numpy(
-                    np.concatenate([score for score, _ in own])
-                ).double()
+                scores_N = np.concatenate([score for score, _ in own])
+                values[name] = torch.from_numpy(scores_N).double()
             if name == self.embeds:
                 embeddings = torch.from_numpy(np.concatenate([e for _, e in own]))
         return Scores(values, embeddings)

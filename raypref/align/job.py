@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raypref.align.config import TrainingConfig
+from raypref.align.reward_groups import ScoredBy
+from raypref.core.device import OtherDType
 from raypref.core.ledger import Ledger
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import LoraConfig
@@ -32,3 +34,5 @@ class TrainingJob:
     shared: str  # name of the LoRA's second file, of `lora_formats.shared_name`
     # What scores images, by name: rewards that are trained on, and those that are held out.
     rewards: Mapping[str, RewardConfig] = field(default_factory=dict)
+    vae_dtype: OtherDType = ""  # of the autoencoder that decodes them; empty: the base's
+    scored_by: Sequence[ScoredBy] = ()  # by which actors; empty: by the worker itself

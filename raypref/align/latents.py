@@ -196,8 +196,8 @@ def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many.
 
-    Single labelled images are pairs of one side. N rows share M captions: where each image is a row
-    of its own, two rows have one.
+    Single labelled images are pairs of one side, prompts alone of none. N rows share M captions:
+    where each image is a row of its own, two rows have one.
     """
 
     moments: Tensor  # [N, S (chosen, rejected if there), FLIPS, 2 (mean, log-variance), C, h, w]
@@ -298,8 +298,7 @@ class PairData:
                 "set objective to kto with sample=image, rwr or raft"
             )
         moments = self.moments[list(indices), which, [int(flip) for flip in flips]].to(noise_BCHW)
-        mean, log_variance = moments[:, 0], moments[:, 1]
-        return mean + (0.5 * log_variance).exp() * noise_BCHW
+        return moments[:, 0] + (0.5 * moments[:, 1]).exp() * noise_BCHW
 
     def facts_of(self, indices: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """The numbers of B pairs, each [B], on the device and in the precision of `like`."""
@@ -335,8 +334,7 @@ def read_pairs(
         ledger: the encoded pairs.
         base: the model that encoded them.
         pairs: the pairs themselves; None where no columns are read.
-        facts: columns of the pairs, numbers, that an objective reads; `prompt` is read as a number
-            that rows with the same prompt share.
+        facts: columns of numbers that an objective reads; `prompt` is one number per prompt.
         scores: whether to read the `score` too where the pairs are single labelled images.
         texts: whether to read the prompts as they are written.
 
@@ -373,16 +371,9 @@ def read_pairs(
     found = PairData(images["moments"], captions, unconditional, images.get("surroundings"))
     names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
     if pairs and texts:
-        found = replace(found, texts=_texts(pairs, places))
+        named = {row["id"]: row["prompt"] for row in pairs.rows(["id", "prompt"])}
+        found = replace(found, texts=tuple(named[id_] for id_ in places))
     return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
-
-
-def _texts(pairs: Ledger, places: Mapping[str, int]) -> tuple[str, ...]:
-    """The prompts in the order of their ids."""
-    found = [""] * len(places)
-    for row in pairs.rows(["id", "prompt"]):
-        found[places[row["id"]]] = row["prompt"]
-    return tuple(found)
 
 
 def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from raypref.align import checkpoints, curriculum
 from raypref.align.backprop import Backprop
 from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
-from raypref.align.image_scores import Judge
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
 from raypref.align.online import Rollouts
 from raypref.align.online_config import OnlineConfig
@@ -93,7 +93,7 @@ def train(
     group: Ranks,
     on_step: Callable[[StepMetrics], None],
     hole: Hole | None = None,
-    judge: Judge | None = None,
+    judge: LatentScores | None = None,
 ) -> list[StepMetrics]:
     """Run a training to its end, from its last checkpoint if there is one.
 
@@ -145,6 +145,7 @@ def train(
             *(denoiser, data, training), judge=judge, name=draws, seed=seed, group=group
         )
         rollouts.load(restored)
+    rewarded = rollouts or backprop
     while state.step < training.steps:
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
@@ -164,9 +165,8 @@ def train(
             portions = _portions(denoiser, data, training, mine)
             sums = _learned(denoiser, data, training, state, portions, hole)
         metrics = _stepped(training, state, sums, group)
-        rewarded = rollouts or backprop
-        if rewarded is not None:
-            rewarded.remember(metrics)
+        if backprop is not None:
+            backprop.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
         norm = _update_norm(

@@ -8,54 +8,28 @@ block, image), and the policy is in the checkpoint, so that a block is made agai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from raypref.align import rollout
-from raypref.align.advantages import PromptStatistics, within_batch, within_groups
-from raypref.align.image_scores import Judge, Scores
+from raypref.align import noising, rollout
+from raypref.align.advantages import PromptStatistics
+from raypref.align.block_rewards import Rewards, diversity, rewards_of
+from raypref.align.blocks import RolledOut, RolloutBlock
+from raypref.align.image_scores import LatentScores
 from raypref.align.latents import PairData
 from raypref.align.online_config import OnlineConfig
-from raypref.align.residuals import POLICY, Draw, Samples, Side, measure
-from raypref.core.config import InputError
+from raypref.align.paths import Path
+from raypref.align.residuals import POLICY, Draw, Samples, measure
 from raypref.core.rows import seed_of
 from raypref.models import adapters
 from raypref.models.families.base import Denoiser
-from raypref.models.families.conditioning import Conditioning, stack
-
-if TYPE_CHECKING:
-    from raypref.align.trajectories import Path
+from raypref.models.families.conditioning import Conditioning
 
 
-class Made(NamedTuple):
-    """N images as a solver left them."""
-
-    latents_NCHW: Tensor
-    path: Path | None = None  # of a stochastic solver, where its steps are trained on
-
-
-class Block(NamedTuple):
-    """The images of one rank, groups one after another."""
-
-    latents_NCHW: Tensor
-    prompts: Conditioning  # N
-    unconditional: Conditioning  # N
-    scores: Mapping[str, Tensor]  # per reward that is trained on, float64 [N]; NaN: none
-    reward_N: Tensor  # float64; where a score is missing, the mean of the group
-    advantage_N: Tensor  # float64
-    facts: Mapping[str, Tensor]  # what is reported of each image, float64 [N]
-    group: int
-    path: Path | None = None
-
-    def facts_of(self, images: Sequence[int], like: Tensor) -> dict[str, Tensor]:
-        """The numbers of some images, on the device and in the precision of `like`."""
-        named = {"reward": self.reward_N, "advantage": self.advantage_N, **self.facts}
-        return {name: values[list(images)].to(like) for name, values in named.items()}
-
-
-class Sum(Protocol):
+class Sums(Protocol):
     """Sums over the ranks (`loop.Ranks`)."""
 
     def sum(self, values: Tensor) -> None:
@@ -81,10 +55,10 @@ class Rollouts:
         data: PairData,
         training: OnlineConfig,
         *,
-        judge: Judge,
+        judge: LatentScores,
         name: str,
         seed: int,
-        group: Sum,
+        group: Sums,
     ) -> None:
         self.denoiser = denoiser
         self.data = data
@@ -95,8 +69,8 @@ class Rollouts:
         self.group = group
         self.statistics = PromptStatistics()
         self.numbers = _numbered(data.texts)
-        self.held_out: dict[str, Tensor] = {}  # the last means over all images, scalars
-        self._block: tuple[int, Block] | None = None
+        self.held_out: dict[str, Tensor] = {}  # the last means over all images, float64 scalars
+        self._block: tuple[int, RolloutBlock] | None = None
 
     def samples(
         self, draws: Sequence[Draw], indices: Sequence[int], step: int
@@ -122,7 +96,7 @@ class Rollouts:
             samples = training.samples(self.denoiser, block, images, generators)
             yield self._with_coefficients(samples) if training.whole_groups else samples
 
-    def _made(self, draws: Sequence[Draw], indices: Sequence[int], number: int) -> Block:
+    def _made(self, draws: Sequence[Draw], indices: Sequence[int], number: int) -> RolloutBlock:
         """Roll out, decode, score."""
         training, denoiser = self.training, self.denoiser
         generators = [
@@ -133,8 +107,10 @@ class Rollouts:
         shape = self.data.latent_shape
         start = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(*where)
         pairs, no = [draw.pair for draw in draws], [False] * len(draws)
-        prompts = self.data.prompts(pairs, no, no).to(denoiser.device, denoiser.dtype)
-        empty = stack([self.data.unconditional] * len(draws)).to(denoiser.device, denoiser.dtype)
+        kept, dropped = (
+            self.data.prompts(pairs, [empty] * len(draws), no).to(denoiser.device, denoiser.dtype)
+            for empty in (False, True)
+        )
         adapters.activate(denoiser.module, POLICY)
         made, pixels = [], []
         for first in range(0, len(draws), training.images_at_once):
@@ -143,117 +119,84 @@ class Rollouts:
                 own = training.roll_out(
                     denoiser,
                     start[some],
-                    prompts[some],
-                    empty[some],
+                    kept[some],
+                    dropped[some],
                     generators[some],
                     step=number * training.reuse,
                 )
             made.append(own)
             pixels.append(self.judge.images(own.latents_NCHW))
+        latents_NCHW = torch.cat([own.latents_NCHW for own in made])
         texts = [self.data.texts[pair] for pair in pairs]
-        scores = self._scores(pixels, texts, number)
-        reward_N, unscored_N = self._rewards(scores)
-        return Block(
-            torch.cat([own.latents_NCHW for own in made]),
-            prompts,
-            empty,
-            {name: scores.by_reward[name] for name in training.rewards},
-            reward_N,
-            self._advantages(reward_N, pairs, indices, number),
+        names = [*training.rewards, *self._held_out_due(number)]
+        said = self.judge.scores(np.concatenate(pixels), texts, names)
+        rewards = self._rewards(said.by_reward, pairs, indices, number)
+        for name in names[len(training.rewards) :]:
+            self.held_out[name] = rewards.scores[name].mean()
+        embedding_ND = said.embedding_ND
+        if embedding_ND is None:
+            embedding_ND = latents_NCHW.flatten(1).cpu()
+        places = [*indices]
+        return RolloutBlock(
+            latents_NCHW,
+            kept,
+            dropped,
+            {name: said.by_reward[name] for name in training.rewards},
+            rewards.reward_M[places],
+            rewards.advantage_M[places],
             {
-                **{f"reward/{n}": scores.by_reward[n] for n in training.rewards},
-                **{f"held_out/{n}": v for n, v in self._held_out(scores, len(draws)).items()},
-                "unscored": unscored_N,
-                "reward_std": spread(reward_N, training.group),
-                "diversity": diversity(
-                    torch.cat([own.latents_NCHW for own in made]).flatten(1).cpu()
-                    if scores.embedding_ND is None
-                    else scores.embedding_ND,
-                    training.group,
-                ),
+                **{f"reward/{name}": rewards.scores[name][places] for name in training.rewards},
+                # Between two measurements the last one is told again.
+                **{
+                    f"held_out/{name}": self.held_out[name].expand(len(draws))
+                    for name in training.held_out
+                },
+                "unscored": rewards.unscored_M[places],
+                "reward_std": rewards.spread_M[places],
+                "diversity": diversity(embedding_ND, training.group),
             },
             training.group,
             _joined([own.path for own in made]),
         )
 
-    def _scores(self, pixels: Sequence[object], texts: Sequence[str], number: int) -> Scores:
-        import numpy as np
+    def _held_out_due(self, number: int) -> list[str]:
+        """The held-out rewards that a block is scored by."""
+        every = max(1, self.training.held_out_every // self.training.reuse)  # blocks
+        due = number % every == 0
+        return [name for name in self.training.held_out if due or name not in self.held_out]
 
-        due = number * self.training.reuse % self._held_out_every() == 0
-        names = [*self.training.rewards, *(self.training.held_out if due else ())]
-        return self.judge.scores(np.concatenate(pixels), texts, names)  # type: ignore[arg-type]
-
-    def _held_out_every(self) -> int:
-        """Steps between measurements: whole blocks."""
-        every, reuse = self.training.held_out_every, self.training.reuse
-        return max(1, every // reuse) * reuse
-
-    def _held_out(self, scores: Scores, count: int) -> dict[str, Tensor]:
-        """Per image what was measured, or between measurements the last mean over all."""
-        found = {}
-        for name in self.training.held_out:
-            if name in scores.by_reward:
-                found[name] = scores.by_reward[name]
-            else:
-                found[name] = self.held_out[name].cpu().double().expand(count)
-        return found
-
-    def remember(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Keep the held-out means of a step, over all ranks."""
-        for name in self.training.held_out:
-            self.held_out[name] = torch.as_tensor(metrics[f"held_out/{name}"]).clone()
-
-    def _rewards(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Weighted sums of scores, [N], and where one was missing, 1.
-
-        Raises:
-            InputError: a reward scored no image.
-        """
-        total = torch.zeros(len(next(iter(scores.by_reward.values()))), dtype=torch.float64)
-        for name, weight in self.training.rewards.items():
-            value_N = scores.by_reward[name]
-            if not value_N.isfinite().any():
-                raise InputError(
-                    f"the reward {name} scored none of {len(value_N)} images of {self.name}"
-                )
-            total = total + weight * value_N
-        total = torch.where(total.isfinite(), total, torch.nan)
-        missing_N = total.isnan()
-        groups = total.view(-1, self.training.group)
-        mean_N1 = groups.nanmean(1, keepdim=True)
-        overall = total.nanmean().nan_to_num()
-        filled = torch.where(groups.isnan(), mean_N1.where(~mean_N1.isnan(), overall), groups)
-        return filled.flatten(), missing_N.double()
-
-    def _advantages(
-        self, reward_N: Tensor, pairs: Sequence[int], indices: Sequence[int], number: int
-    ) -> Tensor:
+    def _rewards(
+        self,
+        by_reward: Mapping[str, Tensor],
+        pairs: Sequence[int],
+        indices: Sequence[int],
+        number: int,
+    ) -> Rewards:
+        """Of all images of the block, on every rank: scores are gathered in one collective."""
         training = self.training
-        if training.advantage in ("batch", "prompt"):
-            prompts = [self.numbers[pair] for pair in pairs]
-            all_M, prompt_M = self._gathered(reward_N, prompts, indices)
-            if training.advantage == "batch":
-                found = within_batch(reward_N, all_M)
-            else:
-                self.statistics.add(number, prompt_M, all_M.tolist())
-                found = self.statistics.advantages(reward_N, prompts, all_M)
-        else:
-            groups = reward_N.view(-1, training.group)
-            found = within_groups(groups, training.advantage).flatten()
-        return found.clamp(-training.advantage_clip, training.advantage_clip)
-
-    def _gathered(
-        self, reward_N: Tensor, prompts: Sequence[int], indices: Sequence[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Rewards and prompts of all images of the block, on every rank."""
-        count = self.training.batch // self.training.timesteps
-        values = torch.zeros(2, count, dtype=torch.float64)
-        values[0, list(indices)] = reward_N
-        values[1, list(indices)] = torch.tensor(prompts, dtype=torch.float64)
-        values = values.to(self.denoiser.device)
-        self.group.sum(values)
-        reward_M, prompt_M = values.cpu()
-        return reward_M, [int(prompt) for prompt in prompt_M.tolist()]
+        scores = torch.stack([*by_reward.values()])
+        missing = ~scores.isfinite()
+        prompts = torch.tensor([[self.numbers[pair] for pair in pairs]], dtype=torch.float64)
+        own = torch.cat([scores.where(~missing, torch.zeros_like(scores)), missing, prompts])
+        everybodys = own.new_zeros(len(own), training.pairs_per_step * training.group)
+        everybodys[:, [*indices]] = own
+        everybodys = everybodys.to(self.denoiser.device)
+        self.group.sum(everybodys)
+        *found, prompt_M = everybodys.cpu()
+        values, flags = found[: len(scores)], found[len(scores) :]
+        return rewards_of(
+            {
+                name: value.where(flag == 0, torch.full_like(value, torch.nan))
+                for name, value, flag in zip(by_reward, values, flags, strict=True)
+            },
+            training.rewards,
+            group=training.group,
+            advantage=training.advantage,
+            clip=training.advantage_clip,
+            prompts=[int(prompt) for prompt in prompt_M.tolist()],
+            statistics=self.statistics,
+            block=number,
+        )
 
     def _with_coefficients(self, samples: Samples) -> Samples:
         """The samples with the fact `coefficient`, of a first pass without a gradient."""
@@ -292,7 +235,7 @@ def finished(
     start_NCHW: Tensor,
     prompts: Conditioning,
     unconditional: Conditioning,
-) -> Made:
+) -> RolledOut:
     """Images by the family's own solver, on the pipeline's grid, with the training's guidance."""
     shape = tuple(start_NCHW.shape[1:])
     grid_n = denoiser.sampling_timesteps(training.rollout_steps, shape)
@@ -303,7 +246,7 @@ def finished(
         prompts,
         grid_nB=grid_n[:, None].expand(-1, len(start_NCHW)),
     )
-    return Made(latents)
+    return RolledOut(latents)
 
 
 def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rollout.Predict:
@@ -327,7 +270,7 @@ def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rol
 def noised(
     training: OnlineConfig,
     denoiser: Denoiser,
-    block: Block,
+    block: RolloutBlock,
     images: Sequence[int],
     generators: Sequence[torch.Generator],
 ) -> Samples:
@@ -336,44 +279,43 @@ def noised(
     Of each image's generator: a timestep and noise, `timesteps` times over. The order is frozen.
     """
     shape = tuple(block.latents_NCHW.shape[1:])
-    drawn = [
-        [
-            (denoiser.draw_timestep(generator, shape), torch.randn(shape, generator=generator))
-            for _ in range(training.timesteps)
-        ]
-        for generator in generators
+    timesteps, noise = noising.timesteps_and_noise(
+        denoiser, shape, generators, times=training.timesteps
+    )
+    return at(denoiser, block, [[*images] * training.timesteps], timesteps, noise)
+
+
+def at(
+    denoiser: Denoiser,
+    block: RolloutBlock,
+    sides: Sequence[Sequence[int]],
+    timesteps: Tensor,
+    noise: Tensor,
+) -> Samples:
+    """B samples of images of a block, all sides with one timestep and one noise.
+
+    Args:
+        denoiser: the network.
+        block: images with their rewards.
+        sides: per side B positions in the block; prompts and facts are those of the first side.
+        timesteps: [B], on the CPU.
+        noise: [B, C, h, w], on the CPU.
+    """
+    timesteps_B = timesteps.to(denoiser.device)
+    noise_BCHW = noise.to(block.latents_NCHW)
+    found = [
+        noising.noised_side(denoiser, block.latents_NCHW[[*places]], noise_BCHW, timesteps_B)
+        for places in sides
     ]
-    places = [*images] * training.timesteps
-    flat = [own[k] for k in range(training.timesteps) for own in drawn]
-    timesteps_B = torch.stack([timestep for timestep, _ in flat]).to(denoiser.device)
-    latents_BCHW = block.latents_NCHW[places]
-    noise_BCHW = torch.stack([noise for _, noise in flat]).to(latents_BCHW)
-    noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-    side = Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW))
-    prompts, facts = block.prompts[places], block.facts_of(places, noisy_BCHW)
-    return Samples((side,), timesteps_B, prompts, facts)
+    first = [*sides[0]]
+    facts = block.facts_of(first, found[0].x_BCHW)
+    return Samples(tuple(found), timesteps_B, block.prompts[first], facts)
 
 
 def _numbered(texts: Sequence[str]) -> list[int]:
     """A number per row, shared by rows of one prompt: that of the first of them."""
     first: dict[str, int] = {}
     return [first.setdefault(text, row) for row, text in enumerate(texts)]
-
-
-def spread(reward_N: Tensor, group: int) -> Tensor:
-    """The deviation of each image's group, [N]."""
-    groups = reward_N.view(-1, group)
-    deviation = (groups - groups.mean(1, keepdim=True)).square().mean(1).sqrt()
-    return deviation.repeat_interleave(group)
-
-
-def diversity(embedding_ND: Tensor, group: int) -> Tensor:
-    """One less the mean cosine of each image with the others of its group, float64 [N]."""
-    unit = torch.nn.functional.normalize(embedding_ND.double(), dim=1)
-    unit = unit.view(-1, group, unit.shape[1])
-    cosine = unit @ unit.transpose(1, 2)
-    others = (cosine.sum(2) - cosine.diagonal(dim1=1, dim2=2)) / (group - 1)
-    return (1 - others).flatten()
 
 
 def _joined(paths: Sequence[Path | None]) -> Path | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from raypref.align.online import Block, Made
+    from raypref.align.blocks import RolledOut, RolloutBlock
     from raypref.align.residuals import Residuals, Samples
     from raypref.models.families.base import Denoiser
     from raypref.models.families.conditioning import Conditioning
@@ -33,7 +33,7 @@ class RewardedConfig(TrainingConfig):
     rewards: dict[str, float] = setting(
         {"pickscore": 1.0},
         "what images are scored by, with weights: {NAME = weight}; an image's reward is the "
-        "weighted sum of its scores",
+        "weighted sum of its scores (a weight below 0: less is better)",
     )
     held_out: tuple[str, ...] = setting(
         (),
@@ -98,6 +98,8 @@ class RewardedConfig(TrainingConfig):
         now = history[-1]
         if self.max_kl and now["kl"] > self.max_kl:
             return f"kl is {now['kl']:.3g}, more than {key}.max_kl={self.max_kl:g}"
+        if not self.min_diversity:
+            return ""
         first = history[:FIRST_STEPS]
         usual = sum(row["diversity"] for row in first) / len(first)
         if now["diversity"] < self.min_diversity * usual:
@@ -143,11 +145,17 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        whole = self.group * self.timesteps
+        whole = self.samples_per_prompt
         if self.batch % whole:
             raise ValueError(
-                f"batch={self.batch}: it is prompts times group={self.group} times timesteps="
-                f"{self.timesteps}, so a multiple of {whole}"
+                f"batch={self.batch}: it is prompts times the samples that {self.objective} makes "
+                f"of each (group={self.group}, timesteps={self.timesteps}), so a multiple of "
+                f"{whole}"
+            )
+        if self.max_kl and self.against != "ref":
+            raise ValueError(
+                f"max_kl={self.max_kl:g}: {self.objective} does not look at the reference; set kl "
+                "too, or max_kl=0"
             )
         if self.policy_lag % self.reuse:
             raise ValueError(
@@ -165,6 +173,16 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
     def draws_per_pair(self) -> int:
         """A group of images per prompt."""
         return self.group
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Samples that a step makes of a prompt: of all images of its group, or of some."""
+        return self.group * self.timesteps
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Prompts."""
+        return self.batch // self.samples_per_prompt
 
     @property
     def steps_per_order(self) -> int:
@@ -211,7 +229,7 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
         generators: Sequence[torch.Generator],
         *,
         step: int,
-    ) -> Made:
+    ) -> RolledOut:
         """Draw N images from their start noise, with the active adapter: here by the family's ODE.
 
         Args:
@@ -229,7 +247,7 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
     def samples(
         self,
         denoiser: Denoiser,
-        block: Block,
+        block: RolloutBlock,
         images: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ WHERE = "@"  # "@NAME" as a start: where the training NAME starts
 # fmt: off
 RESERVED = frozenset((
     "arena", "arena-page", "base", "cache", "config", "curate", "evaluation", "export", "fused",
-    "images", "judge", "labels", "mlflow", "pairs", "photos", "rejects", "report", "samples",
-    "start", "trainings",
+    "images", "judge", "labels", "mlflow", "pairs", "photos", "prompts", "rejects", "report",
+    "samples", "start", "trainings",
 ))
 # fmt: on
 # The paper's two stages, the second without the first, KTO on labelled images, the plain baseline.
@@ -57,6 +58,7 @@ def _built(tables: Any) -> dict[str, TrainingConfig]:
             f"train={tables!r}: the trainings of a run are listed in 'trainings' now; [train.NAME] "
             "holds the settings of one training"
         )
+    tables = {name: _with_objective(name, table) for name, table in tables.items()}
     found: dict[str, TrainingConfig] = {}
     for name, table in tables.items():
         if isinstance(table, TrainingConfig):
@@ -86,6 +88,25 @@ def _resolved(name: str, tables: Mapping[str, Any], below: tuple[str, ...] = ())
     of_other = _resolved(like, tables, (*below, name))
     inherited = {key: value for key, value in of_other.items() if key not in ("label", "like")}
     return dict(TABLES.layered(inherited, table))
+
+
+def by_objective(names: Any, tables: Any) -> Any:
+    """The tables, with one for each name that has none and is an objective's: its defaults.
+
+    Args:
+        names: the trainings that are asked for, as they were given.
+        tables: those there are, as they were given.
+    """
+    if not isinstance(names, Sequence) or not isinstance(tables, Mapping):
+        return tables  # told where they are read
+    wanted = [name for name in names if isinstance(name, str) and name in OBJECTIVES]
+    return {**tables, **{name: {} for name in wanted if name not in tables}}
+
+
+def _with_objective(name: str, table: Any) -> Any:
+    """A table that names no objective is of the one that it is called as, where there is one."""
+    told = not isinstance(table, Mapping) or {*table} & {"objective", "like"}
+    return table if told or name not in OBJECTIVES else {"objective": name, **table}
 
 
 def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
@@ -168,8 +189,12 @@ def in_order(
 
     for name in names:
         if name not in trainings:
-            known = ", ".join(trainings)
-            raise InputError(f"trainings={list(names)}: no training {name}; use {known}")
+            known = list(dict.fromkeys([*trainings, *OBJECTIVES]))
+            near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+            raise InputError(
+                f"trainings={list(names)}: no training or objective {name}; the nearest are {near} "
+                "(trainings have a table [train.NAME], of an objective the defaults are taken)"
+            )
         if names.count(name) > 1:
             raise InputError(f"trainings={list(names)}: {name} is listed twice")
         if name not in found:

@@ -15,10 +15,11 @@ import torch
 import torch.distributed
 from ray import cloudpickle
 
-from raypref.align.image_scores import Judge, WorkerScores
+from raypref.align.image_scores import LatentScores, WorkerScores
 from raypref.align.job import TrainingJob
 from raypref.align.latents import read_pairs
 from raypref.align.loop import train
+from raypref.align.pooled_scores import PooledScores
 from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.core.config import InputError, Resources
@@ -56,6 +57,8 @@ def work(desk: Any, need: Resources) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(max(1, int(need.num_cpus)))
     device = ray.train.torch.get_device() if need.num_gpus else pick_device(0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a reward's model is loaded onto the current one
     number = ray.get(desk.begin.remote(group.rank))
     while (job := ray.get(desk.job.remote(number))) is not None:
         if not _train(cloudpickle.loads(job), desk, group, device):
@@ -96,7 +99,7 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             group=group,
             on_step=partial(note, "step"),
             hole=family(job.base.family).hole,
-            judge=_judge(job, device),
+            judge=_judge(job, device, group.rank),
         )
         if group.rank == 0:
             write_shared(job.folder, name=job.shared, component=denoiser.component)
@@ -120,11 +123,16 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         raise  # as above
 
 
-def _judge(job: TrainingJob, device: torch.device) -> Judge | None:
+def _judge(job: TrainingJob, device: torch.device, rank: int) -> LatentScores | None:
     """What makes rewards of latents, for a training that reads rewards."""
     if not job.rewards:
         return None
-    return Judge(load_autoencoder(job.base, device=device), WorkerScores(job.rewards))
+    autoencoder = load_autoencoder(job.base.in_precision(job.vae_dtype), device=device)
+    if job.scored_by:
+        return LatentScores(autoencoder, PooledScores(job.scored_by, rank))
+    gpus = job.training.resources.num_gpus  # the models are where the network is
+    here = {name: config.on(gpus) for name, config in job.rewards.items()}
+    return LatentScores(autoencoder, WorkerScores(here))
 
 
 def _advice(job: TrainingJob) -> str:
@@ -145,6 +153,6 @@ def _advice(job: TrainingJob) -> str:
 
 def _table(history: list[StepMetrics]) -> pa.Table:
     """One row per step; the columns are the same whether or not the training was resumed."""
-    names = sorted(history[0].keys() - {"step"})
+    names = sorted({key for metrics in history for key in metrics} - {"step"})
     fields = [("step", pa.int64()), *((name, pa.float64()) for name in names)]
     return pa.Table.from_pylist(history, schema=pa.schema(fields))

@@ -193,7 +193,7 @@ def measure(
     """
     references = _frozen(denoiser, samples, against) if against else None
     policies = [side.policy_BCHW for side in samples.sides] if policy else None
-    if policies and None in policies:
+    if policies and any(there is None for there in policies):
         shared = references is not None and against == POLICY
         policies = [*(references if shared and references else _frozen(denoiser, samples, POLICY))]
     adapters.activate(denoiser.module, LEARNER, train=True)

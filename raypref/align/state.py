@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -94,8 +95,9 @@ def tensors_of(
         tensors[f"adamw.{key}"] = value
     if state.ema is not None:
         (tensors["ema"],) = state.ema.shadow_params
-    for key in state.history[0]:
-        values = [metrics[key] for metrics in state.history]
+    for key in dict.fromkeys(key for metrics in state.history for key in metrics):
+        # A metric that was asked for, or given up, at a resume is not known of every step.
+        values = [metrics.get(key, math.nan) for metrics in state.history]
         tensors[f"history.{key}"] = torch.tensor(values, dtype=torch.float64)
     return tensors | {f"{ONLINE}{name}": value for name, value in also.items()}
 

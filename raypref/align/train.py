@@ -3,7 +3,8 @@
 A worker that dies brings the group down; Ray Train starts it again and the loop resumes from the
 last checkpoint. A group stays for the trainings that follow, as long as they ask for the same
 workers: jobs reach it, and metrics leave it, through an actor beside the driver, so that console
-and MLflow live in one place.
+and MLflow live in one place. Actors that hold reward models, where a training has them, belong to
+its group: they start, stay and end with it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raypref.align.config import TrainingConfig
 from raypref.align.desk import Desk
 from raypref.align.job import TrainingJob
+from raypref.align.reward_groups import RewardGroup, all_of, hold, reward_groups
 from raypref.core.config import Resources
 from raypref.core.ledger import filesystem, join
 from raypref.core.progress import counted, waiting
+from raypref.engine.actors import Actors
 from raypref.engine.cluster import free_cores, require_nodes
 from raypref.engine.kept import keep
 
@@ -55,13 +59,21 @@ def train_on_workers(job: TrainingJob, *, on_step: Callable[[StepMetrics], None]
         NoRoomError: a worker's memory or the disk is full; the last checkpoint is kept.
     """
     need, workers = job.training.resources, _workers(job.training)
-    require_nodes(job.name, need, workers=workers if isinstance(workers, int) else workers[0])
-    shape = ("training", workers, need.model_copy(update={"batch": 1}))
+    rewards = reward_groups(job.training, job.rewards)
+    fewest = need.model_copy(
+        update={"workers": workers if isinstance(workers, int) else workers[0]}
+    )
+    require_nodes(job.name, all_of([fewest, *(each.need for each in rewards)]), workers=1)
     group = keep(
-        shape, need, lambda: WorkerGroup(workers, need, folder=job.folder), free_cores=free_cores
+        ("training", workers, need.model_copy(update={"batch": 1}), repr(rewards)),
+        all_of([need, *(each.need for each in rewards)]),
+        lambda: WorkerGroup(workers, need, folder=job.folder, rewards=rewards),
+        free_cores=free_cores,
     )
     if not group.started:
-        log.info("%s: starting %s", job.name, counted(need.workers, "worker"))
+        actors = sum(each.need.workers for each in rewards)
+        beside = f" and {counted(actors, 'reward actor')}" if actors else ""
+        log.info("%s: starting %s%s", job.name, counted(need.workers, "worker"), beside)
     group.train(job, on_step)
 
 
@@ -72,15 +84,29 @@ class WorkerGroup:
         workers: how many there must be, or the fewest and the most.
         need: what each holds.
         folder: below which Ray keeps its own record while the group lives, local or URI.
+        rewards: those whose models are in actors beside the workers.
     """
 
-    def __init__(self, workers: int | tuple[int, int], need: Resources, *, folder: str) -> None:
+    def __init__(
+        self,
+        workers: int | tuple[int, int],
+        need: Resources,
+        *,
+        folder: str,
+        rewards: Sequence[RewardGroup] = (),
+    ) -> None:
         self.alive = True
         self.started = False  # once a worker has spoken
         self._record = join(folder, "ray")
         # Beside the driver: on a host that is lost it would take the training with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = Desk.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        # Before the workers, who would take the cores of those that are to grow.
+        self._actors = [
+            Actors(partial(hold, each), each.need, runtime_env=each.runtime_env) for each in rewards
+        ]
+        handles = [actors.handles for actors in self._actors]
+        self._scored_by = tuple(zip(rewards, handles, strict=True))
         per_worker = {"CPU": need.num_cpus, "GPU": need.num_gpus, "memory": need.memory_gib * 2**30}
         trainer = TorchTrainer(
             # Not by `train_loop_config`: Ray's controller, a process of its own, would read that,
@@ -108,6 +134,7 @@ class WorkerGroup:
         """Train one job; returns when its LoRA is written. Raises as `train_on_workers` does."""
         state = ["waiting for its workers to start"]
         self.alive = False  # until the job is done: a group that failed takes no other
+        job = replace(job, scored_by=self._scored_by)
         ray.get(self._desk.give.remote(cloudpickle.dumps(job)))
         with waiting(lambda: f"{job.name}: {state[0]}"):
             while True:
@@ -146,10 +173,12 @@ class WorkerGroup:
             self._failure.append(error)
 
     def close(self) -> None:
-        """End the workers, and forget what Ray noted of them."""
+        """End the workers and the actors beside them, and forget what Ray noted of them."""
         self.alive = False
         ray.get(self._desk.close.remote())
         self._fit.join(timeout=END_SECONDS)
+        for actors in self._actors:
+            actors.close()
         ray.kill(self._desk)
         fs, path = filesystem(self._record)
         with suppress(FileNotFoundError):  # the training was cleared

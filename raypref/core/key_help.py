@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -42,14 +42,18 @@ def found(model: type[Section], words: Sequence[str]) -> list[str]:
 
     Args:
         model: the settings.
-        words: a section, as `perturb`; the name of a training, as `stage2`; else words that stand
-            in the key or the meaning of each setting. Upper and lower case are the same.
+        words: a section, as `perturb`; the name of a training, as `stage2`, or of an objective,
+            as `dpo`; else words that stand in the key or the meaning of each setting. Upper and
+            lower case are the same.
     """
     if len(words) == 1:
         name, dot, key = words[0].removeprefix("train.").partition(".")
         if name in _trainings(model):
             lines = describe(model, _matching(model, [f"train.{NAME}{dot}{key}"]))
             return [line.replace(f"train.{NAME}.", f"train.{name}.") for line in lines]
+        if name in _objectives(model):
+            own = fields_of(_objectives(model)[name], f"train.{name}.")
+            return [_described(at, f) for at, f in own if at.startswith(f"train.{name}.{key}")]
     return describe(model, _matching(model, words))
 
 
@@ -83,6 +87,12 @@ def _trainings(model: type[Section]) -> set[str]:
     """Names of the tables that are there by default, as those of the trainings."""
     tables = (f.default for f in model.model_fields.values() if named_tables(f))
     return {name for table in tables if isinstance(table, dict) for name in table}
+
+
+def _objectives(model: type[Section]) -> Mapping[str, type[Section]]:
+    """What the tables that name their kind by a key may be, as the objectives of trainings."""
+    marks = filter(None, map(named_tables, model.model_fields.values()))
+    return {name: kind for mark in marks if mark.key for name, kind in mark.kinds().items()}
 
 
 def _described(key: str, field: FieldInfo) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.families.registry import family
 from raypref.models.fused import Fused
 from raypref.models.lora_formats import content, pipeline_weights
+from raypref.models.soups import Term, is_soup, soup_text, terms_of
 
 BASE = "base"
 
@@ -72,7 +74,8 @@ class GenerateConfig(Section):
     )
     loras: dict[str, str] = setting(
         {},
-        "more LoRAs to compare: {name = 'folder, file or hub id'}, as of another run",
+        "more LoRAs to compare: {name = 'folder, file or hub id'}, as of another run; weighted, as "
+        "'0.5 * A', and sums, as '0.5 * A + 0.5 * B', where names of trainings may stand too",
         affects_result=False,
     )
     seeds: tuple[int, ...] = setting(
@@ -167,19 +170,44 @@ class Adapter(NamedTuple):
     fingerprint: str
 
 
-def other_loras(loras: Mapping[str, str]) -> dict[str, Adapter]:
+def other_loras(
+    loras: Mapping[str, str],
+    trained: Mapping[str, Adapter] = MappingProxyType({}),
+    *,
+    key: str = "evaluate.loras.",
+) -> dict[str, Adapter]:
     """The LoRAs of `evaluate.loras`, identified by their bytes.
+
+    Args:
+        loras: by name: where each lies, or a soup of such places (`models/soups.py`).
+        trained: those of the run, which a soup may name.
+        key: what stands before the names in errors.
 
     Raises:
         InputError: there is none.
     """
-    found = {}
-    for name, ref in loras.items():
-        data = content(ref, key=f"evaluate.loras.{name}")
-        local = "://" in ref or Path(ref).expanduser().exists()
-        where = absolute(str(ref)) if local else ref
-        found[name] = Adapter(where, hashlib.sha256(data).hexdigest()[:16])
-    return found
+    return {name: _found(ref, trained, key=f"{key}{name}") for name, ref in loras.items()}
+
+
+def _found(ref: str, trained: Mapping[str, Adapter], *, key: str) -> Adapter:
+    return _soup(ref, trained, key=key) if is_soup(ref) else _other(ref, key)
+
+
+def _other(ref: str, key: str) -> Adapter:
+    data = content(ref, key=key)
+    local = "://" in ref or Path(ref).expanduser().exists()
+    where = absolute(str(ref)) if local else ref
+    return Adapter(where, hashlib.sha256(data).hexdigest()[:16])
+
+
+def _soup(text: str, trained: Mapping[str, Adapter], *, key: str) -> Adapter:
+    """A soup whose parts are found: it is read as one LoRA."""
+    terms = terms_of(text, key=key)
+    found = [trained[t.ref] if t.ref in trained else _other(t.ref, key) for t in terms]
+    pairs = [*zip(terms, found, strict=True)]
+    where = soup_text([Term(term.weight, own.folder) for term, own in pairs])
+    said = " + ".join(f"{term.weight!r} * {own.fingerprint}" for term, own in pairs)
+    return Adapter(where, hashlib.sha256(said.encode()).hexdigest()[:16])
 
 
 def rows_to_generate(

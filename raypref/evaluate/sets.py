@@ -26,9 +26,9 @@ from raypref.core.rows import Row, seed_of
 from raypref.core.schemes import scheme_of
 from raypref.evaluate.generate import BASE, GenerateConfig
 from raypref.evaluate.plain_prompts import PLAIN
-from raypref.evaluate.prompts import read_prompts
 from raypref.sources.holes import HOLE, KEY, read_holes
 from raypref.sources.index import remembered
+from raypref.sources.prompt_files import read_prompts
 from raypref.sources.prompts import Prompt
 from raypref.sources.reading import file_digest, lookup
 from raypref.sources.store import locate

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raypref.models.families.base import Shape
 from raypref.models.solvers import FlowEuler
+from raypref.models.stochastic import StochasticSolver, flow_sde
 
 
 class FlowMatching:
@@ -40,6 +41,12 @@ class FlowMatching:
     def solver(self, grid_nB: Tensor) -> FlowEuler:
         """Euler's method from noise level to noise level."""
         return FlowEuler(grid_nB / self._scale)
+
+    def stochastic_solver(
+        self, grid_nB: Tensor, *, eta: float, constant: bool = False, window: range | None = None
+    ) -> StochasticSolver:
+        """The SDE of Flow-GRPO, or with `constant` that of DanceGRPO."""
+        return flow_sde(grid_nB / self._scale, eta=eta, constant=constant, window=window)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """The forward process: (1 - sigma) x0 + sigma noise."""

@@ -151,13 +151,18 @@ def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
 
 
 def pipeline_weights(ref: str, *, key: str, component: str) -> dict[str, Tensor]:
-    """LoRA weights as a pipeline's `load_lora_weights` takes them.
+    """LoRA weights, or those of a soup, as a pipeline's `load_lora_weights` takes them.
 
     Raises:
         InputError: not there, or a layout that is not known.
     """
     from safetensors.torch import load
 
+    from raypref.models.soups import is_soup, read_soup
+
+    if is_soup(ref):
+        found = read_soup(ref, key=key, component=component)
+        return {f"{component}.{name}": value for name, value in found.items()}
     data = read_bytes(join(ref, FILE_NAME))
     if data is not None and METADATA not in _header(data).get("__metadata__", {}):
         return dict(load(data))  # the file as it is: diffusers reads its own, whatever else it has

@@ -73,7 +73,7 @@ class DPMSolverPP2M:
         second = torch.zeros_like(h)
         second[1:] = 0.5 * scale[1:] * h[1:] / h[:-1]
         self.steps = len(grid_nB)
-        self._factors = _Factors(sigma[:-1], alpha[:-1], sigma[1:] / sigma[:-1], scale, second)
+        self._factors = Factors(sigma[:-1], alpha[:-1], sigma[1:] / sigma[:-1], scale, second)
 
     def step(
         self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
@@ -99,7 +99,7 @@ class FlowEuler:
 
     def __init__(self, sigmas_nB: Tensor) -> None:
         following_nB = torch.cat([sigmas_nB[1:], torch.zeros_like(sigmas_nB[:1])])
-        self._factors = _Factors(sigmas_nB, following_nB - sigmas_nB)
+        self._factors = Factors(sigmas_nB, following_nB - sigmas_nB)
 
     def step(
         self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
@@ -110,7 +110,7 @@ class FlowEuler:
         return x_BCHW + change * prediction_BCHW, x_BCHW - sigma * prediction_BCHW
 
 
-class _Factors:
+class Factors:
     """Numbers per step and sample, computed in float64 on the CPU and sent to the device at once.
 
     Args:

@@ -13,6 +13,8 @@ from raypref.pairs.columns import (
     HOLES_MEANING,
     LABELS_MEANING,
     MEANING,
+    PROMPT_MEANING,
+    PROMPTS_MEANING,
     SCORES_MEANING,
     SINGLE_MEANING,
 )
@@ -60,6 +62,32 @@ def _pairs(config: PairingConfig, counts: Counter[str]) -> str:
     if config.pairs.shuffle_gaps:
         about.append("`gap` and `gap_std` were shuffled among the pairs on purpose.")
     return card_text(header, "Preference pairs labelled by people", about, MEANING, counts)
+
+
+def write_prompt_cards(
+    config: PairingConfig,
+    counts: Counter[str],
+    *,
+    prompts: Ledger,
+    rejects: Ledger,
+    pairs: Ledger,
+) -> None:
+    """Write the cards of the three tables of prompts alone, each into its folder."""
+    header = hub_header(config.source.license)
+    task = [*header, "task_categories: [text-to-image]"]
+    about = ["Distinct prompts. A training on them learns from images that its own policy makes."]
+    every = ["One row per prompt of the source: what became of it."]
+    lost = [
+        "One row per prompt that could not be used, with the reason. Where none was dropped,",
+        "pandas shows no rows; `datasets` refuses a table without rows.",
+    ]
+    texts = (
+        (pairs, card_text(task, "Prompts", about, PROMPT_MEANING, counts)),
+        (prompts, card_text(header, "Every prompt of a run", every, PROMPTS_MEANING, counts)),
+        (rejects, card_text(header, "Dropped prompts of a run", lost, REJECTS_COLUMNS, counts)),
+    )
+    for ledger, text in texts:
+        write_bytes(join(ledger.path, CARD), text.encode())
 
 
 def write_candidate_cards(

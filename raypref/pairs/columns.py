@@ -35,6 +35,13 @@ SINGLE = pa.schema(
         ("score", pa.float64()),
     ]
 )
+PROMPT_PAIRS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("key", pa.string()),
+        ("prompt", pa.string()),
+    ]
+)
 CANDIDATE_PAIRS = pa.schema(
     [
         ("id", pa.string()),
@@ -72,6 +79,7 @@ _SCORES = pa.schema(
     [_LABELS.field(n) for n in ("id", "key", "prompt", "first", "first_model", "label")]
     + [_LABELS.field(n) for n in ("status", "reason")]
 )
+PROMPTS = pa.schema([_LABELS.field(n) for n in ("id", "key", "prompt", "status", "reason")])
 COLUMNS = {"labelled": PAIRS, "images": SINGLE}
 OUTCOMES = {"labelled": _LABELS, "images": _SCORES}
 # What each column is, for people.
@@ -98,6 +106,17 @@ SINGLE_MEANING = {
     "rejected": "null: there is one image per row",
     "chosen_model": "the generator of the image; null where the source does not say",
     "score": "what people said of the image: 1 good, 0 bad, or a number of the source",
+}
+PROMPT_MEANING = {
+    "id": "where the prompt came from, unique: file and number in it",
+    "key": "sha256 of the prompt, after a zero byte, in hexadecimal",
+    "prompt": "the prompt, without surrounding spaces",
+}
+PROMPTS_MEANING = {
+    **PROMPT_MEANING,
+    "key": f"{PROMPT_MEANING['key']}; null where it was not taken",
+    "status": "`pair` (taken), `not_selected` or `dropped` (it could not be used)",
+    "reason": "why it was not taken, in a word; null where it was",
 }
 LABELS_MEANING = {
     "id": MEANING["id"],

@@ -12,7 +12,7 @@ from raypref.pairs.arena import ArenaConfig
 from raypref.pairs.choice import ChoiceConfig
 from raypref.rewards.rewards import Rewards, require_rewards
 
-TWINS, CANDIDATES = "twins", "candidates"
+TWINS, CANDIDATES, PROMPTS = "twins", "candidates", "prompts"
 
 
 class CandidatesConfig(Section):
@@ -36,11 +36,12 @@ class CandidatesConfig(Section):
 class PairsConfig(Section):
     """What the pairs are made from."""
 
-    kind: Literal["twins", "candidates", "labelled", "images"] = setting(
+    kind: Literal["twins", "candidates", "labelled", "images", "prompts"] = setting(
         TWINS,
         "twins: photographs and their degraded copies; candidates: of several paintings of a "
         "photograph's hole, or pictures of its caption, the best and the worst by rewards; "
-        "labelled: pairs that people judged; images: single images that people judged. source.path "
+        "labelled: pairs that people judged; images: single images that people judged; prompts: "
+        "prompts alone, for trainings that learn from their own images by rewards. source.path "
         "names the data",
         later=True,
     )
@@ -51,8 +52,8 @@ class PairsConfig(Section):
     )
     limit: int = setting(
         0,
-        "take only the first N labels that decide; of candidates, N photographs in an order drawn "
-        "by the seed; 0 takes all",
+        "take only the first N labels that decide, or the first N prompts; of candidates, N "
+        "photographs in an order drawn by the seed; 0 takes all",
         later=True,
         ge=0,
     )
@@ -83,7 +84,7 @@ class PairsConfig(Section):
         of_kinds = {
             "images": ("labelled", "images"),
             "flip_labels": ("labelled", "images"),
-            "limit": (CANDIDATES, "labelled", "images"),
+            "limit": (CANDIDATES, "labelled", "images", PROMPTS),
         }
         for name, field in PairsConfig.model_fields.items():
             kinds = of_kinds.get(name, ("labelled",))
@@ -106,10 +107,11 @@ class PairingConfig(CurateConfig):
 
     @model_validator(mode="after")
     def _exports_pairs(self) -> PairingConfig:
-        if self.pairs.kind == "images" and self.export.formats:
+        instead = {"images": "single images", PROMPTS: "prompts alone"}.get(self.pairs.kind)
+        if instead and self.export.formats:
             raise InputError(
                 f"export.formats={','.join(self.export.formats)}: these formats hold pairs, and "
-                "pairs.kind=images has single images; leave export.formats out"
+                f"pairs.kind={self.pairs.kind} has {instead}; leave export.formats out"
             )
         return self
 

@@ -8,7 +8,11 @@ from raypref.core.config import InputError
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig
 
 # Of each section, or key, the kinds of pairs that read it.
+OF_IMAGES = (TWINS, CANDIDATES, "labelled", "images")
 READ_BY = {
+    "source.layout": OF_IMAGES,
+    "source.image_column": OF_IMAGES,
+    "source.caption_column": OF_IMAGES,
     "source.pool_size": (TWINS,),
     "source.pool": (TWINS, CANDIDATES),
     "select": (TWINS,),

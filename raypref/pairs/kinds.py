@@ -8,10 +8,11 @@ from raypref.core.ledger import Place
 from raypref.curate.graph import Curation
 from raypref.curate.publish import PAIRS as TWIN_PAIRS
 from raypref.pairs.candidates import CandidatePairs
-from raypref.pairs.columns import CANDIDATE_PAIRS, PAIRS, SINGLE
-from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig
+from raypref.pairs.columns import CANDIDATE_PAIRS, PAIRS, PROMPT_PAIRS, SINGLE
+from raypref.pairs.config import CANDIDATES, PROMPTS, TWINS, PairingConfig
 from raypref.pairs.labelled import LabelledPairs
 from raypref.pairs.maker import Kind, PairMaker, Terms
+from raypref.pairs.prompts import PromptPairs
 from raypref.pairs.words import of_choice
 
 _DECIDES = (
@@ -135,12 +136,36 @@ KINDS = {
         tags=("human-preferences",),
         citation=_DIFFUSION_DPO,
     ),
+    PROMPTS: Kind(
+        terms=Terms(
+            input="prompt",
+            images="prompts",
+            data="rewards of its own images",
+            table="prompts",
+            made="distinct prompt",
+            made_whole="distinct prompt",
+            hold="the prompts, without images",
+            learned="draw what rewards prefer",
+        ),
+        sections=(),
+        limit=("pairs", "limit"),
+        trainings=("nft",),
+        columns=PROMPT_PAIRS,
+        sides=(),
+        filters=(
+            ("distinct", ("duplicate",)),
+            ("within the limit", ("beyond_limit",)),
+        ),
+        tags=("reward-preferences",),
+        citation="",
+    ),
 }
 MAKERS: dict[str, Callable[..., PairMaker]] = {
     TWINS: Curation,
     CANDIDATES: CandidatePairs,
     "labelled": LabelledPairs,
     "images": LabelledPairs,
+    PROMPTS: PromptPairs,
 }
 
 

@@ -81,7 +81,7 @@ def problem_of(entry: Pair | LabelledImage, longest: int) -> str:
         entry: as the source lists it.
         longest: prompt that is taken, in characters.
     """
-    if problem := entry.problem or _bad_prompt(entry.prompt, longest):
+    if problem := entry.problem or prompt_problem(entry.prompt, longest, of="label"):
         return problem
     if isinstance(entry, Pair) and entry.label not in (None, 0, 0.5, 1):
         return f"bad_label: the label is {entry.label}, not 0, 0.5 or 1"
@@ -102,9 +102,16 @@ def _row(entry: Pair | LabelledImage, longest: int) -> Row:
     return {**dict.fromkeys(LISTED.names), **row, **facts, "problem": problem or None}
 
 
-def _bad_prompt(prompt: str | None, longest: int) -> str:
+def prompt_problem(prompt: str | None, longest: int, *, of: str) -> str:
+    """Why a prompt cannot be used as `reason: message`, or "".
+
+    Args:
+        prompt: as it is written.
+        longest: that is taken, in characters.
+        of: what has it, for the message.
+    """
     if prompt is None or not prompt.strip():
-        return "no_caption: the label has no prompt"
+        return f"no_caption: the {of} has no prompt"
     if "\0" in prompt:
         return "bad_caption: the prompt contains a NUL character"
     if len(prompt) > longest:

@@ -36,9 +36,9 @@ class Kind(NamedTuple):
     trainings: tuple[str, ...]  # of a run that names none
     columns: pa.Schema  # of the pairs
     tags: tuple[str, ...]  # of a model card
-    citation: str  # of a model card, BibTeX
+    citation: str  # of a model card, BibTeX; empty: the kind has no paper of its own
     filters: tuple[tuple[str, tuple[str, ...]], ...]  # in order: what is left, reasons for the rest
-    sides: tuple[str, ...] = ("chosen", "rejected")  # the images of a row
+    sides: tuple[str, ...] = ("chosen", "rejected")  # the images of a row; of prompts none
     scored_by: tuple[str, str] | None = None  # section and key of the rewards that choose pairs
 
     def asked(self, config: Section) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 from raypref.core.messages import public_name
 from raypref.core.schemes import is_embedded
 from raypref.evaluate.generate import GenerateConfig
+from raypref.evaluate.labels import plain_label
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
 from raypref.models.hub import LOCAL, hub_id
@@ -25,6 +26,7 @@ EMBEDDED = (
     "The base is a toy model of 64x64 pictures that comes with `raypref`. It knows its rendered "
     "world only: the scores below mean nothing for photographs of your own."
 )
+_CITATION = ("", "## Citation", "", "```bibtex")
 
 
 def model_card(
@@ -113,6 +115,7 @@ def model_card(
             "",
             "## Training",
             "",
+            *_rewards(trainings),
             *_settings(trainings, lora),
             "",
             "## Evaluation",
@@ -122,12 +125,7 @@ def model_card(
             "## Licence",
             "",
             f"`{licence}`. The base model's licence holds for what is made from it.",
-            "",
-            "## Citation",
-            "",
-            "```bibtex",
-            kind.citation,
-            "```",
+            *([*_CITATION, kind.citation, "```"] if kind.citation else []),
             "",
         ]
     )
@@ -231,6 +229,16 @@ def _funnel(counts: Mapping[str, int], kind: Kind) -> list[str]:
     return ["| step | left |", "|---|---:|", *(f"| {name} | {n} |" for name, n in rows)]
 
 
+def _rewards(trainings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What trainings on rewards are trained on, and what is only measured."""
+    lines = []
+    for name, settings in trainings.items():
+        if weights := settings.get("rewards"):
+            named = ", ".join(f"{plain_label(n)} (weight {w:g})" for n, w in weights.items())
+            lines.append(f"{name} learned from rewards of images that it made itself: {named}.")
+    return [*lines, ""] if lines else []
+
+
 def _settings(trainings: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any]) -> list[str]:
     """One row per setting, one column per training."""
     keys = dict.fromkeys(key for settings in trainings.values() for key in settings)
@@ -249,6 +257,8 @@ def _settings(trainings: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_text(own)}" for name, own in value.items())
     if isinstance(value, str) and "/" in value:
         return public_name(value)
     if isinstance(value, Sequence) and not isinstance(value, str):

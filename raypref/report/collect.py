@@ -18,7 +18,7 @@ from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
-from raypref.pairs.config import TWINS, PairingConfig
+from raypref.pairs.config import PROMPTS, TWINS, PairingConfig
 from raypref.pairs.kinds import kind_of
 from raypref.report.candidates import CANDIDATES, candidate_inputs
 from raypref.report.labels import label_inputs
@@ -43,6 +43,7 @@ INPUTS: Mapping[str, Callable[[str, PairingConfig, Ledger], InputsView]] = {
     TWINS: photograph_inputs,
     "labelled": label_inputs,
     "images": label_inputs,
+    PROMPTS: label_inputs,
     CANDIDATES: candidate_inputs,
 }
 # What a run leaves behind for others besides its LoRAs, with the words for people.

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+# How the metrics of single rewards begin: `reward/pickscore`.
+REWARD, HELD_OUT = "reward/", "held_out/"
 CURVES = {
     "loss": "the objective; lower is better",
+    "reward": "mean of the images that the policy makes; what is trained on",
+    "reward_std": "spread of the reward within the images of a prompt",
+    "kl": "mean squared distance of the predictions from the reference's",
+    "diversity": "how unlike the images of a prompt are: 1 minus their mean cosine",
+    "advantage_abs": "mean size of the advantages",
     "chosen_gap": "error on the chosen images relative to the reference; below 0 is better",
     "rejected_gap": "the same on the rejected images; above 0 is better",
     "ref_chosen": "error of the reference on the chosen images",
@@ -57,6 +64,10 @@ def meaning(metric: str, *, own_samples: bool) -> str:
         metric: its column.
         own_samples: whether the rejected side is drawn by the policy.
     """
+    if metric.startswith(REWARD):
+        return "of the policy's images; trained on"
+    if metric.startswith(HELD_OUT):
+        return "of the policy's images; nothing is trained on it"
     return (OWN_SAMPLES.get(metric, "") if own_samples else "") or CURVES.get(metric, "")
 
 

@@ -17,7 +17,7 @@ def sentence(data: ReportData) -> str:
         return _gained(row, data)
     pairs = f"{_several(pair_count(data), data.terms.made_whole)} "
     are = "is" if pair_count(data) == 1 else "are"
-    if not data.pairs:
+    if not pair_count(data):
         return f"There are no {data.terms.made}s yet."
     if data.table is not None and not data.table.empty:
         return f"{pairs}{are} ready and the models are evaluated; the table has no gain."
@@ -42,7 +42,7 @@ def intro(data: ReportData) -> str:
 def about(data: ReportData) -> str:
     """Pairs, inputs, time and seed, in one line."""
     parts = []
-    if data.pairs and data.funnel:
+    if data.funnel:
         found = _several(data.funnel[0].remaining, data.terms.input)
         parts.append(f"{_several(pair_count(data), data.terms.made)} from {found}")
     if spent := seconds(data):

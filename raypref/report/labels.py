@@ -1,4 +1,4 @@
-"""What the page shows of people's labels: funnel, histograms, lost labels, gallery."""
+"""What the page shows of labels and of prompts: funnel, histograms, lost ones, gallery."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def label_inputs(folder: str, config: PairingConfig, pairs: Ledger) -> InputsVie
         pairs: the complete pairs.
     """
     counts = Counter[str](pairs.manifest()["counts"])
-    shown = _gallery(pairs, report=join(folder, "report"))
+    pictured = bool(kind_of(config).sides)
+    shown = _gallery(pairs, report=join(folder, "report")) if pictured else []
     return InputsView(
         funnel=_funnel(counts, config),
         histograms=_histograms(pairs),
         dropped=_lost(folder, counts, config),
         pairs=shown,
-        pairs_are=_are(config, shown, counts["pair"]),
+        pairs_are=_are(config, shown, counts["pair"]) if pictured else "",
     )
 
 
@@ -67,7 +68,7 @@ def _funnel(counts: Counter[str], config: PairingConfig) -> list[FunnelStep]:
     filters = kind_of(config).filters
     known = {reason for _, reasons in filters for reason in reasons} | {"pair"}
     left = counts.total()
-    steps = [FunnelStep(name="labels found", remaining=left)]
+    steps = [FunnelStep(name=f"{kind_of(config).terms.input}s found", remaining=left)]
     unusable = {reason: n for reason, n in counts.items() if reason not in known}
     left -= sum(unusable.values())
     steps.append(FunnelStep(name="usable", remaining=left, dropped=unusable))
@@ -107,7 +108,8 @@ def _lost(folder: str, counts: Counter[str], config: PairingConfig) -> list[Drop
         (reason for reason in counts if reason != "pair" and counts[reason]),
         key=lambda own: order.index(own) if own in order else -1,
     )
-    rows = {reason: _first(Ledger(join(folder, "labels"), {}), reason) for reason in reasons}
+    inputs = Ledger(join(folder, kind_of(config).terms.table), {})
+    rows = {reason: _first(inputs, reason) for reason in reasons}
     ids = [row["id"] for some in rows.values() for row in some]
     messages = _messages(Ledger(join(folder, "rejects"), {}), ids)
     return [

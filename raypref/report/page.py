@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +21,12 @@ from raypref.evaluate import labels, tables
 from raypref.report import charts, headline
 from raypref.report.bias import DRIFT, drift_tables
 from raypref.report.compared import compared
-from raypref.report.curves import CURVES, both_gaps, meaning
+from raypref.report.curves import CURVES, REWARD, both_gaps, meaning
+from raypref.report.drawn import curve, gap_curves
 from raypref.report.layout import fill
 from raypref.report.listed import listed, number_text
 from raypref.report.meanings import gain_words, meanings
+from raypref.report.rewarded import IS, courses, shown_here
 from raypref.report.views import (
     FunnelStep,
     Picture,
@@ -72,6 +73,8 @@ def render(data: ReportData) -> str:
         gallery=gallery,
         drift=drift,
         drift_is=DRIFT,
+        rewarded=courses(list(data.training)),
+        over_optimisation=IS,
         trainings=[_training(view) for view in data.training if not view.metrics.empty],
         models=list(dict.fromkeys(model for row in data.grids for model in row.images)),
         open_grids=OPEN_GRIDS,
@@ -102,6 +105,7 @@ def _sections(data: ReportData, *, drift: bool) -> list[tuple[str, str, bool]]:
         ("use", "Use it", bool(data.use)),
         (f"{data.terms.input}s", f"{data.terms.input.capitalize()}s", bool(data.funnel)),
         ("dropped", "Dropped", bool(data.dropped)),
+        ("rewards", "Rewards", any("reward" in view.metrics for view in data.training)),
         ("training", "Training", any(not view.metrics.empty for view in data.training)),
         ("costs", "Cost", bool(data.costs)),
         ("configuration", "Configuration", True),
@@ -163,10 +167,13 @@ def _account(funnel: Sequence[FunnelStep]) -> tuple[int, int, int, int] | None:
 def _training(view: TrainingView) -> _Curves:
     numbers = view.metrics.sort_values("step")
     steps = numbers["step"].to_numpy(np.int64)
+    of_rewards = "reward" in numbers
     columns = [
         name
         for name in numbers.select_dtypes(["number", "bool"]).columns
-        if name != "step" and np.isfinite(numbers[name].to_numpy(np.float64)).any()
+        if name != "step"
+        and not (of_rewards and shown_here(name))
+        and np.isfinite(numbers[name].to_numpy(np.float64)).any()
     ]
     known = list(CURVES)
     columns.sort(key=lambda name: (known.index(name) if name in CURVES else len(known), name))
@@ -177,15 +184,17 @@ def _training(view: TrainingView) -> _Curves:
         values = numbers[name].to_numpy(np.float64)
         if together and name == GAPS[0]:
             other = "own samples" if view.own_samples else "rejected images"
-            svg = _gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps), other)
+            svg = gap_curves(steps.tobytes(), *(gap.tobytes() for gap in gaps), other)
             words = both_gaps(own_samples=view.own_samples)
             drawn.append(_Curve(RELATIVE, Markup(words), Markup(svg)))
         elif not together or name not in GAPS:
-            svg = _curve(name, steps.tobytes(), values.tobytes(), smooth=name not in PLANNED)
+            svg = curve(name, steps.tobytes(), values.tobytes(), smooth=name not in PLANNED)
             said = meaning(name, own_samples=view.own_samples)
             drawn.append(_Curve(name, said, Markup(svg)))
     names = [curve.metric for curve in drawn]
     first = [name for name in SHOWN_CURVES if name in names][:2] or names[:2]
+    if rewards := [name for name in names if name.startswith(REWARD)]:
+        first = ["loss", *rewards]
     return _Curves(
         view.name,
         shown=[curve for curve in drawn if curve.metric in first],
@@ -193,18 +202,6 @@ def _training(view: TrainingView) -> _Curves:
         strips=view.strips,
         prompts=view.prompts,
     )
-
-
-# The page is written after every step: curves of trainings that are done are drawn once.
-@lru_cache(maxsize=512)
-def _curve(name: str, steps: bytes, values: bytes, *, smooth: bool) -> str:
-    return charts.curve(name, np.frombuffer(steps, np.int64), np.frombuffer(values), smooth=smooth)
-
-
-@lru_cache(maxsize=64)
-def _gap_curves(steps: bytes, chosen: bytes, rejected: bytes, other: str) -> str:
-    gaps = np.frombuffer(chosen), np.frombuffer(rejected)
-    return charts.against_reference(np.frombuffer(steps, np.int64), *gaps, other=other)
 
 
 def _results(data: ReportData) -> _Results | None:

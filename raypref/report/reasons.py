@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raypref.curate.config import CurateConfig
 from raypref.pairs.config import PairingConfig
+from raypref.pairs.kinds import kind_of
 
 DAMAGED = "The file is damaged: replace it."
 MISSING = "The file cannot be read: put it where its table or caption says, or remove the entry."
@@ -27,23 +28,26 @@ def keeps(reason: str, config: CurateConfig, *, mean: float | None) -> str:
 
 
 def keeps_label(reason: str, config: PairingConfig) -> str:
-    """What a reason means and what would keep such labels; empty for an unknown one.
+    """What a reason means and what would keep such labels or prompts; empty for an unknown one.
 
     Args:
         reason: the word in the tables.
         config: the settings that the pairs were made by.
     """
-    pairs, images = config.pairs, config.images
+    pairs, images, what = config.pairs, config.images, kind_of(config).terms.input
     own = {
         "tie": "Neither image was preferred: there is nothing to choose. The arena of generators "
         "may count ties (pairs.arena.draw_probability).",
         "unlabelled": "Nobody said which image is better.",
         "low_confidence": f"Less confidence than pairs.min_confidence={pairs.min_confidence:g}.",
-        "beyond_limit": f"pairs.limit={pairs.limit} labels were taken before it (0 takes all).",
+        "beyond_limit": f"pairs.limit={pairs.limit} {what}s were taken before it (0 takes all).",
         "same_image": "Both sides are one image.",
         "bad_label": "What the label says is no choice: write 1, 0 or 0.5, or leave it empty.",
         "bad_gap": "Its gap is below 0: swap the images, or take pairs.gap=arena.",
-        "no_caption": "Write a prompt beside the label.",
+        "duplicate": f"The same {what} was kept once.",
+        "no_caption": "An empty line, or a cell without text."
+        if what == "prompt"
+        else "Write a prompt beside the label.",
         "bad_caption": "The prompt holds a NUL character: write it anew.",
         "caption_too_long": f"source.max_caption={config.source.max_caption} sets the limit.",
         "too_small": f"A side is below {images.min_side} pixels: images.min_side sets the limit.",

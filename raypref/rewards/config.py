@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from raypref.core.config import Section
 
@@ -35,6 +35,11 @@ class RewardConfig(Section):
     def runtime_env(self) -> dict[str, Any] | None:
         """Ray's description of an environment of the workers' own, if they need one."""
         return None
+
+    def on(self, num_gpus: float) -> Self:
+        """The same reward whose model is loaded onto a GPU, or with 0 onto the CPU."""
+        own = self.resources.model_copy(update={"num_gpus": num_gpus})
+        return self.model_copy(update={"resources": own})
 
     def check(self) -> None:
         """Look for the weights before any work is done.

@@ -9,6 +9,8 @@ from pydantic import model_validator
 
 from raypref.align import plan
 from raypref.align.cache_config import CacheConfig
+from raypref.align.online_config import RewardedConfig
+from raypref.align.reward_groups import RewardGroup, reward_groups
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
@@ -23,7 +25,7 @@ from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
-from raypref.rewards.rewards import require_rewards
+from raypref.rewards.rewards import require_rewards, reward
 
 
 class RunConfig(PairingConfig):
@@ -49,9 +51,10 @@ class RunConfig(PairingConfig):
     cache: CacheConfig = CacheConfig()
     trainings: tuple[str, ...] = setting(
         KINDS[TWINS].trainings,
-        "trainings of this run, by their names in [train.NAME]; their starts are trained too; []: "
-        "only the base and evaluate.loras are evaluated; by default stage2_alone on labelled pairs "
-        "and on candidates, and kto_images on labelled images",
+        "trainings of this run, by their names in [train.NAME], or names of objectives, which are "
+        "taken with their defaults; their starts are trained too; []: only the base and "
+        "evaluate.loras are evaluated; by default stage2_alone on labelled pairs and on "
+        "candidates, kto_images on labelled images, nft on prompts",
         affects_result=False,
     )
     train: plan.Trainings = setting(plan.DEFAULT, "trainings by name", validate_default=True)
@@ -66,12 +69,18 @@ class RunConfig(PairingConfig):
     stream: StreamConfig = StreamConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def measured(self) -> MetricsConfig:
+        """What images are measured by: without distances where pairs have no images."""
+        distance = self.metrics.distance and bool(KINDS[self.pairs.kind].sides)
+        return self.metrics.model_copy(update={"distance": distance})
+
     @model_validator(mode="before")
     @classmethod
     def _trainings_of_the_kind(cls, values: Any) -> Any:
         """Where no training is named, those that the kind of pairs is for."""
         if not isinstance(values, Mapping) or "trainings" in values:
-            return values
+            return cls._with_tables(values)
         pairs = values.get("pairs", {})
         if isinstance(pairs, PairsConfig):
             kind: object = pairs.kind
@@ -79,7 +88,24 @@ class RunConfig(PairingConfig):
             kind = pairs.get("kind", TWINS) if isinstance(pairs, Mapping) else None
         if not isinstance(kind, str) or kind not in KINDS:  # told with the key
             return values
-        return {**values, "trainings": KINDS[kind].trainings}
+        return cls._with_tables({**values, "trainings": KINDS[kind].trainings})
+
+    @staticmethod
+    def _with_tables(values: Any) -> Any:
+        """A training that is called as an objective has a table, so that others find it."""
+        if not isinstance(values, Mapping):  # told with the key
+            return values
+        tables = values.get("train", plan.DEFAULT)
+        return {**values, "train": plan.by_objective(values.get("trainings", ()), tables)}
+
+    def reward_groups(self, training: str) -> list[RewardGroup]:
+        """The rewards of a training by the actors that hold them; none where its workers do."""
+        own = self.train[training]
+        if not isinstance(own, RewardedConfig):
+            return []
+        names = [*own.rewards, *own.held_out]
+        rewards = {name: reward(name, self.pickscore, self.rewards) for name in names}
+        return reward_groups(own, rewards)
 
     @model_validator(mode="after")
     def _known_rewards(self) -> RunConfig:
@@ -130,6 +156,15 @@ class RunConfig(PairingConfig):
                     f"{', '.join(scored)} of the pairs (its objective or curriculum); take "
                     "choice.chosen=best, or another objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_rewards(self) -> RunConfig:
+        """Refuse trainings on rewards that there are not."""
+        for name, training in self.train.items():
+            if isinstance(training, RewardedConfig):
+                for key in ("rewards", "held_out"):
+                    require_rewards(f"train.{name}.{key}", [*getattr(training, key)], self.rewards)
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from raypref.align.reward_groups import all_of
 from raypref.core.config import InputError, Resources, Section, flatten, to_toml
 from raypref.core.fingerprints import fingerprint
 from raypref.core.job_lock import only_job_in
@@ -65,6 +66,8 @@ def needs_of_step(config: RunConfig, step: Step) -> Iterator[tuple[str, Resource
         training = config.train[step.name]
         workers = training.min_workers or training.resources.workers
         yield f"train.{step.name}.resources", training.resources, workers
+        for group in config.reward_groups(step.name):  # and with all its actors
+            yield f"train.{step.name}: {group.name}", group.need, group.need.workers
         return
     held: dict[str, dict[str, Section]] = {
         "pairs": kind_of(config).used(config),
@@ -295,10 +298,14 @@ def _require_nodes(config: RunConfig, waiting: Iterable[Step]) -> None:
     for step in waiting:
         if not step.needs or step.done:
             continue
-        for key, need, workers in needs_of_step(config, step):
+        needs = [*needs_of_step(config, step)]
+        for key, need, workers in needs:
             require_nodes(key, need, workers=workers)
             if need.num_gpus:
                 gpus.add(need.num_gpus)
+        if step.trains and len(needs) > 1:  # actors beside the workers: all at once
+            at_once = [need.model_copy(update={"workers": count}) for _, need, count in needs]
+            require_nodes(f"train.{step.name} with its rewards", all_of(at_once), workers=1)
     for num_gpus in sorted(gpus):
         require_usable_gpus(num_gpus)
     if line := idle_gpus(asked=bool(gpus)):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from raypref.align import plan
 from raypref.align.config import TrainingConfig
+from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
@@ -171,6 +172,12 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
     add("cache", c.cache.resources, encoders + encoded)
     for name, training in plan.in_order(c.trainings, c.train).items():
         add(name, training.resources, _training(c, size, training, pixels * precision))
+        for group in c.reward_groups(name):
+            judged = [
+                _of_reward(reward_section(own).removeprefix("rewards."), config)
+                for own, config in group.rewards.items()
+            ]
+            add(f"{name} {group.name}", group.need, _together(judged))
     drawing = c.evaluate.dtype or c.base.dtype
     decoding = c.evaluate.vae_dtype or drawing
     pipeline = _weights(size.trained + size.text, drawing) + _weights(size.autoencoder, decoding)
@@ -216,16 +223,29 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     learned = 1 if getattr(training, "policy_state", "") == "final" else sides
     kept = size.recomputed if training.gradient_checkpointing else size.saved
     at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
+    if isinstance(training, OnlineConfig):
+        images = training.group * -(-training.pairs_per_step // max(1, training.resources.workers))
+        at_once = min(training.images_at_once, images)
     copies = COPIES + bool(training.ema_decay)
     adapter = size.adapter * c.lora.rank * 1e9 * 4 * copies / GIB
-    most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward)
-    return _weights(size.trained, c.base.dtype) + adapter + most * scale
+    most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward) * scale
+    models = _weights(size.trained, c.base.dtype) + adapter
+    if isinstance(training, RewardedConfig):
+        decoding = c.cache.vae_dtype or c.base.dtype
+        models += _weights(size.autoencoder, decoding)
+        most = max(most, at_once * size.drawn * scale * BYTES[decoding] / BYTES[c.base.dtype])
+        if not training.reward_actors:
+            for name in (*training.rewards, *training.held_out):
+                own = reward(name, c.pickscore, c.rewards)
+                weights, work = _of_reward(reward_section(name).removeprefix("rewards."), own)
+                models, most = models + weights, max(most, work)
+    return models + most
 
 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:
     """Of each pass that measures images: its name, what its workers hold, GiB without overhead."""
     found = []
-    for together in passes(measures(c.metrics, c.pickscore, c.rewards)):
+    for together in passes(measures(c.measured, c.pickscore, c.rewards)):
         stages = [measure.stage for measure in together.values()]
         judges = {
             repr(config): (name, config)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from raypref.align.reward_groups import all_of
 from raypref.core.config import Section, flatten
 from raypref.core.ledger import join
 from raypref.core.messages import without_secrets
-from raypref.core.progress import duration
+from raypref.core.progress import counted, duration
 from raypref.core.schemes import is_embedded, scheme_of
 from raypref.evaluate.generate import BASE
 from raypref.evaluate.sets import DEFAULT_COUNT
@@ -71,6 +72,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         **_trainings(run.config),
         **_painted(run, states),
         **_by_state(states),
+        **_actors(run.config, waiting),
         **_needs(steps_lacking(run, only=only)),
         **_changed(run, [steps[name] for name, state in states.items() if state == "changed"]),
         **_expected(run, waiting, estimate),
@@ -136,6 +138,7 @@ def _trainings(config: RunConfig) -> dict[str, str]:
         "candidates": "Diffusion-DPO on candidates",
         "labelled": "Diffusion-DPO on labelled pairs",
         "images": "Diffusion-KTO on images",
+        "prompts": "DiffusionNFT on images of the prompts",
     }
     return {"trainings": f"{named}, {what[config.pairs.kind]}; trainings=NAME names others"}
 
@@ -159,6 +162,24 @@ def _by_state(states: dict[str, str]) -> dict[str, str]:
         for state in ("done", "half done")
     }
     return {state: names for state, names in found.items() if names}
+
+
+def _actors(config: RunConfig, waiting: Iterable[Step]) -> dict[str, str]:
+    """What trainings and their rewards hold at once, where rewards have actors of their own."""
+    found = []
+    for step in waiting:
+        groups = config.reward_groups(step.name) if step.trains else []
+        if groups:
+            needs = [need for _, need, _ in needs_of_step(config, step)]
+            held = all_of(needs)
+            workers = counted(needs[0].workers, "worker")
+            actors = [
+                f"{counted(g.need.workers, 'actor')} ({', '.join(g.rewards)})" for g in groups
+            ]
+            both = {"CPU cores": held.num_cpus, "GPUs": held.num_gpus}
+            asked = ", ".join(f"{count:g} {what}" for what, count in both.items() if count)
+            found.append(f"{step.name}: {workers}, {', '.join(actors)}; {asked or 'no core'}")
+    return {"at once": "; ".join(found)} if found else {}
 
 
 def _needs(lacking: list[Step]) -> dict[str, str]:
@@ -295,8 +316,10 @@ def _models(run: Run, steps: Collection[str]) -> list[str]:
         sections.append(config.base)
     if "evaluation" in steps:
         named = [*config.metrics.rewards]
-        named += [config.metrics.embedder] if config.metrics.distance else []
+        named += [config.metrics.embedder] if config.measured.distance else []
         sections += [reward(name, config.pickscore, config.rewards) for name in named]
+    for name, training in run.alignment.trainings.items():
+        sections += run.alignment.rewards_of(training).values() if name in steps else ()
     refs: list[object] = [value for section in sections for value in flatten(section).values()]
     refs += [ref for ref, _ in run.alignment.weights.values()] if {*steps} & {*run.trained} else []
     file = config.saliency.weights if config.saliency in sections else None

@@ -84,7 +84,12 @@ def on_own_samples(run: Run) -> list[str]:
     """Names of the trainings whose rejected side is drawn by the policy."""
     from raypref.align.rollout_config import RolloutConfig
 
-    return [n for n, own in run.alignment.trainings.items() if isinstance(own, RolloutConfig)]
+    trainings = run.alignment.trainings
+    return [
+        name
+        for name, own in trainings.items()
+        if isinstance(own, RolloutConfig) and "rejected" in own.sides
+    ]
 
 
 def _images(run: Run) -> Mapping[str, Ledger]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from raypref.align import plan
 from raypref.align.check import check_pairs
 from raypref.align.graph import Alignment
-from raypref.align.latents import Encode, rows_to_encode
+from raypref.align.latents import rows_to_encode
+from raypref.align.prompt_latents import encoding
 from raypref.core.config import InputError, Section, results_of
 from raypref.core.ledger import (
     Ledger,
@@ -108,7 +109,8 @@ class Run:
     def cache(self) -> Ledger:
         """Encoded pairs."""
         c = self.config
-        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base}
+        size = {} if kind_of(c).sides else {"images.size": c.images.size}  # no image has it
+        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base, **size}
         return self._ledger("cache", {**parts, "cache": c.cache.of_family(c.base.family)})
 
     @cached_property
@@ -127,6 +129,7 @@ class Run:
             seed=c.seed + c.training_seed,
             run=c.run,
             reward=lambda name: reward(name, c.pickscore, c.rewards),
+            vae_dtype=c.cache.vae_dtype,
         )
 
     @property
@@ -160,7 +163,7 @@ class Run:
             c.evaluate,
             c.pickscore,
             c.rewards,
-            c.metrics,
+            c.measured,
             c.table,
             prompt_set=prompt_set,
             pairs=self.curation.pairs,
@@ -178,7 +181,8 @@ class Run:
             for name, own in self.alignment.shown.items()
             if self.models is None or name in self.models
         }
-        others = other_loras(self.config.evaluate.loras)
+        own = {n: Adapter(made.path, made.fingerprint) for n, made in self.trained.items()}
+        others = other_loras(self.config.evaluate.loras, own)
         if taken := sorted({*others} & {*self.labels}):
             raise InputError(f"evaluate.loras.{taken[0]}: the run already has a model of this name")
         return trained | others
@@ -205,7 +209,7 @@ class Run:
                 name,
                 partial(tuple, [self.trained[name]]),
                 partial(self._train, name),
-                (*starts, adapter, partial(align.check_training, name)),
+                (*starts, adapter, *align.checks(name)),
                 trains=True,
             )
             for name in align.trainings
@@ -264,11 +268,10 @@ class Run:
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         c = self.config
-        stages = [Encode(c.base, c.cache, side=c.images.size)]
-        rows = rows_to_encode(self.curation.pairs, stages[0].reads)
-        columns = stages[0].writes.names
+        stage = encoding(c.base, c.cache, side=c.images.size, images=bool(kind_of(c).sides))
+        rows = rows_to_encode(self.curation.pairs, stage.reads)
         streamed = stream(
-            rows, stages=stages, ledger=self.cache, keep=columns, config=self.config.stream
+            rows, stages=[stage], ledger=self.cache, keep=stage.writes.names, config=c.stream
         )
         return Work(rows.count(), "rows", streamed.busy)
 
@@ -346,10 +349,8 @@ class Run:
     def _card(self) -> Work:
         from raypref.report.card import model_card
 
-        c, final = self.config, self.trained.get(self.alignment.final)
-        if final is None or final.state() != "complete":
-            return Work(0, "cards")
-        if self.curation.pairs.state() != "complete":
+        c, final, pairs = self.config, self.trained.get(self.alignment.final), self.curation.pairs
+        if final is None or {final.state(), pairs.state()} != {"complete"}:
             return Work(0, "cards")
         self.alignment.write_missing_shared()
         trainings = self.alignment.trainings
@@ -363,7 +364,7 @@ class Run:
             licence=c.model.license,
             photographs=c.source.license,
             kind=kind_of(c),
-            counts=self.curation.pairs.manifest()["counts"],
+            counts=pairs.manifest()["counts"],
             starts_from=first if plan.is_weights(first, trainings) else "",
             trainings={name: _results_of(trainings[name]) for name in chain},
             lora=_results_of(c.lora),

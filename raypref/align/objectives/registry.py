@@ -6,20 +6,33 @@ Settings are read where torch is not: a file imports it in its functions.
 from raypref.align.config import TrainingConfig
 from raypref.align.objectives.alignprop import AlignProp
 from raypref.align.objectives.arena import ArenaPO, FixedMargin
+from raypref.align.objectives.awm import AWM
 from raypref.align.objectives.capo import CaPO
+from raypref.align.objectives.crd import CRD
+from raypref.align.objectives.d3po import D3PO
+from raypref.align.objectives.ddpo import DDPO
+from raypref.align.objectives.dgpo import DGPO
 from raypref.align.objectives.dmpo import DMPO
 from raypref.align.objectives.dpo import DPO
 from raypref.align.objectives.dpo_sft import DPOSFT
+from raypref.align.objectives.dpok import DPOK
 from raypref.align.objectives.draft import DRaFT
 from raypref.align.objectives.dro import DRO
 from raypref.align.objectives.dspo import DSPO
 from raypref.align.objectives.fdpo import FDPO
+from raypref.align.objectives.flow_grpo import FlowGRPO
 from raypref.align.objectives.hinge import Hinge
 from raypref.align.objectives.ipo import IPO
 from raypref.align.objectives.kto import KTO
 from raypref.align.objectives.linear_dpo import LinearDPO
 from raypref.align.objectives.mapo import MaPO
+from raypref.align.objectives.mix_grpo import MixGRPO
+from raypref.align.objectives.nft import NFT
 from raypref.align.objectives.noisy_labels import CDPO, RDPO
+from raypref.align.objectives.online_dpo import OnlineDPO
+from raypref.align.objectives.online_raft import OnlineRAFT
+from raypref.align.objectives.online_rwr import OnlineRWR
+from raypref.align.objectives.pref_grpo import PrefGRPO
 from raypref.align.objectives.raft import RAFT
 from raypref.align.objectives.refl import ReFL
 from raypref.align.objectives.rwr import RWR
@@ -54,6 +67,19 @@ OBJECTIVES: dict[str, type[TrainingConfig]] = {
     "spin": SPIN,
     "arena": ArenaPO,
     "fixed_margin": FixedMargin,
+    "ddpo": DDPO,
+    "dpok": DPOK,
+    "d3po": D3PO,
+    "flow_grpo": FlowGRPO,
+    "mix_grpo": MixGRPO,
+    "nft": NFT,
+    "awm": AWM,
+    "pref_grpo": PrefGRPO,
+    "dgpo": DGPO,
+    "crd": CRD,
+    "online_dpo": OnlineDPO,
+    "online_rwr": OnlineRWR,
+    "online_raft": OnlineRAFT,
     "refl": ReFL,
     "draft": DRaFT,
     "alignprop": AlignProp,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from raypref.models.families.conditioning import Conditioning
     from raypref.models.solvers import Solver
+    from raypref.models.stochastic import StochasticSolver
 
 Shape = tuple[int, ...]  # of one sample's latents, (C, h, w)
 # Of surroundings, [B, K, h, w]: 1 in the hole and 0 around it at the latents' size, [B, 1, h, w].
@@ -72,6 +73,18 @@ class Denoiser(Protocol):
 
     def solver(self, grid_nB: Tensor) -> Solver:
         """The method the policy is sampled with, on a grid of timesteps, one column per sample."""
+
+    def stochastic_solver(
+        self, grid_nB: Tensor, *, eta: float, constant: bool = False, window: range | None = None
+    ) -> StochasticSolver:
+        """A method whose steps have noise, and so likelihoods, for objectives on paths.
+
+        Args:
+            grid_nB: timesteps, as `solver` takes them.
+            eta: how much noise, 0 to 1.
+            constant: whether a flow's noise is the same at all levels.
+            window: steps with noise; None: all but the last, which never has any.
+        """
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noise clean latents to the given timesteps."""

@@ -15,6 +15,7 @@ from raypref.models.families.conditioning import Conditioning
 from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import ATTENTION
 from raypref.models.solvers import DPMSolverPP2M
+from raypref.models.stochastic import StochasticSolver, ddim_eta
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ class SD15Denoiser:
     def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:
         """DPM-Solver++ of second order, as the released code samples."""
         return DPMSolverPP2M(self.schedule.alphas_cumprod, grid_nB)
+
+    def stochastic_solver(
+        self, grid_nB: Tensor, *, eta: float, constant: bool = False, window: range | None = None
+    ) -> StochasticSolver:
+        """DDIM with noise; `constant` is about flows."""
+        del constant
+        return ddim_eta(self.schedule.alphas_cumprod, grid_nB, eta=eta, window=window)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """The forward process: sqrt(abar) x0 + sqrt(1 - abar) noise."""

@@ -1,4 +1,4 @@
-"""Read the prompts of an evaluation set, with their categories, from a file or folder.
+"""Read prompts, with their categories, from a file or folder.
 
 The layout is told by a file's suffix and columns, so the published sets are read as they are
 published: PartiPrompts.tsv, DrawBench's CSV, GenEval's evaluation_metadata.jsonl, DPG-Bench's
@@ -42,12 +42,31 @@ def read_prompts(path: str, *, limit: int | None) -> list[Prompt]:
     if "://" not in path and not Path(path).expanduser().exists():
         _must_be_known(path)
         raise InputError(f"evaluate.prompts: no prompt file '{path}'")
-    store = locate(path, key="evaluate.prompts")
-    listed = _folder(store) if store.only is None else _file(store, store.only)
+    listed = (prompt for _, prompt in prompts_in(locate(path, key="evaluate.prompts")))
     prompts = list(islice(_distinct(listed), limit))
     if not prompts:
         raise InputError(f"{path} holds no prompt")
     return prompts
+
+
+def prompts_in(store: Store) -> list[tuple[str, Prompt]]:
+    """All prompts of a store in order, blanks and repeats too, each with where it stands.
+
+    Args:
+        store: a file, or a folder of files, in a layout that `read_prompts` names.
+
+    Returns:
+        Pairs of `FILE#NUMBER`, unique, and the prompt as it is written; numbers count from 1.
+
+    Raises:
+        InputError: as `read_prompts`, but for a store without prompts.
+    """
+    files = _folder(store) if store.only is None else {store.only: _file(store, store.only)}
+    return [
+        (f"{file}#{number:09d}", prompt)
+        for file, own in files.items()
+        for number, prompt in enumerate(own, start=1)
+    ]
 
 
 def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
@@ -59,20 +78,24 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
             yield prompt._replace(text=text)
 
 
-def _folder(store: Store) -> list[Prompt]:
+def _folder(store: Store) -> dict[str, list[Prompt]]:
     names = (name for name in store.names("") if not never_data(name))
     files = sorted(name for name in names if _suffix(name) in _suffixes())
-    sets = {file: [p for p in _file(store, file) if p.text.strip()] for file in files}
+    sets = {file: _file(store, file) for file in files}
     stems = [posixpath.splitext(file)[0] for file in files]
-    if files and all(_suffix(file) == ".txt" and len(sets[file]) <= 1 for file in files):
-        return [
-            p._replace(id=stem) for stem, own in zip(stems, sets.values(), strict=True) for p in own
+    written = [sum(1 for prompt in own if prompt.text.strip()) for own in sets.values()]
+    if files and all(_suffix(file) == ".txt" for file in files) and max(written) <= 1:
+        return {
+            file: [prompt._replace(id=stem) for prompt in own]
+            for stem, (file, own) in zip(stems, sets.items(), strict=True)
+        }
+    return {
+        file: [
+            prompt if prompt.groups or len(files) == 1 else prompt._replace(groups={"style": style})
+            for prompt in own
         ]
-    return [
-        prompt if prompt.groups or len(files) == 1 else prompt._replace(groups={"style": style})
-        for style, own in zip(_differences(stems), sets.values(), strict=True)
-        for prompt in own
-    ]
+        for style, (file, own) in zip(_differences(stems), sets.items(), strict=True)
+    }
 
 
 def _differences(stems: list[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Sampling: images at inference time, by methods that a reward steers."""
