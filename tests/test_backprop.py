@@ -19,7 +19,7 @@ from training import BASES, LORAS, denoiser, pairs, photographs, training, twin
 
 from raypref.align.backprop import Drawn, drawn_images
 from raypref.align.backprop_config import BackpropConfig, Plan
-from raypref.align.image_scores import Judge, Scores
+from raypref.align.image_scores import LatentScores, Scores
 from raypref.align.loop import Alone, train
 from raypref.align.residuals import LEARNER
 from raypref.models import adapters
@@ -58,8 +58,8 @@ class Models:
 
 
 @cache
-def judge(family: str) -> Judge:
-    return Judge(load_autoencoder(BASES[family], device=torch.device("cpu")), Models())
+def judge(family: str) -> LatentScores:
+    return LatentScores(load_autoencoder(BASES[family], device=torch.device("cpu")), Models())
 
 
 REWARDS = {"pickscore": 1.0, "aesthetic": 5.0}

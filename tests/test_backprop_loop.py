@@ -97,7 +97,6 @@ def test_a_reward_without_a_gradient_is_refused_with_those_that_have_one() -> No
         ({"steps_with_gradient": 60}, "steps_with_gradient=60"),
         ({"noises": 2, "steps_with_gradient": 2}, "noises=2"),
         ({"min_diversity": 0.5}, "min_diversity"),
-        ({"reward_actors": 1}, "reward_actors"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -128,7 +128,8 @@ class Backprop:
             its gradient.
         """
         training, size = self.training, self.training.micro_batch
-        names = list(training.held_out) if step % training.held_out_every == 0 else []
+        due = step % training.held_out_every == 0
+        names = [name for name in training.held_out if due or name not in self.held_out]
         found = [
             self._learned(draws[first : first + size], names)
             for first in range(0, len(draws), size)
@@ -137,9 +138,8 @@ class Backprop:
             name: torch.cat([values[name].detach() for values, _ in found]) for name in found[0][0]
         }
         if training.group > 1:
-            reward_N = metrics["reward"].double().cpu()
-            deviation_P = reward_N.view(-1, training.group).std(1, correction=0)
-            metrics["reward_std"] = deviation_P.repeat_interleave(training.group)
+            spread_G = metrics["reward"].view(-1, training.group).std(1, correction=0)
+            metrics["reward_std"] = spread_G.repeat_interleave(training.group)
             embeddings = torch.cat([embedding for _, embedding in found])
             metrics["diversity"] = diversity(embeddings, training.group)
         where = metrics["loss"]

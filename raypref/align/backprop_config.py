@@ -6,7 +6,7 @@ reward through decoder and solver to the adapter (`backprop.py`). Prompts are th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import model_validator
@@ -56,9 +56,6 @@ class BackpropConfig(RewardedConfig):
         "recompute each solver step and the decoder in backward: the memory of one step, however "
         "many take a gradient",
         affects_result=False,
-    )
-    reward_actors: int = setting(
-        0, "a gradient needs the reward models in the worker: 0", affects_result=False, ge=0, le=0
     )
 
     @model_validator(mode="after")
@@ -145,12 +142,3 @@ class BackpropConfig(RewardedConfig):
                     f"objective={self.objective} needs; those that have one are "
                     f"{', '.join(able)} and heads; or take an objective that scores images alone"
                 )
-
-    def health(self, history: Sequence[Mapping[str, float]], *, key: str) -> str:
-        """Why a training must stop; without groups, diversity is not measured."""
-        now = history[-1]
-        if self.group > 1:
-            return super().health(history, key=key)
-        if self.max_kl and now["kl"] > self.max_kl:
-            return f"kl is {now['kl']:.3g}, more than {key}.max_kl={self.max_kl:g}"
-        return ""

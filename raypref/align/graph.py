@@ -166,8 +166,6 @@ class Alignment:
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
-        if isinstance(training, BackpropConfig):
-            training.check_rewards(self.rewards_of(training), key=key)
         if training.region == "hole" and self.base.family not in INPAINTING:
             raise InputError(
                 f"{key}.region=hole: base.family={self.base.family} does not inpaint; set it to "
@@ -222,6 +220,8 @@ class Alignment:
         """Raise InputError where models of rewards are missing, or cannot be put where they are."""
         training = self.trainings[name]
         rewards = self.rewards_of(training)
+        if isinstance(training, BackpropConfig):
+            training.check_rewards(rewards, key=f"train.{name}")
         for config in rewards.values():
             config.check()
         if isinstance(training, RewardedConfig):

@@ -145,6 +145,7 @@ def train(
             *(denoiser, data, training), judge=judge, name=draws, seed=seed, group=group
         )
         rollouts.load(restored)
+    rewarded = rollouts or backprop
     while state.step < training.steps:
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
@@ -157,11 +158,11 @@ def train(
             mine = curriculum.reordered(mine, easiest_N, training, step=state.step)
         if backprop is not None:
             sums = backprop.sums(mine, state.step)
+        elif rollouts is not None:
+            portions = rollouts.samples(mine, indices, state.step)
+            sums = _learned(denoiser, data, training, state, portions, hole)
         else:
-            if rollouts is None:
-                portions = _portions(denoiser, data, training, mine)
-            else:
-                portions = rollouts.samples(mine, indices, state.step)
+            portions = _portions(denoiser, data, training, mine)
             sums = _learned(denoiser, data, training, state, portions, hole)
         metrics = _stepped(training, state, sums, group)
         if backprop is not None:
@@ -178,7 +179,6 @@ def train(
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
-            rewarded = rollouts or backprop
             also = {} if rewarded is None else rewarded.state()
             tensors = tensors_of(state, training, also)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)

@@ -40,6 +40,7 @@ LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
 class DeQAConfig(RewardConfig):
     """Which DeQA weights and how; off unless its code is allowed."""
 
+    # Not `differentiable`: its code runs in no worker that trains, whose transformers is newer.
     label: ClassVar[str] = "DeQA"
     large: ClassVar[bool] = True
 

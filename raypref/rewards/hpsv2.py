@@ -112,7 +112,8 @@ class HPSv2(DifferentiableReward, Embedder):
         self.clip = Clip(
             model.to(device=device, dtype=torch_dtype(config.dtype)),  # type: ignore[call-arg]
             load_tokenizer(base, model, key=BASE_KEY),
-            *letterboxed(clip.vision_config.image_size),
+            letterboxed(clip.vision_config.image_size),
+            letterboxed_pixels(clip.vision_config.image_size),
         )
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
@@ -137,14 +138,26 @@ class HPSv2(DifferentiableReward, Embedder):
         return 100 * (self.clip.seen(pixels_BCHW) * text_BD).sum(dim=-1)
 
 
-def letterboxed(side: int) -> tuple[Pixels, FromPixels]:
-    """The input as the HPSv2 package makes it, of images and of tensors: padded to a square.
+def letterboxed(side: int) -> Pixels:
+    """The input as the HPSv2 package makes it: the whole image, padded to a square.
 
     Its model was not tuned on open_clip's own recipe (shortest side, centre crop): the longest
     side becomes `side`, by antialiased bicubic resampling of the float tensor, and black is added
     at both ends of the other. Square images are not padded.
     """
     import torch
+
+    boxed = letterboxed_pixels(side)
+
+    def prepared(image: Image.Image) -> Tensor:
+        levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return boxed(levels[None] / 255)[0]
+
+    return lambda images: torch.stack([prepared(image) for image in images])
+
+
+def letterboxed_pixels(side: int) -> FromPixels:
+    """The same of images as tensors, with a gradient."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     from raypref.rewards import pixels
@@ -153,11 +166,7 @@ def letterboxed(side: int) -> tuple[Pixels, FromPixels]:
         inside_BCHW = pixels.letterboxed(pixels_BCHW, side)
         return pixels.normalised(inside_BCHW, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
-    def prepared(image: Image.Image) -> Tensor:
-        levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        return boxed(levels[None] / 255)[0]
-
-    return lambda images: torch.stack([prepared(image) for image in images]), boxed
+    return boxed
 
 
 def key_table(text_layers: int, vision_layers: int) -> dict[str, tuple[str, ...]]:

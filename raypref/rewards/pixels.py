@@ -148,8 +148,8 @@ def _mode(processor: Any) -> str:
 def _size(size: Any, pixels_BCHW: Tensor) -> tuple[int, int]:
     """Height and width after resizing."""
     height, width = pixels_BCHW.shape[2:]
-    edge = size.get("shortest_edge")
-    if not edge:
+    if "shortest_edge" not in size:  # transformers' own kind of mapping
         return size["height"], size["width"]
+    edge: int = size["shortest_edge"]
     longer = int(edge * max(height, width) / min(height, width))
     return (edge, longer) if height <= width else (longer, edge)
