@@ -340,7 +340,7 @@ def test_the_console_command_lists_the_others(capsys):
         assert first[: len(COMMANDS)] == [*COMMANDS]
         assert first.count("raypref") == 4, "examples"
         assert {*presets()} <= {*first}
-        assert len(out.splitlines()) <= 35 and max(map(len, out.splitlines())) <= 100
+        assert len(out.splitlines()) <= 36 and max(map(len, out.splitlines())) <= 100
     assert cli.console([]) == 2
     nothing = capsys.readouterr()
     assert (nothing.out, nothing.err) == ("", out)
@@ -363,7 +363,7 @@ def test_an_unknown_command_names_the_nearest(word, says, capsys):
     first, second = err.splitlines()
     assert out == ""
     assert first.startswith("error: ") and says in first
-    commands = "run|curate|align|evaluate|ablate|judge|arena|paper|push|rubric|study"
+    commands = "run|curate|align|evaluate|ablate|sample|judge|arena|paper|push|rubric|study"
     assert second == f"usage: raypref {commands} ...; see raypref --help"
 
 
