@@ -135,9 +135,9 @@ def _costs(table: Table, config: AblateConfig) -> Filled:
     )
     with_gpu = float(own["perturb.resources.num_gpus"]) > 0
     hold = (
-        "Hours are those of a worker times the part of a GPU that it holds"
+        "GPU hours are a worker's hours times the share of a GPU that it holds"
         if with_gpu
-        else "No worker holds a GPU: hours are those of a worker"
+        else "No worker holds a GPU, so GPU hours are a worker's hours"
     )
     how = (
         f"Images per second and worker: the median over {len(alike)} runs in {where}, starts and "

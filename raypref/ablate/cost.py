@@ -158,7 +158,7 @@ def workers_of(config: Mapping[str, Any], name: str) -> int:
 
 
 def gpus_of(config: Mapping[str, Any], name: str) -> float:
-    """The part of a GPU that a worker of a pass of curation holds; 1 where none does: its hours."""
+    """The share of a GPU that a worker of a curation pass holds; 1 where no worker holds a GPU."""
     if not float(config.get("perturb", {}).get("resources", {}).get("num_gpus", 0)):
         return 1.0
     sections = {"scored": ("pickscore",), "twins": ("saliency", "perturb", "pickscore")}

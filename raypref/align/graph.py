@@ -32,7 +32,7 @@ class Alignment:
         cache: the encoded pairs.
         pairs: the pairs.
         columns: names of their columns, known before there are any.
-        sides: names of the images of a row: of single labelled images one, of prompts none.
+        sides: names of a row's images: one for single labelled images, none for prompts.
         place: where the run's ledgers lie.
         seed: of the trainings.
         run: the run's name, for the files that are handed on.
@@ -160,9 +160,8 @@ class Alignment:
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
-        Or an objective that learns nothing from the scores of single images, or from prompts; a
-        hole that the base does not know of, that the images of a pair cannot share, or that rewards
-        do not know of.
+        Or an objective that learns nothing from the scores of single images; a hole that the base
+        does not read, that the images of a pair cannot share, or that rewards of whole images miss.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"

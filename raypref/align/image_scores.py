@@ -107,7 +107,7 @@ class WorkerScores:
         embeddings = cast(Embedder, model).embed(images)
         if hasattr(model, "score_embedded"):
             judge = cast(EmbeddingReward, model)
-            return judge.score_embedded(embeddings, judge.tokens(prompts))[:count], embeddings[
-                :count
-            ]
-        return cast(Reward, model).score(images, prompts)[:count], embeddings[:count]
+            scores = judge.score_embedded(embeddings, judge.tokens(prompts))
+        else:
+            scores = cast(Reward, model).score(images, prompts)
+        return scores[:count], embeddings[:count]

@@ -196,8 +196,8 @@ def _both_ways(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 class PairData:
     """All pairs as tensors, in the order of their ids, in the host's memory: they may be many.
 
-    Single labelled images are pairs of one side, prompts alone of none. N rows share M captions:
-    where each image is a row of its own, two rows have one.
+    Single labelled images are pairs of one side, prompts alone of none. N rows share M captions;
+    where every image of a pair is a row, both rows have the same caption.
     """
 
     moments: Tensor  # [N, S (chosen, rejected if there), FLIPS, 2 (mean, log-variance), C, h, w]

@@ -303,7 +303,7 @@ def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict
 
 
 def _own_indices(training: TrainingConfig, group: Ranks) -> list[int]:
-    """This rank's draws of a step's global batch: all draws of a pair are on one rank."""
+    """This rank's draws of a step's global batch; a pair's draws stay on one rank."""
     each = training.draws_per_pair
     pairs = range(group.rank, training.pairs_per_step, group.world)
     return [pair * each + number for pair in pairs for number in range(each)]

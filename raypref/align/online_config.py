@@ -165,6 +165,19 @@ class OnlineConfig(RewardedConfig, RolloutConfig):
         return self
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """None: prompts alone are read."""
+        return ()
+
+    @property
+    def against(self) -> str:  # type: ignore[override]
+        """The reference, where the distance to it counts or is watched; else its forward is saved.
+
+        An objective that always reads the reference says so itself.
+        """
+        return "ref" if self.kl or self.max_kl else ""
+
+    @property
     def samples_per_draw(self) -> int:
         """As many as timesteps are drawn for an image."""
         return self.timesteps

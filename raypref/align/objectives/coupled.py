@@ -86,19 +86,6 @@ class CoupledConfig(OnlineConfig):
         """
         return None
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """None: prompts alone are read."""
-        return ()
-
-    @property
-    def against(self) -> str:  # type: ignore[override]
-        """The reference, where the distance to it counts or is watched; else its forward is saved.
-
-        An objective that always reads the reference says so itself.
-        """
-        return "ref" if self.kl or self.max_kl else ""
-
     def roll_out(
         self,
         denoiser: Denoiser,

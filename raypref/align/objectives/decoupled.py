@@ -31,19 +31,6 @@ class DecoupledConfig(OnlineConfig):
         3e-4, "learning rate of AdamW (as released for LoRAs on SD-3.5-M: NFT, AWM, DGPO)", gt=0
     )
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """None: prompts alone are read."""
-        return ()
-
-    @property
-    def against(self) -> str:  # type: ignore[override]
-        """The reference, where the distance to it counts or is watched; else its forward is saved.
-
-        An objective that always reads the reference says so itself.
-        """
-        return "ref" if self.kl or self.max_kl else ""
-
     def samples(
         self,
         denoiser: Denoiser,
