@@ -113,7 +113,7 @@ class Sampling:
         parts = results_of(parts)
         for key in ("sample.loras", "sample.negative"):  # their content is there
             parts.pop(key, None)
-        return placed(in_folder(self.folder), "ledger", parts)
+        return placed(in_folder(self.folder), "chosen", parts)
 
     def check(self) -> None:
         """Raises InputError for what is missing or cannot work."""

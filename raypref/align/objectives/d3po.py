@@ -65,20 +65,12 @@ class D3PO(CoupledConfig):
         """
         from raypref.align.trajectories import drawn_steps, path_samples
 
-        reward_NG = block.reward_N[[*images]].view(-1, self.group)
-        firsts = range(0, len(images), self.group)
-        best, worst = (
-            [images[first + int(place)] for first, place in zip(firsts, places, strict=True)]
-            for places in (reward_NG.argmax(1), reward_NG.argmin(1))
-        )
-        generators = [generators[first] for first in firsts]
-        steps_KN = drawn_steps(generators, self.timesteps, of=self.noisy_steps)
+        best, worst, decided_N = block.best_and_worst(images)
+        firsts = [generators[first] for first in range(0, len(images), self.group)]
+        steps_KN = drawn_steps(firsts, self.timesteps, of=self.noisy_steps)
         samples = path_samples(block, [best, worst], steps_KN, guidance=self.guidance)
         like = samples.sides[0].x_BCHW
-        facts = block.facts_of(images, like)
-        facts["advantage"] = facts["advantage"].abs()
-        means = {name: values.view(-1, self.group).mean(1) for name, values in facts.items()}
-        means["decided"] = (reward_NG.amax(1) > reward_NG.amin(1)).to(like)
+        means = {**block.group_means(images, like), "decided": decided_N.to(like)}
         repeated = {name: values.repeat(self.timesteps) for name, values in means.items()}
         return samples._replace(facts={**samples.facts, **repeated})
 

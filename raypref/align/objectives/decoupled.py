@@ -54,17 +54,6 @@ class DecoupledConfig(OnlineConfig):
         }
         return samples._replace(facts={**samples.facts, **found})
 
-    def group_means(
-        self, block: RolloutBlock, images: Sequence[int], like: Tensor
-    ) -> Mapping[str, Tensor]:
-        """Of what is reported of images, the means of their groups, one per group.
-
-        For objectives that train on some images of a group: what is reported is of all.
-        """
-        facts = block.facts_of(images, like)
-        facts["advantage"] = facts["advantage"].abs()
-        return {name: values.view(-1, self.group).mean(1) for name, values in facts.items()}
-
     def held(self, loss_B: Tensor, side: Residuals) -> Tensor:
         """The loss and `kl` times the squared distance to the reference's prediction."""
         return loss_B + self.kl * side.distance if self.kl else loss_B

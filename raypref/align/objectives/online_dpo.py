@@ -61,15 +61,11 @@ class OnlineDPO(DecoupledConfig, PairwiseConfig):
         timesteps, noise = noising.timesteps_and_noise(
             denoiser, shape, [generators[first] for first in firsts], times=self.timesteps
         )
-        reward_NG = block.reward_N[[*images]].view(-1, self.group)
-        best, worst = (
-            [images[first + int(place)] for first, place in zip(firsts, places, strict=True)]
-            for places in (reward_NG.argmax(1), reward_NG.argmin(1))
-        )
+        best, worst, decided_N = block.best_and_worst(images)
         sides = [best * self.timesteps, worst * self.timesteps]
         samples = online.at(denoiser, block, sides, timesteps, noise)
-        decided_N = (reward_NG.amax(1) > reward_NG.amin(1)).to(samples.sides[0].x_BCHW)
-        means = {**self.group_means(block, images, decided_N), "decided": decided_N}
+        like = samples.sides[0].x_BCHW
+        means = {**block.group_means(images, like), "decided": decided_N.to(like)}
         return samples._replace(
             facts={name: values.repeat(self.timesteps) for name, values in means.items()}
         )

@@ -68,7 +68,7 @@ class OnlineRAFT(DecoupledConfig):
         samples = super().samples(
             denoiser, block, [images[k] for k in kept], [generators[k] for k in kept]
         )
-        means = self.group_means(block, images, samples.sides[0].x_BCHW)
+        means = block.group_means(images, samples.sides[0].x_BCHW)
         return samples._replace(
             facts={
                 name: values.repeat_interleave(self.best).repeat(self.timesteps)
