@@ -85,7 +85,11 @@ def shapes(config: RunConfig) -> dict[tuple[str, ...], tuple[float, ...]]:
 
 
 def test_actors_say_what_the_worker_says_of_all_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, with the same embeddings, by whichever group, and for each choice of names."""
+    """With the same embeddings, by whichever group, and for each choice of names.
+
+    Each holder has a copy of the model of its own, and where weights lie in memory moves the last
+    bit of a product on some processors.
+    """
     rewards = {"level": LevelConfig(), "pickscore": PICKSCORE, "again": PICKSCORE.model_copy()}
     training = JudgedConfig(reward_actors=2)
     whole = RewardGroup(rewards, Resources(workers=2), None, "pickscore")
@@ -114,9 +118,11 @@ def test_actors_say_what_the_worker_says_of_all_rewards(monkeypatch: pytest.Monk
             assert [*found.by_reward] == names
             for name in names:
                 torch.testing.assert_close(
-                    found.by_reward[name], expected.by_reward[name], rtol=0, atol=0
+                    found.by_reward[name], expected.by_reward[name], rtol=1e-6, atol=0
                 )
-            torch.testing.assert_close(found.embedding_ND, expected.embedding_ND, rtol=0, atol=0)
+            torch.testing.assert_close(
+                found.embedding_ND, expected.embedding_ND, rtol=1e-6, atol=1e-7
+            )
         asked = set(calls)
         assert asked == {each.name for each in apart if {*names} & {*each.rewards} or each.embeds}
 

@@ -37,7 +37,10 @@ NAME = "NAME"  # stands in `--help` for the name of a table that the user names
 class Section(BaseModel):
     """Base of every group of settings: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    # Built when first used: most objectives and rewards are not, and each takes milliseconds.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, defer_build=True
+    )
     renamed: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions, to those of today
 
 
