@@ -72,6 +72,8 @@ def save_clip_flant5(folder: Path) -> dict[str, str]:
                 initializer_factor=3.0,
             )
         )
+        # As it comes, answers are as unlikely as 1e-42, where float32 has no digits left.
+        t5.lm_head.weight.data *= 0.03
         clip = CLIPVisionModel(CLIP)
         state = {f"mm_projector.0.{n}": t for n, t in torch.nn.Linear(32, 24).state_dict().items()}
         state |= {f"mm_projector.2.{n}": t for n, t in torch.nn.Linear(24, 24).state_dict().items()}
@@ -153,9 +155,8 @@ def test_it_is_the_likelihood_of_yes_and_of_the_end(folders: dict[str, str]) -> 
         log = by_hand.answered(image, asked, [yes])
         expected.append(((log[0, yes] + log[1, 1]) / 2).exp().item())
     assert (scores.dtype, scores.shape) == (np.float32, (4,))
-    # Likelihoods down to 1e-42: float32 rounds their logarithms, by a little else per processor.
-    np.testing.assert_allclose(np.log(scores), np.log(expected), rtol=1e-5)
-    assert scores.std() > 1e-3 * scores.mean(), "it looks at nothing"
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert scores.std() > 0.1 * scores.mean(), "it looks at nothing"
     alone = [reward.score([i], [p])[0] for i, p in zip(IMAGES, PROMPTS, strict=True)]
     np.testing.assert_allclose(scores, alone, rtol=1e-4)
 

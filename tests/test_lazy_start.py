@@ -43,7 +43,9 @@ COMMANDS = [
     (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
     (["raypref", "paper", "table3"], 0, "raypref ablate table3 sd15 "),
 ]
-SECONDS = 2.0  # of CPU time, for a command by itself
+# Of CPU time, for a command by itself, where Python with two libraries takes a quarter of a second:
+# cores that are slower, or shared, take more for both.
+SECONDS, LIBRARIES = 2.0, (0.25, "import numpy, pydantic")
 
 # Runs scripts one after another, as `python SCRIPT WORDS` would; tells how each ended.
 RUN = """
@@ -96,16 +98,22 @@ def test_a_command_that_runs_nothing_imports_no_heavy_library(ends, number):
     "words", [["--help"], ["--version"], ["evalute"], ["run", "tiny", "--dry-run"]], ids=" ".join
 )
 def test_the_console_command_answers_quickly(words, tmp_path):
-    """The least CPU time of three tries: other work on the machine takes its share of some."""
-    command, environment = [sys.executable, "-m", "raypref", *words], os.environ | PATH
+    """The least CPU time of five tries: other work on the machine takes its share of some."""
 
-    def seconds() -> float:
+    def seconds(*arguments: str) -> float:
+        command, environment = [sys.executable, *arguments], os.environ | PATH
         before = os.times()
         subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
         after = os.times()
         return sum(after[2:4]) - sum(before[2:4])
 
-    assert any(seconds() < SECONDS for _ in range(3))
+    usual, libraries = LIBRARIES
+
+    def quick() -> bool:
+        slowness = max(1.0, seconds("-c", libraries) / usual)
+        return seconds("-m", "raypref", *words) < SECONDS * slowness
+
+    assert any(quick() for _ in range(5))
 
 
 def settings_and_stages() -> list[str]:

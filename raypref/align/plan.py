@@ -122,8 +122,9 @@ def _training(name: str, values: Mapping[str, Any]) -> TrainingConfig:
             f"train.{name}.objective={values['objective']!r}: use {', '.join(OBJECTIVES)}"
         )
     for key in values:
-        owners = [of for of, other in OBJECTIVES.items() if key in other.model_fields]
-        if key not in kind.model_fields and owners:
+        if key in kind.model_fields:
+            continue
+        if owners := [of for of, other in OBJECTIVES.items() if key in other.model_fields]:
             raise InputError(
                 f"train.{name}.{key} is a setting of the objective {', '.join(owners)}, and "
                 f"train.{name}.objective={values['objective']}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +262,10 @@ def layers_of(model: type[Section], source: str, overrides: Iterable[str] = ()) 
     Raises:
         InputError: as `load`, of what can be seen without the settings.
     """
-    kinds = {key: field.annotation for key, field in fields_of(model)}
+    overrides = list(overrides)
+    # Of these sections alone: the keys of all trainings are those of all objectives.
+    asked = {re.split(r"[.=]", override.strip(), maxsplit=1)[0] for override in overrides}
+    kinds = {key: field.annotation for key, field in fields_of(model, sections=asked)}
     given: dict[str, Any] = {}
     for override in overrides:
         key, _, text = (part.strip() for part in override.partition("="))
@@ -325,9 +328,19 @@ def _section_class(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def fields_of(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key of a section class, with its field, in order of declaration."""
+def fields_of(
+    model: type[Section], prefix: str = "", *, sections: Collection[str] | None = None
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of a section class, with its field, in order of declaration.
+
+    Args:
+        model: the section class.
+        prefix: what stands before its keys.
+        sections: which keys and groups of it, by their first word; all by default.
+    """
     for name, field in model.model_fields.items():
+        if sections is not None and name not in sections:
+            continue
         kind = _section_class(field.annotation)
         if kind is not None:
             default = field.default

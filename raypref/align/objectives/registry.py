@@ -1,86 +1,85 @@
-"""The objectives by name: one line each.
+"""The objectives by name: one line each."""
 
-Settings are read where torch is not: a file imports it in its functions.
-"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
 
 from raypref.align.config import TrainingConfig
-from raypref.align.objectives.alignprop import AlignProp
-from raypref.align.objectives.arena import ArenaPO, FixedMargin
-from raypref.align.objectives.awm import AWM
-from raypref.align.objectives.capo import CaPO
-from raypref.align.objectives.crd import CRD
-from raypref.align.objectives.d3po import D3PO
-from raypref.align.objectives.ddpo import DDPO
-from raypref.align.objectives.dgpo import DGPO
-from raypref.align.objectives.dmpo import DMPO
-from raypref.align.objectives.dpo import DPO
-from raypref.align.objectives.dpo_sft import DPOSFT
-from raypref.align.objectives.dpok import DPOK
-from raypref.align.objectives.draft import DRaFT
-from raypref.align.objectives.dro import DRO
-from raypref.align.objectives.dspo import DSPO
-from raypref.align.objectives.fdpo import FDPO
-from raypref.align.objectives.flow_grpo import FlowGRPO
-from raypref.align.objectives.hinge import Hinge
-from raypref.align.objectives.ipo import IPO
-from raypref.align.objectives.kto import KTO
-from raypref.align.objectives.linear_dpo import LinearDPO
-from raypref.align.objectives.mapo import MaPO
-from raypref.align.objectives.mix_grpo import MixGRPO
-from raypref.align.objectives.nft import NFT
-from raypref.align.objectives.noisy_labels import CDPO, RDPO
-from raypref.align.objectives.online_dpo import OnlineDPO
-from raypref.align.objectives.online_raft import OnlineRAFT
-from raypref.align.objectives.online_rwr import OnlineRWR
-from raypref.align.objectives.pref_grpo import PrefGRPO
-from raypref.align.objectives.raft import RAFT
-from raypref.align.objectives.refl import ReFL
-from raypref.align.objectives.rwr import RWR
-from raypref.align.objectives.sdpo import SDPO
-from raypref.align.objectives.sft import SFT
-from raypref.align.objectives.simpo import SimPO
-from raypref.align.objectives.smpo import SmPO
-from raypref.align.objectives.spin import SPIN
+
+
+class Objectives(MutableMapping[str, type[TrainingConfig]]):
+    """Objectives by name; each is imported when it is first asked for: a run uses few of them.
+
+    Args:
+        places: where each is: `"module:Class"`, a module of this package.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._found: dict[str, str | type[TrainingConfig]] = {**places}
+
+    def __getitem__(self, name: str) -> type[TrainingConfig]:
+        found = self._found[name]
+        if isinstance(found, str):
+            module, _, kind = found.partition(":")
+            found = getattr(import_module(f"raypref.align.objectives.{module}"), kind)
+            self._found[name] = found
+        return found
+
+    def __setitem__(self, name: str, kind: type[TrainingConfig]) -> None:
+        self._found[name] = kind
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
 
 # By the value of `train.NAME.objective`.
-OBJECTIVES: dict[str, type[TrainingConfig]] = {
-    "dro": DRO,
-    "dpo": DPO,
-    "ipo": IPO,
-    "hinge": Hinge,
-    "capo": CaPO,
-    "kto": KTO,
-    "rwr": RWR,
-    "raft": RAFT,
-    "dpo_sft": DPOSFT,
-    "sft": SFT,
-    "cdpo": CDPO,
-    "rdpo": RDPO,
-    "smpo": SmPO,
-    "sdpo": SDPO,
-    "dspo": DSPO,
-    "dmpo": DMPO,
-    "fdpo": FDPO,
-    "linear_dpo": LinearDPO,
-    "mapo": MaPO,
-    "simpo": SimPO,
-    "spin": SPIN,
-    "arena": ArenaPO,
-    "fixed_margin": FixedMargin,
-    "ddpo": DDPO,
-    "dpok": DPOK,
-    "d3po": D3PO,
-    "flow_grpo": FlowGRPO,
-    "mix_grpo": MixGRPO,
-    "nft": NFT,
-    "awm": AWM,
-    "pref_grpo": PrefGRPO,
-    "dgpo": DGPO,
-    "crd": CRD,
-    "online_dpo": OnlineDPO,
-    "online_rwr": OnlineRWR,
-    "online_raft": OnlineRAFT,
-    "refl": ReFL,
-    "draft": DRaFT,
-    "alignprop": AlignProp,
-}
+OBJECTIVES = Objectives(
+    {
+        "dro": "dro:DRO",
+        "dpo": "dpo:DPO",
+        "ipo": "ipo:IPO",
+        "hinge": "hinge:Hinge",
+        "capo": "capo:CaPO",
+        "kto": "kto:KTO",
+        "rwr": "rwr:RWR",
+        "raft": "raft:RAFT",
+        "dpo_sft": "dpo_sft:DPOSFT",
+        "sft": "sft:SFT",
+        "cdpo": "noisy_labels:CDPO",
+        "rdpo": "noisy_labels:RDPO",
+        "smpo": "smpo:SmPO",
+        "sdpo": "sdpo:SDPO",
+        "dspo": "dspo:DSPO",
+        "dmpo": "dmpo:DMPO",
+        "fdpo": "fdpo:FDPO",
+        "linear_dpo": "linear_dpo:LinearDPO",
+        "mapo": "mapo:MaPO",
+        "simpo": "simpo:SimPO",
+        "spin": "spin:SPIN",
+        "arena": "arena:ArenaPO",
+        "fixed_margin": "arena:FixedMargin",
+        "ddpo": "ddpo:DDPO",
+        "dpok": "dpok:DPOK",
+        "d3po": "d3po:D3PO",
+        "flow_grpo": "flow_grpo:FlowGRPO",
+        "mix_grpo": "mix_grpo:MixGRPO",
+        "nft": "nft:NFT",
+        "awm": "awm:AWM",
+        "pref_grpo": "pref_grpo:PrefGRPO",
+        "dgpo": "dgpo:DGPO",
+        "crd": "crd:CRD",
+        "online_dpo": "online_dpo:OnlineDPO",
+        "online_rwr": "online_rwr:OnlineRWR",
+        "online_raft": "online_raft:OnlineRAFT",
+        "refl": "refl:ReFL",
+        "draft": "draft:DRaFT",
+        "alignprop": "alignprop:AlignProp",
+    }
+)
