@@ -111,7 +111,7 @@ COUPLED = {
     "ddpo-sf": CoupledEntry(ddpo, {"estimator": "score_function", "guidance": 1.0, "eta": 0.5}),
     "dpok": CoupledEntry(dpok, {**LAGS, "kl": 0.5, "clip_range": 1e-5, "guidance": 1.0}),
     "d3po": CoupledEntry(d3po, {"group": 2, "rollout_steps": 2, "beta": 3.0, "guidance": 1.0}),
-    "flow_grpo": CoupledEntry(flow_grpo, {**LAGS, "kl": 0.3, "timesteps": 2, "clip_range": 1e-5}),
+    "flow_grpo": CoupledEntry(flow_grpo, {**LAGS, "kl": 0.3, "clip_range": 1e-5}),
     "flow_grpo-guard": CoupledEntry(
         flow_grpo, {**LAGS, "ratio": "guard", "kl": 0.0, "guidance": 1.0, "clip_range": 1e-7}
     ),

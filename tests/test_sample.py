@@ -150,14 +150,16 @@ def test_reno_is_the_plain_ascent_and_raises_the_reward():
     line, start = Line(), noise(1)
     settings = {"ascents": 5, "rate": 2.0, "clip": 0.1, "regulariser": 0.01}
     found = methods.reno(line, brightness, brightness, start, **settings)
-    x, seen = start.clone(), []
+    x, seen, momentum = start.clone(), [], torch.zeros_like(start)
     for _ in range(6):
         seen.append((float(brightness(line.finished(x))), x))
         size, count = x.norm(), x.numel()
         # brightness of the end is 0.9^4 of the noise's, a mean over `count` numbers
         gradient = torch.full_like(x, 0.9**4 / count)
         gradient += 0.01 * ((count - 1) * x / size**2 - x)
-        x = x + 2.0 * gradient * min(1.0, 0.1 / float(gradient.norm()))
+        gradient *= min(1.0, 0.1 / float(gradient.norm()))
+        momentum = 0.9 * momentum + gradient
+        x = x + 2.0 * (gradient + 0.9 * momentum)
     reward, best = max(seen, key=lambda each: each[0])
     assert found.reward == pytest.approx(reward) and found.reward > seen[0][0]
     torch.testing.assert_close(found.latents_1CHW, line.finished(best))
@@ -361,4 +363,4 @@ def test_forwards_are_told_before():
         method: forwards_of(load(SampleJobConfig, "tiny", [*words, f"sample.method={method}"]))
         for method in ("plain", "best_of", "noise_search", "reno")
     }
-    assert told == {"plain": 20, "best_of": 60, "noise_search": 260, "reno": 420}
+    assert told == {"plain": 20, "best_of": 60, "noise_search": 260, "reno": 1020}

@@ -70,7 +70,7 @@ class SamplingConfig(Section):
         ge=0,
         le=1,
     )
-    ascents: int = setting(20, "reno: gradient steps", ge=1)
+    ascents: int = setting(50, "reno: gradient steps", ge=1)
     rate: float = setting(5.0, "reno: learning rate", gt=0)
     clip: float = setting(0.1, "reno: longest gradient", gt=0)
     regulariser: float = setting(

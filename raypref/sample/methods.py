@@ -184,7 +184,8 @@ def reno(
     """Reward-based noise optimisation (ReNO, arXiv 2406.04312): gradient ascent on the noise.
 
     Ascends reward + regulariser * ((d - 1) log |noise| - |noise|^2 / 2): the log-density of the
-    length of d Gaussian numbers. The best image on the way is kept, the first among them.
+    length of d Gaussian numbers. The best image on the way is kept, the first among them. As in the
+    released code the optimizer is SGD with Nesterov's momentum of 0.9.
 
     Args:
         sampler: draws.
@@ -196,10 +197,10 @@ def reno(
         clip: longest gradient, as a norm over all of the noise.
         regulariser: weight.
     """
-    noise = noise_1CHW.detach().clone()
+    noise = noise_1CHW.detach().clone().requires_grad_()
+    optimizer = torch.optim.SGD([noise], lr=rate, momentum=0.9, nesterov=True, maximize=True)
     best: Chosen | None = None
     for number in range(ascents + 1):
-        noise.requires_grad_(True)
         latents = sampler.finished(noise)
         with torch.no_grad():
             value = float(reward(latents.detach())[0])
@@ -207,13 +208,12 @@ def reno(
             best = Chosen(latents.detach(), value, number + 1)
         if number == ascents:
             break
+        optimizer.zero_grad()
         length = noise.norm()
         density = (noise.numel() - 1) * length.log() - length.square() / 2
         (differentiable(latents).sum() + regulariser * density).backward()
-        gradient = noise.grad
-        assert gradient is not None
-        shrunk = gradient * min(1.0, clip / max(float(gradient.norm()), 1e-12))
-        noise = (noise + rate * shrunk).detach()
+        torch.nn.utils.clip_grad_norm_(noise, clip)
+        optimizer.step()
     assert best is not None
     return best._replace(images=ascents + 1)
 
