@@ -27,6 +27,7 @@ class Taken(NamedTuple):
     t: float
     x: Tensor
     following: Tensor
+    prediction: Tensor  # the policy's
 
 
 class Said(NamedTuple):
@@ -165,10 +166,11 @@ class PlainCoupled(PlainOnline):
             path = []
             for i, t in enumerate(self.grid):
                 with torch.no_grad():
-                    mean, std = self.gaussian(i, x, self.guided(self.policy, x, t, text))
+                    prediction = self.guided(self.policy, x, t, text)
+                mean, std = self.gaussian(i, x, prediction)
                 if std > 0:
                     noise = torch.randn(x.shape, generator=g).double()
-                    path.append(Taken(i, t, x, mean + std * noise))
+                    path.append(Taken(i, t, x, mean + std * noise, prediction))
                     x = path[-1].following
                 else:
                     x = mean
@@ -219,18 +221,19 @@ class PlainCoupled(PlainOnline):
         stage, (text, _, rewards) = self.stage, self.images[prompt]
         taken = self.paths[prompt][image][which]
 
-        def said(network: Any) -> Said:
-            prediction = self.guided(network, taken.x, taken.t, text)
+        def said(prediction: Tensor) -> Said:
             mean, std = self.gaussian(taken.i, taken.x, prediction)
             step = Normal(mean, torch.full_like(mean, std))
             return Said(prediction, step, total(stage, step.log_prob(taken.following)))
 
-        with torch.no_grad():
-            old, ref = said(self.policy), said(self.reference)
-            zero = torch.zeros_like(taken.x)
-            means = [self.gaussian(taken.i, taken.x, zero + by)[0] for by in (0.0, 1.0)]
+        old = ref = said(taken.prediction)
+        if stage.kl or stage.objective == "d3po":  # else nothing looks at the reference
+            with torch.no_grad():
+                ref = said(self.guided(self.reference, taken.x, taken.t, text))
+        zero = torch.zeros_like(taken.x)
+        means = [self.gaussian(taken.i, taken.x, zero + by)[0] for by in (0.0, 1.0)]
         return Stepped(
-            said(self.learner),
+            said(self.guided(self.learner, taken.x, taken.t, text)),
             old,
             ref,
             (means[1] - means[0]).abs().mean().item(),
