@@ -117,9 +117,7 @@ def _build_sdxl(folder: Path, **changes: Any) -> None:
         addition_time_embed_dim=ids,
         projection_class_embeddings_input_dim=6 * ids + pooled,
     )
-    scheduler = EulerDiscreteScheduler.from_config(
-        _scheduler().config, timestep_spacing="leading", **changes
-    )
+    changes["timestep_spacing"] = "leading"
     StableDiffusionXLPipeline(
         vae=_vae(scaling_factor=0.13025),
         text_encoder=first,
@@ -127,7 +125,7 @@ def _build_sdxl(folder: Path, **changes: Any) -> None:
         tokenizer=models.tokenizer(),
         tokenizer_2=models.tokenizer(),
         unet=unet,
-        scheduler=scheduler,
+        scheduler=EulerDiscreteScheduler.from_config(_scheduler().config, **changes),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     ).save_pretrained(folder)

@@ -157,33 +157,6 @@ def test_sd35m_is_the_papers_setting():
     assert all(target.startswith("attn.") for target in preset["lora.targets"])
 
 
-# Diffusion-DPO (arXiv 2311.12908) as its release trains SDXL, launchers/sdxl.sh.
-PUBLISHED_SDXL = {
-    "images.size": 1024,
-    "base.family": "sdxl",
-    "base.model": "stabilityai/stable-diffusion-xl-base-1.0",
-    "train.stage2.objective": "dpo",
-    "train.stage2.steps": 2000,
-    "train.stage2.batch": 16 * 1 * 128,
-    "train.stage2.lr": 1e-8 * 16 * 1 * 128,
-    "train.stage2.warmup_steps": 200,
-    "train.stage2.schedule": "constant",
-    "train.stage2.weight_decay": 1e-2,
-    "train.stage2.clip": 1.0,
-    "train.stage2.ema_decay": 0.0,
-    "train.stage2.caption_dropout": 0.0,
-    "train.stage2.flip": 0.5,
-    "train.stage2.beta": 5000.0,
-    "evaluate.guidance": 5.0,
-    "evaluate.size": 1024,
-}
-
-
-def test_sdxl_is_the_published_setting_of_diffusion_dpo():
-    preset = flatten(load(RunConfig, "sdxl", REQUIRED["sdxl"]))
-    assert preset == preset | PUBLISHED_SDXL
-
-
 def test_sd15_asks_for_what_only_the_user_has():
     with pytest.raises(InputError, match=r"add source\.path=VALUE"):
         load(RunConfig, "sd15")

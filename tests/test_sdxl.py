@@ -17,10 +17,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from training import BASES, CPU, denoiser, photographs, run, training
+from training import BASES, CPU, denoiser, pairs, photographs, run, training
 
 from raypref.align.rollout import finished_images
-from raypref.core.config import InputError, load
+from raypref.core.config import InputError, flatten, load
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.models import adapters
@@ -34,6 +34,27 @@ from raypref.run.config import RunConfig
 FOLDER = small.path("sdxl")
 FLOAT32 = BASES["sdxl"].model_copy(update={"dtype": "float32"})
 CAPTIONS = ["a photo of a red ball on grass", "Zürich & ¾-inch nails, 日本 " * 6]
+
+# Diffusion-DPO (arXiv 2311.12908) as its release trains SDXL, launchers/sdxl.sh.
+PUBLISHED = {
+    "images.size": 1024,
+    "base.family": "sdxl",
+    "base.model": "stabilityai/stable-diffusion-xl-base-1.0",
+    "train.stage2.objective": "dpo",
+    "train.stage2.steps": 2000,
+    "train.stage2.batch": 16 * 1 * 128,
+    "train.stage2.lr": 1e-8 * 16 * 1 * 128,
+    "train.stage2.warmup_steps": 200,
+    "train.stage2.schedule": "constant",
+    "train.stage2.weight_decay": 1e-2,
+    "train.stage2.clip": 1.0,
+    "train.stage2.ema_decay": 0.0,
+    "train.stage2.caption_dropout": 0.0,
+    "train.stage2.flip": 0.5,
+    "train.stage2.beta": 5000.0,
+    "evaluate.guidance": 5.0,
+    "evaluate.size": 1024,
+}
 
 
 def pipeline_of(name: str) -> StableDiffusionXLPipeline:
@@ -131,6 +152,23 @@ def test_a_prediction_is_the_unets_in_a_call_of_the_pipeline(name: str) -> None:
             assert torch.equal(own["added_cond_kwargs"][key], value)
         torch.testing.assert_close(found, output, rtol=1e-5, atol=1e-6)
     assert seen[0][2].std() > 0.01
+
+
+@torch.no_grad()
+def test_bfloat16_predicts_the_same_but_for_rounding() -> None:
+    data = pairs(2, family="sdxl")
+    x, t = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([9, 990]),
+    )
+    exact, rounded = (
+        load_denoiser(BASES["sdxl"].model_copy(update={"dtype": dtype}), device=CPU).predict(
+            x, t, data.embeddings
+        )
+        for dtype in ("float64", "bfloat16")
+    )
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).std() < 0.05 * exact.std()
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-v"])
@@ -239,6 +277,11 @@ def test_a_model_of_another_family_is_refused_before_any_work() -> None:
 
 
 # ------------------------------------------------------------------ what is trained
+
+
+def test_the_preset_is_the_published_setting_of_diffusion_dpo() -> None:
+    preset = flatten(load(RunConfig, "sdxl", ["source.path=p", "evaluate.prompts=p"]))
+    assert preset == preset | PUBLISHED
 
 
 def test_trainable_parameters_at_full_size() -> None:

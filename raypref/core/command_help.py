@@ -28,8 +28,7 @@ Presets:
   fyp_sd15   the same with Stable Diffusion 1.5's inpainter: a GPU
   fyp_flux   the same with FLUX.1 Fill: a GPU of 80 GB
 
-  --version    the version, and the commit in a checkout
-  --help       this text; after a command its arguments and settings
+  --version, --help    the version, and the commit in a checkout; after a command, its settings
 
 Examples:
   raypref run tiny                                             # the demo
