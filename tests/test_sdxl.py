@@ -19,6 +19,7 @@ from diffusers import (
 )
 from training import BASES, CPU, denoiser, pairs, photographs, run, training
 
+from raypref.align.noising import noised_side
 from raypref.align.rollout import finished_images
 from raypref.core.config import InputError, flatten, load
 from raypref.engine.batches import in_batches
@@ -211,9 +212,9 @@ def test_v_is_what_diffusers_calls_it_and_steps_with_noise_are_ddims(eta: float)
         base.model, subfolder="scheduler", set_alpha_to_one=True, clip_sample=False
     )
     v = scheduler.get_velocity(clean, noise, t)
-    torch.testing.assert_close(network.target(clean, noise, t), v)
-    noised = scheduler.add_noise(clean, noise, t)
-    torch.testing.assert_close(network.add_noise(clean, noise, t), noised)
+    side = noised_side(network, clean, noise, t)  # as trainings on pairs have it
+    torch.testing.assert_close(side.target_BCHW, v)
+    torch.testing.assert_close(side.x_BCHW, scheduler.add_noise(clean, noise, t))
     # Leading timesteps end at 1 and not at 0: the last step is taken apart.
     scheduler.set_timesteps(4)
     grid = network.sampling_timesteps(4, (4, 8, 8))
