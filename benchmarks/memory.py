@@ -16,6 +16,7 @@ ON = {  # GB of the card that each names
     "sd15": 24,
     "4x24gb.toml": 24,
     "sd35m": 24,
+    "sdxl": 24,
     "8xh100.toml": 80,
     "8xh100-sd35m.toml": 80,
     "fyp_sd15": 24,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import FluxFillPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
+from plain_sdxl import SDXL
 from plain_training import SD3, SD15, T
 from torch import Tensor, nn
 
@@ -97,5 +98,5 @@ def binary(mask: Image.Image) -> Tensor:
 @cache
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
-    kinds = {"sd15": SD15, "sd15_inpaint": SD15Inpaint, "sd35m": SD3, "flux_fill": FluxFill}
-    return kinds[name](folder)
+    kinds = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
+    return (kinds | {"flux_fill": FluxFill})[name](folder)

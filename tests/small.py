@@ -16,6 +16,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxTransformer2DModel,
@@ -26,6 +27,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from transformers import (
@@ -96,6 +98,37 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+
+
+def _build_sdxl(folder: Path, **changes: Any) -> None:
+    """The layout of SDXL 1.0: two CLIP encoders, pooled text and size ids, Euler's method."""
+    pooled, ids = 32, 8  # values of the second encoder's projection, and of each of six ids
+    first = CLIPTextModel(_text_config(hidden_size=16))
+    second = CLIPTextModelWithProjection(_text_config(hidden_size=32))
+    unet = _unet(
+        in_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=16 + 32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=ids,
+        projection_class_embeddings_input_dim=6 * ids + pooled,
+    )
+    changes["timestep_spacing"] = "leading"
+    StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=models.tokenizer(),
+        tokenizer_2=models.tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler.from_config(_scheduler().config, **changes),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder)
 
 
 def _build_sd3(folder: Path, *, dual: int = 1) -> None:
@@ -266,6 +299,8 @@ def _build_u2netp(file: Path) -> None:
 _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": _build_sd15,
     "sd15-inpaint": _build_sd15_inpaint,
+    "sdxl": _build_sdxl,
+    "sdxl-v": partial(_build_sdxl, prediction_type="v_prediction"),
     "sd3": _build_sd3,
     "flux-fill": _build_flux_fill,
     "sd3-deep": partial(_build_sd3, dual=2),
@@ -329,19 +364,20 @@ def _t5_tokenizer() -> T5Tokenizer:
     )
 
 
-def _unet(*, in_channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=in_channels,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
+def _unet(*, in_channels: int, **changes: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": in_channels,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**settings | changes)
 
 
 def _text_encoder() -> CLIPTextModel:

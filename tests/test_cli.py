@@ -21,7 +21,7 @@ from raypref.run.config import RunConfig
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
 # Each command's script in jobs/.
-NAMES = "fyp_flux, fyp_sd15, fyp_tiny, sd15, sd35m, tiny"
+NAMES = "fyp_flux, fyp_sd15, fyp_tiny, sd15, sd35m, sdxl, tiny"
 SCRIPTS = {"run": "full_pipeline"} | {name: name for name in COMMANDS if name != "run"}
 
 
@@ -60,7 +60,7 @@ def test_help_fits_a_screen_and_names_what_people_set_first(command, capsys):
         out, err = capsys.readouterr()
         assert err == ""
         assert out.startswith(f"usage: raypref {command} ")
-        assert "sd15, sd35m, tiny" in out and "Exit status: " in out
+        assert "sd15, sd35m, sdxl, tiny" in out and "Exit status: " in out
         assert len(out.splitlines()) <= 45 and max(map(len, out.splitlines())) <= 100
         told = out.split("people set first:\n")[1].split("\n\n")[0].splitlines()
         assert len(told) == 10
@@ -166,9 +166,9 @@ def test_a_file_of_settings(here, capsys):
         (["photos/"], ["'photos/'", "source.path=photos/"]),
         (["prompts.txt"], ["'prompts.txt'", "source.path=prompts.txt"]),
         (["evaluate.seeds=1,b"], ["evaluate.seeds", "'b'", "integer"]),
-        (["sd51"], ["'sd51'", "sd15, sd35m, tiny"]),
+        (["sd51"], ["'sd51'", "sd15, sd35m, sdxl, tiny"]),
         (["lost.toml"], ["'lost.toml'"]),
-        (["~nobody-here/p"], ["'~nobody-here/p'", "sd15, sd35m, tiny"]),
+        (["~nobody-here/p"], ["'~nobody-here/p'", "sd15, sd35m, sdxl, tiny"]),
         (["sd15"], ["source.path=VALUE"]),
         (["source.path=lost"], ["source.path", "'lost'"]),
         (["source.path=empty"], ["source.path", "empty'", "captions.csv"]),

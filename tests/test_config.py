@@ -28,6 +28,7 @@ REQUIRED = {
     "tiny": [],
     "sd15": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "sd35m": ["source.path=photos", "evaluate.prompts=prompts.txt"],
+    "sdxl": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "fyp_tiny": [],
     "fyp_sd15": ["source.path=photos", "evaluate.holes=holes"],
     "fyp_flux": ["source.path=photos", "evaluate.holes=holes"],

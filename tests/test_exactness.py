@@ -18,6 +18,9 @@ CASES = {
     "sd15-dro": ("sd15", DRO),
     # As many as tell one flat vector from matrices of every layer with an optimizer of their own.
     "sd15-dpo": ("sd15", DPO.model_copy(update={"steps": 20})),
+    "sdxl-dro": ("sdxl", DRO.model_copy(update={"steps": 20})),
+    "sdxl-dro-final": ("sdxl", FINAL.model_copy(update={"steps": 5})),
+    "sdxl-dpo": ("sdxl", DPO.model_copy(update={"steps": 20})),
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
     # As the released code: an average with intervals, here after steps 2 and 5; flips per image.

@@ -255,7 +255,7 @@ class Flow:
     def parts(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return 1 - t, t
 
-    def target(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return noise - latents
 
 
@@ -265,7 +265,7 @@ class Epsilon(Flow):
     def parts(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (math.pi / 2 * t).cos(), (math.pi / 2 * t).sin()
 
-    def target(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return noise
 
 
@@ -288,14 +288,24 @@ def sampled(stage: OnlineConfig, rewards: torch.Tensor, process: Any = None) -> 
 TWO_GROUPS = torch.tensor([0.2, 0.9, 0.4, 0.9, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("process", [Flow(), Epsilon()])
+class Velocity(Epsilon):
+    """Predicts v."""
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        image, share = self.parts(t.view(-1, 1, 1, 1))
+        return image * noise - share * latents
+
+
+@pytest.mark.parametrize("process", [Flow(), Epsilon(), Velocity()])
 def test_an_error_of_the_prediction_as_one_of_the_clean_latents(process: Any) -> None:
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     latents, noise = torch.randn(2, 3, 1, 1, 1, dtype=torch.float64)
-    x, target = process.add_noise(latents, noise, t), process.target(latents, noise)
+    x, target = process.add_noise(latents, noise, t), process.target(latents, noise, t)
     image, share = process.parts(t.view(-1, 1, 1, 1))
 
     def clean(prediction: torch.Tensor) -> torch.Tensor:
+        if isinstance(process, Velocity):
+            return image * x - share * prediction
         if isinstance(process, Epsilon):
             return (x - share * prediction) / image
         return x - share * prediction

@@ -32,6 +32,7 @@ BASES = {
         family="sd15_inpaint", model=str(small.path("sd15-inpaint")), dtype="float64"
     ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
+    "sdxl": BackboneConfig(family="sdxl", model=str(small.path("sdxl")), dtype="float64"),
     "flux_fill": BackboneConfig(
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
     ),
@@ -40,6 +41,7 @@ LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
     "sd15_inpaint": LoraConfig(rank=4, alpha=4),
     "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
+    "sdxl": LoraConfig(rank=4, alpha=4),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]

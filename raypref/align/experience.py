@@ -15,6 +15,7 @@ from torch import Tensor
 from raypref.align import rollout
 from raypref.align.config import TrainingConfig
 from raypref.align.latents import PairData
+from raypref.align.noising import noised_side
 from raypref.align.residuals import POLICY, Draw, Samples, Side
 from raypref.align.rollout_config import RolloutConfig
 from raypref.models import adapters
@@ -58,9 +59,10 @@ def _stored(
     found = []
     for which in range(sides):
         latents_BCHW = data.latents(drawn.pairs, flips[which], own_noises[which], which=which)
-        noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        found.append(Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW)))
-    return Samples(tuple(found), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, noisy_BCHW))
+        found.append(noised_side(denoiser, latents_BCHW, noise_BCHW, timesteps_B))
+    return Samples(
+        tuple(found), timesteps_B, drawn.prompts, data.facts_of(drawn.pairs, found[-1].x_BCHW)
+    )
 
 
 def policy_trajectories(
@@ -102,10 +104,9 @@ def policy_trajectories(
         stops_SB=stops,
     )
     photo_BCHW = data.latents(pairs, flips, latent_noise, which=0)
-    noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, policy.timesteps_B)
-    chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
+    chosen = noised_side(denoiser, photo_BCHW, noise_BCHW, policy.timesteps_B)
     rejected = Side(policy.x_BCHW, policy.prediction_BCHW)
-    facts = data.facts_of(pairs, noisy_BCHW)
+    facts = data.facts_of(pairs, chosen.x_BCHW)
     return Samples((chosen, rejected), policy.timesteps_B, prompts, facts)
 
 
@@ -173,11 +174,11 @@ def _policy_images(
         grid_nB=grid_n[:, None].expand(-1, len(draws)),
     )
     photo_BCHW = data.latents(drawn.pairs, drawn.flips, latent_noise, which=0)
-    noisy_BCHW = denoiser.add_noise(photo_BCHW, noise_BCHW, timesteps_B)
-    chosen = Side(noisy_BCHW, denoiser.target(photo_BCHW, noise_BCHW))
-    target = denoiser.target(image_BCHW, noise_BCHW) if true_target else None
-    rejected = Side(denoiser.add_noise(image_BCHW, noise_BCHW, timesteps_B), target)
-    facts = data.facts_of(drawn.pairs, noisy_BCHW)
+    chosen = noised_side(denoiser, photo_BCHW, noise_BCHW, timesteps_B)
+    rejected = noised_side(denoiser, image_BCHW, noise_BCHW, timesteps_B)
+    if not true_target:
+        rejected = rejected._replace(target_BCHW=None)
+    facts = data.facts_of(drawn.pairs, chosen.x_BCHW)
     return Samples((chosen, rejected), timesteps_B, drawn.prompts, facts)
 
 

@@ -54,7 +54,7 @@ def noised_side(
 ) -> Side:
     """Clean latents noised to timesteps, with the true target."""
     noisy_BCHW = denoiser.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-    return Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW))
+    return Side(noisy_BCHW, denoiser.target(latents_BCHW, noise_BCHW, timesteps_B))
 
 
 def level(denoiser: Denoiser, timesteps_B: Tensor) -> Tensor:
@@ -73,15 +73,21 @@ def clean_scale(denoiser: Denoiser, timesteps_B: Tensor) -> Tensor:
     x0, that is noise / |image q - noise p|: sigma for a velocity, noise / image for epsilon.
     """
     image_B, noise_B = _mixture(denoiser, timesteps_B)
-    one, zero = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
-    p, q = denoiser.target(one, zero).item(), denoiser.target(zero, one).item()
-    return noise_B / (image_B * q - noise_B * p).abs()
+    one, zero = _units(timesteps_B)
+    p_B = denoiser.target(one, zero, timesteps_B).flatten()
+    q_B = denoiser.target(zero, one, timesteps_B).flatten()
+    return noise_B / (image_B * q_B - noise_B * p_B).abs()
 
 
 def _mixture(denoiser: Denoiser, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
     """How much of the image and how much noise noisy latents are made of, each float64 [B]."""
-    one_B111 = torch.ones(len(timesteps_B), 1, 1, 1, device=timesteps_B.device).double()
-    zero_B111 = torch.zeros_like(one_B111)
-    image = denoiser.add_noise(one_B111, zero_B111, timesteps_B)
-    noise = denoiser.add_noise(zero_B111, one_B111, timesteps_B)
+    one, zero = _units(timesteps_B)
+    image = denoiser.add_noise(one, zero, timesteps_B)
+    noise = denoiser.add_noise(zero, one, timesteps_B)
     return image.flatten(), noise.flatten()
+
+
+def _units(timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents of one number, ones and zeros, each float64 [B, 1, 1, 1]."""
+    one_B111 = torch.ones(len(timesteps_B), 1, 1, 1, device=timesteps_B.device).double()
+    return one_B111, torch.zeros_like(one_B111)

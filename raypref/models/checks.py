@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raypref.core.config import InputError
 from raypref.models import lora_formats, network
@@ -13,7 +13,11 @@ from raypref.models.hub import read_json
 from raypref.models.lora_config import LoraConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
+
+    from raypref.models.families.base import Family
 
 KEY = "base.model"
 
@@ -46,19 +50,30 @@ def check_base(base: BackboneConfig) -> None:
             f"with {', '.join(parts)} (a network alone goes into base.network)"
         )
     config = read_json(folder, f"{component}/config.json", key=KEY)
-    channels = config.get("in_channels")
-    if channels != family(base.family).channels:
-        own = family(base.family).network, channels
-        others = [n for n in FAMILIES if (family(n).network, family(n).channels) == own]
+    own = family(base.family)
+    if not _told(own, config):
+        channels = config.get("in_channels")
+        what, wanted = f"reads {channels} channels", str(own.channels)
+        if channels == own.channels:
+            what = f"has {', '.join(f'{key}={config.get(key)}' for key in own.told_by)}"
+            wanted = ", ".join(f"{key}={value}" for key, value in own.told_by.items())
+        same = (n for n in FAMILIES if family(n).network == own.network)
+        others = [n for n in same if _told(family(n), config)]
         raise InputError(
-            f"base.model: the {component} of '{base.model}' reads {channels} channels; the family "
-            f"{base.family} needs {family(base.family).channels}"
+            f"base.model: the {component} of '{base.model}' {what}; the family "
+            f"{base.family} needs {wanted}"
             f"{f'; set base.family={others[0]}' if others else ''}"
         )
     if base.network:
         where = network.locate_network(base.network, component=component)
         other = network.skeleton(*where, kind=family(base.family).network, key=network.KEY)
         network.check_same(other, bare_network(base), ref=base.network)
+
+
+def _told(own: Family, config: Mapping[str, Any]) -> bool:
+    """Whether a network's configuration is one of the family."""
+    expected = {"in_channels": own.channels, **own.told_by}
+    return all(config.get(key) == value for key, value in expected.items())
 
 
 def check_side(base: BackboneConfig, side: int, *, key: str) -> None:

@@ -53,6 +53,7 @@ class FlowMatching:
         sigma = (timesteps_B / self._scale).to(latents_BCHW).view(-1, 1, 1, 1)
         return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
 
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """What the network should predict for a noised latent: the velocity, noise - x0."""
+        del timesteps_B
         return noise_BCHW - latents_BCHW

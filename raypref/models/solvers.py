@@ -88,6 +88,57 @@ class DPMSolverPP2M:
         return following, x0
 
 
+class DDIM:
+    """DDIM without noise (Song et al. 2021, arXiv 2010.02502), to the final sigma 0.
+
+    It is Euler's method on latents divided by sqrt(abar), as diffusers' `EulerDiscreteScheduler`
+    steps.
+
+    Args:
+        alphas_cumprod_T: the training schedule, [T].
+        grid_nB: timesteps per step and sample, descending, [n, B].
+        velocity: whether the prediction is v, else epsilon.
+    """
+
+    def __init__(
+        self, alphas_cumprod_T: Tensor, grid_nB: Tensor, *, velocity: bool = False
+    ) -> None:
+        abar = alphas_cumprod_T.double().cpu()[grid_nB.cpu()]
+        after = torch.cat([abar[1:], torch.ones_like(abar[:1])])
+        steps = ddim_factors(abar, after, torch.zeros_like(abar), velocity=velocity)
+        clean = ddim_factors(abar, torch.ones_like(abar), torch.zeros_like(abar), velocity=velocity)
+        self._factors = Factors(*steps, *clean)
+
+    def step(
+        self, i: int, x_BCHW: Tensor, prediction_BCHW: Tensor, last_x0: Tensor | None, *, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `Solver.step`; the prediction is the noise, or v."""
+        del last_x0
+        keeps, takes, x0_keeps, x0_takes = self._factors.at(i, x_BCHW, first=first)
+        following = keeps * x_BCHW + takes * prediction_BCHW
+        return following, x0_keeps * x_BCHW + x0_takes * prediction_BCHW
+
+
+def ddim_factors(
+    abar_nB: Tensor, after_nB: Tensor, std_nB: Tensor, *, velocity: bool
+) -> tuple[Tensor, Tensor]:
+    """Of DDIM's step A x + B prediction + std noise (its eq. 12), A and B.
+
+    Args:
+        abar_nB: of the schedule before each step, float64.
+        after_nB: after it.
+        std_nB: of the step's noise.
+        velocity: whether the prediction is v, else epsilon.
+    """
+    noise = (1 - after_nB - std_nB.square()).clamp(min=0).sqrt()  # of the predicted noise
+    if not velocity:
+        keeps = (after_nB / abar_nB).sqrt()
+        return keeps, noise - keeps * (1 - abar_nB).sqrt()
+    # x0 = alpha x - sigma v; epsilon = sigma x + alpha v
+    image, alpha, sigma = after_nB.sqrt(), abar_nB.sqrt(), (1 - abar_nB).sqrt()
+    return image * alpha + noise * sigma, noise * alpha - image * sigma
+
+
 class FlowEuler:
     """Euler's method for flow matching: x moves by velocity times the change of noise level.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raypref.models.solvers import Factors
+from raypref.models.solvers import Factors, ddim_factors
 
 
 class StochasticStep(NamedTuple):
@@ -61,9 +61,14 @@ class StochasticSolver:
 
 
 def ddim_eta(
-    alphas_cumprod_T: Tensor, grid_nB: Tensor, *, eta: float, window: range | None = None
+    alphas_cumprod_T: Tensor,
+    grid_nB: Tensor,
+    *,
+    eta: float,
+    window: range | None = None,
+    velocity: bool = False,
 ) -> StochasticSolver:
-    """DDIM with noise, for epsilon prediction (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+    """DDIM with noise (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
 
     As diffusers' `DDIMScheduler(set_alpha_to_one=True)` steps. The last step ends in the clean
     prediction, without noise.
@@ -73,14 +78,13 @@ def ddim_eta(
         grid_nB: timesteps per step and sample, descending, [n, B].
         eta: 0 is DDIM, 1 has the noise of the forward process's posterior (DDPM).
         window: steps with noise; all others are DDIM's. None: all but the last.
+        velocity: whether the prediction is v, else epsilon.
     """
     abar = alphas_cumprod_T.double().cpu()[grid_nB.cpu()]
     after = torch.cat([abar[1:], torch.ones_like(abar[:1])])
     variance = (1 - after) / (1 - abar) * (1 - abar / after)
     std = eta * variance.clamp(min=0).sqrt() * _within(window, abar)
-    keeps = (after / abar).sqrt()
-    takes = (1 - after - std.square()).clamp(min=0).sqrt() - keeps * (1 - abar).sqrt()
-    return StochasticSolver(keeps, takes, std)
+    return StochasticSolver(*ddim_factors(abar, after, std, velocity=velocity), std)
 
 
 def flow_sde(

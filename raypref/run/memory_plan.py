@@ -57,6 +57,7 @@ SIZES = {
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
     "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
+    "sdxl": Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34),
     # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
     "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
 }
@@ -68,6 +69,7 @@ STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),
     "sd35m": (16, (77 + T5["sd35m"]) * T5_WIDTH + 2048),
+    "sdxl": (4, 77 * 2048 + 1280),
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.

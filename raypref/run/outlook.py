@@ -32,7 +32,7 @@ MUCH = 4  # GiB of latents that a worker's host may lack
 LONG = ("steps", "evaluation", "GPU memory", "changed", "downloads", "note")  # may take two lines
 PATHS = ("photographs", "labels", "page")
 QUICK = ("card", "report")  # take seconds, and are written anew every time
-DOWNLOADS = {"sd15": 12, "sd35m": 33}  # GB of a preset's weights
+DOWNLOADS = {"sd15": 12, "sd35m": 33, "sdxl": 22}  # GB of a preset's weights
 EMBEDDED = (
     "these are small embedded models: the run checks your data, its scores mean nothing for your "
     "photographs"

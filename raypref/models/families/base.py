@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Denoiser(Protocol):
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noise clean latents to the given timesteps."""
 
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """What the network should predict there."""
 
     def predict(self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
@@ -139,6 +139,8 @@ class Family:
     pipeline: str  # diffusers' class of the whole
     network: str  # diffusers' class of what is trained
     channels: int  # that it reads, as `in_channels` of its configuration
+    # What else its configuration says that tells the family from others of the same class.
+    told_by: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     parts: tuple[str, ...]  # what a checkpoint must have of the pipeline
     # The linear layers a LoRA is usually put on; every network of the family has them.
     targets: tuple[str, ...]

@@ -17,6 +17,7 @@ FAMILIES = {
     "sd15": "raypref.models.families.sd15",
     "sd15_inpaint": "raypref.models.families.sd15_inpaint",
     "sd35m": "raypref.models.families.sd3",
+    "sdxl": "raypref.models.families.sdxl",
     "flux_fill": "raypref.models.families.flux_fill",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from raypref.core.config import InputError
 from raypref.models.autoencoder import KLAutoencoder
+from raypref.models.diffusion import Diffusion
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import ATTENTION
 from raypref.models.solvers import DPMSolverPP2M
-from raypref.models.stochastic import StochasticSolver, ddim_eta
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SD15TextEncoder:
         return SD15Conditioning(self.text_encoder(tokens.input_ids.to(self.device))[0])
 
 
-class SD15Denoiser:
+class SD15Denoiser(Diffusion):
     """The UNet with its noise schedule.
 
     Args:
@@ -82,7 +82,7 @@ class SD15Denoiser:
             UNet2DConditionModel, model, subfolder="unet", variant=variant or None, dtype=dtype
         )
         self.module.to(device, memory_format=torch.channels_last).eval()
-        self.schedule = from_pretrained(DDPMScheduler, model, subfolder="scheduler")
+        super().__init__(from_pretrained(DDPMScheduler, model, subfolder="scheduler"))
         if self.schedule.config.prediction_type != "epsilon":
             raise InputError(
                 f"base.model: '{model}' predicts {self.schedule.config.prediction_type}; the sd15 "
@@ -90,15 +90,6 @@ class SD15Denoiser:
             )
         self.device = device
         self.dtype = dtype
-
-    def training_timesteps(self, shape: Shape) -> Tensor:
-        """0 .. T-1, whatever the size."""
-        del shape
-        return torch.arange(len(self.schedule.alphas_cumprod))
-
-    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
-        """Uniform on 0 .. T-1."""
-        return torch.randint(len(self.training_timesteps(shape)), (), generator=generator)
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
@@ -108,22 +99,6 @@ class SD15Denoiser:
     def solver(self, grid_nB: Tensor) -> DPMSolverPP2M:
         """DPM-Solver++ of second order, as the released code samples."""
         return DPMSolverPP2M(self.schedule.alphas_cumprod, grid_nB)
-
-    def stochastic_solver(
-        self, grid_nB: Tensor, *, eta: float, constant: bool = False, window: range | None = None
-    ) -> StochasticSolver:
-        """DDIM with noise; `constant` is about flows."""
-        del constant
-        return ddim_eta(self.schedule.alphas_cumprod, grid_nB, eta=eta, window=window)
-
-    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """The forward process: sqrt(abar) x0 + sqrt(1 - abar) noise."""
-        return self.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-
-    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        """What the network should predict for a noised latent: the noise."""
-        del latents_BCHW
-        return noise_BCHW
 
     def predict(
         self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD15Conditioning
@@ -141,6 +116,7 @@ FAMILY = Family(
     pipeline="StableDiffusionPipeline",
     network="UNet2DConditionModel",
     channels=4,
+    told_by={"addition_embed_type": None},
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
     targets=ATTENTION,
     # The checker would replace images it dislikes by black ones and so distort every score.
