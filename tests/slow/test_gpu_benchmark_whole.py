@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Libraries that a GPU machine may lack: all that the wheels for it do not bring.
 ABSENT = ["ray", "mlflow", "imagehash", "pywt", "pandas", "scipy", "optuna", "matplotlib"]
 ABSENT += ["jinja2", "sklearn", "datasets", "boto3", "moto", "torchvision"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_all_sections_run_to_their_end_without_ray(tmp_path: Path) -> None:
