@@ -69,11 +69,10 @@ def save_clip_flant5(folder: Path) -> dict[str, str]:
                 feed_forward_proj="gated-gelu",
                 tie_word_embeddings=False,
                 decoder_start_token_id=0,
-                initializer_factor=3.0,
+                initializer_factor=1.0,
             )
         )
-        # As it comes, answers are as unlikely as 1e-42, where float32 has no digits left.
-        t5.lm_head.weight.data *= 0.03
+        t5.lm_head.weight.data *= 0.3  # so that no answer is very unlikely
         clip = CLIPVisionModel(CLIP)
         state = {f"mm_projector.0.{n}": t for n, t in torch.nn.Linear(32, 24).state_dict().items()}
         state |= {f"mm_projector.2.{n}": t for n, t in torch.nn.Linear(24, 24).state_dict().items()}
@@ -156,7 +155,7 @@ def test_it_is_the_likelihood_of_yes_and_of_the_end(folders: dict[str, str]) -> 
         expected.append(((log[0, yes] + log[1, 1]) / 2).exp().item())
     assert (scores.dtype, scores.shape) == (np.float32, (4,))
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    assert scores.std() > 0.1 * scores.mean(), "it looks at nothing"
+    assert scores.std() > 0.05 * scores.mean(), "it looks at nothing"
     alone = [reward.score([i], [p])[0] for i, p in zip(IMAGES, PROMPTS, strict=True)]
     np.testing.assert_allclose(scores, alone, rtol=1e-4)
 
