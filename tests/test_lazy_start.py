@@ -43,8 +43,8 @@ COMMANDS = [
     (["raypref", "ablate", "table3", "tiny", "--dry-run"], 0, "distinct models to train: 3"),
     (["raypref", "paper", "table3"], 0, "raypref ablate table3 sd15 "),
 ]
-# Of CPU time, for a command by itself, where Python with two libraries takes a quarter of a second:
-# cores that are slower, or shared, take more for both.
+# CPU time of one command, on cores on which the libraries take 0.25 s to import. Where they take
+# longer, the command may take longer in proportion.
 SECONDS, LIBRARIES = 2.0, (0.25, "import numpy, pydantic")
 
 # Runs scripts one after another, as `python SCRIPT WORDS` would; tells how each ended.

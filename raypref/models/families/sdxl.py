@@ -138,8 +138,8 @@ class SDXLDenoiser(Diffusion):
     ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W].
 
-        Original and target size are those of the image, which is not cropped: what the pipeline
-        takes unless it is told otherwise.
+        Original and target size are those of the image, which is not cropped, as by default in the
+        pipeline.
         """
         count, _, h, w = x_BCHW.shape
         size = (PIXELS * h, PIXELS * w)
