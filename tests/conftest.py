@@ -1,4 +1,4 @@
-"""Shared fixtures: no network, one thread, the photographs beside the project when present."""
+"""No network, one thread, the same draws; the photographs beside the project when present."""
 
 import os
 
@@ -13,6 +13,12 @@ import torch
 torch.set_num_threads(1)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a generator is the same each time, alone or among others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,7 @@ REGIONS = {
     "in the hole": {"region": "hole"},
     "mean of the hole": {"region": "hole", "region_mean": "hole"},
 }
-
-
+EVERY_SAMPLE_COUNTS: dict[str, Any] = {"dro": {"margin": -10.0}, "hinge": {"beta": 1.0}}
 FINAL = DRO.model_copy(update={"policy_state": "final", "steps": 5})
 CASES = {
     "sd15_inpaint": [
@@ -82,7 +81,8 @@ def test_no_objective_sees_anything_around_the_hole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapters, "activate", lambda *_, **__: None)
-    stage, network, data = training(name), Drawn(), pairs(family="sd15_inpaint")
+    stage = training(name, **EVERY_SAMPLE_COUNTS.get(name, {}))
+    network, data = Drawn(), pairs(family="sd15_inpaint")
     x, target = torch.randn((2, 2, 4, 8, 8), dtype=torch.float64)
     sides = (Side(x, target), Side(x, target + 1))[: len(stage.sides)]
     prompts = data.prompts([1, 5], [False, True], [False, True])
