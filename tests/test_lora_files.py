@@ -2,11 +2,14 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
 from torch import nn
 from training import BASES
@@ -187,6 +190,45 @@ def test_kohyas_sd3_layers_are_those_of_diffusers_own_converter(tmp_path):
     for layer in layers:
         a, b = (found.values[f"{layer}.lora_{part}.weight"] for part in "AB")
         torch.testing.assert_close(b @ a, converted[f"{layer}.weight"])
+
+
+def test_kohyas_sdxl_layers_are_those_of_diffusers_own_converter(tmp_path):
+    """Its authors' code numbers the blocks; kohya trains all layers of the blocks' transformers."""
+    depths = {f"input_blocks_{n}_1": depth for n, depth in {4: 2, 5: 2, 7: 10, 8: 10}.items()}
+    depths |= {f"output_blocks_{n}_1": depth for n, depth in enumerate((10, 10, 10, 2, 2, 2))}
+    depths["middle_block_1"] = 10
+    attention = [f"attn{n}_to_{part}" for n in "12" for part in ("q", "k", "v", "out_0")]
+    inner = [*attention, "ff_net_0_proj", "ff_net_2"]
+    layers = [
+        f"{block}_{name}"
+        for block, depth in depths.items()
+        for name in (
+            *("proj_in", "proj_out"),
+            *(f"transformer_blocks_{n}_{own}" for n in range(depth) for own in inner),
+        )
+    ]
+    assert len(layers) == 722, "as kohya's trainer prints"
+    # Residual blocks, and what changes the size, of those that train more than attention.
+    for block in ("input_blocks_4_0", "middle_block_0", "middle_block_2", "output_blocks_5_0"):
+        layers += [f"{block}_{name}" for name in ("in_layers_2", "emb_layers_1", "out_layers_3")]
+    layers += ["input_blocks_4_0_skip_connection", "input_blocks_3_0_op", "output_blocks_2_2_conv"]
+    tensors, rank, alpha = {}, 2, 1.0
+    for name in layers:
+        own = f"lora_unet_{name}"
+        tensors[f"{own}.lora_down.weight"] = torch.randn(rank, 4)
+        tensors[f"{own}.lora_up.weight"] = torch.randn(4, rank)
+        tensors[f"{own}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "sdxl.safetensors")
+    file = str(tmp_path / "sdxl.safetensors")
+    found = lora_formats.read_lora(file, key="k", component="unet")
+    theirs, _ = StableDiffusionXLPipeline.lora_state_dict(
+        file, unet_config=SimpleNamespace(layers_per_block=2)
+    )
+    theirs = convert_unet_state_dict_to_peft(theirs)
+    assert {f"unet.{name}" for name in found.values} == theirs.keys()
+    for name, value in found.values.items():
+        scale = alpha / rank if ".lora_B." in name else 1.0
+        torch.testing.assert_close(value, theirs[f"unet.{name}"] * scale)
 
 
 def sd3_checkpoint(width: int) -> dict[str, torch.Tensor]:

@@ -1,9 +1,10 @@
 """Layers of a LoRA by the names that kohya's trainer and OneTrainer give them, as diffusers' names.
 
 kohya's trainer writes a layer as `lora_unet_` and its path with underscores, and three tensors per
-layer: `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`. A UNet's path is diffusers'. An
-SD-3 transformer's is that of its authors' code, where one layer makes queries, keys and values.
-OneTrainer writes `lora_transformer_` and diffusers' path.
+layer: `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`. The path in SD-1.5's UNet is
+diffusers'. In SDXL's UNet and in an SD-3 transformer it is that of their authors' code: the first
+has numbered blocks; in the second one layer makes queries, keys and values. OneTrainer writes
+`lora_transformer_` and diffusers' path.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ PREFIXES = {"unet": ("lora_unet_",), "transformer": ("lora_transformer_", "lora_
 _NAMES = re.compile(
     r"(single)\.(transformer)\.(blocks)|(down|up|transformer)\.(blocks)|(mid)\.(block)"
     r"|(to)\.(add)\.(out)|(to)\.([qkv]|out)"
-    r"|(add)\.([qkv])\.(proj)|(proj)\.(in|out)|(ff|norm1)\.(context)"
+    r"|(add)\.([qkv])\.(proj)|(proj|conv)\.(in|out)|(ff|norm1)\.(context)"
+    r"|(time)\.(emb)\.(proj)|(conv)\.(shortcut)"
 )
 _JOINT = re.compile(r"lora_unet_joint_blocks_(\d+)_(x|context)_block_(attn2?|mlp)_(\w+)")
 # Layers of an SD-3 block, of the image's stream and of the text's.
@@ -33,6 +35,15 @@ _ATTENTION = {
     ("context", "proj"): ("to_add_out",),
 }
 _FORWARD = {"fc1": "net.0.proj", "fc2": "net.2"}
+_NUMBERED = re.compile(r"lora_unet_(?:(input|output)_blocks_(\d+)|middle_block)_([0-2])_(\w+)")
+_BLOCKS_PER_LEVEL = 3  # of SDXL, and of the other UNets of its authors
+# Layers of a residual block.
+_RESNET = {
+    "in_layers_2": "conv1",
+    "out_layers_3": "conv2",
+    "emb_layers_1": "time_emb_proj",
+    "skip_connection": "conv_shortcut",
+}
 
 
 def is_layout(names: Iterable[str], component: str) -> bool:
@@ -66,6 +77,25 @@ def layers(layer: str, down: Tensor, up: Tensor) -> dict[str, tuple[Tensor, Tens
             return {}
         ups = up.chunk(len(names))
         return {f"{path}.{name}": (down, own) for name, own in zip(names, ups, strict=True)}
+    if numbered := _NUMBERED.fullmatch(layer):
+        layer = _by_level(*numbered.groups())
     path = re.sub("^lora_(unet|transformer)_", "", layer).replace("_", ".")
     name = _NAMES.sub(lambda found: "_".join(filter(None, found.groups())), path)
     return {name: (down, up)}
+
+
+def _by_level(side: str | None, block: str | None, part: str, rest: str) -> str:
+    """A layer of a numbered block as diffusers names it, by level, with underscores."""
+    if (side, block) == ("input", "0"):
+        return "conv_in"
+    if side is None:  # the middle: residual block, attention, residual block
+        level, place = "mid_block", ("resnets_0", "attentions_0", "resnets_1")[int(part)]
+    else:
+        number, layer = divmod(int(block or 0) - (side == "input"), _BLOCKS_PER_LEVEL)
+        level = f"{'down' if side == 'input' else 'up'}_blocks_{number}"
+        place = f"{'attentions' if part == '1' else 'resnets'}_{layer}"
+    if rest == "op":
+        place, rest = "downsamplers_0", "conv"
+    elif rest == "conv":
+        place = "upsamplers_0"
+    return f"{level}_{place}_{_RESNET.get(rest, rest)}"
