@@ -1,54 +1,15 @@
-"""Where the tiny world keeps what it renders: each entry whole or not there at all."""
+"""Where the tiny world keeps what it renders."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from raypref.core.config import InputError
+from raypref.core import disk_cache
 
 VERSION = 3  # of everything in the cache; to bump when the renderer or the scenes change
 
-_BUILDING = threading.Lock()
-
 
 def cached(name: str, build: Callable[[Path], object]) -> Path:
-    """The cache entry `name`, made by `build(path)` when it is missing.
-
-    The cache is `$RAYPREF_CACHE` or `~/.cache/raypref`. An entry appears whole or not at all;
-    when two processes build it at once, both succeed and the first one's stays.
-
-    Args:
-        name: of a file or folder in the cache.
-        build: writes the file or folder at the path it is given; the parent folder exists.
-
-    Raises:
-        InputError: the cache cannot be written.
-    """
-    root = Path(os.environ.get("RAYPREF_CACHE") or "~/.cache/raypref").expanduser().absolute()
-    entry = root / f"tiny-{VERSION}" / name
-    with _BUILDING:
-        if entry.exists():
-            return entry
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            workshop = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=entry.parent))
-        except OSError as error:
-            raise InputError(
-                f"the cache {root} cannot be written ({error.strerror}); "
-                "set RAYPREF_CACHE to a folder that can"
-            ) from None
-        try:
-            build(workshop / name)
-            (workshop / name).rename(entry)
-        except OSError:
-            # Renaming a folder onto one that another process finished in the meantime.
-            if not entry.exists():
-                raise
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
-    return entry
+    """The entry of the tiny world, as `disk_cache.made_once` keeps it."""
+    return disk_cache.made_once(f"tiny-{VERSION}/{name}", build)
