@@ -31,7 +31,14 @@ class BackboneConfig(Section):
     family: FamilyName = setting("sd15", f"model family: {', '.join(FAMILIES)}")
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "hub id (OWNER/REPO or OWNER/REPO@REVISION) or folder in diffusers layout",
+        "hub id (OWNER/REPO or OWNER/REPO@REVISION) or folder in diffusers layout; or a whole "
+        "checkpoint of SD-1.5 or SDXL in one .safetensors file",
+    )
+    config: Location = setting(
+        "",
+        "what a checkpoint in one file does not hold, configuration and tokenizers: hub id or "
+        "folder in diffusers layout; empty: the family's published repository",
+        later=True,
     )
     network: Location = setting(
         "",
@@ -41,8 +48,17 @@ class BackboneConfig(Section):
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the frozen weights")
 
+    @property
+    def in_one_file(self) -> bool:
+        """Whether the model is a checkpoint in one file."""
+        return self.model.endswith(".safetensors")
+
     def folder(self) -> str:
         """What to hand to `hub.from_pretrained`."""
+        if self.in_one_file:
+            from raypref.models import single_file
+
+            return single_file.converted(self.model, name=self.family, config=self.config)
         return model_folder(self.model, key="base.model", probe="model_index.json")
 
     def in_precision(self, dtype: OtherDType) -> BackboneConfig:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from pydantic import model_validator
+
 from raypref.core.config import InputError, Section, setting
 from raypref.core.device import DType, torch_dtype
 from raypref.core.ledger import copy_in, join, read_bytes
+from raypref.models import original_layout
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.lora_config import FILE_NAME
 
@@ -21,12 +24,23 @@ class ModelConfig(Section):
     fused_dtype: DType = setting(
         "float32", "precision of the merged pipeline", affects_result=False
     )
+    fused_file: bool = setting(
+        False,
+        "also write the merged pipeline as one file for ComfyUI and A1111 (SD-1.5, SDXL)",
+        affects_result=False,
+    )
     license: str = setting(
         "other", "licence of the LoRA, for its card: the base's", affects_result=False
     )
 
+    @model_validator(mode="after")
+    def _of_the_merged(self) -> ModelConfig:
+        if self.fused_file and not self.fused:
+            raise ValueError("fused_file is the merged pipeline in one file: set fused=true too")
+        return self
 
-def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
+
+def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str, file: str = "") -> None:
     """Write `base` with a LoRA merged, in hub layout: `from_pretrained(folder)` loads it.
 
     The merge is done in float32 or better, then cast: weights that are in half precision already
@@ -37,12 +51,13 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
         lora: folder with its LoRA.
         dtype: precision of the weights that are written.
         folder: where to, local or URI; `model_index.json` comes last.
+        file: name of a file in it with all weights, as ComfyUI and A1111 load them; empty: none.
 
     Raises:
         InputError: there are no LoRA weights.
     """
     import torch
-    from safetensors.torch import load
+    from safetensors.torch import load, save_file
 
     data = read_bytes(join(lora, FILE_NAME))
     if data is None:
@@ -58,6 +73,8 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str) -> None:
     pipeline.to(dtype=torch_dtype(dtype))
     with tempfile.TemporaryDirectory() as scratch:
         pipeline.save_pretrained(scratch)
+        if file:
+            save_file(original_layout.checkpoint(pipeline), Path(scratch) / file)
         _move(Path(scratch), folder)
 
 

@@ -51,6 +51,11 @@ def hub_id(ref: str) -> HubId | None:
     return parts and HubId(parts[1], unquote(parts[2] or ""), parts[3] or "")
 
 
+def file_address(named: HubId) -> str:
+    """The address of a file of the hub, as diffusers' `from_single_file` takes it."""
+    return f"https://huggingface.co/{named.repo}/blob/{named.revision or 'main'}/{named.file}"
+
+
 def model_folder(ref: str, *, key: str, probe: str) -> str:
     """What to hand to `from_pretrained` below: a local folder, or `OWNER/REPO@COMMIT`.
 

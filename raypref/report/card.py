@@ -15,7 +15,7 @@ from raypref.evaluate.generate import GenerateConfig
 from raypref.evaluate.labels import plain_label
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
-from raypref.models.hub import LOCAL, hub_id
+from raypref.models.hub import LOCAL, file_address, hub_id
 from raypref.models.lora_config import FILE_NAME
 from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import KINDS
@@ -162,7 +162,7 @@ def _loading(
     """The lines of the example that make the pipeline."""
     own = family(base.family)
     kind, component = own.pipeline, own.component
-    names, more, where = [kind], "", model.arguments
+    names, more, where, load = [kind], "", model.arguments, "from_pretrained"
     dtype = (
         f"dtype=torch.{draw.dtype or base.dtype}"  # parts of a pipeline may be stored in several
     )
@@ -171,6 +171,12 @@ def _loading(
         where = "folder"
     if base.variant:
         more = f', variant="{base.variant}"'
+    if base.in_one_file:
+        load = "from_single_file"
+        named = hub_id(model.name) if model.repo else None
+        if named is not None:
+            where = f'"{file_address(named._replace(revision=model.revision))}"'
+        more += f', config="{public_name(base.config)}"' if base.config else ""
     if replaced.name:
         names.append(own.network)
         of = f'{replaced.arguments}, subfolder="{component}", {dtype}'
@@ -182,7 +188,7 @@ def _loading(
         *(["from raypref.models.backbone import BackboneConfig"] if embedded else []),
         "",
         *([f'folder = BackboneConfig(model="{base.model}").folder()'] if embedded else []),
-        f"pipe = {kind}.from_pretrained({where}, {dtype}{more})",
+        f"pipe = {kind}.{load}({where}, {dtype}{more})",
         "# From this folder; or the id of the repository that holds it.",
         f'pipe.load_lora_weights(".", weight_name="{FILE_NAME}")',
         'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',

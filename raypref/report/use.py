@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from raypref.core.messages import without_secrets
 from raypref.core.schemes import scheme_of
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
-from raypref.models.hub import hub_id
+from raypref.models.hub import file_address, hub_id
 
 
 def snippet(
@@ -68,19 +69,25 @@ def _base(base: BackboneConfig) -> list[str]:
     if base.network:
         network = f'{_arguments(base.network)}, subfolder="{own.component}", dtype=dtype'
         options.append(f"{own.component}={own.network}.from_pretrained({network})")
+    load = "from_pretrained"
+    if base.in_one_file:
+        load = "from_single_file"
+        options += [f"config={_quoted(base.config)}"] if base.config else []
     return [
         *(lines or [""]),
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         'dtype = torch.float16 if device == "cuda" else torch.float32',
-        f"pipe = {own.pipeline}.from_pretrained({model}, {', '.join(options)}).to(device)",
+        f"pipe = {own.pipeline}.{load}({model}, {', '.join(options)}).to(device)",
     ]
 
 
 def _arguments(ref: str) -> str:
-    """A folder or hub id as `from_pretrained` takes it."""
+    """A folder, file or hub id as `from_pretrained` or `from_single_file` takes it."""
     named = hub_id(ref)
-    if named is None:
+    if named is None or Path(ref).exists():
         return _quoted(ref)
+    if named.file:
+        return _quoted(file_address(named))
     revision = f", revision={_quoted(named.revision)}" if named.revision else ""
     return _quoted(named.repo) + revision
 

@@ -23,6 +23,7 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import INPAINTING
 from raypref.models.fuse import ModelConfig
 from raypref.models.lora_config import LoraConfig
+from raypref.models.single_file import PUBLISHED
 from raypref.pairs.config import CANDIDATES, TWINS, PairingConfig, PairsConfig
 from raypref.pairs.kinds import KINDS
 from raypref.rewards.rewards import require_rewards, reward
@@ -181,5 +182,14 @@ class RunConfig(PairingConfig):
             raise InputError(
                 f"evaluate.holes: base.family={self.base.family} does not inpaint; take "
                 f"base.family={' or '.join(sorted(INPAINTING))}, or evaluate.prompts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _merged_file_has_a_layout(self) -> RunConfig:
+        if self.model.fused_file and self.base.family not in PUBLISHED:
+            raise InputError(
+                f"model.fused_file: base.family={self.base.family} has no such layout; there is "
+                f"one for {', '.join(PUBLISHED)}"
             )
         return self

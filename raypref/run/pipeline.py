@@ -327,14 +327,14 @@ class Run:
         """The pipeline with the final LoRA merged."""
         model = self.config.model
         lora = self.trained[self.alignment.final].fingerprint
-        return self._ledger(
-            "fused", {"base": self.config.base, "lora": lora, "dtype": model.fused_dtype}
-        )
+        facts = {"base": self.config.base, "lora": lora, "dtype": model.fused_dtype}
+        return self._ledger("fused", facts | ({"file": True} if model.fused_file else {}))
 
     def _fuse(self) -> Work:
         c, ledger, lora = self.config, self.fused, self.trained[self.alignment.final].path
         ledger.begin()
-        fuse(c.base, lora=lora, dtype=c.model.fused_dtype, folder=ledger.path)
+        file = f"{c.run.rpartition('/')[2]}.safetensors" if c.model.fused_file else ""
+        fuse(c.base, lora=lora, dtype=c.model.fused_dtype, folder=ledger.path, file=file)
         ledger.commit(expected=0, counts={})
         return Work(1, "pipelines")
 
