@@ -15,6 +15,7 @@ from diffusers import FluxFillPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from plain_sdxl import SDXL
 from plain_training import SD3, SD15, T
+from plain_z_image import ZImage
 from torch import Tensor, nn
 
 
@@ -99,4 +100,4 @@ def binary(mask: Image.Image) -> Tensor:
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
     kinds = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
-    return (kinds | {"flux_fill": FluxFill})[name](folder)
+    return (kinds | {"flux_fill": FluxFill, "z_image": ZImage})[name](folder)

@@ -63,14 +63,14 @@ def path(name: str) -> Path:
     """One of the `_BUILDERS`, built on first use."""
 
     def build(target: Path) -> None:
-        with _isolated():
+        with isolated():
             _BUILDERS[name](target)
 
     return cached(f"small-{VERSION}-{name}", build)
 
 
 @contextmanager
-def _isolated() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Build from a fixed seed and leave the caller's global state as it was."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
@@ -155,7 +155,7 @@ def _build_sd3(folder: Path, *, dual: int = 1) -> None:
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae_of_16_channels(scaling_factor=1.5305, shift_factor=0.0609),
+        vae=vae_of_16_channels(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=clips[0],
         tokenizer=models.tokenizer(),
         text_encoder_2=clips[1],
@@ -182,7 +182,7 @@ def _build_flux_fill(folder: Path) -> None:
     FluxFillPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=_vae_of_16_channels(scaling_factor=0.3611, shift_factor=0.1159),
+        vae=vae_of_16_channels(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=_text_encoder(),
         tokenizer=models.tokenizer(),
         text_encoder_2=_t5(),
@@ -338,7 +338,7 @@ def _vae(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(**settings | changes)
 
 
-def _vae_of_16_channels(**scales: float) -> AutoencoderKL:
+def vae_of_16_channels(**scales: float) -> AutoencoderKL:
     return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **scales)
 
 

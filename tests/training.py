@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import small
+import small_z_image
 import torch
 from PIL import Image, ImageFilter
 
@@ -36,6 +37,7 @@ BASES = {
     "flux_fill": BackboneConfig(
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
     ),
+    "z_image": BackboneConfig(family="z_image", model=str(small_z_image.path()), dtype="float64"),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
@@ -43,6 +45,7 @@ LORAS = {
     "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "sdxl": LoraConfig(rank=4, alpha=4),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
+    "z_image": LoraConfig(rank=4, alpha=8),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 

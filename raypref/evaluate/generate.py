@@ -326,8 +326,10 @@ class Generate:
         """Images of the active model, float32 [B, H, W, 3]."""
         import torch
 
+        # A copy: Z-Image's pipeline puts its chat template into the list that it is given.
+        prompts = [*batch.arguments["prompt"]]
         images: np.ndarray = self.pipeline(
-            **batch.arguments,
+            **batch.arguments | {"prompt": prompts},
             num_inference_steps=self.config.steps,
             generator=[
                 torch.Generator(self.noise_device).manual_seed(noise) for noise in batch.noises

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raypref.models.families.base import Shape
@@ -37,6 +38,17 @@ class FlowMatching:
         """The scheduler's, the same for every size."""
         del shape
         return self._timesteps_T
+
+    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
+        """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
+
+        The index counts the schedule from pure noise down. Its levels are shifted already, so that
+        the mean sigma is 0.72 with a shift of 3.
+        """
+        timesteps_T = self.training_timesteps(shape)
+        count = len(timesteps_T)
+        index = int(torch.randn((), generator=generator).sigmoid() * count)
+        return timesteps_T[count - 1 - min(index, count - 1)]
 
     def solver(self, grid_nB: Tensor) -> FlowEuler:
         """Euler's method from noise level to noise level."""

@@ -27,10 +27,11 @@ def snippet(
     """
     own = family(base.family)
     inpaints = own.inpaints
+    scale = own.arguments([prompt], guidance, side)["guidance_scale"]
     call = [
         _quoted(prompt),
         f"height={side}, width={side}",
-        f"num_inference_steps={steps}, guidance_scale={guidance}",
+        f"num_inference_steps={steps}, guidance_scale={scale}",
         "generator=torch.manual_seed(0)",
     ]
     if inpaints:

@@ -60,6 +60,8 @@ SIZES = {
     "sdxl": Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34),
     # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
     "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
+    # Qwen3-4B without its head; with 512 tokens of text, the most there are.
+    "z_image": Size(6.1549, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
@@ -71,6 +73,7 @@ STORED = {
     "sd35m": (16, (77 + T5["sd35m"]) * T5_WIDTH + 2048),
     "sdxl": (4, 77 * 2048 + 1280),
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
+    "z_image": (16, 512 * (2560 + 1)),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.
 AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}

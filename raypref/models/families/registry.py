@@ -19,6 +19,7 @@ FAMILIES = {
     "sd35m": "raypref.models.families.sd3",
     "sdxl": "raypref.models.families.sdxl",
     "flux_fill": "raypref.models.families.flux_fill",
+    "z_image": "raypref.models.families.z_image",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
 INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))

@@ -108,17 +108,6 @@ class SD3Denoiser(FlowMatching):
         self.device = device
         self.dtype = dtype
 
-    def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
-        """Logit-normal: index int(1000 u), u = sigmoid(N(0, 1)).
-
-        The index counts the schedule from pure noise down. Its levels are shifted already, so that
-        the mean sigma is 0.72 with a shift of 3.
-        """
-        timesteps_T = self.training_timesteps(shape)
-        count = len(timesteps_T)
-        index = int(torch.randn((), generator=generator).sigmoid() * count)
-        return timesteps_T[count - 1 - min(index, count - 1)]
-
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
         del shape
