@@ -21,6 +21,7 @@ ON = {  # GB of the card that each names
     "8xh100-sd35m.toml": 80,
     "fyp_sd15": 24,
     "fyp_flux": 80,
+    "flux": 80,
     "z_image": 80,
 }
 # All rewards and trainings that the presets have settings for.

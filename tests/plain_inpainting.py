@@ -1,6 +1,6 @@
-"""Plain families that inpaint, for `plain_training.py`: they share no code with the project.
+"""Plain families that inpaint, and FLUX.1, for `plain_training.py`: no code of the project.
 
-A prompt is a pair here: what the text encoders say, and what is around the hole.
+A prompt of one that inpaints is a pair: what the text encoders say, and what is around the hole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxFillPipeline, StableDiffusionInpaintPipeline
+from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from plain_sdxl import SDXL
 from plain_training import SD3, SD15, T
@@ -41,39 +41,32 @@ class SD15Inpaint(SD15):
         return super().call(module, torch.cat([x, around]), t, text)
 
 
-class FluxFill(SD3):
-    """Velocity prediction on tokens of 2x2 latents; levels without a shift; guidance 1."""
+class Flux(SD3):
+    """Velocity prediction on tokens of 2x2 latents; levels without a shift; guidance 3.5."""
 
-    kind: Any = FluxFillPipeline
+    kind: Any = FluxPipeline
     tokens = 16  # that are read of a text
+    guidance = 3.5
 
     def prompt(self, text: str) -> Any:
         sequence, pooled, text_ids = self.pipe.encode_prompt([text], device="cpu")
         return sequence[:, : self.tokens], pooled, text_ids[: self.tokens]
 
-    def around(self, photo: Image.Image, mask: Image.Image) -> Tensor:
-        """Tokens of the masked latents and of the mask's pixels, by the pipeline's own code."""
-        paint = binary(mask)[None, None]
-        pixels = torch.tensor(np.asarray(photo)).permute(2, 0, 1).double()[None] / 127.5 - 1
-        vae = self.pipe.vae
-        with torch.no_grad():
-            mean = vae.encode(pixels * (1 - paint)).latent_dist.mean
-        size = mask.height, mask.width
-        # Given latents, it encodes nothing.
-        made = self.pipe.prepare_mask_latents(
-            *(paint, mean, 1, vae.config.latent_channels, 1, *size, torch.float64, "cpu", None)
-        )
-        return torch.cat(made[::-1], dim=2)
-
     def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        (sequence, pooled, text_ids), around = prompt
+        return self.moved(module, x, t, prompt, ())
+
+    def moved(
+        self, module: nn.Module, x: Tensor, t: float, text: Any, more: tuple[Tensor, ...]
+    ) -> Tensor:
+        """The velocity, of tokens with more channels."""
+        sequence, pooled, text_ids = text
         c, h, w = x.shape
         tokens = self.pipe._pack_latents(x[None], 1, c, h, w)
         ids = [[0, row, column] for row in range(h // 2) for column in range(w // 2)]
         made = module(
-            hidden_states=torch.cat([tokens, around], dim=2),
+            hidden_states=torch.cat([tokens, *more], dim=2),
             timestep=torch.tensor([t], dtype=torch.float64) / T,
-            guidance=torch.tensor([1.0]),
+            guidance=torch.tensor([self.guidance]),
             pooled_projections=pooled,
             encoder_hidden_states=sequence,
             txt_ids=text_ids,
@@ -91,6 +84,31 @@ class FluxFill(SD3):
         return [T * math.exp(mu) / (math.exp(mu) + 1 / s - 1) for s in plain]
 
 
+class FluxFill(Flux):
+    """With what is around the hole; guidance 1."""
+
+    kind: Any = FluxFillPipeline
+    guidance = 1.0
+
+    def around(self, photo: Image.Image, mask: Image.Image) -> Tensor:
+        """Tokens of the masked latents and of the mask's pixels, by the pipeline's own code."""
+        paint = binary(mask)[None, None]
+        pixels = torch.tensor(np.asarray(photo)).permute(2, 0, 1).double()[None] / 127.5 - 1
+        vae = self.pipe.vae
+        with torch.no_grad():
+            mean = vae.encode(pixels * (1 - paint)).latent_dist.mean
+        size = mask.height, mask.width
+        # Given latents, it encodes nothing.
+        made = self.pipe.prepare_mask_latents(
+            *(paint, mean, 1, vae.config.latent_channels, 1, *size, torch.float64, "cpu", None)
+        )
+        return torch.cat(made[::-1], dim=2)
+
+    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+        text, around = prompt
+        return self.moved(module, x, t, text, (around,))
+
+
 def binary(mask: Image.Image) -> Tensor:
     """1 where to repaint, [H, W]."""
     return torch.tensor(np.asarray(mask) > 127).double()
@@ -100,4 +118,4 @@ def binary(mask: Image.Image) -> Tensor:
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
     kinds = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
-    return (kinds | {"flux_fill": FluxFill, "z_image": ZImage})[name](folder)
+    return (kinds | {"flux": Flux, "flux_fill": FluxFill, "z_image": ZImage})[name](folder)

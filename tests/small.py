@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
+    FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
@@ -165,10 +166,10 @@ def _build_sd3(folder: Path, *, dual: int = 1) -> None:
     ).save_pretrained(folder)
 
 
-def _build_flux_fill(folder: Path) -> None:
-    """The layout of FLUX.1-Fill-dev: latents packed by 2x2, a guidance embedding, CLIP and T5."""
+def _build_flux(kind: Any, folder: Path, *, in_channels: int) -> None:
+    """The layout of FLUX.1-dev and Fill-dev: latents packed by 2x2, a guidance embedding."""
     transformer = FluxTransformer2DModel(
-        in_channels=4 * (16 + 16 + 8 * 8),  # noisy latents, masked ones, the mask
+        in_channels=in_channels,
         out_channels=4 * 16,
         num_layers=2,
         num_single_layers=2,
@@ -179,7 +180,7 @@ def _build_flux_fill(folder: Path) -> None:
         guidance_embeds=True,
         axes_dims_rope=(4, 6, 6),
     )
-    FluxFillPipeline(
+    kind(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae_of_16_channels(scaling_factor=0.3611, shift_factor=0.1159),
@@ -302,7 +303,9 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sdxl": _build_sdxl,
     "sdxl-v": partial(_build_sdxl, prediction_type="v_prediction"),
     "sd3": _build_sd3,
-    "flux-fill": _build_flux_fill,
+    "flux": partial(_build_flux, FluxPipeline, in_channels=4 * 16),
+    # Noisy latents, masked ones and the mask.
+    "flux-fill": partial(_build_flux, FluxFillPipeline, in_channels=4 * (16 + 16 + 8 * 8)),
     "sd3-deep": partial(_build_sd3, dual=2),
     "pixart": _build_pixart,
     "qwen3-vl": _build_qwen3_vl,

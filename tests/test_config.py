@@ -29,6 +29,7 @@ REQUIRED = {
     "sd15": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "sd35m": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "sdxl": ["source.path=photos", "evaluate.prompts=prompts.txt"],
+    "flux": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "z_image": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "fyp_tiny": [],
     "fyp_sd15": ["source.path=photos", "evaluate.holes=holes"],

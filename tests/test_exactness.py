@@ -21,6 +21,8 @@ CASES = {
     "sdxl-dro": ("sdxl", DRO.model_copy(update={"steps": 20})),
     "sdxl-dro-final": ("sdxl", FINAL.model_copy(update={"steps": 5})),
     "sdxl-dpo": ("sdxl", DPO.model_copy(update={"steps": 20})),
+    "flux-dro": ("flux", FINAL.model_copy(update={"steps": 20})),
+    "flux-dpo": ("flux", DPO.model_copy(update={"steps": 20})),
     "z_image-dro": ("z_image", FINAL.model_copy(update={"steps": 20})),
     "z_image-dpo": ("z_image", DPO.model_copy(update={"steps": 20})),
     "sd35m-dro": ("sd35m", FINAL),

@@ -26,7 +26,8 @@ from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.models import adapters
 from raypref.models.backbone import load_denoiser, load_encoder
 from raypref.models.checks import check_base
-from raypref.models.families.flux_fill import FAMILY, packed, unpacked
+from raypref.models.families.flux import packed, unpacked
+from raypref.models.families.flux_fill import FAMILY
 from raypref.models.lora_config import LoraConfig
 from raypref.run.memory_plan import SIZES
 
@@ -117,7 +118,10 @@ def test_a_text_to_image_transformer_is_refused(tmp_path: Path) -> None:
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 64}))
     base = FLOAT32.model_copy(update={"model": str(folder)})
-    with pytest.raises(InputError, match=r"reads 64 channels; the family flux_fill needs 384$"):
+    with pytest.raises(
+        InputError,
+        match=r"reads 64 channels; the family flux_fill needs 384; set base\.family=flux$",
+    ):
         check_base(base)
 
 

@@ -34,6 +34,7 @@ BASES = {
     ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
     "sdxl": BackboneConfig(family="sdxl", model=str(small.path("sdxl")), dtype="float64"),
+    "flux": BackboneConfig(family="flux", model=str(small.path("flux")), dtype="float64"),
     "flux_fill": BackboneConfig(
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
     ),
@@ -44,6 +45,7 @@ LORAS = {
     "sd15_inpaint": LoraConfig(rank=4, alpha=4),
     "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "sdxl": LoraConfig(rank=4, alpha=4),
+    "flux": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "z_image": LoraConfig(rank=4, alpha=8),
 }
@@ -92,7 +94,7 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
 
     def text(captions: list[str]) -> Any:
         made: Any = encoder.text_embeddings(captions)
-        if family != "flux_fill":
+        if family not in ("flux", "flux_fill"):
             return made
         return replace(made, sequence_BLD=made.sequence_BLD[:, :TOKENS])
 

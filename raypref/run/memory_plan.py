@@ -59,19 +59,22 @@ SIZES = {
     "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
     "sdxl": Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34),
     # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
+    "flux": Size(11.9014, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
     "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
     # Qwen3-4B without its head; with 512 tokens of text, the most there are.
     "z_image": Size(6.1549, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
-T5 = {"sd35m": 256, "flux_fill": 512}  # tokens of a caption, unless `cache.t5_tokens` says others
+# Tokens of a caption, unless `cache.t5_tokens` says others.
+T5 = {"sd35m": 256, "flux": 512, "flux_fill": 512}
 T5_WIDTH = 4096  # values of a token, CLIP's beside them included
 STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),
     "sd35m": (16, (77 + T5["sd35m"]) * T5_WIDTH + 2048),
     "sdxl": (4, 77 * 2048 + 1280),
+    "flux": (16, T5["flux"] * T5_WIDTH + 768),
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
     "z_image": (16, 512 * (2560 + 1)),
 }

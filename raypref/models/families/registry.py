@@ -18,13 +18,14 @@ FAMILIES = {
     "sd15_inpaint": "raypref.models.families.sd15_inpaint",
     "sd35m": "raypref.models.families.sd3",
     "sdxl": "raypref.models.families.sdxl",
+    "flux": "raypref.models.families.flux",
     "flux_fill": "raypref.models.families.flux_fill",
     "z_image": "raypref.models.families.z_image",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
 INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
 # Those whose text encoder has a T5 and takes `t5_tokens`, how many it reads.
-READ_BY_T5 = frozenset(("sd35m", "flux_fill"))
+READ_BY_T5 = frozenset(("sd35m", "flux", "flux_fill"))
 
 
 def _known(name: str) -> str:
