@@ -162,7 +162,7 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
         raise InputError(f"name a table: {', '.join(table.names())}, all, or a FILE.toml")
     named = bare.pop(0) if command.names_table else ""
     if not bare:
-        start = " ".join(filter(None, [program, named, presets()[-1]]))
+        start = " ".join(filter(None, [program, named, "tiny"]))
         raise InputError(f"name a preset ({', '.join(presets())}) or FILE.toml, as in: {start}")
     source = bare.pop(0)
     if command.on_run and Path(source, "config.toml").is_file():
@@ -172,7 +172,7 @@ def parse_command(command: Command, arguments: Sequence[str], *, program: str) -
     is_settings = source in presets() or source.endswith(".toml")
     if command.data and not is_settings:
         words.overrides.insert(0, f"{command.data}={source}")
-        source = presets()[-1]
+        source = "tiny"
     elif not is_settings and Path(source).exists():
         key = "judge.pairs" if command.settings is JudgingConfig else "source.path"
         raise InputError(f"'{source}' is no preset or TOML file; data is named so: {key}={source}")
