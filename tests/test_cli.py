@@ -340,7 +340,7 @@ def test_the_console_command_lists_the_others(capsys):
         assert first[: len(COMMANDS)] == [*COMMANDS]
         assert first.count("raypref") == 4, "examples"
         assert {*presets()} <= {*first}
-        assert len(out.splitlines()) <= 36 and max(map(len, out.splitlines())) <= 100
+        assert len(out.splitlines()) <= 38 and max(map(len, out.splitlines())) <= 100
     assert cli.console([]) == 2
     nothing = capsys.readouterr()
     assert (nothing.out, nothing.err) == ("", out)
