@@ -167,7 +167,7 @@ def _build_sd3(folder: Path, *, dual: int = 1) -> None:
 
 
 def _build_flux(kind: Any, folder: Path, *, in_channels: int) -> None:
-    """The layout of FLUX.1-dev and Fill-dev: latents packed by 2x2, a guidance embedding."""
+    """The layout of FLUX.1-dev, and of Fill-dev, which reads masked latents and the mask too."""
     transformer = FluxTransformer2DModel(
         in_channels=in_channels,
         out_channels=4 * 16,
@@ -202,8 +202,6 @@ def _build_pixart(folder: Path) -> None:
         in_channels=4,
         cross_attention_dim=32,
         out_channels=8,
-        norm_type="ada_norm_single",
-        use_additional_conditions=False,
     )
     PixArtAlphaPipeline(
         tokenizer=_t5_tokenizer(),
@@ -304,7 +302,6 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sdxl-v": partial(_build_sdxl, prediction_type="v_prediction"),
     "sd3": _build_sd3,
     "flux": partial(_build_flux, FluxPipeline, in_channels=4 * 16),
-    # Noisy latents, masked ones and the mask.
     "flux-fill": partial(_build_flux, FluxFillPipeline, in_channels=4 * (16 + 16 + 8 * 8)),
     "sd3-deep": partial(_build_sd3, dual=2),
     "pixart": _build_pixart,
