@@ -231,3 +231,20 @@ def test_a_model_of_the_hub_is_named_with_its_commit():
     assert f'from_pretrained("someone/unet", revision="{"b" * 40}", subfolder="unet", ' in text
     assert "going on from the LoRA `other/lora` at `v2`" in text  # as it is written
     assert "going on from the LoRA `lora`," in card(starts_from="/home/x/lora", commits=commits)
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        (
+            BackboneConfig(model="/m/mine.safetensors", config="/m/folder"),
+            'from_single_file("mine.safetensors", dtype=torch.float32, config="folder")',
+        ),
+        (
+            BackboneConfig(model="a/b@v1/c.safetensors"),
+            'from_single_file("https://huggingface.co/a/b/blob/v1/c.safetensors", dtype=',
+        ),
+    ],
+)
+def test_the_example_loads_a_checkpoint_in_one_file(base: BackboneConfig, code: str) -> None:
+    assert f"pipe = StableDiffusionPipeline.{code}" in card(base=base)
