@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training import BASES, CPU, hole, photographs
 
 from raypref.models.backbone import load_denoiser, load_encoder, load_pipeline
-from raypref.models.families.flux_fill import unpacked
+from raypref.models.families.flux import unpacked
 from raypref.models.families.registry import INPAINTING, family
 
 CAPTIONS = ["a photo of a red ball on grass", ""]
