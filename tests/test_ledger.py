@@ -151,6 +151,16 @@ def test_repeated_rows_are_dropped_and_none_is_lost(ledger, parts):
     assert ledger.parts() == ledger.manifest()["parts"]
 
 
+def test_what_a_killed_writer_left_is_gone_from_a_complete_ledger(ledger):
+    ledger.begin()
+    ledger.write_part(rows("a"))
+    left = Path(ledger.path) / ".part-c806.parquet.af31"
+    left.write_bytes(b"half")
+    ledger.commit(expected=1, counts={})
+    assert not left.exists()
+    assert ledger.state() == "complete" and ledger.count() == 1
+
+
 @pytest.mark.parametrize("expected", [1, 3])
 def test_a_wrong_number_of_rows_is_never_committed(ledger, expected):
     ledger.begin()

@@ -293,7 +293,7 @@ class Ledger:
         return set(self._dataset().to_table(columns=["id"])["id"].to_pylist())
 
     def commit(self, *, expected: int, counts: Mapping[str, int]) -> None:
-        """Declare the ledger complete.
+        """Declare the ledger complete; what killed writers left unfinished is removed.
 
         Args:
             expected: how many rows there must be.
@@ -309,6 +309,11 @@ class Ledger:
             "settings": dict(self.settings),
         }
         self._write_json(MANIFEST, manifest)
+        fs, root = filesystem(self.path)
+        for found in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+            if found.base_name.startswith(".part-"):
+                with suppress(OSError):  # one that outlived its driver may move it just now
+                    fs.delete_file(found.path)
 
     def manifest(self) -> dict[str, Any]:
         """What `commit` wrote. The ledger must be complete."""
