@@ -1,6 +1,6 @@
 """Plain families that inpaint, and FLUX.1, for `plain_training.py`: no code of the project.
 
-A prompt of one that inpaints is a pair: what the text encoders say, and what is around the hole.
+A prompt of an inpainting family has two parts: what the text encoders say, what is around the hole.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def _checked(path: Path, ref: str, *, name: str) -> str:
         raise InputError(f"{KEY}: '{ref}' is not a safetensors file ({error})") from None
     if any(key.startswith("lora_") or ".lora_" in key for key in types):
         raise InputError(
-            f"{KEY}: '{ref}' is a LoRA; it goes into trainings.NAME.start or evaluate.loras, and "
+            f"{KEY}: '{ref}' is a LoRA; it goes into train.NAME.start or evaluate.loras, and "
             "the checkpoint it was trained on here"
         )
     needed = {**_PARTS, _TEXT[name]: "text encoder"}
