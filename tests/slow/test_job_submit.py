@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -55,6 +56,17 @@ def submit(
         return job.wait(), job.output
 
 
+def stop(head: tuple[str, Job], submission: str) -> None:
+    """What `ray job stop` asks of the server; that command takes many steps' time to start."""
+    request = Request(
+        f"{head[0]}/api/jobs/{submission}/stop",
+        headers={"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"},
+        method="POST",
+    )
+    with urlopen(request) as answer:
+        assert json.load(answer) == {"stopped": True}
+
+
 def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> None:
     code, output = submit(
         *(head, checkout, "jobs/full_pipeline.py", "tiny", "select.topk=3"),
@@ -68,7 +80,7 @@ def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> 
 def test_followed_stopped_and_submitted_again(
     full: tuple[Path, str], head, checkout: Path, tmp_path: Path
 ) -> None:
-    steps = 60  # more than are done while `ray job stop` starts
+    steps = 60  # more than are done while the stop is on its way
     command = (
         *("jobs/align.py", *WHOLE, f"storage={tmp_path}", 'trainings=["stage1"]'),
         *(f"train.stage1.steps={steps}", "train.stage1.sample_every=0", "tracking.uri=none"),
@@ -85,10 +97,8 @@ def test_followed_stopped_and_submitted_again(
     assert code == 0, output
     with ray_job(head, "logs", "-f", "first-1", folder=tmp_path / "2") as logs:
         logs.wait_for(lambda: any(saved.glob("step-*")))
-        with ray_job(head, "stop", "first-1", folder=tmp_path / "3") as stop:
-            assert stop.wait() == 0, stop.output
+        stop(head, "first-1")
         logs.wait()
-    assert "Job 'first-1' was stopped" in stop.output
     assert re.search(r"cache: \d+/\d+ rows, .* dropped, workers busy", logs.output)
     assert re.search(rf"stage1: \d+/{steps} steps, .* loss ", logs.output)
     done = int(max(saved.glob("step-*")).stem.removeprefix("step-"))
