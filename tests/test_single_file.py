@@ -122,6 +122,12 @@ def test_what_is_no_whole_checkpoint_is_refused(sources: dict[str, Path], tmp_pa
     says("is not a safetensors file", None)
 
 
+def test_a_configuration_beside_another_model_is_refused() -> None:
+    says = r"base\.config='mine': .*base\.model='stable.* has its own"
+    with pytest.raises(InputError, match=says):
+        load(RunConfig, "sd15", ["base.config=mine"])
+
+
 def test_the_code_of_the_page_loads_it(tmp_path: Path) -> None:
     how = {"lora": "/l", "prompt": "p", "side": 64, "steps": 2, "guidance": 2.0}
     code = snippet(BackboneConfig(model="/m/a.safetensors", config="/m/folder"), **how)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from raypref.core.config import Location, Section, setting
+from pydantic import model_validator
+
+from raypref.core.config import InputError, Location, Section, setting
 from raypref.core.device import DType, OtherDType, torch_dtype
 from raypref.models.families.registry import FAMILIES, READ_BY_T5, FamilyName, family
 from raypref.models.hub import from_pretrained, model_folder
@@ -47,6 +49,15 @@ class BackboneConfig(Section):
     )
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the frozen weights")
+
+    @model_validator(mode="after")
+    def _config_is_of_one_file(self) -> BackboneConfig:
+        if self.config and not self.in_one_file:
+            raise InputError(
+                f"base.config='{self.config}': it is read beside a checkpoint in one .safetensors "
+                f"file alone, and base.model='{self.model}' has its own; leave it empty"
+            )
+        return self
 
     @property
     def in_one_file(self) -> bool:
