@@ -1,8 +1,8 @@
 """Trainings on steps of the policy's paths written out plainly, from likelihoods of torch's Normal.
 
-One image at a time, whole copies of the network as reference and policy. Nothing here knows that a
-likelihood is a denoising error. An objective is one entry of `COUPLED`: a function of what three
-networks say of one step.
+Sums over single images, whole copies of the network as reference and policy. Nothing here knows
+that a likelihood is a denoising error. An objective is one entry of `COUPLED`: a function of what
+three networks say of one step.
 """
 
 from __future__ import annotations
@@ -156,38 +156,32 @@ class PlainCoupled(PlainOnline):
 
     def rolled(self, prompt: int, text: str) -> list[Tensor]:
         """Clean latents of a group; their steps are noted."""
-        stage, found, first = self.stage, [], None
-        self.paths.append([])
-        for image in range(stage.group):
-            g = seeded(self.seed, self.name, "rollout", self.block, prompt * stage.group + image)
-            x = torch.randn(self.moments(0, 1, False)[0].shape, generator=g).double()
-            first = x if first is None else first
-            x = first if stage.shared_start else x
-            path = []
-            for i, t in enumerate(self.grid):
-                with torch.no_grad():
-                    prediction = self.guided(self.policy, x, t, text)
+        stage, images = self.stage, range(self.stage.group)
+        shape = self.moments(0, 1, False)[0].shape
+        gs = [
+            seeded(self.seed, self.name, "rollout", self.block, prompt * stage.group + image)
+            for image in images
+        ]
+        xs = [torch.randn(shape, generator=g).double() for g in gs]
+        if stage.shared_start:
+            xs = [xs[0]] * len(xs)
+        paths: list[list[Taken]] = [[] for _ in images]
+        for i, t in enumerate(self.grid):
+            with torch.no_grad():
+                predictions = self.guided(self.policy, xs, [t] * len(xs), text)
+            for image, prediction in enumerate(predictions):
+                x = xs[image]
                 mean, std = self.gaussian(i, x, prediction)
+                xs[image] = mean
                 if std > 0:
-                    noise = torch.randn(x.shape, generator=g).double()
-                    path.append(Taken(i, t, x, mean + std * noise, prediction))
-                    x = path[-1].following
-                else:
-                    x = mean
-            found.append(x)
-            self.paths[-1].append(path)
-        return found
+                    xs[image] = mean + std * torch.randn(shape, generator=gs[image]).double()
+                    paths[image].append(Taken(i, t, x, xs[image], prediction))
+        self.paths.append(paths)
+        return xs
 
     @property
     def grid(self) -> list[float]:
         return self.family.even(self.stage.rollout_steps)
-
-    def guided(self, network: Any, x: Tensor, t: float, text: str) -> Tensor:
-        asked = self.family.call(network, x, t, self.prompt(text))
-        if self.stage.guidance == 1:
-            return asked
-        empty = self.family.call(network, x, t, self.prompt(""))
-        return empty + self.stage.guidance * (asked - empty)
 
     def noisy(self, i: int) -> bool:
         """Whether a step has noise."""
@@ -226,14 +220,15 @@ class PlainCoupled(PlainOnline):
             step = Normal(mean, torch.full_like(mean, std))
             return Said(prediction, step, total(stage, step.log_prob(taken.following)))
 
+        asked = [taken.x], [taken.t], text
         old = ref = said(taken.prediction)
         if stage.kl or stage.objective == "d3po":  # else nothing looks at the reference
             with torch.no_grad():
-                ref = said(self.guided(self.reference, taken.x, taken.t, text))
+                ref = said(self.guided(self.reference, *asked)[0])
         zero = torch.zeros_like(taken.x)
         means = [self.gaussian(taken.i, taken.x, zero + by)[0] for by in (0.0, 1.0)]
         return Stepped(
-            said(self.guided(self.learner, taken.x, taken.t, text)),
+            said(self.guided(self.learner, *asked)[0]),
             old,
             ref,
             (means[1] - means[0]).abs().mean().item(),

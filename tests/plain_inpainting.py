@@ -14,7 +14,7 @@ import torch
 from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from plain_sdxl import SDXL
-from plain_training import SD3, SD15, T
+from plain_training import SD3, SD15, Several, T
 from plain_z_image import ZImage
 from torch import Tensor, nn
 
@@ -36,9 +36,10 @@ class SD15Inpaint(SD15):
             found = self.pipe.vae.encode((pixels * (1 - paint))[None]).latent_dist
         return found.mean[0]
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        text, around = prompt
-        return super().call(module, torch.cat([x, around]), t, text)
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        texts, around = zip(*prompts, strict=True)
+        read = [torch.cat(parts) for parts in zip(xs, around, strict=True)]
+        return super().many(module, read, ts, texts)
 
 
 class Flux(SD3):
@@ -52,27 +53,32 @@ class Flux(SD3):
         sequence, pooled, text_ids = self.pipe.encode_prompt([text], device="cpu")
         return sequence[:, : self.tokens], pooled, text_ids[: self.tokens]
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        return self.moved(module, x, t, prompt, ())
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        return self.moved(module, torch.stack(xs), ts, prompts, ())
 
     def moved(
-        self, module: nn.Module, x: Tensor, t: float, text: Any, more: tuple[Tensor, ...]
+        self,
+        module: nn.Module,
+        x: Tensor,
+        ts: Several,
+        texts: Several,
+        more: tuple[Tensor, ...],
     ) -> Tensor:
-        """The velocity, of tokens with more channels."""
-        sequence, pooled, text_ids = text
-        c, h, w = x.shape
-        tokens = self.pipe._pack_latents(x[None], 1, c, h, w)
+        """Velocities, of tokens with more channels."""
+        sequences, pooled, [text_ids, *_] = zip(*texts, strict=True)
+        tokens = self.pipe._pack_latents(x, *x.shape)
+        h, w = x.shape[2:]
         ids = [[0, row, column] for row in range(h // 2) for column in range(w // 2)]
         made = module(
             hidden_states=torch.cat([tokens, *more], dim=2),
-            timestep=torch.tensor([t], dtype=torch.float64) / T,
-            guidance=torch.tensor([self.guidance]),
-            pooled_projections=pooled,
-            encoder_hidden_states=sequence,
+            timestep=torch.tensor(ts, dtype=torch.float64) / T,
+            guidance=torch.tensor([self.guidance] * len(ts)),
+            pooled_projections=torch.cat(pooled),
+            encoder_hidden_states=torch.cat(sequences),
             txt_ids=text_ids,
             img_ids=torch.tensor(ids, dtype=torch.float64),
         ).sample
-        return self.pipe._unpack_latents(made, 8 * h, 8 * w, 8)[0]
+        return self.pipe._unpack_latents(made, 8 * h, 8 * w, 8)
 
     def draw_timestep(self, generator: torch.Generator) -> float:
         return T * self.levels[T - 1 - int(torch.randint(T, (), generator=generator))]
@@ -104,9 +110,9 @@ class FluxFill(Flux):
         )
         return torch.cat(made[::-1], dim=2)
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        text, around = prompt
-        return self.moved(module, x, t, text, (around,))
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        texts, around = zip(*prompts, strict=True)
+        return self.moved(module, torch.stack(xs), ts, texts, (torch.cat(around),))
 
 
 def binary(mask: Image.Image) -> Tensor:

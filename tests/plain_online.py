@@ -1,6 +1,6 @@
 """Online trainings written out plainly: rollouts, decoded and scored, and losses on plain tensors.
 
-One image at a time, whole copies of the network as reference and policy. Nothing here knows of
+Sums over single images, whole copies of the network as reference and policy. Nothing here knows of
 inner products, of a first pass, or of how far a prediction's error is one of the clean latents. An
 objective is one entry of `ONLINE`: a function of the samples of a group at one timestep each.
 """
@@ -241,23 +241,19 @@ class PlainOnline(Plain):
 
     def rolled(self, prompt: int, text: str) -> list[Tensor]:
         """The clean latents of a group, by the family's own solver."""
-        stage, family, found = self.stage, self.family, []
+        stage, family, starts = self.stage, self.family, []
 
         def predict(x: Tensor, t: float) -> Tensor:
-            asked = family.call(self.policy, x, t, self.prompt(text))
-            if stage.guidance == 1:
-                return asked
-            empty = family.call(self.policy, x, t, self.prompt(""))
-            return empty + stage.guidance * (asked - empty)
+            return self.guided(self.policy, [*x], [t] * len(x), text)
 
         for image in range(stage.group):
             number = prompt * stage.group + image
             g = seeded(self.seed, self.name, "rollout", self.block, number)
-            start = torch.randn(self.moments(0, 1, False)[0].shape, generator=g).double()
-            with torch.no_grad():
-                *_, done = family.rollout(predict, start, family.even(stage.rollout_steps))
-            found.append(done)
-        return found
+            starts.append(torch.randn(self.moments(0, 1, False)[0].shape, generator=g).double())
+        with torch.no_grad():
+            grid = family.even(stage.rollout_steps)
+            *_, done = family.rollout(predict, torch.stack(starts), grid)
+        return [*done]
 
     def group(self, step: int, prompt: int, time: int) -> list[Noised]:
         """The images of a group, noised."""
@@ -272,7 +268,7 @@ class PlainOnline(Plain):
             values = rewards
         mean = sum(values) / len(values)
         deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
-        found = []
+        xs, ts, targets = [], [], []
         for image, latent in enumerate(latents):
             number = prompt * stage.group + (0 if stage.objective in SHARED else image)
             g = seeded(self.seed, self.name, "sample", step, number)
@@ -281,23 +277,26 @@ class PlainOnline(Plain):
                 while self.share(t) < getattr(stage, "least_level", 0.0):
                     t = family.draw_timestep(g)
                 noise = torch.randn(latent.shape, generator=g).double()
-            x = family.noised(latent, noise, t)
-            said = self.prompt(text)
-            with torch.no_grad():
-                old, ref = (family.call(m, x, t, said) for m in (self.policy, self.reference))
-            found.append(
-                Noised(
-                    family.call(self.learner, x, t, said),
-                    old,
-                    ref,
-                    family.target(latent, noise),
-                    lambda prediction, x=x, t=t: self.clean(x, prediction, t),
-                    self.share(t),
-                    rewards[image],
-                    (values[image] - mean) / deviation,
-                )
+            xs.append(family.noised(latent, noise, t))
+            ts.append(t)
+            targets.append(family.target(latent, noise))
+        asked = xs, ts, [self.prompt(text)] * len(xs)
+        with torch.no_grad():
+            old, ref = (family.many(m, *asked) for m in (self.policy, self.reference))
+        phi = family.many(self.learner, *asked)
+        return [
+            Noised(
+                phi[i],
+                old[i],
+                ref[i],
+                targets[i],
+                lambda prediction, x=xs[i], t=ts[i]: self.clean(x, prediction, t),
+                self.share(ts[i]),
+                rewards[i],
+                (values[i] - mean) / deviation,
             )
-        return found
+            for i in range(len(xs))
+        ]
 
     def share(self, t: float) -> float:
         """Of noise in a latent."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from plain_training import SD15, Network, T
+from plain_training import SD15, Network, Several, T
 from torch import Tensor, nn
 
 
@@ -20,10 +20,12 @@ class SDXL(SD15):
         states, _, pooled, _ = self.pipe.encode_prompt([text], do_classifier_free_guidance=False)
         return (states, pooled) if text else (0 * states, 0 * pooled)
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        ids = torch.tensor([[64, 64, 0, 0, 64, 64]])
-        added = {"text_embeds": prompt[1], "time_ids": ids}
-        return module(x[None], int(t), prompt[0], added_cond_kwargs=added).sample[0]
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        states, pooled = (torch.cat(parts) for parts in zip(*prompts, strict=True))
+        ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(xs))
+        added = {"text_embeds": pooled, "time_ids": ids}
+        times = torch.tensor([*map(int, ts)])
+        return module(torch.stack(xs), times, states, added_cond_kwargs=added).sample
 
     def even(self, n: int) -> list[float]:
         return [(n - 1 - i) * (T // n) + 1 for i in range(n)]

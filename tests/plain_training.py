@@ -1,8 +1,7 @@
 """Trainings written out plainly, to hold the project's own against: it shares no code with it.
 
-One sample at a time, every rollout run to its end, whole copies of the network as reference and
-policy, LoRA as two matrices beside a linear layer. From libraries: the networks, autoencoders and
-text encoders, the noise schedules, AdamW.
+Every rollout run to its end, whole copies of the network as reference and policy, LoRA as two
+matrices beside a linear layer. From libraries: networks, text encoders, noise schedules, AdamW.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 T = 1000
 Network = Callable[[Tensor, float], Tensor]  # latents and timestep to prediction
+Several = Sequence[Any]  # one per image
 
 
 def seeded(*parts: object) -> torch.Generator:
@@ -86,8 +86,9 @@ class SD15:
     def prompt(self, text: str) -> Any:
         return self.pipe.encode_prompt([text], "cpu", 1, False)[0]
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        return module(x[None], torch.tensor([int(t)]), prompt).sample[0]
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        """Predictions of several images; they cost hardly more than that of one."""
+        return module(torch.stack(xs), torch.tensor([*map(int, ts)]), torch.cat(prompts)).sample
 
     def draw_timestep(self, generator: torch.Generator) -> float:
         return int(torch.randint(T, (), generator=generator))
@@ -150,13 +151,13 @@ class SD3:
         )
         return sequence, pooled
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         return module(
-            hidden_states=x[None],
-            timestep=torch.tensor([t], dtype=torch.float32),
-            encoder_hidden_states=prompt[0],
-            pooled_projections=prompt[1],
-        ).sample[0]
+            hidden_states=torch.stack(xs),
+            timestep=torch.tensor(ts, dtype=torch.float32),
+            encoder_hidden_states=torch.cat([sequence for sequence, _ in prompts]),
+            pooled_projections=torch.cat([pooled for _, pooled in prompts]),
+        ).sample
 
     def draw_timestep(self, generator: torch.Generator) -> float:
         u = torch.sigmoid(torch.randn((), generator=generator))
@@ -312,7 +313,7 @@ class Plain:
             other_flip = bool(torch.rand((), generator=g) < stage.flip)
 
         def predict(module: nn.Module) -> Network:
-            return lambda x, t: family.call(module, x, t, prompt)
+            return lambda x, t: family.many(module, [x], [t], [prompt])[0]
 
         photo = self.latent(pair, 1, flip, first)
         if not rolls:
@@ -333,8 +334,10 @@ class Plain:
         winner, winner_target = family.noised(photo, noise, t), family.target(photo, noise)
 
         compared = self.policy if stage.objective == "spin" else self.reference
+        both = [winner, loser], [t, t], [prompt, prompt]
         with torch.no_grad():
-            ref_winner, ref_loser = predict(compared)(winner, t), predict(compared)(loser, t)
+            ref_winner, ref_loser = family.many(compared, *both)
+        new_winner, new_loser = family.many(self.learner, *both)
 
         def side(*values: Tensor) -> tuple[Tensor, ...]:
             if stage.region == "image":
@@ -342,8 +345,8 @@ class Plain:
             return tuple(in_the_hole(value, mask, stage.region_mean) for value in values)
 
         sample = Sample(
-            side(predict(self.learner)(winner, t), ref_winner, winner_target),  # type: ignore[arg-type]
-            side(predict(self.learner)(loser, t), ref_loser, loser_target),  # type: ignore[arg-type]
+            side(new_winner, ref_winner, winner_target),  # type: ignore[arg-type]
+            side(new_loser, ref_loser, loser_target),  # type: ignore[arg-type]
             {name: values[pair] for name, values in self.facts.items()},
             t,
             self.gaps[: max(0, step - 1)],
@@ -352,6 +355,15 @@ class Plain:
         self.gaps[step] += sum(gap(side).item() for side in read) / len(read) / stage.batch
         discount = getattr(stage, "discount", 1.0) ** (1 - t / family.last)
         return discount * FORMULAS[stage.objective](stage, sample)
+
+    def guided(self, module: nn.Module, xs: Several, ts: Several, text: str) -> Tensor:
+        """Predictions for one text, with the stage's guidance."""
+        asked, scale = [self.prompt(text)] * len(xs), self.stage.guidance
+        if scale == 1:
+            return self.family.many(module, xs, ts, asked)
+        prompts = [*asked, *[self.prompt("")] * len(xs)]
+        with_, without = self.family.many(module, [*xs, *xs], [*ts, *ts], prompts).chunk(2)
+        return without + scale * (with_ - without)
 
     def in_curriculum(self, pair: int, step: int) -> int:
         """Instead of a pair the one that an epoch's order comes to on the pairs that are open."""

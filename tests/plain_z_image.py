@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
-from plain_training import SD3, T
+from plain_training import SD3, Several, T
 from torch import Tensor, nn
 
 
@@ -19,11 +19,11 @@ class ZImage(SD3):
         [states], _ = self.pipe.encode_prompt([text], "cpu", False)
         return states
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         """In float64 but for the time and where diffusers turns queries and keys, in float32."""
-        time = (T - torch.tensor([t], dtype=torch.float32)) / T
-        [velocity] = module([x[:, None]], time, [prompt]).sample
-        return -velocity[:, 0]
+        times = (T - torch.tensor(ts, dtype=torch.float32)) / T
+        velocities = module([x[:, None] for x in xs], times, prompts).sample
+        return -torch.stack([velocity[:, 0] for velocity in velocities])
 
     def even(self, n: int) -> list[float]:
         """1 to 1 / n, shifted."""

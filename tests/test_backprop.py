@@ -149,9 +149,7 @@ class PlainBackprop(Plain):
         number = iter(range(n))
 
         def guided(module: torch.nn.Module, x: Tensor, t: float) -> Tensor:
-            with_ = family.call(module, x, t, self.prompt(caption))
-            without = family.call(module, x, t, self.prompt(""))
-            return without + stage.guidance * (with_ - without)
+            return self.guided(module, [x], [t], caption)[0]
 
         def predict(x: Tensor, t: float) -> Tensor:
             found = guided(self.learner, x.detach() if stage.stop_gradient else x, t)
@@ -191,9 +189,9 @@ class PlainBackprop(Plain):
             t = family.draw_timestep(g)
             first, _, noise = torch.randn((3, *noises.shape[1:]), generator=g).double()
             photo = self.latent(pair, 1, False, first)
-            missed = family.call(
-                self.learner, family.noised(photo, noise, t), t, self.prompt(caption)
-            ) - family.target(photo, noise)
+            noisy = family.noised(photo, noise, t)
+            [said] = family.many(self.learner, [noisy], [t], [self.prompt(caption)])
+            missed = said - family.target(photo, noise)
             total = total + stage.pretraining * missed.square().mean()
         return total
 
