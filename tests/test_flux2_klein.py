@@ -31,6 +31,7 @@ from raypref.models.checks import check_adapter, check_base, check_side
 from raypref.models.families.conditioning import from_row, stack, to_row
 from raypref.models.families.flux2_klein import FAMILY, Flux2KleinConditioning
 from raypref.models.lora_config import LoraConfig
+from raypref.report.use import snippet
 from raypref.run.config import RunConfig
 from raypref.run.memory_plan import SIZES
 
@@ -191,6 +192,13 @@ def test_a_rollout_is_the_pipelines_guided_or_distilled(tmp_path: Path) -> None:
         ours = load_autoencoder(base, device=CPU).decode(latents)
         assert ours.std() > 0.01
         assert (ours - theirs).abs().max() < 1e-4  # the scheduler's steps are float32
+
+
+def test_the_code_that_is_printed_names_the_prompt() -> None:
+    """The first argument of this pipeline's call is an image."""
+    code = snippet(FLOAT32, lora="x", prompt="p", side=64, steps=3, guidance=4.0)
+    assert '    prompt="p",\n' in code and "guidance_scale=4.0" in code
+    assert "from diffusers import Flux2KleinPipeline\n" in code
 
 
 # ------------------------------------------------------------------ what is refused
