@@ -37,7 +37,7 @@ def path() -> Path:
 
 
 def _build(folder: Path) -> None:
-    tokenizer = _tokenizer()
+    tokenizer = qwen_tokenizer()
     text_encoder = Qwen3Model(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -69,7 +69,7 @@ def _build(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def qwen_tokenizer() -> Qwen2Tokenizer:
     """A token per byte."""
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     ids = {token: i for i, token in enumerate([*bytes_to_unicode().values(), *specials])}

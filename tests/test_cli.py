@@ -21,7 +21,7 @@ from raypref.run.config import RunConfig
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
 # Each command's script in jobs/.
-NAMES = "flux, fyp_flux, fyp_sd15, fyp_tiny, sd15, sd35m, sdxl, tiny, z_image"
+NAMES = "flux, flux2_klein, fyp_flux, fyp_sd15, fyp_tiny, sd15, sd35m, sdxl, tiny, z_image"
 SCRIPTS = {"run": "full_pipeline"} | {name: name for name in COMMANDS if name != "run"}
 
 

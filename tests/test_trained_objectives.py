@@ -45,6 +45,12 @@ def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path:
     compare(family, stage, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["flux2_klein"])
+def test_20_steps_of_dpo_equal_a_plain_implementation(family: str, tmp_path: Path) -> None:
+    stage = training("dpo", steps=20, batch=1, lr=1e-3, **ENTRIES["dpo"].settings)
+    compare(family, stage, tmp_path)
+
+
 AVERAGE = {"objective": "kto", "reference_point": "average", "desirable_weight": 3.0}
 FORMS: dict[str, dict[str, Any]] = {
     "kto of images": AVERAGE | {"sample": "image", "batch": 2},

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import small
+import small_flux2_klein
 import small_z_image
 import torch
 from PIL import Image, ImageFilter
@@ -39,6 +40,9 @@ BASES = {
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
     ),
     "z_image": BackboneConfig(family="z_image", model=str(small_z_image.path()), dtype="float64"),
+    "flux2_klein": BackboneConfig(
+        family="flux2_klein", model=str(small_flux2_klein.path()), dtype="float64"
+    ),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
@@ -48,6 +52,9 @@ LORAS = {
     "flux": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "z_image": LoraConfig(rank=4, alpha=8),
+    "flux2_klein": LoraConfig(
+        rank=4, alpha=8, targets=(*JOINT_ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
+    ),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 
@@ -85,7 +92,8 @@ def hole(number: int) -> Image.Image:
     return Image.fromarray(mask)
 
 
-TOKENS = 16  # of FLUX's 512 that tests train with: nearly all are padding
+# Of FLUX's 512 that tests train with: nearly all are padding.
+TOKENS = {"flux": 16, "flux_fill": 16, "flux2_klein": 64}
 
 
 @cache
@@ -94,9 +102,9 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
 
     def text(captions: list[str]) -> Any:
         made: Any = encoder.text_embeddings(captions)
-        if family not in ("flux", "flux_fill"):
+        if family not in TOKENS:
             return made
-        return replace(made, sequence_BLD=made.sequence_BLD[:, :TOKENS])
+        return replace(made, sequence_BLD=made.sequence_BLD[:, : TOKENS[family]])
 
     encoder = load_encoder(BASES[family], device=CPU)
     surroundings = None

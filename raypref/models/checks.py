@@ -113,6 +113,8 @@ def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
     component, layers = component_of(base), dict(bare_network(base).named_modules())
     for target in config.targets:
         named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
+        # A list of layers may have the name of a layer of other blocks, as `to_out` in FLUX.2.
+        named = [layer for layer in named if not isinstance(layer, nn.ModuleList)]
         if not named or not all(isinstance(layer, nn.Linear) for layer in named):
             raise InputError(
                 f"lora.targets: '{target}' names no linear layer of the {component} of "

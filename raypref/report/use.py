@@ -29,7 +29,7 @@ def snippet(
     inpaints = own.inpaints
     scale = own.arguments([prompt], guidance, side)["guidance_scale"]
     call = [
-        _quoted(prompt),
+        f"prompt={_quoted(prompt)}",  # the first argument is another in some pipelines
         f"height={side}, width={side}",
         f"num_inference_steps={steps}, guidance_scale={scale}",
         "generator=torch.manual_seed(0)",
