@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import Flux2KleinPipeline
-from plain_training import SD3, T
+from plain_training import SD3, Several, T
 from torch import Tensor, nn
 
 
@@ -32,18 +32,18 @@ class Flux2Klein(SD3):
         sequence, text_ids = self.pipe.encode_prompt([text], "cpu")
         return sequence[:, : self.tokens], text_ids[:, : self.tokens]
 
-    def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
-        sequence, text_ids = prompt
-        _, h, w = x.shape
+    def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
+        sequences, [text_ids, *_] = zip(*prompts, strict=True)
+        _, h, w = xs[0].shape
         ids = [[0, row, column, 0] for row in range(h) for column in range(w)]
-        [tokens] = module(
-            hidden_states=x.flatten(1).T[None],
-            timestep=torch.tensor([t], dtype=torch.float64) / T,
-            encoder_hidden_states=sequence,
+        made = module(
+            hidden_states=torch.stack([x.flatten(1).T for x in xs]),
+            timestep=torch.tensor(ts, dtype=torch.float64) / T,
+            encoder_hidden_states=torch.cat(sequences),
             txt_ids=text_ids,
             img_ids=torch.tensor(ids),
         ).sample
-        return tokens.T.reshape(x.shape)
+        return made.mT.reshape(len(xs), *xs[0].shape)
 
     def draw_timestep(self, generator: torch.Generator) -> float:
         return T * self.levels[T - 1 - int(torch.randint(T, (), generator=generator))]
