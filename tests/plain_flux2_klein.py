@@ -29,8 +29,8 @@ class Flux2Klein(SD3):
         )
 
     def prompt(self, text: str) -> Any:
-        sequence, text_ids = self.pipe.encode_prompt([text], "cpu")
-        return sequence[:, : self.tokens], text_ids[:, : self.tokens]
+        """The first tokens of 512: what comes later changes no state before it."""
+        return self.pipe.encode_prompt([text], "cpu", max_sequence_length=self.tokens)
 
     def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
         sequence, text_ids = prompt
