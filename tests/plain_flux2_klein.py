@@ -29,8 +29,8 @@ class Flux2Klein(SD3):
         )
 
     def prompt(self, text: str) -> Any:
-        sequence, text_ids = self.pipe.encode_prompt([text], "cpu")
-        return sequence[:, : self.tokens], text_ids[:, : self.tokens]
+        """The first tokens of 512: what comes later changes no state before it."""
+        return self.pipe.encode_prompt([text], "cpu", max_sequence_length=self.tokens)
 
     def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         sequences, [text_ids, *_] = zip(*prompts, strict=True)

@@ -124,6 +124,6 @@ def binary(mask: Image.Image) -> Tensor:
 @cache
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
-    kinds = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
+    kinds: dict[str, Any] = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
     kinds |= {"flux": Flux, "flux_fill": FluxFill, "z_image": ZImage, "flux2_klein": Flux2Klein}
     return kinds[name](folder)

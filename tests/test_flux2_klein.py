@@ -145,7 +145,7 @@ def test_a_prediction_is_the_transformers_in_a_call_of_the_pipeline(
     np.testing.assert_allclose(grid, expected_timesteps(steps, h * w), rtol=1e-6)
     for i, (given, output) in enumerate(seen):
         x = given["hidden_states"].transpose(1, 2).unflatten(2, (h, w))
-        found = network.predict(x, grid[i // 2].expand(2), texts[i % 2])  # type: ignore[arg-type]
+        found = network.predict(x, grid[i // 2].expand(2), texts[i % 2])
         asked = ours[-1]
         assert asked.keys() == given.keys() - {"guidance", "joint_attention_kwargs", "return_dict"}
         assert given["guidance"] is None

@@ -189,7 +189,7 @@ class Flux2KleinDenoiser(FlowMatching):
         """The velocity, noise - x0, with the active adapter, [B, 128, H, W]."""
         _, _, h, w = x_BCHW.shape
         sequence_BLD = conditioning.sequence_BLD.to(self.dtype)
-        tokens_BLC = self.module(
+        tokens_BLC: Tensor = self.module(
             hidden_states=x_BCHW.to(self.dtype).flatten(2).transpose(1, 2),
             timestep=timesteps_B.to(self.dtype) / self._scale,
             encoder_hidden_states=sequence_BLD,
