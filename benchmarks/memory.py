@@ -23,6 +23,7 @@ ON = {  # GB of the card that each names
     "fyp_flux": 80,
     "flux": 80,
     "z_image": 80,
+    "qwen_image": 80,
 }
 # All rewards and trainings that the presets have settings for.
 GIVEN = (

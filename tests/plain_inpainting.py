@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
+from plain_qwen_image import QwenImage
 from plain_sdxl import SDXL
 from plain_training import SD3, SD15, T
 from plain_z_image import ZImage
@@ -117,5 +118,6 @@ def binary(mask: Image.Image) -> Tensor:
 @cache
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
-    kinds = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
-    return (kinds | {"flux": Flux, "flux_fill": FluxFill, "z_image": ZImage})[name](folder)
+    kinds: Any = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
+    kinds |= {"flux": Flux, "flux_fill": FluxFill, "z_image": ZImage, "qwen_image": QwenImage}
+    return kinds[name](folder)

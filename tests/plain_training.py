@@ -86,6 +86,10 @@ class SD15:
     def prompt(self, text: str) -> Any:
         return self.pipe.encode_prompt([text], "cpu", 1, False)[0]
 
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.pipe.vae.encode(pixels).latent_dist
+        return found.mean[0], found.std[0]
+
     def call(self, module: nn.Module, x: Tensor, t: float, prompt: Any) -> Tensor:
         return module(x[None], torch.tensor([int(t)]), prompt).sample[0]
 
@@ -140,6 +144,8 @@ class SD3:
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
         self.last = T * self.levels[0]
+
+    moments = SD15.moments
 
     def fresh(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
@@ -247,6 +253,8 @@ class Plain:
             loss = self.loss(n, index) / stage.batch
             loss.backward()
             total += loss.item()
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of what nothing reads
         gradients = [p.grad for p in self.parameters]
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))  # type: ignore[union-attr]
         for p in self.parameters:
@@ -367,8 +375,11 @@ class Plain:
     def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
         """Drawn from what the autoencoder says of the image, shifted and scaled."""
         mean, deviation = self.moments(pair, side, flip)
+        drawn = mean + deviation * noise
+        if hasattr(self.family, "scaled"):
+            return self.family.scaled(drawn)
         config = self.family.pipe.vae.config
-        return (mean + deviation * noise - (config.shift_factor or 0)) * config.scaling_factor
+        return (drawn - (config.shift_factor or 0)) * config.scaling_factor
 
     def moments(self, pair: int, side: int, flip: bool) -> tuple[Tensor, Tensor]:
         image: Any = self.pairs[pair][side]
@@ -377,8 +388,7 @@ class Plain:
             image = _both_ways(image, flip)
             pixels = self.family.pipe.image_processor.preprocess(image).double()
             with torch.no_grad():
-                found = self.family.pipe.vae.encode(pixels).latent_dist
-            self.family.encoded[key] = found.mean[0], found.std[0]
+                self.family.encoded[key] = self.family.moments(pixels)
         return self.family.encoded[key]
 
     def prompt(self, text: str) -> Any:

@@ -45,6 +45,11 @@ def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path:
     compare(family, stage, tmp_path)
 
 
+def test_20_steps_of_dpo_on_qwen_image_equal_a_plain_implementation(tmp_path: Path) -> None:
+    stage = training("dpo", steps=20, batch=1, lr=1e-3, **ENTRIES["dpo"].settings)
+    compare("qwen_image", stage, tmp_path)
+
+
 AVERAGE = {"objective": "kto", "reference_point": "average", "desirable_weight": 3.0}
 FORMS: dict[str, dict[str, Any]] = {
     "kto of images": AVERAGE | {"sample": "image", "batch": 2},

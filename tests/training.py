@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import small
+import small_qwen_image
 import small_z_image
 import torch
 from PIL import Image, ImageFilter
@@ -39,6 +40,9 @@ BASES = {
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
     ),
     "z_image": BackboneConfig(family="z_image", model=str(small_z_image.path()), dtype="float64"),
+    "qwen_image": BackboneConfig(
+        family="qwen_image", model=str(small_qwen_image.path()), dtype="float64"
+    ),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
@@ -48,6 +52,7 @@ LORAS = {
     "flux": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "z_image": LoraConfig(rank=4, alpha=8),
+    "qwen_image": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 

@@ -63,6 +63,9 @@ SIZES = {
     "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
     # Qwen3-4B without its head; with 512 tokens of text, the most there are.
     "z_image": Size(6.1549, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
+    # Qwen2.5-VL-7B with its vision and its head; with 512 tokens of text. The autoencoder keeps
+    # what every convolution read until the image is done.
+    "qwen_image": Size(20.4304, 8.2922, 0.1269, 0.002949, 9.39, 0.68, 0.20, 0.70, 0.95),
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
@@ -77,6 +80,7 @@ STORED = {
     "flux": (16, T5["flux"] * T5_WIDTH + 768),
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
     "z_image": (16, 512 * (2560 + 1)),
+    "qwen_image": (16, 512 * (3584 + 1)),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.
 AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}

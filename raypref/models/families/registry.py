@@ -21,6 +21,7 @@ FAMILIES = {
     "flux": "raypref.models.families.flux",
     "flux_fill": "raypref.models.families.flux_fill",
     "z_image": "raypref.models.families.z_image",
+    "qwen_image": "raypref.models.families.qwen_image",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
 INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
