@@ -24,6 +24,7 @@ ON = {  # GB of the card that each names
     "flux": 80,
     "z_image": 80,
     "flux2_klein": 24,
+    "qwen_image": 80,
 }
 # All rewards and trainings that the presets have settings for.
 GIVEN = (

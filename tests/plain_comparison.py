@@ -83,6 +83,7 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         assert (value - expected).abs().max() < 1e-6, key
 
     moved = [(a - b).abs().max() > 1e-4 for a, b in zip(weights[-1], weights[0], strict=True)]
-    # Nothing reads the text's queries of SD-3.5's last block: those alone stand still.
-    assert sum(moved) >= len(moved) - 2
+    # Nothing reads the text's queries of SD-3.5's last block: those alone stand still. Qwen-Image's
+    # last block has an output for its text too, which nothing reads either.
+    assert sum(moved) >= len(moved) - (4 if family == "qwen_image" else 2)
     return history, plain

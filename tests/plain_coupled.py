@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from plain_lora import seeded
 from plain_objectives import error, sigmoid
 from plain_online import PlainOnline
-from plain_training import SD15, T, seeded
+from plain_training import SD15, T
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from plain_flux2_klein import Flux2Klein
+from plain_qwen_image import QwenImage
 from plain_sdxl import SDXL
 from plain_training import SD3, SD15, Several, T
 from plain_z_image import ZImage
@@ -125,5 +126,6 @@ def binary(mask: Image.Image) -> Tensor:
 def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
     kinds: dict[str, Any] = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
-    kinds |= {"flux": Flux, "flux_fill": FluxFill, "z_image": ZImage, "flux2_klein": Flux2Klein}
+    kinds |= {"flux": Flux, "flux_fill": FluxFill, "flux2_klein": Flux2Klein}
+    kinds |= {"z_image": ZImage, "qwen_image": QwenImage}
     return kinds[name](folder)

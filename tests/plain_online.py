@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from plain_lora import seeded
 from plain_objectives import error, sigmoid
-from plain_training import SD15, Plain, T, seeded
+from plain_training import SD15, Plain, T
 from torch import Tensor
 
 

@@ -7,7 +7,6 @@ matrices beside a linear layer. From libraries: networks, text encoders, noise s
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,52 +21,13 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
+from plain_lora import seeded, with_lora
 from plain_objectives import FORMULAS, Sample, gap
 from torch import Tensor, nn
 
 T = 1000
 Network = Callable[[Tensor, float], Tensor]  # latents and timestep to prediction
 Several = Sequence[Any]  # one per image
-
-
-def seeded(*parts: object) -> torch.Generator:
-    """The documented source of randomness: sha256 of the parts, 63 bits of it."""
-    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-class LoraLinear(nn.Module):
-    """A linear layer and, beside it, two matrices."""
-
-    def __init__(self, base: nn.Linear, *, rank: int, alpha: float) -> None:
-        super().__init__()
-        self.base, self.scale = base, alpha / rank
-        self.down = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float64))
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * (x @ self.down.T @ self.up.T)
-
-
-def with_lora(
-    network: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float, seed: int
-) -> dict[str, LoraLinear]:
-    """Put LoRA on the layers of these names; down is Gaussian with deviation 1/rank."""
-    network.requires_grad_(False).eval()
-    wanted = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and any(name.endswith(f".{t}") for t in targets)
-    ]
-    generator, layers = seeded(seed, "lora"), {}
-    for name in wanted:
-        parent, _, last = name.rpartition(".")
-        layer = LoraLinear(network.get_submodule(name), rank=rank, alpha=alpha)  # type: ignore[arg-type]
-        setattr(network.get_submodule(parent), last, layer)
-        layers[name] = layer
-    for layer in layers.values():
-        layer.down.data = (torch.randn(layer.down.shape, generator=generator) / rank).double()
-    return layers
 
 
 class SD15:
@@ -85,6 +45,10 @@ class SD15:
 
     def prompt(self, text: str) -> Any:
         return self.pipe.encode_prompt([text], "cpu", 1, False)[0]
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.pipe.vae.encode(pixels).latent_dist
+        return found.mean[0], found.std[0]
 
     def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         """Predictions of several images; they cost hardly more than that of one."""
@@ -141,6 +105,8 @@ class SD3:
         self.folder = folder
         self.levels = self.fresh().sigmas.double().tolist()  # from 1 down
         self.last = T * self.levels[0]
+
+    moments = SD15.moments
 
     def fresh(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
@@ -248,6 +214,8 @@ class Plain:
             loss = self.loss(n, index) / stage.batch
             loss.backward()
             total += loss.item()
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of what nothing reads
         gradients = [p.grad for p in self.parameters]
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))  # type: ignore[union-attr]
         for p in self.parameters:
@@ -379,8 +347,11 @@ class Plain:
     def latent(self, pair: int, side: int, flip: bool, noise: Tensor) -> Tensor:
         """Drawn from what the autoencoder says of the image, shifted and scaled."""
         mean, deviation = self.moments(pair, side, flip)
+        drawn = mean + deviation * noise
+        if hasattr(self.family, "scaled"):
+            return self.family.scaled(drawn)
         config = self.family.pipe.vae.config
-        return (mean + deviation * noise - (config.shift_factor or 0)) * config.scaling_factor
+        return (drawn - (config.shift_factor or 0)) * config.scaling_factor
 
     def moments(self, pair: int, side: int, flip: bool) -> tuple[Tensor, Tensor]:
         image: Any = self.pairs[pair][side]
@@ -389,8 +360,7 @@ class Plain:
             image = _both_ways(image, flip)
             pixels = self.family.pipe.image_processor.preprocess(image).double()
             with torch.no_grad():
-                found = self.family.pipe.vae.encode(pixels).latent_dist
-            self.family.encoded[key] = found.mean[0], found.std[0]
+                self.family.encoded[key] = self.family.moments(pixels)
         return self.family.encoded[key]
 
     def prompt(self, text: str) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from plain_inpainting import family_of
-from plain_training import Plain, seeded
+from plain_lora import seeded
+from plain_training import Plain
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import BASES, LORAS, denoiser, pairs, photographs, training, twin

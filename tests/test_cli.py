@@ -21,7 +21,9 @@ from raypref.run.config import RunConfig
 ROOT = Path(__file__).parents[1]
 SD15 = ["sd15", "source.path=photos", "evaluate.prompts=prompts.txt"]
 # Each command's script in jobs/.
-NAMES = "flux, flux2_klein, fyp_flux, fyp_sd15, fyp_tiny, sd15, sd35m, sdxl, tiny, z_image"
+NAMES = (
+    "flux, flux2_klein, fyp_flux, fyp_sd15, fyp_tiny, qwen_image, sd15, sd35m, sdxl, tiny, z_image"
+)
 SCRIPTS = {"run": "full_pipeline"} | {name: name for name in COMMANDS if name != "run"}
 
 
@@ -339,7 +341,8 @@ def test_the_console_command_lists_the_others(capsys):
         first = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
         assert first[: len(COMMANDS)] == [*COMMANDS]
         assert first.count("raypref") == 4, "examples"
-        assert {*presets()} <= {*first}
+        names = [line.strip().partition("  ")[0] for line in out.splitlines()]
+        assert {*presets()} <= {*", ".join(names).split(", ")}
         assert len(out.splitlines()) <= 38 and max(map(len, out.splitlines())) <= 100
     assert cli.console([]) == 2
     nothing = capsys.readouterr()

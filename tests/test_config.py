@@ -32,6 +32,7 @@ REQUIRED = {
     "flux": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "z_image": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "flux2_klein": ["source.path=photos", "evaluate.prompts=prompts.txt"],
+    "qwen_image": ["source.path=photos", "evaluate.prompts=prompts.txt"],
     "fyp_tiny": [],
     "fyp_sd15": ["source.path=photos", "evaluate.holes=holes"],
     "fyp_flux": ["source.path=photos", "evaluate.holes=holes"],

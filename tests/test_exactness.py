@@ -29,6 +29,10 @@ CASES = {
         "flux2_klein",
         FINAL.model_copy(update={"steps": 20, "batch": 2, "micro_batch": 1, "clip": 0.015}),
     ),
+    "qwen_image-dro": (
+        "qwen_image",
+        FINAL.model_copy(update={"steps": 20, "batch": 1, "micro_batch": 1}),
+    ),
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
     # As the released code: an average with intervals, here after steps 2 and 5; flips per image.

@@ -45,7 +45,7 @@ def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path:
     compare(family, stage, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["flux2_klein"])
+@pytest.mark.parametrize("family", ["flux2_klein", "qwen_image"])
 def test_20_steps_of_dpo_equal_a_plain_implementation(family: str, tmp_path: Path) -> None:
     stage = training("dpo", steps=20, batch=1, lr=1e-3, **ENTRIES["dpo"].settings)
     compare(family, stage, tmp_path)

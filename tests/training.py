@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import small
 import small_flux2_klein
+import small_qwen_image
 import small_z_image
 import torch
 from PIL import Image, ImageFilter
@@ -43,6 +44,9 @@ BASES = {
     "flux2_klein": BackboneConfig(
         family="flux2_klein", model=str(small_flux2_klein.path()), dtype="float64"
     ),
+    "qwen_image": BackboneConfig(
+        family="qwen_image", model=str(small_qwen_image.path()), dtype="float64"
+    ),
 }
 LORAS = {
     "sd15": LoraConfig(rank=4, alpha=4),
@@ -55,6 +59,7 @@ LORAS = {
     "flux2_klein": LoraConfig(
         rank=4, alpha=8, targets=(*JOINT_ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
     ),
+    "qwen_image": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
 

@@ -25,7 +25,7 @@ from raypref.align.paths import Path
 from raypref.align.residuals import POLICY, Draw, Samples, measure
 from raypref.core.rows import seed_of
 from raypref.models import adapters
-from raypref.models.families.base import Denoiser
+from raypref.models.families.base import Denoiser, under_guidance
 from raypref.models.families.conditioning import Conditioning
 
 
@@ -263,7 +263,8 @@ def guided(denoiser: Denoiser, unconditional: Conditioning, scale: float) -> rol
 
     def predict(x_BCHW: Tensor, timesteps_B: Tensor, prompts: Conditioning) -> Tensor:
         without = denoiser.predict(x_BCHW, timesteps_B, unconditional)
-        return without + scale * (denoiser.predict(x_BCHW, timesteps_B, prompts) - without)
+        captioned = denoiser.predict(x_BCHW, timesteps_B, prompts)
+        return under_guidance(denoiser, captioned, without, scale)
 
     return predict
 

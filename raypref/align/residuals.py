@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raypref.models import adapters
-from raypref.models.families.base import Denoiser
+from raypref.models.families.base import Denoiser, under_guidance
 from raypref.models.families.conditioning import Conditioning, twice
 
 LEARNER, REFERENCE, POLICY = "learner", "ref", "policy"
@@ -235,7 +235,7 @@ def _predict(denoiser: Denoiser, sides: Sequence[Side], samples: Samples) -> Ten
     if empty is None:
         return prediction
     without = denoiser.predict(x, timesteps_B, empty)
-    return without + samples.guidance * (prediction - without)
+    return under_guidance(denoiser, prediction, without, samples.guidance)
 
 
 def _residual(

@@ -25,8 +25,8 @@ Presets:
   sd35m      Stable Diffusion 3.5 Medium as in the paper: a larger GPU
   sdxl       Stable Diffusion XL 1.0 with the settings of Diffusion-DPO: a larger GPU
   flux       FLUX.1-dev: a GPU of 80 GB
-  z_image    Z-Image: a GPU of 80 GB
-  flux2_klein FLUX.2 [klein] 4B, base: a larger GPU
+  z_image, qwen_image  Z-Image and Qwen-Image: the same
+  flux2_klein  FLUX.2 [klein] 4B, base: a larger GPU
   fyp_tiny   as tiny, for an inpainting model: pairs of paintings that rewards chose
   fyp_sd15   the same with Stable Diffusion 1.5's inpainter: a GPU
   fyp_flux   the same with FLUX.1 Fill: a GPU of 80 GB

@@ -11,6 +11,8 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
 from raypref.models.hub import file_address, hub_id
 
+GUIDING = ("guidance_scale", "true_cfg_scale", "negative_prompt")  # arguments of pipelines
+
 
 def snippet(
     base: BackboneConfig, *, lora: str, prompt: str, side: int, steps: int, guidance: float
@@ -27,11 +29,12 @@ def snippet(
     """
     own = family(base.family)
     inpaints = own.inpaints
-    scale = own.arguments([prompt], guidance, side)["guidance_scale"]
+    given = own.arguments([prompt], guidance, side)
+    guiding = [f"{name}={_literal(given[name])}" for name in GUIDING if name in given]
     call = [
         f"prompt={_quoted(prompt)}",  # the first argument is another in some pipelines
         f"height={side}, width={side}",
-        f"num_inference_steps={steps}, guidance_scale={scale}",
+        ", ".join([f"num_inference_steps={steps}", *guiding]),
         "generator=torch.manual_seed(0)",
     ]
     if inpaints:
@@ -96,6 +99,11 @@ def _arguments(ref: str) -> str:
 def _quoted(text: str) -> str:
     """A Python literal."""
     return json.dumps(text)
+
+
+def _literal(value: object) -> str:
+    """The same of an argument for a prompt: of a list its only one."""
+    return json.dumps(value[0] if isinstance(value, list) else value)
 
 
 def _place(lora: str) -> str:

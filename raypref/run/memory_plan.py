@@ -65,6 +65,9 @@ SIZES = {
     "z_image": Size(6.1549, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
     # The 4B member, and what Z-Image reads texts with; its autoencoder has SD-3's layers.
     "flux2_klein": Size(3.8755, 4.0225, 0.0840, 0.001167, 5.44, 0.58, 0.20, 0.31, 0.40),
+    # Qwen2.5-VL-7B with its vision and its head; with 512 tokens of text. The autoencoder keeps
+    # what every convolution read until the image is done.
+    "qwen_image": Size(20.4304, 8.2922, 0.1269, 0.002949, 9.39, 0.68, 0.20, 0.70, 0.95),
 }
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
@@ -80,6 +83,7 @@ STORED = {
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
     "z_image": (16, 512 * (2560 + 1)),
     "flux2_klein": (32, 512 * 3 * 2560),  # 128 channels of patches of 2x2
+    "qwen_image": (16, 512 * (3584 + 1)),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.
 AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raypref.core.config import InputError
 from raypref.models import adapters
-from raypref.models.families.base import Denoiser
+from raypref.models.families.base import Denoiser, under_guidance
 from raypref.models.families.conditioning import Conditioning, stack
 from raypref.models.lora_config import LoraConfig
 
@@ -108,7 +108,7 @@ class StepSampler:
         without = denoiser.predict(x_BCHW, timesteps_B, self.empties)
         if self.negative:
             adapters.activate(denoiser.module, OWN)
-        return without + self.guidance * (captioned - without)
+        return under_guidance(denoiser, captioned, without, self.guidance)
 
 
 def attach_loras(

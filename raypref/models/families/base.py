@@ -96,6 +96,22 @@ class Denoiser(Protocol):
         """What it predicts, with the active adapter."""
 
 
+def under_guidance(denoiser: Denoiser, captioned: Tensor, empty: Tensor, scale: float) -> Tensor:
+    """The prediction under classifier-free guidance: empty + scale (captioned - empty).
+
+    A denoiser whose pipeline changes the sum then has a method `rescaled(guided, captioned)`.
+
+    Args:
+        denoiser: what predicted.
+        captioned: its prediction with captions, [B, C, h, w].
+        empty: the same with the empty caption.
+        scale: of the guidance; 1: none.
+    """
+    guided = empty + scale * (captioned - empty)
+    rescaled: Callable[[Tensor, Tensor], Tensor] | None = getattr(denoiser, "rescaled", None)
+    return guided if rescaled is None else rescaled(guided, captioned)
+
+
 def text_to_image(prompts: list[str], guidance: float, side: int) -> dict[str, Any]:
     """Arguments of a pipeline's call, as most have them."""
     return {"prompt": prompts, "guidance_scale": guidance, "height": side, "width": side}

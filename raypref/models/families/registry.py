@@ -22,6 +22,7 @@ FAMILIES = {
     "flux_fill": "raypref.models.families.flux_fill",
     "z_image": "raypref.models.families.z_image",
     "flux2_klein": "raypref.models.families.flux2_klein",
+    "qwen_image": "raypref.models.families.qwen_image",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
 INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
