@@ -24,12 +24,12 @@ Presets:
   sd15       Stable Diffusion 1.5 as in the paper: a GPU, weights from the model hub
   sd35m      Stable Diffusion 3.5 Medium as in the paper: a larger GPU
   sdxl       Stable Diffusion XL 1.0 with the settings of Diffusion-DPO: a larger GPU
-  flux       FLUX.1-dev: a GPU of 80 GB
-  z_image, qwen_image  Z-Image and Qwen-Image: the same
   flux2_klein  FLUX.2 [klein] 4B, base: a larger GPU
+  flux, z_image, qwen_image  FLUX.1-dev, Z-Image, Qwen-Image: a GPU of 80 GB
   fyp_tiny   as tiny, for an inpainting model: pairs of paintings that rewards chose
   fyp_sd15   the same with Stable Diffusion 1.5's inpainter: a GPU
   fyp_flux   the same with FLUX.1 Fill: a GPU of 80 GB
+
   --version, --help    the version, and the commit in a checkout; after a command, its settings
 
 Examples:
