@@ -208,7 +208,7 @@ class QwenImageDenoiser(FlowMatching):
 
 
 def _arguments(prompts: list[str], guidance: float, side: int) -> dict[str, Any]:
-    """Arguments of the pipeline's call, which guides if it is told what to guide away from."""
+    """Arguments of the pipeline's call; without a negative prompt it applies no guidance."""
     away = {"negative_prompt": [EMPTY] * len(prompts)} if guidance > 1 else {}
     size = {"height": side, "width": side}
     return {"prompt": prompts, "true_cfg_scale": guidance, **away, **size}
