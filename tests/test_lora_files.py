@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
@@ -229,6 +229,47 @@ def test_kohyas_sdxl_layers_are_those_of_diffusers_own_converter(tmp_path):
     for name, value in found.values.items():
         scale = alpha / rank if ".lora_B." in name else 1.0
         torch.testing.assert_close(value, theirs[f"unet.{name}"] * scale)
+
+
+def test_kohyas_flux_layers_are_those_of_diffusers_own_converter(tmp_path):
+    """Its authors' code makes queries, keys and values, and in half of the blocks the first layer
+    of the feed-forward network too, in one layer; kohya trains that one."""
+    width, mlp = 3072, 4 * 3072
+    streams = {"attn_qkv": (width, 3 * width), "attn_proj": (width, width)}
+    streams |= {"mlp_0": (width, mlp), "mlp_2": (mlp, width), "mod_lin": (width, 6 * width)}
+    double = {f"{stream}_{n}": own for stream in ("img", "txt") for n, own in streams.items()}
+    single = {"linear1": (width, 3 * width + mlp), "linear2": (width + mlp, width)}
+    single["modulation_lin"] = (width, 3 * width)
+    layers = {f"double_blocks_{n}_{name}": own for n in range(19) for name, own in double.items()}
+    layers |= {f"single_blocks_{n}_{name}": own for n in range(38) for name, own in single.items()}
+    assert len(layers) == 304, "as kohya's trainer prints"
+    tensors, rank, alpha = {}, 2, 1.0
+    for name, (columns, rows) in layers.items():
+        own = f"lora_unet_{name}"
+        tensors[f"{own}.lora_down.weight"] = torch.randn(rank, columns)
+        tensors[f"{own}.lora_up.weight"] = torch.randn(rows, rank)
+        tensors[f"{own}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "flux.safetensors")
+    file = str(tmp_path / "flux.safetensors")
+    found = lora_formats.read_lora(file, key="k", component="transformer")
+    theirs = FluxPipeline.lora_state_dict(file)
+    assert {f"transformer.{name}" for name in found.values} == theirs.keys()
+    scale = alpha / rank  # theirs is in A, ours in B
+    for name, value in found.values.items():
+        own = scale if ".lora_B." in name else 1 / scale
+        assert torch.equal(value, theirs[f"transformer.{name}"] * own), name
+
+
+@pytest.mark.parametrize(
+    ("layer", "rows"), [("double_blocks_0_img_attn_qkv", 8), ("single_blocks_0_linear3", 8)]
+)
+def test_a_layer_that_flux_does_not_have_is_refused(tmp_path, layer, rows):
+    own = f"lora_unet_{layer}"
+    tensors = {f"{own}.lora_down.weight": torch.ones(2, 4)}
+    tensors |= {f"{own}.lora_up.weight": torch.ones(rows, 2)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(InputError, match=rf"odd\.safetensors has no sound lora_down.* for {own};"):
+        lora_formats.read_lora(str(tmp_path / "odd.safetensors"), key="k", component="transformer")
 
 
 def sd3_checkpoint(width: int) -> dict[str, torch.Tensor]:

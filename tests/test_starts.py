@@ -180,6 +180,64 @@ def test_diffusers_layout_with_and_without_the_alpha_it_may_keep(tmp_path, metad
     torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-5, rtol=0)
 
 
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {"to_k": 2, "mid_block.attentions.0.transformer_blocks.0.attn1.to_v": 1},
+    "alpha_pattern": {"to_q": 16, "to_v": 3},
+}
+
+
+@pytest.mark.parametrize("layout", ["peft", "diffusers"])
+@pytest.mark.parametrize("root", [False, True])
+def test_layers_of_several_ranks_and_alphas_are_read_as_their_library_reads_them(
+    tmp_path, layout, root
+):
+    theirs = tmp_path / "theirs"
+    if layout == "peft":
+        unet_lora(theirs, alpha=8, use_rslora=root, **PATTERNS)
+        expected = unet_prediction(peft.PeftModel.from_pretrained(denoiser().module, theirs))
+    else:
+        targets = list(LORA.targets)
+        own = peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=targets, use_rslora=root, **PATTERNS
+        )
+        plain = StableDiffusionPipeline.from_pretrained(small.path("sd15"))
+        plain.unet.add_adapter(own)
+        fill(plain.unet)
+        StableDiffusionPipeline.save_lora_weights(
+            theirs,
+            unet_lora_layers=get_peft_model_state_dict(plain.unet),
+            **_collate_lora_metadata({"unet": plain.unet}),
+        )
+        again = StableDiffusionPipeline.from_pretrained(small.path("sd15"))
+        again.load_lora_weights(str(theirs))
+        expected = unet_prediction(again.unet.double())
+    lora_formats.bring_in(str(theirs), key="k", component="unet", folder=str(tmp_path / "run"))
+    ours = denoiser().module
+    adapters.attach(ours, LORA, names=("learner",), seed=0)
+    lora.load_weights(ours, LORA, folder=str(tmp_path / "run"), name="learner", component="unet")
+    torch.testing.assert_close(unet_prediction(ours), expected, atol=1e-5, rtol=0)
+
+
+def test_a_training_keeps_each_layers_own_rank(tmp_path):
+    unet_lora(tmp_path / "theirs", **PATTERNS)
+    lora_formats.bring_in(
+        str(tmp_path / "theirs"), key="k", component="unet", folder=str(tmp_path / "start")
+    )
+    network = denoiser()
+    stage = training(objective="dpo", steps=3, batch=2, lr=1e-2)
+    train(stage, str(tmp_path / "out"), start=str(tmp_path / "start"), network=network)
+    before = lora_formats.read_lora(str(tmp_path / "start"), key="k", component="unet").values
+    after = adapters.state(network.module, "learner")
+    narrow = 0
+    for name, value in after.items():
+        rank = next((r for part, r in PATTERNS["rank_pattern"].items() if f"{part}." in name), 4)
+        narrow += rank < 4
+        own, rest = value.split([rank, 4 - rank], dim=0 if "lora_A" in name else 1)
+        assert not rest.any()
+        assert not torch.equal(own, before[name].narrow(0 if "lora_A" in name else 1, 0, rank))
+    assert narrow == 2 * (len(after) // 8 + 1)
+
+
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
     unet_lora(tmp_path / "theirs")
@@ -224,6 +282,12 @@ def no_alpha(folder: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": None}))
 
 
+def without_b(folder: Path) -> None:
+    file = unet_lora(folder) / "adapter_model.safetensors"
+    part = "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_B"
+    save_file({k: v for k, v in load_file(file).items() if part not in k}, file)
+
+
 def wide(folder: Path) -> None:
     tensors = load_file(unet_lora(folder) / "adapter_model.safetensors")
     wider = {k: torch.ones(4, v.shape[1] + 1) if "lora_A" in k else v for k, v in tensors.items()}
@@ -242,7 +306,8 @@ def wide(folder: Path) -> None:
         ),
         (wide, "is for another model"),
         (lambda folder: unet_lora(folder, use_dora=True), "use_dora"),
-        (lambda folder: unet_lora(folder, rank_pattern={"to_q": 2}), "rank_pattern"),
+        (lambda folder: unet_lora(folder, rank_pattern={"to_q": 8}), "has rank 8, and lora.rank"),
+        (without_b, "has no sound A and B for mid_block.attentions.0.transformer_blocks.0.attn1"),
         (no_config, "has no adapter_config.json beside it"),
         (no_alpha, "does not say its alpha"),
         (kohya, "has no sound lora_down, lora_up and alpha for lora_unet_x"),

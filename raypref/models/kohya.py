@@ -2,9 +2,9 @@
 
 kohya's trainer writes a layer as `lora_unet_` and its path with underscores, and three tensors per
 layer: `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`. The path in SD-1.5's UNet is
-diffusers'. In SDXL's UNet and in an SD-3 transformer it is that of their authors' code: the first
-has numbered blocks; in the second one layer makes queries, keys and values. OneTrainer writes
-`lora_transformer_` and diffusers' path.
+diffusers'. In SDXL's UNet and in the transformers of SD-3 and FLUX.1 it is that of their authors'
+code: the first has numbered blocks; in the others one layer makes queries, keys and values.
+OneTrainer writes `lora_transformer_` and diffusers' path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # By the pipeline's part that they are for.
-PREFIXES = {"unet": ("lora_unet_",), "transformer": ("lora_transformer_", "lora_unet_joint_blocks")}
+PREFIXES = {
+    "unet": ("lora_unet_",),
+    "transformer": (
+        *("lora_transformer_", "lora_unet_joint_blocks"),
+        *("lora_unet_double_blocks", "lora_unet_single_blocks"),
+    ),
+}
 # The underscores that belong to a name; the dots between names are written as underscores too.
 _NAMES = re.compile(
     r"(single)\.(transformer)\.(blocks)|(down|up|transformer)\.(blocks)|(mid)\.(block)"
@@ -35,6 +41,26 @@ _ATTENTION = {
     ("context", "proj"): ("to_add_out",),
 }
 _FORWARD = {"fc1": "net.0.proj", "fc2": "net.2"}
+_FLUX = re.compile(r"lora_unet_(double|single)_blocks_(\d+)_(\w+)")
+# Layers of a FLUX.1 block, and how the rows of each are shared out where one stands for several.
+_DOUBLE = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn_proj": ("attn.to_out.0",),
+    "img_mlp_0": ("ff.net.0.proj",),
+    "img_mlp_2": ("ff.net.2",),
+    "img_mod_lin": ("norm1.linear",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn_proj": ("attn.to_add_out",),
+    "txt_mlp_0": ("ff_context.net.0.proj",),
+    "txt_mlp_2": ("ff_context.net.2",),
+    "txt_mod_lin": ("norm1_context.linear",),
+}
+_SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_lin": ("norm.linear",),
+}
+_MLP_RATIO = 4  # rows of `proj_mlp`, per row of a query
 _NUMBERED = re.compile(r"lora_unet_(?:(input|output)_blocks_(\d+)|middle_block)_([0-2])_(\w+)")
 _BLOCKS_PER_LEVEL = 3  # of SDXL, and of the other UNets of its authors
 # Layers of a residual block.
@@ -63,25 +89,35 @@ def layers(layer: str, down: Tensor, up: Tensor) -> dict[str, tuple[Tensor, Tens
     Returns:
         A and B by diffusers' name; empty where there is no such layer.
     """
-    joint = _JOINT.fullmatch(layer)
-    if joint:
+    if joint := _JOINT.fullmatch(layer):
         block, stream, part, end = joint.groups()
-        path = f"transformer_blocks.{block}"
         if part == "mlp":
-            names = [f"{'ff' if stream == 'x' else 'ff_context'}.{_FORWARD[end]}"] * (
-                end in _FORWARD
-            )
+            feed = "ff" if stream == "x" else "ff_context"
+            names = (f"{feed}.{_FORWARD[end]}",) if end in _FORWARD else ()
         else:
-            names = [f"{part}.{name}" for name in _ATTENTION.get((stream, end), ())]
-        if not names or len(up) % len(names):
-            return {}
-        ups = up.chunk(len(names))
-        return {f"{path}.{name}": (down, own) for name, own in zip(names, ups, strict=True)}
+            names = tuple(f"{part}.{name}" for name in _ATTENTION.get((stream, end), ()))
+        return _shared_out(f"transformer_blocks.{block}", names, down, up)
+    if flux := _FLUX.fullmatch(layer):
+        kind, block, end = flux.groups()
+        path = f"{'single_' * (kind == 'single')}transformer_blocks.{block}"
+        names = (_SINGLE if kind == "single" else _DOUBLE).get(end, ())
+        return _shared_out(path, names, down, up)
     if numbered := _NUMBERED.fullmatch(layer):
         layer = _by_level(*numbered.groups())
     path = re.sub("^lora_(unet|transformer)_", "", layer).replace("_", ".")
     name = _NAMES.sub(lambda found: "_".join(filter(None, found.groups())), path)
     return {name: (down, up)}
+
+
+def _shared_out(
+    path: str, names: tuple[str, ...], down: Tensor, up: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The layers of a block whose rows one layer of the file holds, in this order."""
+    shares = [_MLP_RATIO if name == "proj_mlp" else 1 for name in names]
+    if not names or len(up) % sum(shares):
+        return {}
+    rows = [share * len(up) // sum(shares) for share in shares]
+    return {f"{path}.{name}": (down, own) for name, own in zip(names, up.split(rows), strict=True)}
 
 
 def _by_level(side: str | None, block: str | None, part: str, rest: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,15 +37,16 @@ PREFIXES = (
 ENDS = (".lora_A.weight", ".lora_B.weight")
 METADATA = "lora_adapter_metadata"  # where diffusers says alpha
 # What peft can do that one plain adapter of one rank cannot; each must be off.
-PEFT_EXTRAS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+PEFT_EXTRAS = ("use_dora", "modules_to_save", "lora_bias")
+ONE_LORA = "a training starts from one plain LoRA"
 
 
 class Found(NamedTuple):
     """LoRA weights that someone trained."""
 
     values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B
-    rank: int
-    alpha: float  # as it was trained with
+    rank: int  # the highest of a layer; others have zeros up to it
+    alpha: float  # of a layer of that rank, as it was trained with
     path: str
 
 
@@ -72,29 +74,54 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
     if peft is None and kohya.is_layout(tensors, component):
         return _kohya(tensors, path, key=key)
     named = _named(tensors, component, peft=peft is not None, where=where)
-    alphas = {n.removesuffix(".alpha"): named.pop(n) for n in list(named) if n.endswith(".alpha")}
-    values = convert_unet_state_dict_to_peft({n: tensor.float() for n, tensor in named.items()})
+    weights = {n: tensor.float() for n, tensor in named.items() if not n.endswith(".alpha")}
+    values = convert_unet_state_dict_to_peft(weights)
     # Scripts of 2023 name the attention's processor, which holds no weights any more.
     values = {name.replace(".processor.", "."): value for name, value in values.items()}
-    ranks = {len(value) for name, value in values.items() if name.endswith(ENDS[0])}
     others = [name for name in values if not name.endswith(ENDS)]
-    if len(ranks) != 1 or others:
-        what = f"weights such as {others[0]}" if others else f"layers of ranks {sorted(ranks)}"
-        raise InputError(f"{where} holds {what}; a training starts from one LoRA of one rank")
-    (rank,) = ranks
-    alpha, scale = _scale(data, peft, rank, component=component, where=where)
+    if others:
+        raise InputError(f"{where} holds weights such as {others[0]}; {ONE_LORA}")
+    ranks = _ranks(values, where=where)
+    alphas, root = _alphas(data, peft, ranks, component=component, where=where)
+    for name in [name for name in named if name.endswith(".alpha")]:
+        layer, given = name.removesuffix(".alpha"), named[name]
+        if layer not in ranks or given.numel() != 1:
+            raise InputError(f"{where} has an alpha that is no layer's: {name}")
+        alphas[layer] = float(given)
+    for layer, rank in ranks.items():
+        up = values[f"{layer}{ENDS[1]}"]
+        values[f"{layer}{ENDS[1]}"] = up * (alphas[layer] / (math.sqrt(rank) if root else rank))
+    widest = max(ranks, key=lambda layer: ranks[layer])
+    found = Found(_of_one_rank(values), ranks[widest], alphas[widest], path)
+    return _finite(found, key=key)
+
+
+def _ranks(values: dict[str, Tensor], *, where: str) -> dict[str, int]:
+    """The rank of each layer; InputError where a layer's A and B do not belong together."""
     layers = {name.rpartition(".lora_")[0] for name in values}
-    scales = dict.fromkeys(layers, scale)
-    for layer, given in alphas.items():
-        if layer not in layers or given.numel() != 1:
-            raise InputError(f"{where} has an alpha that is no layer's: {layer}.alpha")
-        alpha = float(given)
-        scales[layer] = alpha / rank
-    folded = {
-        n: v * scales[n.rpartition(".lora_")[0]] if ".lora_B." in n else v
-        for n, v in values.items()
+    for layer in sorted(layers):
+        down, up = (values.get(f"{layer}{end}") for end in ENDS)
+        if down is None or up is None or min(down.dim(), up.dim()) < 2:
+            raise InputError(f"{where} has no sound A and B for {layer}")
+        if not len(down) or len(down) != up.shape[1]:
+            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+            raise InputError(f"{where} has A and B for {layer} of shapes that differ: {shapes}")
+    return {layer: len(values[f"{layer}{ENDS[0]}"]) for layer in sorted(layers)}
+
+
+def _of_one_rank(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with zeros to the highest rank of a layer.
+
+    Where A and B are both zero no gradient reaches either: a training keeps each layer's own rank.
+    """
+    from torch.nn.functional import pad
+
+    rank = max(len(value) for name, value in values.items() if name.endswith(ENDS[0]))
+    return {
+        name: pad(value.movedim(dim, -1), (0, rank - value.shape[dim])).movedim(-1, dim)
+        for name, value in values.items()
+        for dim in [0 if name.endswith(ENDS[0]) else 1]
     }
-    return _finite(Found(folded, rank, alpha, path), key=key)
 
 
 def _named(
@@ -208,8 +235,7 @@ def write_shared(folder: str, *, name: str, component: str) -> None:
 
 def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
     values: dict[str, Tensor] = {}
-    ranks: set[int] = set()
-    alphas: set[float] = set()
+    alphas: dict[int, float] = {}
     names = {name.partition(".")[0] for name in tensors}
     for layer in sorted(names):
         down, up = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
@@ -221,18 +247,18 @@ def _kohya(tensors: dict[str, Tensor], path: str, *, key: str) -> Found:
         ):
             rank = len(down)
             alpha = rank if given is None else float(given)
-            ranks.add(rank)
-            alphas.add(alpha)
+            alphas[rank] = max(alpha, alphas.get(rank, 0.0))
             found = kohya.layers(layer, down.float(), up.float() * (alpha / rank))
         if not found:
             what = f"no sound lora_down, lora_up and alpha for {layer}"
             raise InputError(f"{key}: {path} has {what}; save it again with its own trainer")
         for name, (a, b) in found.items():
             values |= {f"{name}{ENDS[0]}": a, f"{name}{ENDS[1]}": b}
-    if len(ranks) != 1 or len(tensors) > 3 * len(names):
-        what = f"layers of ranks {sorted(ranks)}" if len(ranks) != 1 else "more than plain LoRAs"
-        raise InputError(f"{key}: {path} holds {what}; a training starts from one LoRA of one rank")
-    return _finite(Found(values, ranks.pop(), float(max(alphas)), path), key=key)
+    if len(tensors) > 3 * len(names):
+        raise InputError(f"{key}: {path} holds more than plain LoRAs; {ONE_LORA}")
+    _ranks(values, where=f"{key}: {path}")
+    rank = max(alphas)
+    return _finite(Found(_of_one_rank(values), rank, alphas[rank], path), key=key)
 
 
 def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
@@ -275,20 +301,40 @@ def _peft_config(path: str, *, key: str) -> dict[str, Any] | None:
     return config
 
 
-def _scale(
-    data: bytes, peft: dict[str, Any] | None, rank: int, *, component: str, where: str
-) -> tuple[float, float]:
-    """Alpha, and by what B A is multiplied."""
+def _alphas(
+    data: bytes,
+    peft: dict[str, Any] | None,
+    ranks: dict[str, int],
+    *,
+    component: str,
+    where: str,
+) -> tuple[dict[str, float], bool]:
+    """Each layer's alpha, and whether it is divided by the root of the rank."""
     if peft is not None:
-        alpha = peft.get("lora_alpha")
-        root = bool(peft.get("use_rslora"))
+        said, default = peft, None
     else:  # what diffusers keeps of peft's configuration; without it, alpha is the rank
         try:
             kept = dict(json.loads(_header(data).get("__metadata__", {}).get(METADATA, "{}")))
         except (ValueError, TypeError, RecursionError):
             raise InputError(f"{where} has metadata that is not a JSON object") from None
-        alpha = kept.get(f"{component}.lora_alpha", rank)
-        root = bool(kept.get(f"{component}.use_rslora"))
-    if not isinstance(alpha, int | float) or alpha <= 0:
-        raise InputError(f"{where} does not say its alpha (lora_alpha is {alpha!r})")
-    return float(alpha), alpha / (math.sqrt(rank) if root else rank)
+        said = {k.removeprefix(f"{component}."): v for k, v in kept.items()}
+        default = "rank"
+    own = said.get("alpha_pattern") or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{where} has an alpha_pattern that is no object: {own!r}")
+    alphas = {}
+    for layer, rank in ranks.items():
+        named = next((v for pattern, v in own.items() if _names(pattern, layer)), None)
+        alpha = said.get("lora_alpha", rank if default else None) if named is None else named
+        if not isinstance(alpha, int | float) or alpha <= 0:
+            raise InputError(f"{where} does not say its alpha (lora_alpha is {alpha!r})")
+        alphas[layer] = float(alpha)
+    return alphas, bool(said.get("use_rslora"))
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """Whether an entry of peft's `alpha_pattern` is for a layer; a pattern is its name or end."""
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
+    except re.error:
+        return False
