@@ -91,6 +91,7 @@ def layers(layer: str, down: Tensor, up: Tensor) -> dict[str, tuple[Tensor, Tens
     """
     if joint := _JOINT.fullmatch(layer):
         block, stream, part, end = joint.groups()
+        names: tuple[str, ...]
         if part == "mlp":
             feed = "ff" if stream == "x" else "ff_context"
             names = (f"{feed}.{_FORWARD[end]}",) if end in _FORWARD else ()
