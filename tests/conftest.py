@@ -12,7 +12,6 @@ import torch
 
 torch.set_num_threads(1)
 
-REGISTER = torch.nn.Module.register_parameter, torch.nn.Module.register_buffer
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -20,8 +19,6 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_runtest_setup() -> None:
     """What a test draws without a generator is the same each time, alone or among others."""
     torch.manual_seed(0)
-    # Libraries replace these while they load a model; threads that load at once can leave them so.
-    torch.nn.Module.register_parameter, torch.nn.Module.register_buffer = REGISTER
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from huggingface_hub import constants
 from raypref.core.config import InputError
 from raypref.core.messages import first_line
 from raypref.demo import checkpoints
-from raypref.models.hub import model_folder, weight_file
+from raypref.models.hub import from_pretrained, model_folder, weight_file
 
 ORIGIN = "https://example.org/u2net"
 
@@ -164,6 +166,26 @@ def test_a_file_of_a_hub_repository_that_cannot_be_fetched(hub_cache):
     assert message.startswith("saliency.weights: other.pth of 'someone/model' is missing")
     assert ORIGIN in message
     assert "set saliency.weights=/path/to/it" in message
+
+
+def test_threads_load_one_after_another(tmp_path):
+    """Libraries replace functions while they load, and put back what they found: see `_LOADING`."""
+
+    class Library:
+        tie = "its own"
+
+        @classmethod
+        def from_pretrained(cls, source: str) -> str:
+            before, cls.tie = cls.tie, "nothing"
+            time.sleep(0.02)
+            cls.tie = before
+            return source
+
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(4):
+            found = threads.map(lambda _: from_pretrained(Library, str(tmp_path)), range(4))
+            assert list(found) == [str(tmp_path)] * 4
+    assert Library.tie == "its own"
 
 
 # ------------------------------------------------------------------ what libraries say

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,9 @@ from raypref.core.messages import first_line
 from raypref.core.schemes import scheme_of
 
 COMMITS = "RAYPREF_COMMITS"  # variable by which workers know the commits that their driver found
+# transformers and diffusers replace functions of torch, and their own, while they load a model; two
+# threads that load at once can leave them replaced, and later models without some of their weights.
+_LOADING = threading.RLock()
 LOCAL = "local"  # stands for a commit where a reference is no hub id
 
 _ID = re.compile(r"([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?")
@@ -85,15 +89,18 @@ def model_folder(ref: str, *, key: str, probe: str) -> str:
 def from_pretrained(kind: Any, source: str | None, **options: Any) -> Any:
     """`kind.from_pretrained`, of diffusers or transformers, of what `model_folder` returned.
 
+    One thread of a process loads at a time.
+
     Args:
         kind: a class that has it.
         source: a local folder, `OWNER/REPO@COMMIT`, or None where the options hold all.
         **options: handed on.
     """
     named = None if source is None or Path(source).is_dir() else hub_id(source)
-    if named is None:
-        return kind.from_pretrained(source, **options)
-    return kind.from_pretrained(named.repo, revision=named.revision, **options)
+    with _LOADING:
+        if named is None:
+            return kind.from_pretrained(source, **options)
+        return kind.from_pretrained(named.repo, revision=named.revision, **options)
 
 
 def read_json(folder: str, name: str, *, key: str) -> dict[str, Any]:
