@@ -238,6 +238,32 @@ def test_a_training_keeps_each_layers_own_rank(tmp_path):
     assert narrow == 2 * (len(after) // 8 + 1)
 
 
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_weights_for_text_encoders_are_left_out_of_a_start_and_told(tmp_path, caplog, layout):
+    made = denoiser().module
+    adapters.attach(made, LORA, names=("a",), seed=0)
+    lora.save(adapters.state(made, "a"), LORA, folder=str(tmp_path), component="unet")
+    text = {"diffusers": "text_encoder.x.lora_A.weight", "kohya": "lora_te1_x.lora_down.weight"}
+    file = tmp_path / FILE_NAME
+    tensors = load_file(file)
+    if layout == "kohya":
+        lora_formats.write_shared(str(tmp_path), name="shared.safetensors", component="unet")
+        tensors = load_file(tmp_path / "shared.safetensors")
+    save_file(tensors | {text[layout]: torch.ones(4, 2)}, file)
+    own = adapters.state(made, "a")
+    key = "train.stage1.start"
+    with caplog.at_level("WARNING", logger="raypref"):
+        checks.check_lora(BASE, LORA, str(tmp_path), key=key)
+    assert f"{key}: weights for text encoders in {file} are left out (1)" in caplog.text
+    run = tmp_path / "run"
+    lora_formats.bring_in(str(tmp_path), key=key, component="unet", folder=str(run))
+    found = lora_formats.read_lora(str(run), key=key, component="unet").values
+    assert all(torch.equal(found[name], value.float()) for name, value in own.items())
+    # Images of such a file are not those without its text encoders' part: there it is refused.
+    with pytest.raises(InputError, match="only weights of the unet are taken"):
+        lora_formats.read_lora(str(tmp_path), key=key, component="unet")
+
+
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_the_reference_is_the_start_or_the_base(tmp_path, reference):
     unet_lora(tmp_path / "theirs")
@@ -268,7 +294,7 @@ def kohya(folder: Path) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.ones(4, 2)}, folder / FILE_NAME)
 
 
-def text_encoder_too(folder: Path) -> None:
+def text_encoder_alone(folder: Path) -> None:
     tensors = {"text_encoder.x.lora_A.weight": torch.ones(4, 2)}
     save_file(tensors, folder / FILE_NAME)
 
@@ -311,7 +337,7 @@ def wide(folder: Path) -> None:
         (no_config, "has no adapter_config.json beside it"),
         (no_alpha, "does not say its alpha"),
         (kohya, "has no sound lora_down, lora_up and alpha for lora_unet_x"),
-        (text_encoder_too, "holds text_encoder.x.lora_A.weight; only weights of the unet"),
+        (text_encoder_alone, "holds text_encoder.x.lora_A.weight; only weights of the unet"),
         (lambda folder: (folder / FILE_NAME).write_bytes(b"x" * 99), "not a safetensors file"),
     ],
 )

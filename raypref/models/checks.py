@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from raypref.models.families.base import Family
 
 KEY = "base.model"
+
+log = logging.getLogger(__name__)
 
 
 def component_of(base: BackboneConfig) -> str:
@@ -131,9 +134,14 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
     from raypref.models import adapters, lora
 
     component = component_of(base)
-    found = lora_formats.read_lora(ref, key=key, component=component)
+    found = lora_formats.read_lora(ref, key=key, component=component, without_text=True)
     bare = bare_network(base)
     adapters.attach(bare, config, names=("start",), seed=0)
     own = adapters.state(bare, "start")
     if misfit := lora.misfit(found.values, own, config, alpha=found.alpha):
         raise InputError(f"{key}: the LoRA in {found.path} {misfit}")
+    if found.left_out:
+        log.warning(
+            "%s: weights for text encoders in %s are left out (%d): a training changes the %s alone",
+            *(key, found.path, found.left_out, component),
+        )

@@ -34,6 +34,7 @@ PREFIXES = (
     *("unet.", "transformer.", "text_encoder", "base_model.", "diffusion_model.", "model."),
     *("lora_unet_", "lora_transformer_", "lora_te"),
 )
+TEXT = ("text_encoder", "lora_te")
 ENDS = (".lora_A.weight", ".lora_B.weight")
 METADATA = "lora_adapter_metadata"  # where diffusers says alpha
 # What peft can do that one plain adapter of one rank cannot; each must be off.
@@ -48,15 +49,17 @@ class Found(NamedTuple):
     rank: int  # the highest of a layer; others have zeros up to it
     alpha: float  # of a layer of that rank, as it was trained with
     path: str
+    left_out: int = 0  # tensors for text encoders that the file has besides
 
 
-def read_lora(ref: str, *, key: str, component: str) -> Found:
+def read_lora(ref: str, *, key: str, component: str, without_text: bool = False) -> Found:
     """Read LoRA weights.
 
     Args:
         ref: a folder or `.safetensors` file, local or URI; or OWNER/REPO[@REVISION][/FILE].
         key: the setting it comes from, for the error.
         component: the network they belong to, `unet` or `transformer`.
+        without_text: leave out weights for text encoders, where there are others; else refuse them.
 
     Raises:
         InputError: not there, another layout, or for another part of the pipeline.
@@ -71,8 +74,11 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
         tensors = decode(data)
     except SafetensorError as error:
         raise InputError(f"{where} is not a safetensors file ({error})") from None
+    text = [name for name in tensors if name.startswith(TEXT)] if without_text else []
+    if len(text) < len(tensors):
+        tensors = {name: value for name, value in tensors.items() if name not in {*text}}
     if peft is None and kohya.is_layout(tensors, component):
-        return _kohya(tensors, path, key=key)
+        return _kohya(tensors, path, key=key)._replace(left_out=len(text))
     named = _named(tensors, component, peft=peft is not None, where=where)
     weights = {n: tensor.float() for n, tensor in named.items() if not n.endswith(".alpha")}
     values = convert_unet_state_dict_to_peft(weights)
@@ -92,7 +98,7 @@ def read_lora(ref: str, *, key: str, component: str) -> Found:
         up = values[f"{layer}{ENDS[1]}"]
         values[f"{layer}{ENDS[1]}"] = up * (alphas[layer] / (math.sqrt(rank) if root else rank))
     widest = max(ranks, key=lambda layer: ranks[layer])
-    found = Found(_of_one_rank(values), ranks[widest], alphas[widest], path)
+    found = Found(_of_one_rank(values), ranks[widest], alphas[widest], path, len(text))
     return _finite(found, key=key)
 
 
@@ -168,10 +174,13 @@ def content(ref: str, *, key: str) -> bytes:
 
 
 def bring_in(ref: str, *, key: str, component: str, folder: str) -> None:
-    """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`."""
+    """Write LoRA weights of any layout as our own, `pytorch_lora_weights.safetensors`.
+
+    Weights for text encoders are left out.
+    """
     from raypref.models import lora
 
-    found = read_lora(ref, key=key, component=component)
+    found = read_lora(ref, key=key, component=component, without_text=True)
     # The scale is folded in already: alpha = rank adds none.
     plain = LoraConfig(rank=found.rank, alpha=found.rank)
     lora.save(found.values, plain, folder=folder, component=component)
