@@ -75,6 +75,8 @@ class SDXLAutoencoder(KLAutoencoder):
     those of `KLAutoencoder`.
     """
 
+    upcast: tuple[torch.dtype, ...] = (torch.float16,)  # precisions in which it works in float32
+
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
@@ -84,7 +86,7 @@ class SDXLAutoencoder(KLAutoencoder):
                 f"base.model: '{model}' normalises latents by a mean per channel; the sdxl family "
                 "scales them by one number"
             )
-        if dtype == torch.float16 and self.vae.config.force_upcast:
+        if dtype in self.upcast and self.vae.config.force_upcast:
             self.vae.float()
 
 
