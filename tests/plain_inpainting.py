@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxFillPipeline, FluxPipeline, StableDiffusionInpaintPipeline
+from diffusers import (
+    FluxFillPipeline,
+    FluxPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
 from PIL import Image
 from plain_flux2_klein import Flux2Klein
 from plain_qwen_image import QwenImage
@@ -42,6 +47,12 @@ class SD15Inpaint(SD15):
         texts, around = zip(*prompts, strict=True)
         read = [torch.cat(parts) for parts in zip(xs, around, strict=True)]
         return super().many(module, read, ts, texts)
+
+
+class SDXLInpaint(SD15Inpaint, SDXL):
+    """SDXL with the channels of SD-1.5's inpainting member."""
+
+    kind: Any = StableDiffusionXLInpaintPipeline
 
 
 class Flux(SD3):
@@ -127,5 +138,5 @@ def family_of(name: str, folder: str) -> Any:
     """A family's pipeline, loaded once."""
     kinds: dict[str, Any] = {"sd15": SD15, "sdxl": SDXL, "sd15_inpaint": SD15Inpaint, "sd35m": SD3}
     kinds |= {"flux": Flux, "flux_fill": FluxFill, "flux2_klein": Flux2Klein}
-    kinds |= {"z_image": ZImage, "qwen_image": QwenImage}
+    kinds |= {"z_image": ZImage, "qwen_image": QwenImage, "sdxl_inpaint": SDXLInpaint}
     return kinds[name](folder)

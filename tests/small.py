@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import small_qwen3_vl
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -28,6 +29,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -39,15 +41,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
-    Qwen2Tokenizer,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from raypref.demo import models
 from raypref.demo.cache import cached
@@ -101,13 +98,18 @@ def _save_pipeline(kind: Any, folder: Path, *, in_channels: int) -> None:
     pipeline.save_pretrained(folder)
 
 
-def _build_sdxl(folder: Path, **changes: Any) -> None:
-    """The layout of SDXL 1.0: two CLIP encoders, pooled text and size ids, Euler's method."""
+def _build_sdxl(
+    folder: Path, *, kind: Any = StableDiffusionXLPipeline, in_channels: int = 4, **changes: Any
+) -> None:
+    """The layout of SDXL 1.0: two CLIP encoders, pooled text and size ids, Euler's method.
+
+    Its inpainting member reads the mask and latents of the masked image too.
+    """
     pooled, ids = 32, 8  # values of the second encoder's projection, and of each of six ids
     first = CLIPTextModel(_text_config(hidden_size=16))
     second = CLIPTextModelWithProjection(_text_config(hidden_size=32))
     unet = _unet(
-        in_channels=4,
+        in_channels=in_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
@@ -119,7 +121,7 @@ def _build_sdxl(folder: Path, **changes: Any) -> None:
         projection_class_embeddings_input_dim=6 * ids + pooled,
     )
     changes["timestep_spacing"] = "leading"
-    StableDiffusionXLPipeline(
+    kind(
         vae=_vae(scaling_factor=0.13025),
         text_encoder=first,
         text_encoder_2=second,
@@ -214,59 +216,6 @@ def _build_pixart(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _build_qwen3_vl(folder: Path) -> None:
-    """The layout of Qwen3-VL: image processor, tokenizer with chat template, merged patches."""
-    letters = bytes_to_unicode().values()
-    words = {"yes": ["y", "e", "s"], "no": ["n", "o"]}
-    merges = [("y", "e"), ("ye", "s"), ("n", "o")]
-    vocabulary = [*letters, "ye", *words]
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"]
-    specials += ["<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    ids = {token: index for index, token in enumerate([*vocabulary, *specials])}
-    tokenizer = Qwen2Tokenizer(vocab=ids, merges=merges, additional_special_tokens=specials[1:])
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
-        "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-        "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
-        patch_size=16, min_pixels=32 * 32, max_pixels=128 * 128
-    ).save_pretrained(folder)
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [2, 1, 1],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 4,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
-
-
 def _build_pickscore(folder: Path) -> None:
     side = 64  # of the world's photographs: they are scored as they are, not resized
     vision = CLIPVisionConfig(
@@ -299,13 +248,16 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": _build_sd15,
     "sd15-inpaint": _build_sd15_inpaint,
     "sdxl": _build_sdxl,
+    "sdxl-inpaint": partial(
+        _build_sdxl, kind=StableDiffusionXLInpaintPipeline, in_channels=4 + 1 + 4
+    ),
     "sdxl-v": partial(_build_sdxl, prediction_type="v_prediction"),
     "sd3": _build_sd3,
     "flux": partial(_build_flux, FluxPipeline, in_channels=4 * 16),
     "flux-fill": partial(_build_flux, FluxFillPipeline, in_channels=4 * (16 + 16 + 8 * 8)),
     "sd3-deep": partial(_build_sd3, dual=2),
     "pixart": _build_pixart,
-    "qwen3-vl": _build_qwen3_vl,
+    "qwen3-vl": small_qwen3_vl.build,
     "pickscore": _build_pickscore,
     "u2netp.pth": _build_u2netp,
 }

@@ -107,8 +107,8 @@ def test_the_named_layers_are_there_and_are_those_of_the_preset(name: str) -> No
 
 def test_a_checkpoint_with_other_inputs_is_refused(name: str) -> None:
     check_base(BASES[name])
-    other = {"sd15": "sd15_inpaint", "sd15_inpaint": "sd15"}.get(name)
-    if other is not None:
+    other = name.removesuffix("_inpaint") if "_inpaint" in name else f"{name}_inpaint"
+    if other in BASES:
         base = BASES[other].model_copy(update={"family": name})
         with pytest.raises(
             InputError, match=rf"the unet of .* {name} needs \d; set base.family={other}$"

@@ -165,6 +165,7 @@ RUNS = [
     (BASE, {"dtype": "bfloat16"}),
     (BackboneConfig(model="tiny:sd15"), {}),  # whose text encoder is stored in half precision
     (BackboneConfig(family="sd15_inpaint", model=str(small.path("sd15-inpaint"))), {}),
+    (BackboneConfig(family="sdxl_inpaint", model=str(small.path("sdxl-inpaint"))), {}),
     (BackboneConfig(family="sd35m", model=str(small.path("sd3"))), {}),
     (BackboneConfig(family="flux_fill", model=str(small.path("flux-fill"))), {}),
 ]

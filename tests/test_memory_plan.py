@@ -90,6 +90,14 @@ def test_the_precision_of_drawing_and_encoding_counts() -> None:
     assert cache == pytest.approx(text + 2 * (parts[1] + encoded) + 1.5, abs=0.06)
 
 
+def test_an_autoencoder_that_works_in_float32_counts_as_such() -> None:
+    own = "base.family=sdxl_inpaint"
+    found = predicted("sdxl", own)
+    assert found == predicted("sdxl", own, "cache.vae_dtype=float32")
+    assert found["cache"] > 1.5 * predicted("sdxl")["cache"]
+    assert found["stage2"] == predicted("sdxl")["stage2"]
+
+
 def test_twins_take_memory_by_the_side_they_are_painted_at() -> None:
     plain, large = predicted("sd15"), predicted("sd15", "perturb.size=1024")
     batch = 8 * SIZES["sd15"].drawn  # in float16
@@ -217,6 +225,11 @@ def test_it_is_predicted_without_any_heavy_library() -> None:
         ("sd15", ["cache.t5_tokens=128"], 2 * 2 * 2 * 4 * 64 * 64 + 77 * 768),
         # What is around a hole, both ways.
         ("sd15", ["base.family=sd15_inpaint"], (2 * 2 * 2 * 4 + 2 * 5) * 64 * 64 + 77 * 768),
+        (
+            "sdxl",
+            ["base.family=sdxl_inpaint"],
+            (2 * 2 * 2 * 4 + 2 * 5) * 128 * 128 + 77 * 2048 + 1280,
+        ),
         (
             "sd35m",
             ["base.family=flux_fill"],

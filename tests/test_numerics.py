@@ -35,6 +35,7 @@ BASES = {
     "sd15": BackboneConfig(model=str(small.path("sd15"))),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3"))),
     "sd15_inpaint": BackboneConfig(family="sd15_inpaint", model=str(small.path("sd15-inpaint"))),
+    "sdxl_inpaint": BackboneConfig(family="sdxl_inpaint", model=str(small.path("sdxl-inpaint"))),
     "flux_fill": BackboneConfig(family="flux_fill", model=str(small.path("flux-fill"))),
 }
 ONE = GenerateConfig(steps=2, size=64, guidance=4.0, resources=Resources(batch=1), blend=False)
@@ -75,12 +76,16 @@ def plain(name: str, dtype: str, vae_dtype: str) -> np.ndarray:
         moments = vae.encode(x_BCHW.to(precise)).latent_dist.parameters.to(x_BCHW.dtype)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
-    pipeline.vae.encode = encode
-    pipeline.vae.decode = lambda z, **given: vae.decode(z.to(precise), **given)
+    if vae_dtype != dtype:
+        pipeline.vae.register_to_config(force_upcast=False)  # SDXL's would change the precision
+        pipeline.vae.encode = encode
+        pipeline.vae.decode = lambda z, **given: vae.decode(z.to(precise), **given)
     row = inputs(name)
     around = {}
     if own.inpaints:
         around = {"image": row["photograph"], "mask_image": row["mask"]}
+    if name == "sdxl_inpaint":
+        around["strength"] = 1.0
     made: np.ndarray = pipeline(
         row["prompt"],
         **around,

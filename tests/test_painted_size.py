@@ -40,7 +40,7 @@ def plain(kind: str, row: Row, *, side: int, output: str = "pil", **inputs: Any)
     ).images
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill", "text2image"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill", "sdxl", "text2image"])
 def test_a_twin_is_what_the_pipeline_makes_at_that_side_resized(kind: str) -> None:
     """As torchvision's Resize does to an image of 8 bits, in the released trainings."""
     [row] = make_rows(1)

@@ -24,13 +24,8 @@ from raypref.images.decode import as_image, encode_png, open_png
 from raypref.models.compiled import compile_blocks
 
 CONFIG = PerturbConfig(model=str(small.path("sd15-inpaint")), steps=3)
-KINDS = {
-    "sd15": "sd15-inpaint",
-    "sd35m": "sd3",
-    "pixart": "pixart",
-    "text2image": "sd15",
-    "flux_fill": "flux-fill",
-}
+KINDS = {"sd15": "sd15-inpaint", "sdxl": "sdxl-inpaint", "flux_fill": "flux-fill"}
+KINDS |= {"sd35m": "sd3", "pixart": "pixart", "text2image": "sd15"}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +147,7 @@ def test_in_float64_no_pixel_feels_the_batch():
     assert all((made[0][key] == made[1][key]).all() for key in made[0])
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart", "flux_fill"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart", "flux_fill", "sdxl"])
 def test_pasted_twins_are_the_photograph_outside_the_mask(kind):
     rows = make_rows(2)
     plain = twins(of_kind(kind), rows, batch=2)
@@ -220,7 +215,7 @@ def test_sd35_inpainting_is_that_of_diffusers():
     assert difference(twin, np.asarray(image).astype(int)) <= 1
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill", "sdxl"])
 def test_a_twin_is_to_the_bit_what_the_pipeline_makes_of_the_images(kind):
     """Its pixels are made ready and rounded outside of the pipeline, as the pipeline would."""
     stage = of_kind(kind, resources=Resources(batch=2))
@@ -322,7 +317,7 @@ def test_the_network_is_told_where_and_around_what(stage):
         assert torch.equal(latents[:, 4:], seen[0][:, 4:])
 
 
-@pytest.mark.parametrize("kind", ["sd15", "text2image", "pixart"])
+@pytest.mark.parametrize("kind", ["sd15", "text2image", "pixart", "sdxl"])
 def test_dpm_solver_draws_as_diffusers_scheduler_does(kind):
     """The twin of the plain pipeline with diffusers' scheduler put in place of its own."""
     settings = {"steps": 4, "resources": Resources(batch=2)}
@@ -373,6 +368,8 @@ def test_a_model_of_the_kind_is_taken(kind):
         ({"kind": "pixart"}, 64, r"perturb\.model: .*needs a PixArtTransformer2DModel of 4"),
         ({"kind": "text2image"}, 64, r"perturb\.model: .*UNet2DConditionModel of 4 input"),
         ({"kind": "sd15", "model": str(small.path("sd3"))}, 64, r"needs a UNet2DConditionModel"),
+        ({"model": str(small.path("sdxl-inpaint"))}, 64, r" is of SDXL; set perturb\.kind=sdxl"),
+        ({"kind": "sdxl"}, 64, r" is not of SDXL; set perturb\.kind=sd15"),
         ({}, 66, r"images\.size=66: .* multiples of 8"),
         (
             {"kind": "sd35m", "model": str(small.path("sd3")), "scheduler": "dpmsolver++"},

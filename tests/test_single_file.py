@@ -21,7 +21,12 @@ from raypref.models.original_layout import checkpoint
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
 
-SMALL = {"sd15": "sd15", "sd15_inpaint": "sd15-inpaint", "sdxl": "sdxl"}
+SMALL = {
+    "sd15": "sd15",
+    "sd15_inpaint": "sd15-inpaint",
+    "sdxl": "sdxl",
+    "sdxl_inpaint": "sdxl-inpaint",
+}
 # Layers as ComfyUI's and A1111's own checkpoints name them.
 NAMED = {
     "sd15": (
@@ -114,7 +119,7 @@ def test_what_is_no_whole_checkpoint_is_refused(sources: dict[str, Path], tmp_pa
     says("has weights of type F8_E4M3, which are quantised", eight)
     says("is a LoRA", {"lora_unet_mid_block.lora_down.weight": torch.ones(1, 1)})
     says("has no text encoder of sdxl; set base.family=sd15", whole, family="sdxl")
-    says("one file is taken for sd15, sd15_inpaint, sdxl; sd35m needs", None, family="sd35m")
+    says("one file is taken for sd15, .*, sdxl_inpaint; sd35m needs", None, family="sd35m")
     says("no checkpoint of sd15 that fits base.config", None, config=str(sources["sdxl"]))
     says("base.config: the folder .* has no model_index.json", None, config=str(tmp_path))
     says("the file .* is missing", None, model=str(tmp_path / "other.safetensors"))

@@ -36,6 +36,9 @@ BASES = {
     ),
     "sd35m": BackboneConfig(family="sd35m", model=str(small.path("sd3")), dtype="float64"),
     "sdxl": BackboneConfig(family="sdxl", model=str(small.path("sdxl")), dtype="float64"),
+    "sdxl_inpaint": BackboneConfig(
+        family="sdxl_inpaint", model=str(small.path("sdxl-inpaint")), dtype="float64"
+    ),
     "flux": BackboneConfig(family="flux", model=str(small.path("flux")), dtype="float64"),
     "flux_fill": BackboneConfig(
         family="flux_fill", model=str(small.path("flux-fill")), dtype="float64"
@@ -53,6 +56,7 @@ LORAS = {
     "sd15_inpaint": LoraConfig(rank=4, alpha=4),
     "sd35m": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "sdxl": LoraConfig(rank=4, alpha=4),
+    "sdxl_inpaint": LoraConfig(rank=4, alpha=4),
     "flux": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "flux_fill": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
     "z_image": LoraConfig(rank=4, alpha=8),

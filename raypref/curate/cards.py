@@ -57,7 +57,7 @@ REJECTS_COLUMNS = {
 
 _INPAINTED = "the same photograph with a region (`mask`) repainted from its caption by"
 _TWINS = {
-    **dict.fromkeys(("sd15", "sd35m", "pixart", "flux_fill"), _INPAINTED),
+    **dict.fromkeys(("sd15", "sd35m", "pixart", "flux_fill", "sdxl"), _INPAINTED),
     "text2image": "a picture drawn from its caption alone by",
 }
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-# The perturbations of the paper's Table 4, and the inpainter of Follow-Your-Preference.
-Kind = Literal["sd15", "sd35m", "pixart", "text2image", "flux_fill"]
+# The perturbations of the paper's Table 4, the inpainter of Follow-Your-Preference, and SDXL's.
+Kind = Literal["sd15", "sd35m", "pixart", "text2image", "flux_fill", "sdxl"]
 FLOWS = ("sd35m", "flux_fill")  # step along a flow
 KEY = "perturb.model"
 # Of each kind: the network's place in the pipeline, its class in diffusers, its input channels.
@@ -30,6 +30,14 @@ NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
     "sd35m": ("transformer", "SD3Transformer2DModel", (16,)),
     "pixart": ("transformer", "PixArtTransformer2DModel", (4,)),
     "flux_fill": ("transformer", "FluxTransformer2DModel", (384,)),
+    "sdxl": ("unet", "UNet2DConditionModel", (9, 4)),
+}
+# Options of the pipelines: no safety checker (it would blacken twins), no watermark.
+_UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
+OPTIONS: dict[Kind, dict[str, Any]] = {
+    "sd15": _UNCHECKED,
+    "text2image": _UNCHECKED,
+    "sdxl": {"add_watermarker": False},
 }
 
 
@@ -38,8 +46,8 @@ class PerturbConfig(Section):
 
     kind: Kind = setting(
         "sd15",
-        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha, FLUX.1 Fill; or a whole new picture "
-        "by SD-1.5 from the caption alone",
+        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha, FLUX.1 Fill, SDXL; or a whole new "
+        "picture by SD-1.5 from the caption alone",
     )
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of its weights"
@@ -110,6 +118,13 @@ class PerturbConfig(Section):
                 f"needs a {network} of {' or '.join(map(str, channels))} input channels as its "
                 f"{component}"
             )
+        if network == "UNet2DConditionModel":
+            of_sdxl = config.get("addition_embed_type") == "text_time"
+            if of_sdxl != (self.kind == "sdxl"):
+                raise InputError(
+                    f"perturb.model: '{self.model}' is {'' if of_sdxl else 'not '}of SDXL; set "
+                    f"perturb.kind={'sdxl' if of_sdxl else 'sd15'}, or take another model"
+                )
         blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
         patch = 2 if self.kind == "flux_fill" else config.get("patch_size", 1)  # packed by 2x2
         unit = 2 ** (len(blocks) - 1) * patch
@@ -174,14 +189,13 @@ class Inpaint:
         self.numbered = numbered
 
     def setup(self) -> None:
-        """Load the pipeline, without the safety checker (it would blacken twins)."""
-        unchecked = {"safety_checker": None, "requires_safety_checker": False}
+        """Load the pipeline."""
         self.pipeline = from_pretrained(
             pipeline_of(self.config.kind),
             self.config.folder(),
             variant=self.config.variant or None,
             dtype=torch_dtype(self.config.dtype),
-            **(unchecked if self.config.kind in ("sd15", "text2image") else {}),
+            **OPTIONS.get(self.config.kind, {}),
         )
         self.pipeline.to(pick_device(self.resources.num_gpus))
         self.pipeline.set_progress_bar_config(disable=True)
@@ -274,4 +288,5 @@ def pipeline_of(kind: Kind) -> Any:
         "pixart": PixArtAlphaInpaintPipeline,
         "text2image": diffusers.StableDiffusionPipeline,
         "flux_fill": diffusers.FluxFillPipeline,
+        "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
     }[kind]

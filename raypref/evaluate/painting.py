@@ -19,6 +19,7 @@ from raypref.evaluate.holes import LoadHole
 from raypref.images.decode import as_image, of_unit, open_png
 from raypref.models import paint
 from raypref.models.backbone import BackboneConfig
+from raypref.models.families.registry import family
 from raypref.sources.holes import HOLE
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ class Paint(Generate):
             [as_image(row[name]) for row in rows] for name in ("photograph", "mask")
         )
         prompts = [row["prompt"] for row in rows]
-        called = {"prompt": prompts, "guidance_scale": self.config.guidance}
+        size, guidance = photographs[0].width, self.config.guidance
+        called = family(self.base.family).arguments(prompts, guidance, size)
         return called | paint.hole_arguments(photographs, masks)
 
     def finish(self, rows: list[Row], out: Sequence[Any]) -> None:

@@ -18,7 +18,9 @@ def work_among(vae: Any, dtype: torch.dtype) -> None:
     """Let an autoencoder work in a pipeline whose other parts are of another precision, in place.
 
     It casts images and latents that it is given to its own precision, and the moments of an image
-    to theirs. Decoded pixels stay as precise as they are.
+    to theirs. Decoded pixels stay as precise as they are. One of float16 that overflows is still
+    brought to float32 by the pipeline (`force_upcast`); another is left as it is, which SDXL's
+    inpainting pipeline would cast to the precision of the other parts.
 
     Args:
         vae: diffusers' `AutoencoderKL`.
@@ -31,6 +33,8 @@ def work_among(vae: Any, dtype: torch.dtype) -> None:
     def moments(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output.to(dtype)
 
+    if vae.dtype != torch.float16:
+        vae.register_to_config(force_upcast=False)
     for first in (vae.encoder, vae.post_quant_conv, vae.decoder):
         if first is not None:
             first.register_forward_pre_hook(given)

@@ -5,27 +5,42 @@ A timestep t is an index of the schedule, 0 .. T-1: x = sqrt(abar_t) x0 + sqrt(1
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from raypref.models.families.base import Shape
+from raypref.models.hub import from_pretrained
 from raypref.models.stochastic import StochasticSolver, ddim_eta
 
 
 class Diffusion:
-    """The noise process of a denoiser that predicts epsilon, the noise, or v (`v_prediction`).
+    """A UNet that predicts epsilon, the noise, or v (`v_prediction`), with its noise process.
 
     v is sqrt(abar) noise - sqrt(1 - abar) x0 (Salimans and Ho 2022, arXiv 2202.00512).
 
     Args:
-        schedule: a `DDPMScheduler` as loaded.
+        model: of `hub.model_folder`, in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of the frozen weights; adapters on top stay in float32 or better.
     """
 
-    def __init__(self, schedule: Any) -> None:
-        self.schedule = schedule
-        self.velocity: bool = schedule.config.prediction_type == "v_prediction"
+    component = "unet"
+    network = "UNet2DConditionModel"  # its class in diffusers
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        self.module = from_pretrained(
+            UNet2DConditionModel, model, subfolder="unet", variant=variant or None, dtype=dtype
+        )
+        self.module.to(device, memory_format=torch.channels_last).eval()
+        self.device = device
+        self.dtype = dtype
+        self.schedule = from_pretrained(DDPMScheduler, model, subfolder="scheduler")
+        self.velocity: bool = self.schedule.config.prediction_type == "v_prediction"
 
     def training_timesteps(self, shape: Shape) -> Tensor:
         """0 .. T-1, whatever the size."""

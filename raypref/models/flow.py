@@ -6,28 +6,44 @@ Time runs on noise levels sigma in (0, 1]: x = (1 - sigma) x0 + sigma noise. A t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from raypref.models.families.base import Shape
+from raypref.models.hub import from_pretrained
 from raypref.models.solvers import FlowEuler
 from raypref.models.stochastic import StochasticSolver, flow_sde
 
 
 class FlowMatching:
-    """The noise process of a denoiser that predicts velocity.
+    """A transformer that predicts velocity, with its noise process.
+
+    Where its scheduler has `use_dynamic_shifting`, the levels of training are not shifted.
 
     Args:
-        schedule: a `FlowMatchEulerDiscreteScheduler` as loaded; with `use_dynamic_shifting` its
-            levels of training are not shifted.
+        model: of `hub.model_folder`, in diffusers layout.
+        variant: file variant such as "fp16"; empty for the plain files.
+        device: where it runs.
+        dtype: of the frozen weights; adapters on top stay in float32 or better.
     """
 
-    def __init__(self, schedule: Any) -> None:
-        self.schedule = schedule
+    component = "transformer"
+    network: str  # its class in diffusers
+
+    def __init__(
+        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        import diffusers
+
+        kind, files = getattr(diffusers, self.network), {"variant": variant or None, "dtype": dtype}
+        self.module = from_pretrained(kind, model, subfolder=self.component, **files)
+        self.module.to(device).eval()
+        self.device = device
+        self.dtype = dtype
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler
+        self.schedule = from_pretrained(scheduler, model, subfolder="scheduler")
         # As loaded: `set_timesteps` shifts the shifted levels once more.
-        self._timesteps_T: Tensor = schedule.sigmas.flip(0).double() * self._scale
+        self._timesteps_T: Tensor = self.schedule.sigmas.flip(0).double() * self._scale
 
     @property
     def _scale(self) -> int:

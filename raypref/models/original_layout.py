@@ -59,7 +59,7 @@ def checkpoint(pipeline: Any) -> dict[str, Tensor]:
     """All weights of a pipeline as one checkpoint.
 
     Args:
-        pipeline: diffusers', of SD-1.5, its inpainting member or SDXL.
+        pipeline: diffusers', of SD-1.5, SDXL or their inpainting members.
     """
     unet, vae = pipeline.unet.state_dict(), pipeline.vae.state_dict()
     per_level = pipeline.unet.config.layers_per_block + 1

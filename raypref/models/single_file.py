@@ -21,9 +21,13 @@ PUBLISHED = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd15_inpaint": "stable-diffusion-v1-5/stable-diffusion-inpainting",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl_inpaint": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
 }
 _PARTS = {UNET: "UNet", VAE: "autoencoder"}
-_TEXT = {"sd15": SD15_TEXT, "sd15_inpaint": SD15_TEXT, "sdxl": SDXL_TEXT}
+_TEXT = {
+    **dict.fromkeys(("sd15", "sd15_inpaint"), SD15_TEXT),
+    **dict.fromkeys(("sdxl", "sdxl_inpaint"), SDXL_TEXT),
+}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32")  # positions of tokens
 

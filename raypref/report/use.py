@@ -11,7 +11,8 @@ from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import family
 from raypref.models.hub import file_address, hub_id
 
-GUIDING = ("guidance_scale", "true_cfg_scale", "negative_prompt")  # arguments of pipelines
+# Arguments of pipelines beside prompt, images and size.
+GUIDING = ("guidance_scale", "true_cfg_scale", "negative_prompt", "strength")
 
 
 def snippet(

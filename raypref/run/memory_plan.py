@@ -52,12 +52,14 @@ class Size(NamedTuple):
 
 
 SD15 = Size(0.8595, 0.1231, 0.0837, 0.000199, 0.75, 0.31, 0.07, 0.31, 0.34)
+SDXL = Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34)
 SIZES = {
     "sd15": SD15,
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
     "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
-    "sdxl": Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34),
+    "sdxl": SDXL,
+    "sdxl_inpaint": SDXL,
     # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
     "flux": Size(11.9014, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
     "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
@@ -79,6 +81,7 @@ STORED = {
     "sd15_inpaint": (4, 77 * 768),
     "sd35m": (16, (77 + T5["sd35m"]) * T5_WIDTH + 2048),
     "sdxl": (4, 77 * 2048 + 1280),
+    "sdxl_inpaint": (4, 77 * 2048 + 1280),
     "flux": (16, T5["flux"] * T5_WIDTH + 768),
     "flux_fill": (16, T5["flux_fill"] * T5_WIDTH + 768),
     "z_image": (16, 512 * (2560 + 1)),
@@ -86,7 +89,8 @@ STORED = {
     "qwen_image": (16, 512 * (3584 + 1)),
 }
 # Channels that are kept of what is around a hole, of the image and its mirror image.
-AROUND = {"sd15_inpaint": 1 + 4, "flux_fill": 16 + 64}
+AROUND = {"sd15_inpaint": 1 + 4, "sdxl_inpaint": 1 + 4, "flux_fill": 16 + 64}
+UPCAST = {"sdxl_inpaint"}  # whose autoencoder encodes in float32 in either half precision
 # Pipelines of `perturb.kind`: parameters, 1e9.
 PAINTERS = {
     "sd15": 1.0663,
@@ -94,6 +98,7 @@ PAINTERS = {
     "sd35m": 8.1341,
     "pixart": 5.4600,
     "flux_fill": 16.8716,
+    "sdxl": 3.4690,
 }
 U2NET = 0.044
 
@@ -181,6 +186,8 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
             add(f"candidates, {name}", own.resources, _together([_of_reward(named, own)]))
     precision = BYTES[c.base.dtype] / 2
     encoding = c.cache.vae_dtype or c.base.dtype
+    if c.base.family in UPCAST and BYTES[encoding] == 2:
+        encoding = "float32"
     encoders = _weights(size.text, c.base.dtype) + _weights(size.autoencoder, encoding)
     images = 4 * c.cache.resources.batch  # of a pair: two sides, each as it is and mirrored
     encoded = images * size.encoded * pixels * BYTES[encoding] / 2

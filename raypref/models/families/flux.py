@@ -20,8 +20,8 @@ from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families import base
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
+from raypref.models.families.loading import text_encoders
 from raypref.models.flow import FlowMatching
-from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import JOINT_ATTENTION
 
 T5_TOKENS = 512  # the pipeline's default, so that training reads what generation reads
@@ -58,17 +58,10 @@ class FluxTextEncoder:
         dtype: torch.dtype,
         t5_tokens: int = T5_TOKENS,
     ) -> None:
-        from diffusers import FluxPipeline
-
         self.t5_tokens = t5_tokens
-        self.pipeline = from_pretrained(
-            FluxPipeline,
-            model,
-            transformer=None,
-            vae=None,
-            variant=variant or None,
-            dtype=dtype,
-        ).to(device)
+        self.pipeline = text_encoders(
+            "FluxPipeline", model, variant=variant, device=device, dtype=dtype
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> FluxConditioning:
@@ -86,34 +79,11 @@ class FluxDenoiser(FlowMatching):
     training script. Images are drawn on levels that are shifted by how many tokens an image has,
     where the checkpoint's scheduler says so (dev).
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `FlowMatching`.
     """
 
-    component = "transformer"
+    network = "FluxTransformer2DModel"
     guidance = GUIDANCE
-
-    def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-
-        self.module = from_pretrained(
-            FluxTransformer2DModel,
-            model,
-            subfolder="transformer",
-            variant=variant or None,
-            dtype=dtype,
-        )
-        self.module.to(device).eval()
-        super().__init__(
-            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
-        )
-        self.device = device
-        self.dtype = dtype
 
     def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Uniform on the levels."""
@@ -194,7 +164,7 @@ FAMILY = Family(
     FluxDenoiser,
     FluxConditioning,
     pipeline="FluxPipeline",
-    network="FluxTransformer2DModel",
+    network=FluxDenoiser.network,
     channels=PATCH**2 * CHANNELS,
     parts=PARTS,
     targets=JOINT_ATTENTION,

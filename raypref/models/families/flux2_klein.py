@@ -20,6 +20,7 @@ from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families import base
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
+from raypref.models.families.loading import text_encoders
 from raypref.models.flow import FlowMatching
 from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import JOINT_ATTENTION
@@ -49,16 +50,9 @@ class Flux2KleinTextEncoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import Flux2KleinPipeline
-
-        self.pipeline = from_pretrained(
-            Flux2KleinPipeline,
-            model,
-            transformer=None,
-            vae=None,
-            variant=variant or None,
-            dtype=dtype,
-        ).to(device)
+        self.pipeline = text_encoders(
+            "Flux2KleinPipeline", model, variant=variant, device=device, dtype=dtype
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Flux2KleinConditioning:
@@ -139,33 +133,10 @@ class Flux2KleinDenoiser(FlowMatching):
     training script. Images are drawn on levels that are shifted by how many tokens an image has
     and in how many steps it is drawn.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `FlowMatching`.
     """
 
-    component = "transformer"
-
-    def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
-
-        self.module = from_pretrained(
-            Flux2Transformer2DModel,
-            model,
-            subfolder="transformer",
-            variant=variant or None,
-            dtype=dtype,
-        )
-        self.module.to(device).eval()
-        super().__init__(
-            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
-        )
-        self.device = device
-        self.dtype = dtype
+    network = "Flux2Transformer2DModel"
 
     def draw_timestep(self, generator: torch.Generator, shape: Shape) -> Tensor:
         """Uniform on the levels."""
@@ -215,7 +186,7 @@ FAMILY = Family(
     Flux2KleinDenoiser,
     Flux2KleinConditioning,
     pipeline="Flux2KleinPipeline",
-    network="Flux2Transformer2DModel",
+    network=Flux2KleinDenoiser.network,
     channels=PATCH**2 * CHANNELS,
     told_by={"_class_name": "Flux2Transformer2DModel", "guidance_embeds": False},
     parts=("vae", "text_encoder", "tokenizer", "transformer", "scheduler"),

@@ -64,7 +64,7 @@ FAMILY = Family(
     FluxFillDenoiser,
     FluxConditioning,
     pipeline="FluxFillPipeline",
-    network="FluxTransformer2DModel",
+    network=FluxFillDenoiser.network,
     channels=PATCH**2 * (CHANNELS + CHANNELS + PIXELS**2),
     parts=PARTS,
     targets=JOINT_ATTENTION,

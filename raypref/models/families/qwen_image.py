@@ -19,6 +19,7 @@ from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
 from raypref.models.families.flux import CHANNELS, PATCH, packed, unpacked
+from raypref.models.families.loading import text_encoders
 from raypref.models.flow import FlowMatching
 from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import JOINT_ATTENTION
@@ -48,16 +49,9 @@ class QwenImageTextEncoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import QwenImagePipeline
-
-        self.pipeline = from_pretrained(
-            QwenImagePipeline,
-            model,
-            transformer=None,
-            vae=None,
-            variant=variant or None,
-            dtype=dtype,
-        ).to(device)
+        self.pipeline = text_encoders(
+            "QwenImagePipeline", model, variant=variant, device=device, dtype=dtype
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> QwenImageConditioning:
@@ -133,33 +127,10 @@ class QwenImageDenoiser(FlowMatching):
     Timesteps of training are logit-normal on the 1000 levels without a shift. Images are drawn on
     levels that are shifted by how many tokens an image has, and that end at 0.02.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `FlowMatching`.
     """
 
-    component = "transformer"
-
-    def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-
-        self.module = from_pretrained(
-            QwenImageTransformer2DModel,
-            model,
-            subfolder="transformer",
-            variant=variant or None,
-            dtype=dtype,
-        )
-        self.module.to(device).eval()
-        super().__init__(
-            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
-        )
-        self.device = device
-        self.dtype = dtype
+    network = "QwenImageTransformer2DModel"
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own at this size: [steps], descending from 1000."""
@@ -225,7 +196,7 @@ FAMILY = Family(
     QwenImageDenoiser,
     QwenImageConditioning,
     pipeline="QwenImagePipeline",
-    network="QwenImageTransformer2DModel",
+    network=QwenImageDenoiser.network,
     channels=PATCH**2 * CHANNELS,
     # Diffusers' transformer has no layer for a guidance scale.
     told_by={"_class_name": "QwenImageTransformer2DModel", "guidance_embeds": False},

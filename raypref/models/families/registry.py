@@ -18,6 +18,7 @@ FAMILIES = {
     "sd15_inpaint": "raypref.models.families.sd15_inpaint",
     "sd35m": "raypref.models.families.sd3",
     "sdxl": "raypref.models.families.sdxl",
+    "sdxl_inpaint": "raypref.models.families.sdxl_inpaint",
     "flux": "raypref.models.families.flux",
     "flux_fill": "raypref.models.families.flux_fill",
     "z_image": "raypref.models.families.z_image",
@@ -25,7 +26,7 @@ FAMILIES = {
     "qwen_image": "raypref.models.families.qwen_image",
 }
 # Those that read masks of the pairs (`Family.inpaints`): settings are checked before any is loaded.
-INPAINTING = frozenset(("sd15_inpaint", "flux_fill"))
+INPAINTING = frozenset(("sd15_inpaint", "sdxl_inpaint", "flux_fill"))
 # Those whose text encoder has a T5 and takes `t5_tokens`, how many it reads.
 READ_BY_T5 = frozenset(("sd35m", "flux", "flux_fill"))
 

@@ -64,32 +64,18 @@ class SD15TextEncoder:
 class SD15Denoiser(Diffusion):
     """The UNet with its noise schedule.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `Diffusion`.
     """
-
-    component = "unet"
 
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import DDPMScheduler, UNet2DConditionModel
-
-        self.module = from_pretrained(
-            UNet2DConditionModel, model, subfolder="unet", variant=variant or None, dtype=dtype
-        )
-        self.module.to(device, memory_format=torch.channels_last).eval()
-        super().__init__(from_pretrained(DDPMScheduler, model, subfolder="scheduler"))
+        super().__init__(model, variant=variant, device=device, dtype=dtype)
         if self.schedule.config.prediction_type != "epsilon":
             raise InputError(
                 f"base.model: '{model}' predicts {self.schedule.config.prediction_type}; the sd15 "
                 "family trains epsilon prediction"
             )
-        self.device = device
-        self.dtype = dtype
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """Evenly spaced from T-1 down, [steps]; diffusers calls this spacing trailing."""
@@ -114,7 +100,7 @@ FAMILY = Family(
     SD15Denoiser,
     SD15Conditioning,
     pipeline="StableDiffusionPipeline",
-    network="UNet2DConditionModel",
+    network=SD15Denoiser.network,
     channels=4,
     told_by={"addition_embed_type": None},
     parts=("vae", "text_encoder", "tokenizer", "unet", "scheduler"),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families import sd15
 from raypref.models.families.base import paint_everything
+from raypref.models.families.conditioning import Conditioning
 from raypref.models.families.sd15 import SD15Conditioning, SD15Denoiser
 
 
@@ -39,9 +40,14 @@ class SD15InpaintDenoiser(SD15Denoiser):
         self, x_BCHW: Tensor, timesteps_B: Tensor, conditioning: SD15Conditioning
     ) -> Tensor:
         """The network's prediction with the active adapter, [B, 4, H, W]."""
-        assert conditioning.surroundings_BKHW is not None
-        channels = torch.cat([x_BCHW, conditioning.surroundings_BKHW.to(x_BCHW.dtype)], dim=1)
-        return super().predict(channels, timesteps_B, conditioning)
+        channels_BCHW = beside_surroundings(x_BCHW, conditioning)
+        return super().predict(channels_BCHW, timesteps_B, conditioning)
+
+
+def beside_surroundings(x_BCHW: Tensor, conditioning: Conditioning) -> Tensor:
+    """Noisy latents, the mask, latents of the image around it, [B, 4 + 1 + 4, h, w]."""
+    assert conditioning.surroundings_BKHW is not None
+    return torch.cat([x_BCHW, conditioning.surroundings_BKHW.to(x_BCHW.dtype)], dim=1)
 
 
 FAMILY = replace(

@@ -12,8 +12,8 @@ from raypref.core.config import InputError
 from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
+from raypref.models.families.loading import text_encoders
 from raypref.models.flow import FlowMatching
-from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import JOINT_ATTENTION
 
 T5_TOKENS = 256  # the pipeline's default, so that training reads what generation reads
@@ -47,17 +47,10 @@ class SD3TextEncoder:
         dtype: torch.dtype,
         t5_tokens: int = T5_TOKENS,
     ) -> None:
-        from diffusers import StableDiffusion3Pipeline
-
         self.t5_tokens = t5_tokens
-        self.pipeline = from_pretrained(
-            StableDiffusion3Pipeline,
-            model,
-            transformer=None,
-            vae=None,
-            variant=variant or None,
-            dtype=dtype,
-        ).to(device)
+        self.pipeline = text_encoders(
+            "StableDiffusion3Pipeline", model, variant=variant, device=device, dtype=dtype
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> SD3Conditioning:
@@ -75,38 +68,20 @@ class SD3TextEncoder:
 class SD3Denoiser(FlowMatching):
     """The transformer with its noise schedule.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `FlowMatching`.
     """
 
-    component = "transformer"
+    network = "SD3Transformer2DModel"
 
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
-        self.module = from_pretrained(
-            SD3Transformer2DModel,
-            model,
-            subfolder="transformer",
-            variant=variant or None,
-            dtype=dtype,
-        )
-        self.module.to(device).eval()
-        super().__init__(
-            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
-        )
+        super().__init__(model, variant=variant, device=device, dtype=dtype)
         if self.schedule.config.use_dynamic_shifting:
             raise InputError(
                 f"base.model: '{model}' shifts its noise levels by image size; the sd35m family "
                 "trains with one shift for all"
             )
-        self.device = device
-        self.dtype = dtype
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000."""
@@ -131,7 +106,7 @@ FAMILY = Family(
     SD3Denoiser,
     SD3Conditioning,
     pipeline="StableDiffusion3Pipeline",
-    network="SD3Transformer2DModel",
+    network=SD3Denoiser.network,
     channels=16,
     parts=(
         "vae",

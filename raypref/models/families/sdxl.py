@@ -13,7 +13,7 @@ from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.diffusion import Diffusion
 from raypref.models.families.base import Family, Shape
 from raypref.models.families.conditioning import Conditioning
-from raypref.models.hub import from_pretrained
+from raypref.models.families.loading import text_encoders
 from raypref.models.lora_config import ATTENTION
 from raypref.models.solvers import DDIM
 
@@ -41,17 +41,15 @@ class SDXLTextEncoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import StableDiffusionXLPipeline
-
-        self.pipeline = from_pretrained(
-            StableDiffusionXLPipeline,
+        self.pipeline = text_encoders(
+            "StableDiffusionXLPipeline",
             model,
-            unet=None,
-            vae=None,
-            add_watermarker=False,
-            variant=variant or None,
+            network="unet",
+            variant=variant,
+            device=device,
             dtype=dtype,
-        ).to(device)
+            add_watermarker=False,
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> SDXLConditioning:
@@ -77,6 +75,8 @@ class SDXLAutoencoder(KLAutoencoder):
     those of `KLAutoencoder`.
     """
 
+    upcast: tuple[torch.dtype, ...] = (torch.float16,)  # precisions in which it works in float32
+
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
@@ -86,40 +86,26 @@ class SDXLAutoencoder(KLAutoencoder):
                 f"base.model: '{model}' normalises latents by a mean per channel; the sdxl family "
                 "scales them by one number"
             )
-        if dtype == torch.float16 and self.vae.config.force_upcast:
+        if dtype in self.upcast and self.vae.config.force_upcast:
             self.vae.float()
 
 
 class SDXLDenoiser(Diffusion):
     """The UNet with its noise schedule; it predicts epsilon, or v where the scheduler says so.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `Diffusion`.
     """
-
-    component = "unet"
 
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import DDPMScheduler, UNet2DConditionModel
-
-        self.module = from_pretrained(
-            UNet2DConditionModel, model, subfolder="unet", variant=variant or None, dtype=dtype
-        )
-        self.module.to(device, memory_format=torch.channels_last).eval()
-        super().__init__(from_pretrained(DDPMScheduler, model, subfolder="scheduler"))
+        super().__init__(model, variant=variant, device=device, dtype=dtype)
         predicted = self.schedule.config.prediction_type
         if predicted not in ("epsilon", "v_prediction"):
             raise InputError(
                 f"base.model: '{model}' predicts {predicted}; the sdxl family trains epsilon and "
                 "v_prediction"
             )
-        self.device = device
-        self.dtype = dtype
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own, as the scheduler's configuration spaces them, [steps]."""
@@ -159,7 +145,7 @@ FAMILY = Family(
     SDXLDenoiser,
     SDXLConditioning,
     pipeline="StableDiffusionXLPipeline",
-    network="UNet2DConditionModel",
+    network=SDXLDenoiser.network,
     channels=4,
     told_by={"addition_embed_type": "text_time"},
     parts=(

@@ -16,8 +16,8 @@ from raypref.models.autoencoder import KLAutoencoder
 from raypref.models.families import base
 from raypref.models.families.base import Family, Shape, text_to_image
 from raypref.models.families.conditioning import Conditioning
+from raypref.models.families.loading import text_encoders
 from raypref.models.flow import FlowMatching
-from raypref.models.hub import from_pretrained
 from raypref.models.lora_config import ATTENTION
 
 TOKENS = 512  # the pipeline's default, so that training reads what generation reads
@@ -45,16 +45,9 @@ class ZImageTextEncoder:
     def __init__(
         self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import ZImagePipeline
-
-        self.pipeline = from_pretrained(
-            ZImagePipeline,
-            model,
-            transformer=None,
-            vae=None,
-            variant=variant or None,
-            dtype=dtype,
-        ).to(device)
+        self.pipeline = text_encoders(
+            "ZImagePipeline", model, variant=variant, device=device, dtype=dtype
+        )
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> ZImageConditioning:
@@ -79,33 +72,10 @@ class ZImageDenoiser(FlowMatching):
     Timesteps of training are logit-normal on the scheduler's levels, as Z-Image was trained. These
     have the shift of the checkpoint: 6 in Z-Image, 3 in Z-Image-Turbo.
 
-    Args:
-        model: of `hub.model_folder`, in diffusers layout.
-        variant: file variant such as "fp16"; empty for the plain files.
-        device: where it runs.
-        dtype: of the frozen weights; adapters on top stay in float32 or better.
+    Arguments are those of `FlowMatching`.
     """
 
-    component = "transformer"
-
-    def __init__(
-        self, model: str, *, variant: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-
-        self.module = from_pretrained(
-            ZImageTransformer2DModel,
-            model,
-            subfolder="transformer",
-            variant=variant or None,
-            dtype=dtype,
-        )
-        self.module.to(device).eval()
-        super().__init__(
-            from_pretrained(FlowMatchEulerDiscreteScheduler, model, subfolder="scheduler")
-        )
-        self.device = device
-        self.dtype = dtype
+    network = "ZImageTransformer2DModel"
 
     def sampling_timesteps(self, steps: int, shape: Shape) -> Tensor:
         """The pipeline's own: [steps], descending from 1000.
@@ -161,7 +131,7 @@ FAMILY = Family(
     ZImageDenoiser,
     ZImageConditioning,
     pipeline="ZImagePipeline",
-    network="ZImageTransformer2DModel",
+    network=ZImageDenoiser.network,
     channels=16,
     told_by={"_class_name": "ZImageTransformer2DModel"},
     parts=("vae", "text_encoder", "tokenizer", "transformer", "scheduler"),
