@@ -52,6 +52,7 @@ TRAININGS = {
     "profiles": 16,  # ours 2, color 2, on its stage 1 released 1; others 1 or 2 each
     "arena": 9,
     "objectives": 44,
+    "families": 19,
     "fyp_rewards": 9,
     "fyp_rewards_real": 12,
     "fyp_candidates": 8,
