@@ -175,7 +175,7 @@ def test_float16_is_refused() -> None:
     from raypref.models import checks
 
     base = TINY.model_copy(update={"dtype": "float16"})
-    with pytest.raises(InputError, match="base.dtype=float16: most gradients vanish"):
+    with pytest.raises(InputError, match=r"base.dtype=float16: most gradients vanish"):
         checks.check_adapter(base, LoraConfig(rank=0))
     checks.check_adapter(TINY, LoraConfig(rank=0))
 
@@ -209,3 +209,14 @@ def test_memory_by_hand() -> None:
     # A training that starts from another one holds that as its reference.
     second = predicted("sdxl", "lora.rank=0", "train.stage2.micro_batch=1")["stage2"]
     assert second == pytest.approx(found + full, abs=0.1)
+
+
+def test_the_document_has_the_predictions() -> None:
+    document = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    section = document.split("## All weights")[1].split("## What is refused")[0]
+    rows = [line for line in section.splitlines() if line.startswith(("| `", "| one", "| two"))]
+    for row, name in zip(rows, ("stage2_alone", "stage2", "stage1"), strict=True):
+        own = [f"train.{name}.micro_batch=4", f"train.{name}.gradient_checkpointing=true"]
+        words = ["lora.rank=0", f'trainings=["{name}"]', *own]
+        figures = [f"{predicted(preset, *words)[name]:.1f}" for preset in ("sd15", "sdxl")]
+        assert [cell.strip() for cell in row.split("|")[2:4]] == figures

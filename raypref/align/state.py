@@ -20,6 +20,7 @@ from raypref.models import adapters, lora, network
 from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
+PORTION = 2**26  # values of a vector that are averaged at a time
 ONLINE = "online."  # before the names of what a checkpoint holds of rollouts
 
 
@@ -80,9 +81,14 @@ def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> N
         every: N, steps between updates: they come after the steps N - 1, 2 N - 1, ..., since the
             released code counts a step before it asks whether N divides the next one's number.
     """
-    if (step + 1) % every == 0:
-        ema.optimization_step = step - 1
-        ema.step([learner])
+    if (step + 1) % every:
+        return
+    whole = ema.shadow_params
+    ema.optimization_step = step - 1
+    # In portions, of which diffusers makes copies: two of all weights of a network would not fit.
+    ema.shadow_params = [*whole[0].split(PORTION)]
+    ema.step(learner.split(PORTION))
+    ema.shadow_params = whole
 
 
 def tensors_of(

@@ -34,6 +34,10 @@ SPARE = 0.1  # share of a card that stays free
 CARDS = {24: 23.6, 80: 79.0}
 BYTES: dict[DType, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SIDE = 512  # pixels of the images that the figures per sample are for
+UNETS = ("sd15", "sd15_inpaint", "sdxl")
+# What backward keeps with all weights trained, by what it keeps for a LoRA; counted for SD-1.5 and
+# SD-3.5-M.
+KEPT_BY_UNETS, KEPT_BY_TRANSFORMERS = 1.17, 1.57
 WHOLE_COPIES = 4  # of all weights: learner, gradient, two moments of Adam
 COPIES = 6  # of an adapter: learner, reference, policy, gradient, two moments of Adam; plus the EMA
 
@@ -238,6 +242,8 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     # The policy's finished image gets no gradient.
     learned = 1 if getattr(training, "policy_state", "") == "final" else sides
     kept = size.recomputed if training.gradient_checkpointing else size.saved
+    if not c.lora.rank:
+        kept *= KEPT_BY_UNETS if c.base.family in UNETS else KEPT_BY_TRANSFORMERS
     at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
     if isinstance(training, OnlineConfig):
         images = training.group * -(-training.pairs_per_step // max(1, training.resources.workers))
@@ -275,8 +281,8 @@ def _trained(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float,
         training.against == "ref" and training.reference == "start" and training.start != plan.BASE
     )
     rounded = 0.0 if c.base.dtype == precise else _weights(size.trained, c.base.dtype)
-    # AdamW makes a vector of its own, the average two, the sum over workers one.
-    between = (2 if training.ema_decay else 1) + (training.resources.workers > 1)
+    # AdamW makes a vector of its own, and so does the sum over workers.
+    between = 1 + (training.resources.workers > 1)
     return own * copies + rounded, own * between
 
 
