@@ -42,8 +42,8 @@ def settings_of(name: str) -> dict[str, object]:
         own |= {"rewards": {"pickscore": 1.0}, "guidance": 1.0}
     if "group" in kind.model_fields and issubclass(kind, OnlineConfig):
         own["group"] = 2
-    if "timesteps" in kind.model_fields:
-        own["timesteps"] = 1
+    small = {"timesteps": 1, "window_size": 2, "steps_with_gradient": 2}
+    own |= {key: value for key, value in small.items() if key in kind.model_fields}
     return own
 
 
