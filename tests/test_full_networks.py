@@ -107,7 +107,7 @@ def test_it_is_a_base_network_too(whole: Path) -> None:
     base = TINY.model_copy(update={"network": str(whole)})
     found = load_denoiser(base, device=CPU).module.state_dict()
     for name, value in network.read_network(
-        denoiser().module, str(whole), component="unet"
+        denoiser().module.state_dict(), str(whole), component="unet"
     ).items():
         assert torch.equal(found[name], value)
     config = json.loads((whole / "unet" / "config.json").read_text())

@@ -55,7 +55,7 @@ def prepare(
                 module, config, folder=start, name=LEARNER, component=denoiser.component
             )
         else:
-            found = network.read_network(module, start, component=denoiser.component)
+            found = network.read_network(module.state_dict(), start, component=denoiser.component)
             adapters.set_state(module, LEARNER, found)
         if training.reference != "base":  # else it stays as attached: it adds nothing to the base
             adapters.copy(module, LEARNER, REFERENCE)

@@ -358,7 +358,7 @@ class Generate:
         if self.networks is not None:
             if self.fused is not None:
                 self.fused.use("")  # what it takes out is the base's
-            self.networks.use(model if model in self.networks else "")
+            self.networks.use(model if model in self.networks.folders else "")
         if not self.adapters:
             return
         if self.fused is not None:

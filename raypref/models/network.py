@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from raypref.core.config import InputError
 from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
 from raypref.models.hub import from_pretrained, model_folder, read_json
+from raypref.models.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,13 +102,10 @@ def write_network(
         folder: local or URI; `config.json` comes last in its `component`.
         component: the pipeline's name for it, `unet` or `transformer`.
     """
-    from safetensors.torch import save
-
     config = json.loads(module.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)  # where the base was
     tensors = {**module.state_dict(), **values}
-    data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"format": "pt"})
-    write_bytes(join(folder, component, WEIGHTS), data)
+    write_tensors(join(folder, component, WEIGHTS), tensors)
     text = json.dumps(config, indent=2, sort_keys=True)
     write_bytes(join(folder, component, CONFIG), f"{text}\n".encode())
 
@@ -120,11 +118,11 @@ def holds_network(folder: str, *, component: str) -> bool:
     return bool(fs.get_file_info(path).is_file)
 
 
-def read_network(module: nn.Module, folder: str, *, component: str) -> dict[str, Tensor]:
+def read_network(places: Mapping[str, Tensor], folder: str, *, component: str) -> dict[str, Tensor]:
     """The parameters and buffers that `write_network` wrote, by name, on the host.
 
     Args:
-        module: a network of the same architecture.
+        places: those of a network of the same architecture.
         folder: local or URI.
         component: `unet` or `transformer`.
 
@@ -143,7 +141,7 @@ def read_network(module: nn.Module, folder: str, *, component: str) -> dict[str,
     if found is None:
         raise InputError(f"no weights of a {component} at {path}")
     shapes = {name: tuple(value.shape) for name, value in found.items()}
-    for name, value in module.state_dict().items():
+    for name, value in places.items():
         if shapes.get(name) != tuple(value.shape):
             raise InputError(
                 f"{path} is another architecture than base.model: {name} is "
@@ -155,28 +153,27 @@ def read_network(module: nn.Module, folder: str, *, component: str) -> dict[str,
 class WholeNetworks:
     """Networks that take turns in a pipeline, whose own weights are one of them.
 
-    All are on the host, in the pipeline's precision; one at a time is copied to its device.
+    Each is read when its turn comes. The host holds the pipeline's own.
 
     Args:
-        module: the pipeline's network, before LoRAs are put on it.
+        module: the pipeline's network, where it computes, before LoRAs are put on it.
         folders: by name: where `write_network` wrote the others, local or URI.
         component: `unet` or `transformer`.
     """
 
     def __init__(self, module: nn.Module, folders: Mapping[str, str], *, component: str) -> None:
         self.places = module.state_dict()
-        self.states = {"": {name: place.cpu().clone() for name, place in self.places.items()}}
-        for model, folder in folders.items():
-            found = read_network(module, folder, component=component)
-            self.states[model] = {n: found[n].to(place.dtype) for n, place in self.places.items()}
+        self.base = {name: place.cpu().clone() for name, place in self.places.items()}
+        self.folders, self.component = dict(folders), component
         self.model = ""
-
-    def __contains__(self, model: str) -> bool:
-        return bool(model) and model in self.states
 
     def use(self, model: str) -> None:
         """Draw with a network from now on; empty: with the pipeline's own."""
-        if model != self.model:
-            self.model = model
-            for name, value in self.states[model].items():
-                self.places[name].copy_(value)
+        if model == self.model:
+            return
+        found = self.base
+        if model:
+            found = read_network(self.places, self.folders[model], component=self.component)
+        for name, place in self.places.items():
+            place.copy_(found[name])
+        self.model = model
