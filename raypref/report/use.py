@@ -35,8 +35,10 @@ def snippet(
         guidance: classifier-free guidance scale.
         whole: whether all weights were trained: the network takes the place of the base's.
     """
+    adding = [f"pipe.load_lora_weights({_quoted(_place(lora))}){_note(lora)}"]
     if whole:
         base = base.model_copy(update={"network": _place(lora)})
+        adding = [f"# {_place(lora)}:{_note(lora)[3:]}"] if "://" in lora else []
     own = family(base.family)
     inpaints = own.inpaints
     given = own.arguments([prompt], guidance, side)
@@ -55,11 +57,7 @@ def snippet(
             f"from diffusers import {', '.join(_classes(base))}",
             *(["from PIL import Image"] if inpaints else []),
             *_base(base),
-            *(
-                [f"# {_place(lora)}: copied from {without_secrets(lora)}"] * ("://" in lora)
-                if whole
-                else [f"pipe.load_lora_weights({_quoted(_place(lora))}){_note(lora)}"]
-            ),
+            *adding,
             "image = pipe(",
             *(f"    {argument}," for argument in call),
             ").images[0]",
