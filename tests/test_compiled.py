@@ -20,6 +20,7 @@ from raypref.models import adapters
 from raypref.models.backbone import load_denoiser
 from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import Denoiser
+from raypref.models.lora_config import LoraConfig
 
 DEEP = BASES["sd35m"].model_copy(update={"model": str(small.path("sd3-deep"))})
 
@@ -91,6 +92,25 @@ def test_a_compiled_training_is_the_eager_one(
     assert graphs() == 3 + 2  # the learner's, and those of the reference, which adds nothing
     for ours, theirs in zip(compiled, eager, strict=True):
         for key in ("loss", "chosen_gap", "rejected_gap", "grad_norm", "lora_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-8, abs=1e-12), key
+
+
+def test_a_compiled_training_of_all_weights_is_the_eager_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parameter's gradient leaves the graph through a hook, and its values are exchanged."""
+    compiler = partial(compile_blocks, backend="aot_eager")
+    monkeypatch.setattr(loop, "compile_blocks", compiler)
+    stage = training("dpo", steps=3, batch=4, micro_batch=2, lr=1e-4, beta=2000)
+    histories = []
+    for compiled in (False, True):
+        made = load_denoiser(DEEP, device=CPU)
+        own = stage.model_copy(update={"compile": compiled})
+        folder = str(tmp_path / str(compiled))
+        histories.append(run(own, folder, network=made, family="sd35m", lora=LoraConfig(rank=0)))
+    assert graphs() > 0
+    for ours, theirs in zip(*histories, strict=True):
+        for key in ("loss", "chosen_gap", "rejected_gap", "grad_norm", "weights_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-8, abs=1e-12), key
 
 

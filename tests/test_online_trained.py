@@ -21,6 +21,7 @@ from raypref.align.online_config import OnlineConfig
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
+from raypref.models.lora_config import LoraConfig
 
 LINEAR = ("dgpo", "crd")  # `loss` is their coefficient times what was measured
 
@@ -30,15 +31,23 @@ def brightness(pixels: np.ndarray) -> float:
 
 
 def compare(
-    family: str, stage: OnlineConfig, folder: Path, *, kind: type[PlainOnline] = PlainOnline
+    family: str,
+    stage: OnlineConfig,
+    folder: Path,
+    *,
+    kind: type[PlainOnline] = PlainOnline,
+    lora: LoraConfig | None = None,
 ) -> tuple[list[StepMetrics], PlainOnline]:
     """Train both ways: gradients, weights and losses of every step are equal to 1e-6."""
     network, gradients, weights = denoiser(family), [], []
-    hook = register_optimizer_step_pre_hook(
-        lambda optimizer, *_: gradients.append(
-            torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"]])
-        )
-    )
+    config = lora or LORAS[family]
+
+    def note_gradient(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        (vector,) = optimizer.param_groups[0]["params"]
+        parts = adapters.state_of(network.module, vector.grad)
+        gradients.append(torch.cat([part.flatten() for part in parts.values()]))
+
+    hook = register_optimizer_step_pre_hook(note_gradient)
 
     def note(metrics: StepMetrics) -> None:
         own = adapters.matrices(network.module, LEARNER)
@@ -48,14 +57,13 @@ def compare(
     common: dict[str, Any] = {"name": "stage", "draws": "test-online", "seed": 0}
     try:
         history = train(
-            *(network, replace(pairs(family=family), texts=texts), stage, LORAS[family]),
+            *(network, replace(pairs(family=family), texts=texts), stage, config),
             **{**common, "folder": str(folder), "start": None, "group": Alone()},
             on_step=note,
             judge=judge(family),
         )
     finally:
         hook.remove()
-    config = LORAS[family]
     plain = kind(
         family_of(family, BASES[family].model),
         [(text, photo, photo) for text, photo in photographs(10)],

@@ -164,13 +164,14 @@ def run(
     network: Denoiser | None = None,
     on_step: object = None,
     family: str = "sd15",
+    lora: LoraConfig | None = None,
 ) -> list[StepMetrics]:
-    """Train on `pairs()`."""
+    """Train on `pairs()`, the family's LoRA unless another is given."""
     return train(
         network or denoiser(family),
         replace(pairs(family=family), facts=facts_of(stage)),
         stage,
-        LORAS[family],
+        lora or LORAS[family],
         name="stage",
         draws=f"test-{stage.objective}",
         seed=seed,

@@ -1,1 +1,1 @@
-"""Alignment: trainings of a LoRA on pairs or on the policy's own samples."""
+"""Alignment: trainings of a LoRA or all weights, on pairs or on the policy's own samples."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyarrow import fs as pafs
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
+from raypref.core.ledger import filesystem, join, read_bytes
+from raypref.models.tensor_files import write_tensors
 
 KEEP = 2
 
 
 def write(folder: str, step: int, tensors: Mapping[str, Tensor]) -> None:
     """Write the state after `step` optimizer steps and drop all but the last two."""
-    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    write_bytes(join(folder, f"step-{step:08d}.safetensors"), data)
+    write_tensors(join(folder, f"step-{step:08d}.safetensors"), tensors)
     fs, _ = filesystem(folder)
     for path in _files(folder)[:-KEEP]:
         fs.delete_file(path)

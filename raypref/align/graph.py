@@ -28,7 +28,7 @@ class Alignment:
     Args:
         trainings: settings by name, in order, of `plan.in_order`.
         base: the model that is aligned.
-        lora: shape of the adapter.
+        lora: shape of the adapter; with rank 0 all weights are trained.
         cache: the encoded pairs.
         pairs: the pairs.
         columns: names of their columns, known before there are any.
@@ -147,6 +147,8 @@ class Alignment:
 
     def write_missing_shared(self) -> None:
         """Write the second file of LoRAs of a version that had none, or that named it otherwise."""
+        if not self.lora.rank:
+            return
         component = checks.component_of(self.base)
         for name, ledger in self.trained.items():
             shared = self.jobs[name].shared

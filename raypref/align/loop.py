@@ -2,7 +2,7 @@
 
 Every rank takes the samples `rank, rank + world, ...` of the global batch and divides its loss by
 the size of the global batch, so one sum over the ranks is the gradient of the whole batch however
-it was split. That sum is one collective an optimizer step, over the flattened LoRA gradient.
+it was split. That sum is one collective an optimizer step, over the gradient of one flat vector.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from raypref.align.rollout_config import RolloutConfig
 from raypref.align.state import (
     State,
     average,
-    export_lora,
+    export_learner,
     milestone,
     prepare,
     restore,
     tensors_of,
 )
-from raypref.align.watch import StepMetrics, Watch
+from raypref.align.watch import LORA_NORM, WEIGHTS_NORM, StepMetrics, Watch
 from raypref.core.config import InputError
 from raypref.core.ledger import join
 from raypref.core.rows import seed_of
@@ -101,12 +101,12 @@ def train(
         denoiser: the network, without adapters yet.
         data: the pairs, in the host's memory; what a step needs goes to the device.
         training: its settings: objective, schedule, batch.
-        lora_config: shape of the adapter.
+        lora_config: shape of the adapter; with rank 0 it is all weights.
         name: of the training, for messages.
         draws: of its stream of random numbers; part of every seed.
         seed: seed of the run.
-        folder: where checkpoints and the exported LoRA go, local or URI.
-        start: folder with LoRA weights to continue, or None for the base model.
+        folder: where checkpoints and the exported LoRA or network go, local or URI.
+        start: folder with what to continue, as a training exports it; None for the base model.
         group: the ranks; rank 0 writes.
         on_step: called on rank 0 with the metrics of every step, in order. On a GPU the next step
             is on its way by then: the device does not wait for the host.
@@ -146,6 +146,7 @@ def train(
         )
         rollouts.load(restored)
     rewarded = rollouts or backprop
+    norm_name = LORA_NORM if lora_config.rank else WEIGHTS_NORM
     while state.step < training.steps:
         began = time.perf_counter()
         if isinstance(training, RolloutConfig) and state.step % training.policy_lag == 0:
@@ -169,23 +170,21 @@ def train(
             backprop.remember(metrics)
         if training.reference == "ema":
             adapters.blend(denoiser.module, LEARNER, REFERENCE, keep=training.reference_decay)
-        norm = _update_norm(
-            adapters.matrices(denoiser.module, LEARNER), scale=lora_config.alpha / lora_config.rank
-        )
+        norm = adapters.update_norm(denoiser.module, LEARNER)
         state.step += 1
-        watch.add(state.step, {**metrics, "lora_norm": norm}, began=began)
+        watch.add(state.step, {**metrics, norm_name: norm}, began=began)
         checkpoint = state.step % training.checkpoint_every == 0 or state.step == training.steps
         sample = training.sample_every and state.step % training.sample_every == 0
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
         if checkpoint and writes:
             also = {} if rewarded is None else rewarded.state()
-            tensors = tensors_of(state, training, also)
+            tensors = tensors_of(denoiser.module, state, training, also)
             checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
         if sample and writes:
-            export_lora(denoiser, state, lora_config, folder=milestone(folder, state.step))
+            export_learner(denoiser, state, lora_config, folder=milestone(folder, state.step))
     if writes:
-        export_lora(denoiser, state, lora_config, folder=folder)
+        export_learner(denoiser, state, lora_config, folder=folder)
     return state.history
 
 
@@ -281,15 +280,6 @@ def _portions(
         yield experience(denoiser, data, training, draws[first : first + size])
 
 
-def _update_norm(weights: list[Tensor], *, scale: float) -> Tensor:
-    """Frobenius norm of what the adapter adds to the weights, scale * B A, over all layers."""
-    squares = []
-    for a, b in zip(weights[::2], weights[1::2], strict=True):
-        # |B A|^2 = <B'B, AA'>: products of rank x rank, not of the layer's size.
-        squares.append(((b.T @ b) * (a @ a.T)).sum())
-    return scale * torch.stack(squares).sum().clamp(min=0).sqrt()
-
-
 def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict[str, Tensor]:
     """Per side the reference's error, and the learner's less that: both may rise unseen."""
     found = {}
@@ -330,7 +320,9 @@ def _sum_over_ranks(learner: nn.Parameter, sums: dict[str, Tensor], group: Ranks
     """Sum gradient and metrics over the ranks, in one collective."""
     gradient_P = learner.grad
     assert gradient_P is not None, "the adapter got no gradient"
-    flat = torch.cat([gradient_P, torch.stack(list(sums.values())).to(gradient_P)])
-    group.sum(flat)
-    learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
+    metrics = torch.stack(list(sums.values())).to(gradient_P)
+    if group.world > 1:
+        flat = torch.cat([gradient_P, metrics])
+        group.sum(flat)
+        learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
     sums.update(zip(sums, metrics, strict=True))

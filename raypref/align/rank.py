@@ -102,7 +102,8 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
             judge=_judge(job, device, group.rank),
         )
         if group.rank == 0:
-            write_shared(job.folder, name=job.shared, component=denoiser.component)
+            if job.lora.rank:
+                write_shared(job.folder, name=job.shared, component=denoiser.component)
             write_table(join(job.folder, "metrics.parquet"), _table(history))
             ray.get(tell("done"))
         return True

@@ -16,10 +16,11 @@ from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import StepMetrics
 from raypref.core.ledger import join
-from raypref.models import adapters, lora
+from raypref.models import adapters, lora, network
 from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
+PORTION = 2**26  # values of a vector that are averaged at a time
 ONLINE = "online."  # before the names of what a checkpoint holds of rollouts
 
 
@@ -31,8 +32,6 @@ class State:
     """
 
     learner: nn.Parameter  # [P], all values of the adapter
-    reference: nn.Parameter
-    policy: nn.Parameter
     optimizer: torch.optim.AdamW
     ema: EMAModel | None
     step: int = 0
@@ -51,7 +50,13 @@ def prepare(
     module = denoiser.module
     adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
     if start is not None:
-        lora.load_weights(module, config, folder=start, name=LEARNER, component=denoiser.component)
+        if config.rank:
+            lora.load_weights(
+                module, config, folder=start, name=LEARNER, component=denoiser.component
+            )
+        else:
+            found = network.read_network(module.state_dict(), start, component=denoiser.component)
+            adapters.set_state(module, LEARNER, found)
         if training.reference != "base":  # else it stays as attached: it adds nothing to the base
             adapters.copy(module, LEARNER, REFERENCE)
     if training.gradient_checkpointing:
@@ -61,8 +66,7 @@ def prepare(
         [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
     ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
-    reference, policy = (adapters.vector(module, name) for name in (REFERENCE, POLICY))
-    return State(learner, reference, policy, optimizer, ema)
+    return State(learner, optimizer, ema)
 
 
 def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> None:
@@ -77,20 +81,25 @@ def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> N
         every: N, steps between updates: they come after the steps N - 1, 2 N - 1, ..., since the
             released code counts a step before it asks whether N divides the next one's number.
     """
-    if (step + 1) % every == 0:
-        ema.optimization_step = step - 1
-        ema.step([learner])
+    if (step + 1) % every:
+        return
+    whole = ema.shadow_params
+    ema.optimization_step = step - 1
+    # In portions, of which diffusers makes copies: two of all weights of a network would not fit.
+    ema.shadow_params = [*whole[0].split(PORTION)]
+    ema.step(learner.split(PORTION))
+    ema.shadow_params = whole
 
 
 def tensors_of(
-    state: State, training: TrainingConfig, also: Mapping[str, Tensor]
+    module: nn.Module, state: State, training: TrainingConfig, also: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The state as named tensors, and others after them, named `online.NAME`."""
     tensors: dict[str, Tensor] = {"learner": state.learner.data}
     if isinstance(training, RolloutConfig):
-        tensors["policy"] = state.policy.data
+        tensors["policy"] = adapters.vector(module, POLICY).data
     if training.reference == "ema":
-        tensors["reference"] = state.reference.data
+        tensors["reference"] = adapters.vector(module, REFERENCE).data
     for key, value in state.optimizer.state[state.learner].items():
         tensors[f"adamw.{key}"] = value
     if state.ema is not None:
@@ -109,7 +118,8 @@ def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
         return {}  # 0.1.0's development wrote a tensor per layer: such a training begins anew
     state.step, tensors = found
     adapters.fill(module, LEARNER, tensors["learner"])
-    adapters.fill(module, POLICY, tensors.get("policy", tensors["learner"]))
+    if "policy" in tensors:  # else nothing samples from it
+        adapters.fill(module, POLICY, tensors["policy"])
     if "reference" in tensors:  # else it is frozen, and as it was at the start
         adapters.fill(module, REFERENCE, tensors["reference"])
     device = state.learner.device
@@ -126,17 +136,15 @@ def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
 
 
 def milestone(folder: str, step: int) -> str:
-    """Where the LoRA of a step on the way is kept, for samples."""
+    """Where the weights of a step on the way are kept, for samples."""
     return join(folder, "milestones", f"step-{step:08d}")
 
 
-def export_lora(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
-    """Write the LoRA: the moving average where one is kept (as the released code does)."""
-    if state.ema is None:
-        values = adapters.state(denoiser.module, LEARNER)
-    else:  # lent to the policy's place, which training may still need
-        state.ema.store([state.policy])
-        state.ema.copy_to([state.policy])
-        values = {k: v.clone() for k, v in adapters.state(denoiser.module, POLICY).items()}
-        state.ema.restore([state.policy])
-    lora.save(values, config, folder=folder, component=denoiser.component)
+def export_learner(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
+    """Write what is trained: the moving average where one is kept (as the released code does)."""
+    learner = state.learner if state.ema is None else state.ema.shadow_params[0]
+    values = adapters.state_of(denoiser.module, learner)
+    if config.rank:
+        lora.save(values, config, folder=folder, component=denoiser.component)
+    else:
+        network.write_network(denoiser.module, values, folder=folder, component=denoiser.component)

@@ -21,6 +21,8 @@ StepMetrics = dict[str, float]
 # same number on every rank, so all ranks see a bad step at the same place and stop there together.
 LAG = {"cpu": 0}
 LAG_ELSEWHERE = 1
+# The size of the update, as a metric: of a LoRA, or of all weights that are trained.
+LORA_NORM, WEIGHTS_NORM = "lora_norm", "weights_norm"
 USUAL = 50  # steps whose median is the usual norm of the gradient
 
 
@@ -118,8 +120,8 @@ class Watch:
         and what the objective says of its own metrics.
         """
         step = int(metrics["step"])
-        for key in ("loss", "grad_norm", "lora_norm"):
-            if not math.isfinite(metrics[key]):
+        for key in ("loss", "grad_norm", LORA_NORM, WEIGHTS_NORM):
+            if not math.isfinite(metrics.get(key, 0.0)):
                 raise DivergedError(
                     f"{self.name}: {key} is {metrics[key]} at step {step}; the last good "
                     f"checkpoint is kept. Lower train.{self.name}.lr or check the data"

@@ -16,7 +16,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,14 @@ def write_bytes(path: str, data: bytes) -> None:
     Raises:
         NoRoomError: the disk is full; nothing is left of the attempt.
     """
-    with _whole(path, len(data)) as (fs, temporary), fs.open_output_stream(temporary) as stream:
-        stream.write(data)
+    write_chunks(path, len(data), [data])
+
+
+def write_chunks(path: str, count: int, chunks: Iterable[Any]) -> None:
+    """As `write_bytes`, of `count` bytes that are made while they are written: buffers in order."""
+    with _whole(path, count) as (fs, temporary), fs.open_output_stream(temporary) as stream:
+        for chunk in chunks:
+            stream.write(chunk)
 
 
 def copy_in(file: Path, path: str) -> None:

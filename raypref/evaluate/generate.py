@@ -1,4 +1,4 @@
-"""Images of every model for every prompt and seed: one base in memory, LoRAs switched on it."""
+"""Images of every model for every prompt and seed: one base on the device, LoRAs switched on it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.families.registry import family
 from raypref.models.fused import Fused
 from raypref.models.lora_formats import content, pipeline_weights
+from raypref.models.network import WholeNetworks, holds_network
 from raypref.models.soups import Term, is_soup, soup_text, terms_of
 
 BASE = "base"
@@ -164,10 +165,11 @@ def _adapter(model: str) -> str:
 
 
 class Adapter(NamedTuple):
-    """A LoRA and what tells it from others."""
+    """A LoRA, or a network trained whole, and what tells it from others."""
 
     folder: str  # or a file, or an id of the hub
     fingerprint: str
+    whole: bool = False  # a network of a training of all weights
 
 
 def other_loras(
@@ -205,6 +207,10 @@ def _soup(text: str, trained: Mapping[str, Adapter], *, key: str) -> Adapter:
     terms = terms_of(text, key=key)
     found = [trained[t.ref] if t.ref in trained else _other(t.ref, key) for t in terms]
     pairs = [*zip(terms, found, strict=True)]
+    if whole := [term.ref for term, own in pairs if own.whole]:
+        raise InputError(
+            f"{key}: {whole[0]} trained all weights (lora.rank=0); weights and soups are of LoRAs"
+        )
     where = soup_text([Term(term.weight, own.folder) for term, own in pairs])
     said = " + ".join(f"{term.weight!r} * {own.fingerprint}" for term, own in pairs)
     return Adapter(where, hashlib.sha256(said.encode()).hexdigest()[:16])
@@ -259,7 +265,8 @@ class Generate:
     Args:
         base: the model family and weights.
         config: steps, guidance, size, precision.
-        loras: model name to the folder of its LoRA; `base` needs none.
+        loras: model name to the folder of its LoRA, or of its network where all weights were
+            trained; `base` needs none.
     """
 
     name = "generate"
@@ -275,19 +282,25 @@ class Generate:
         self.resources = config.resources
 
     def setup(self) -> None:
-        """Load the pipeline and every LoRA."""
+        """Load the pipeline, every network that was trained whole, and every LoRA."""
         import torch
 
         device = pick_device(self.resources.num_gpus)
         self.pipeline = load_pipeline(self.base, device=device, vae_dtype=self.config.vae_dtype)
         self.noise_device = device if self.config.noise_device == "model" else torch.device("cpu")
         component = family(self.base.family).component
-        for model, ref in self.loras.items():
+        whole = {n: ref for n, ref in self.loras.items() if holds_network(ref, component=component)}
+        self.networks: WholeNetworks | None = None
+        if whole:
+            module = self.pipeline.components[component]
+            self.networks = WholeNetworks(module, whole, component=component)
+        self.adapters = {name: ref for name, ref in self.loras.items() if name not in whole}
+        for model, ref in self.adapters.items():
             weights = pipeline_weights(ref, key=f"the LoRA of {model}", component=component)
             self.pipeline.load_lora_weights(weights, adapter_name=_adapter(model))
         self.model = BASE  # that draws
         self.fused: Fused | None = None
-        if self.config.fuse and self.loras:
+        if self.config.fuse and self.adapters:
             precise = None
             if self.base.dtype in ("bfloat16", "float16"):
                 exact = self.base.in_precision("float32")
@@ -339,13 +352,18 @@ class Generate:
         return images
 
     def activate(self, model: str) -> None:
-        """Draw with a model's LoRA from now on, or with none where it is the base."""
+        """Draw with a model's LoRA or network from now on, or with the base."""
         self.model = model
-        if not self.loras:
+        own = model in self.adapters
+        if self.networks is not None:
+            if self.fused is not None:
+                self.fused.use("")  # what it takes out is the base's
+            self.networks.use(model if model in self.networks.folders else "")
+        if not self.adapters:
             return
         if self.fused is not None:
-            self.fused.use("" if model == BASE else _adapter(model))
-        elif model == BASE:
+            self.fused.use(_adapter(model) if own else "")
+        elif not own:
             self.pipeline.disable_lora()
         else:
             self.pipeline.enable_lora()

@@ -16,6 +16,7 @@ from raypref.evaluate.painting import drawing
 from raypref.images.decode import encode_png, open_png
 from raypref.models.backbone import BackboneConfig
 from raypref.models.lora_config import FILE_NAME
+from raypref.models.network import COMPONENTS, holds_network
 
 
 def draw_samples(
@@ -28,7 +29,7 @@ def draw_samples(
     folder: str,
     streaming: StreamConfig,
 ) -> float:
-    """Write `<stage>/samples/step-<number>.png` for every LoRA that a stage kept on its way.
+    """Write `<stage>/samples/step-<number>.png` for all weights that a stage kept on its way.
 
     A file shows the first `samples` prompts side by side, drawn with the first seed. Among those
     of a stage is the base's, as `step-00000000.png`.
@@ -99,5 +100,11 @@ def _steps(stage: str) -> list[str]:
     fs, root = filesystem(join(stage, "milestones"))
     found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     # A kill can leave a folder without its file.
-    whole = (f for f in found if fs.get_file_info(f"{f.path}/{FILE_NAME}").is_file)
-    return sorted(f.base_name for f in whole)
+    return sorted(f.base_name for f in found if _kept(join(stage, "milestones", f.base_name)))
+
+
+def _kept(folder: str) -> bool:
+    """Whether a folder holds a LoRA, or a whole network."""
+    fs, root = filesystem(folder)
+    lora = bool(fs.get_file_info(f"{root}/{FILE_NAME}").is_file)
+    return lora or any(holds_network(folder, component=name) for name in COMPONENTS)

@@ -1,134 +1,85 @@
-"""LoRA adapters of a network in training: each one flat vector, one of them in use at a time.
+"""Variants of a network in training: each one flat vector, one of them in use at a time.
 
-Learner, reference and policy differ by a few million numbers, so the network exists once.
-Optimizer, moving average, clipping and the sum over the ranks each handle one vector. A network of
-bfloat16 weights computes its adapter in bfloat16 too, from vectors kept in float32.
+A vector holds the LoRA layers' values (`lora_layers.py`), or with rank 0 all weights of the network
+(`own_weights.py`). Learner, reference and policy are vectors, so the network exists once, and
+optimizer, moving average, clipping and the sum over the ranks each handle one vector. A network of
+bfloat16 weights computes in bfloat16, from vectors kept in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from raypref.core.rows import seed_of
 from raypref.models.lora_config import LoraConfig
+from raypref.models.lora_layers import LoraLayers
+from raypref.models.own_weights import OwnWeights
 
 
-class _Layer(NamedTuple):
-    """A linear layer with an adapter."""
+class _Weights(Protocol):
+    """What a vector stands for in a network."""
 
-    name: str
-    a: tuple[int, int]  # shape of A, (rank, in)
-    b: tuple[int, int]  # shape of B, (out, rank)
+    keys: tuple[str, ...]
 
+    def initial(self) -> Tensor:
+        """The vector with which the network computes what it did before, [P]."""
 
-class _Adapted(nn.Linear):
-    """A linear layer that adds scale * B A x to what it computes.
+    def split(self, vector_P: Tensor) -> list[Tensor]:
+        """Its parts as views, one per key."""
 
-    All of a network are of this one class, without hooks: a compiled block then holds for every
-    block of its shape, whatever adapter is in use.
-    """
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The vector of such parts."""
 
-    adapter_scale: float
-    adapter_a: Tensor | None  # as the forward reads it; None: nothing is added
-    adapter_b: Tensor | None
+    def use(self, vector_P: Tensor | None) -> None:
+        """Let the network read a vector; None: it computes what it did before."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with the adapter in use."""
-        output = F.linear(x, self.weight, self.bias)
-        if self.adapter_a is None or self.adapter_b is None:
-            return output
-        added = F.linear(F.linear(x, self.adapter_a), self.adapter_b)
-        return output + added * self.adapter_scale
+    def norm(self, vector_P: Tensor) -> Tensor:
+        """How far a vector takes the weights from those that were loaded."""
 
 
 class _Slot:
     """The adapters of one network.
 
     Args:
-        layers: those with an adapter; a vector holds A and B of one after another.
-        modules: the layers themselves.
-        dtype: in which the network computes.
+        weights: what their vectors stand for.
+        names: of the adapters.
     """
 
-    def __init__(self, layers: list[_Layer], modules: list[_Adapted], dtype: torch.dtype) -> None:
-        self.layers = layers
-        self.modules = modules
-        self.dtype = dtype
-        self.vectors: dict[str, nn.Parameter] = {}
-        self.silent: set[str] = set()  # those whose B is 0: they add nothing
+    def __init__(self, weights: _Weights, names: Sequence[str]) -> None:
+        self.weights = weights
+        self.vectors: dict[str, nn.Parameter] = {}  # made when first asked for
+        self.silent = {*names}  # those as they were attached: they change nothing
+        self.names = {*names}
         self.active = ""
 
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """A and B of every layer as views."""
-        shapes = [shape for layer in self.layers for shape in (layer.a, layer.b)]
-        pieces = vector.split([rows * columns for rows, columns in shapes])
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-    def use(self, vector: Tensor | None) -> None:
-        """Let the layers read A and B of a vector, or add nothing."""
-        if vector is None:
-            pieces: list[Tensor | None] = [None] * (2 * len(self.modules))
-        else:
-            pieces = [*self.split(vector)]
-        for module, a, b in zip(self.modules, pieces[::2], pieces[1::2], strict=True):
-            module.adapter_a, module.adapter_b = a, b
+    def vector(self, name: str) -> nn.Parameter:
+        """The vector of an adapter."""
+        if name not in self.vectors:
+            if name not in self.names:
+                raise KeyError(name)
+            self.vectors[name] = nn.Parameter(self.weights.initial())
+        return self.vectors[name]
 
 
 _slots: WeakKeyDictionary[nn.Module, _Slot] = WeakKeyDictionary()
 
 
 def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:
-    """Add equal adapters to a module and freeze everything else.
-
-    A is Gaussian with std 1/rank, B zero, so the module computes what it did before. The draw
-    depends on `seed` alone: not on precision, device or the global random state.
+    """Add equal adapters to a module, which computes what it did before.
 
     Args:
-        module: a diffusers denoiser; its own weights are frozen.
-        config: shape of the adapters; every layer it names is linear (`checks.check_adapter`).
+        module: a diffusers denoiser. With a LoRA its own weights are frozen.
+        config: shape of the LoRA; with rank 0 an adapter is all weights of the module.
         names: adapter names; all hold the same values. The first is in use.
-        seed: seed of the initial values.
+        seed: seed of a LoRA's initial values.
     """
-    module.requires_grad_(False)
-    found = [
-        (name, layer)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-        and any(f".{name}".endswith(f".{target}") for target in config.targets)
-    ]
-    rank, weight = config.rank, found[0][1].weight
-    slot = _Slot(
-        [_Layer(name, (rank, own.in_features), (own.out_features, rank)) for name, own in found],
-        [_adapted(layer, config.alpha / rank) for _, layer in found],
-        weight.dtype,
-    )
-    generator = torch.Generator().manual_seed(seed_of(seed, "lora"))
-    values = [
-        part.flatten()
-        for layer in slot.layers
-        for part in (torch.randn(layer.a, generator=generator) / rank, torch.zeros(layer.b))
-    ]
-    precise = torch.promote_types(weight.dtype, torch.float32)
-    for name in names:
-        slot.vectors[name] = nn.Parameter(torch.cat(values).to(weight.device, precise))
-    slot.silent = {*names}
-    _slots[module] = slot
+    weights = LoraLayers(module, config, seed=seed) if config.rank else OwnWeights(module)
+    _slots[module] = _Slot(weights, names)
     activate(module, names[0])
-
-
-def _adapted(layer: nn.Linear, scale: float) -> _Adapted:
-    """The same layer, able to add an adapter's part: names and weights stay as they are."""
-    assert type(layer) in (nn.Linear, _Adapted), f"{type(layer).__name__} has a forward of its own"
-    layer.__class__ = _Adapted
-    assert isinstance(layer, _Adapted)
-    layer.adapter_scale = scale
-    return layer
 
 
 def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
@@ -141,28 +92,33 @@ def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
     if train:
         slot.silent.discard(name)
     elif name in slot.silent:
-        slot.use(None)
+        slot.weights.use(None)
         return
-    vector = slot.vectors[name] if train else slot.vectors[name].detach()
-    slot.use(vector.to(slot.dtype))
+    slot.weights.use(slot.vector(name) if train else slot.vector(name).detach())
 
 
 def vector(module: nn.Module, name: str) -> nn.Parameter:
     """All values of an adapter, [P], float32 or better; written to only where it is trained."""
-    return _slots[module].vectors[name]
+    return _slots[module].vector(name)
 
 
 def matrices(module: nn.Module, name: str) -> list[Tensor]:
-    """An adapter's A and B, layer by layer: views of its vector, to be read."""
+    """An adapter's A and B, layer by layer, or its weights: views of its vector, to be read."""
     slot = _slots[module]
-    return slot.split(slot.vectors[name].detach())
+    return slot.weights.split(slot.vector(name).detach())
+
+
+def update_norm(module: nn.Module, name: str) -> Tensor:
+    """Frobenius norm of what an adapter changes of the weights, over all layers; a scalar."""
+    slot = _slots[module]
+    return slot.weights.norm(slot.vector(name).detach())
 
 
 def fill(module: nn.Module, name: str, values_P: Tensor) -> None:
     """Overwrite an adapter's values."""
     slot = _slots[module]
     with torch.no_grad():
-        slot.vectors[name].copy_(values_P)
+        slot.vector(name).copy_(values_P)
     slot.silent.discard(name)
     if name == slot.active:
         activate(module, name)
@@ -171,30 +127,32 @@ def fill(module: nn.Module, name: str, values_P: Tensor) -> None:
 def copy(module: nn.Module, source: str, target: str) -> None:
     """Overwrite one adapter's values with another's."""
     slot = _slots[module]
+    if {source, target} <= slot.silent:
+        return
     silent = source in slot.silent
-    fill(module, target, slot.vectors[source])
+    fill(module, target, slot.vector(source))
     if silent:
         slot.silent.add(target)
 
 
 def blend(module: nn.Module, source: str, target: str, *, keep: float) -> None:
     """Move one adapter's values towards another's: `keep` of its own, the rest from `source`."""
-    vectors = _slots[module].vectors
-    fill(module, target, vectors[target].detach().lerp(vectors[source].detach(), 1 - keep))
+    slot = _slots[module]
+    fill(module, target, slot.vector(target).detach().lerp(slot.vector(source).detach(), 1 - keep))
 
 
 def state(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter's values by peft's key, without the adapter's name."""
-    return dict(zip(_keys(_slots[module]), matrices(module, name), strict=True))
+    """The adapter's values by peft's key, without the adapter's name; weights by their own."""
+    return state_of(module, vector(module, name))
+
+
+def state_of(module: nn.Module, vector_P: Tensor) -> dict[str, Tensor]:
+    """The same of a vector that is no adapter's, as of a moving average."""
+    weights = _slots[module].weights
+    return dict(zip(weights.keys, weights.split(vector_P.detach()), strict=True))
 
 
 def set_state(module: nn.Module, name: str, values: Mapping[str, Tensor]) -> None:
-    """Overwrite an adapter with values by peft's key, one for each of `state`."""
-    slot = _slots[module]
-    fill(module, name, torch.cat([values[key].flatten() for key in _keys(slot)]))
-
-
-def _keys(slot: _Slot) -> Iterator[str]:
-    for layer in slot.layers:
-        yield f"{layer.name}.lora_A.weight"
-        yield f"{layer.name}.lora_B.weight"
+    """Overwrite an adapter with values by key, one for each of `state`."""
+    weights = _slots[module].weights
+    fill(module, name, weights.joined([values[key] for key in weights.keys]))

@@ -101,15 +101,18 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
 def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:
     """See that the adapter finds its layers, and that it can be trained in the base's precision.
 
+    With rank 0 all weights are trained, and there are no layers to find.
+
     Raises:
         InputError: names the target without a layer, or the precision.
     """
     if base.dtype == "float16":
+        whose = "of a LoRA's gradients" if config.rank else "gradients"
         raise InputError(
-            "base.dtype=float16: most of a LoRA's gradients vanish in it; take bfloat16 or float32 "
+            f"base.dtype=float16: most {whose} vanish in it; take bfloat16 or float32 "
             "(evaluate.dtype=float16 draws images in it)"
         )
-    if {*config.targets} <= {*family(base.family).targets}:
+    if not config.rank or {*config.targets} <= {*family(base.family).targets}:
         return  # to build the network would take seconds
     from torch import nn
 

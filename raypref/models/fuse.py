@@ -1,4 +1,4 @@
-"""A pipeline folder with the LoRA merged into its weights, for those who load no LoRA."""
+"""A pipeline folder with what was trained: the LoRA merged into its weights, or the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from raypref.core.device import DType, torch_dtype
 from raypref.core.ledger import copy_in, join, read_bytes
 from raypref.models import original_layout
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
+from raypref.models.families.registry import family
 from raypref.models.lora_config import FILE_NAME
+from raypref.models.network import WholeNetworks, holds_network
 
 
 class ModelConfig(Section):
@@ -41,36 +43,40 @@ class ModelConfig(Section):
 
 
 def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str, file: str = "") -> None:
-    """Write `base` with a LoRA merged, in hub layout: `from_pretrained(folder)` loads it.
+    """Write `base` with what was trained, in hub layout: `from_pretrained(folder)` loads it.
 
     The merge is done in float32 or better, then cast: weights that are in half precision already
     would swallow small updates. Like the evaluation's pipeline it is without a safety checker.
 
     Args:
-        base: the model the LoRA was trained on.
-        lora: folder with its LoRA.
+        base: the model that was aligned.
+        lora: folder with its LoRA, or with the network where all weights were trained.
         dtype: precision of the weights that are written.
         folder: where to, local or URI; `model_index.json` comes last.
         file: name of a file in it with all weights, as ComfyUI and A1111 load them; empty: none.
 
     Raises:
-        InputError: there are no LoRA weights.
+        InputError: there are no weights.
     """
     import torch
     from safetensors.torch import load, save_file
 
-    data = read_bytes(join(lora, FILE_NAME))
-    if data is None:
-        raise InputError(f"no LoRA weights in {lora}")
-    cpu = torch.device("cpu")
-    precise = "float64" if dtype == "float64" else "float32"
-    denoiser = load_denoiser(base.model_copy(update={"dtype": precise}), device=cpu)
+    cpu, component = torch.device("cpu"), family(base.family).component
     pipeline = load_pipeline(base.model_copy(update={"dtype": dtype}), device=cpu)
-    pipeline.register_modules(**{denoiser.component: denoiser.module})
-    pipeline.load_lora_weights(load(data))
-    pipeline.fuse_lora(components=[denoiser.component])
-    pipeline.unload_lora_weights()
-    pipeline.to(dtype=torch_dtype(dtype))
+    if holds_network(lora, component=component):
+        networks = WholeNetworks(pipeline.components[component], {"own": lora}, component=component)
+        networks.use("own")
+    else:
+        data = read_bytes(join(lora, FILE_NAME))
+        if data is None:
+            raise InputError(f"no LoRA weights in {lora}")
+        precise = "float64" if dtype == "float64" else "float32"
+        denoiser = load_denoiser(base.model_copy(update={"dtype": precise}), device=cpu)
+        pipeline.register_modules(**{component: denoiser.module})
+        pipeline.load_lora_weights(load(data))
+        pipeline.fuse_lora(components=[component])
+        pipeline.unload_lora_weights()
+        pipeline.to(dtype=torch_dtype(dtype))
     with tempfile.TemporaryDirectory() as scratch:
         pipeline.save_pretrained(scratch)
         if file:

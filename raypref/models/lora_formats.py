@@ -280,6 +280,9 @@ def _find(ref: str, *, key: str) -> tuple[str, bytes, dict[str, Any] | None]:
             data = read_bytes(path)
             if data is not None:
                 return path, data, _peft_config(path, key=key)
+        whole = ("unet/config.json", "transformer/config.json")
+        if any(read_bytes(join(here, name)) is not None for name in whole):
+            raise InputError(f"{key}: {ref} holds a whole network, which goes into base.network")
         raise InputError(f"{key}: no LoRA weights in {ref}: neither {names[0]} nor {names[1]}")
     named = hub_id(ref)
     if named is None:

@@ -1,17 +1,28 @@
-"""Another UNet or transformer in a pipeline's place for it: Diffusion-DPO publishes just that."""
+"""Whole networks, a UNet or transformer apart from its pipeline: written, read, put in its place.
+
+Diffusion-DPO publishes just that, and trainings of all weights (`lora.rank=0`) write it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyarrow import fs as pafs
+
 from raypref.core.config import InputError
+from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
 from raypref.models.hub import from_pretrained, model_folder, read_json
+from raypref.models.tensor_files import write_tensors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 KEY = "base.network"
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names
+COMPONENTS = ("unet", "transformer")
 
 
 def locate_network(ref: str, *, component: str) -> tuple[str, str]:
@@ -78,3 +89,91 @@ def check_same(other: nn.Module, module: nn.Module, *, ref: str) -> None:
                 f"{KEY}: '{ref}' is another architecture than base.model: {name} is "
                 f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here"
             )
+
+
+def write_network(
+    module: nn.Module, values: Mapping[str, Tensor], *, folder: str, component: str
+) -> None:
+    """Write a network where `from_pretrained(folder, subfolder=component)` finds it.
+
+    Args:
+        module: the network; its configuration and buffers are written as they are.
+        values: all its parameters by name, in the precision that is written.
+        folder: local or URI; `config.json` comes last in its `component`.
+        component: the pipeline's name for it, `unet` or `transformer`.
+    """
+    config = json.loads(module.to_json_string())  # type: ignore[operator]
+    config.pop("_name_or_path", None)  # where the base was
+    tensors = {**module.state_dict(), **values}
+    write_tensors(join(folder, component, WEIGHTS), tensors)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    write_bytes(join(folder, component, CONFIG), f"{text}\n".encode())
+
+
+def holds_network(folder: str, *, component: str) -> bool:
+    """Whether a folder, local or URI, holds what `write_network` wrote."""
+    if "://" not in folder and not Path(folder).is_dir():
+        return False  # a hub id, or the text of a soup
+    fs, path = filesystem(join(folder, component, CONFIG))
+    return bool(fs.get_file_info(path).is_file)
+
+
+def read_network(places: Mapping[str, Tensor], folder: str, *, component: str) -> dict[str, Tensor]:
+    """The parameters and buffers that `write_network` wrote, by name, on the host.
+
+    Args:
+        places: those of a network of the same architecture.
+        folder: local or URI.
+        component: `unet` or `transformer`.
+
+    Raises:
+        InputError: there are none, or they are another network's.
+    """
+    from safetensors.torch import load, load_file
+
+    path = join(folder, component, WEIGHTS)
+    fs, inside = filesystem(path)
+    if isinstance(fs, pafs.LocalFileSystem):  # mapped, not copied
+        found = load_file(inside) if Path(inside).is_file() else None
+    else:
+        data = read_bytes(path)
+        found = None if data is None else load(data)
+    if found is None:
+        raise InputError(f"no weights of a {component} at {path}")
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    for name, value in places.items():
+        if shapes.get(name) != tuple(value.shape):
+            raise InputError(
+                f"{path} is another architecture than base.model: {name} is "
+                f"{shapes.get(name, 'absent')} there and {tuple(value.shape)} here"
+            )
+    return found
+
+
+class WholeNetworks:
+    """Networks that take turns in a pipeline, whose own weights are one of them.
+
+    Each is read when its turn comes. The host holds the pipeline's own.
+
+    Args:
+        module: the pipeline's network, where it computes, before LoRAs are put on it.
+        folders: by name: where `write_network` wrote the others, local or URI.
+        component: `unet` or `transformer`.
+    """
+
+    def __init__(self, module: nn.Module, folders: Mapping[str, str], *, component: str) -> None:
+        self.places = module.state_dict()
+        self.base = {name: place.cpu().clone() for name, place in self.places.items()}
+        self.folders, self.component = dict(folders), component
+        self.model = ""
+
+    def use(self, model: str) -> None:
+        """Draw with a network from now on; empty: with the pipeline's own."""
+        if model == self.model:
+            return
+        found = self.base
+        if model:
+            found = read_network(self.places, self.folders[model], component=self.component)
+        for name, place in self.places.items():
+            place.copy_(found[name])
+        self.model = model

@@ -1,4 +1,4 @@
-"""The model card beside the final LoRA, as the hub reads it: README.md with a YAML header."""
+"""The model card beside the final weights, as the hub reads it: README.md with a YAML header."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ def model_card(
         counts: what became of every input, by reason; "pair" for the pairs.
         starts_from: LoRA weights that training went on from; empty for the base.
         trainings: those that made this LoRA, in order, with their settings.
-        lora: settings of the adapter.
+        lora: settings of the adapter; with rank 0 all weights were trained.
         table: the evaluation's table as Markdown; empty where nothing was evaluated.
         fused: whether the merged pipeline is in the run's folder too.
         commits: of models of the hub, by their references.
         banner: what a reader must know before any number; empty for nothing.
         kind: of the pairs.
     """
+    whole, component = not lora["rank"], family(base.family).component
     model, replaced, began_from = (
         _origin(ref, commits) for ref in (base.model, base.network, starts_from)
     )
@@ -75,7 +76,10 @@ def model_card(
         library_name="diffusers",
         license=licence,
         pipeline_tag="text-to-image",
-        tags=["lora", "text-to-image", "diffusers", "preference-alignment", *kind.tags],
+        tags=[
+            *([] if whole else ["lora"]),
+            *("text-to-image", "diffusers", "preference-alignment", *kind.tags),
+        ],
     )
     embedded = EMBEDDED.replace("photographs", kind.terms.images)
     on = f"{replaced.text} in {model.text}" if replaced.name else model.text
@@ -83,13 +87,21 @@ def model_card(
     local = [each.name for each in (model, replaced) if each.name and not each.repo]
     path = [f"`{name}` was a local folder: put its path there." for name in local]
     merged = ["The same merged into the weights is in `fused/` of the run."] if fused else []
+    if whole and fused:
+        merged = ["The whole pipeline with it is in `fused/` of the run."]
+    elsewhere = (
+        f"`{shared}` is the same LoRA for ComfyUI and programs like it: put it where they look "
+        "for LoRAs."
+    )
+    if whole:
+        elsewhere = f"`{component}/` holds the network alone; the other parts are the base's."
     return "\n".join(
         [
             "---",
             header.to_yaml(),
             "---",
             "",
-            f"# {name}: a LoRA aligned from {kind.terms.data}",
+            f"# {name}: a {component if whole else 'LoRA'} aligned from {kind.terms.data}",
             "",
             *([f"> **{banner}**", ""] if banner else []),
             f"Trained on {on}{began}, by {', then '.join(trainings)}, with `raypref`.",
@@ -98,13 +110,12 @@ def model_card(
             "## Use",
             "",
             "```python",
-            *_loading(base, draw, model, replaced),
+            *_loading(base, draw, model, replaced, whole=whole),
             *_drawing(base, draw),
             "```",
             "",
             *([] if is_embedded(base.model) else path),
-            f"`{shared}` is the same LoRA for ComfyUI and programs like it: put it where they look "
-            "for LoRAs.",
+            elsewhere,
             *merged,
             "",
             "## Data",
@@ -157,7 +168,7 @@ def _origin(ref: str, commits: Mapping[str, str]) -> Origin:
 
 
 def _loading(
-    base: BackboneConfig, draw: GenerateConfig, model: Origin, replaced: Origin
+    base: BackboneConfig, draw: GenerateConfig, model: Origin, replaced: Origin, *, whole: bool
 ) -> list[str]:
     """The lines of the example that make the pipeline."""
     own = family(base.family)
@@ -177,6 +188,8 @@ def _loading(
         if named is not None:
             where = f'"{file_address(named._replace(revision=model.revision))}"'
         more += f', config="{public_name(base.config)}"' if base.config else ""
+    if whole:
+        replaced = Origin(".", "")  # instead of what it began as
     if replaced.name:
         names.append(own.network)
         of = f'{replaced.arguments}, subfolder="{component}", {dtype}'
@@ -188,10 +201,17 @@ def _loading(
         *(["from raypref.models.backbone import BackboneConfig"] if embedded else []),
         "",
         *([f'folder = BackboneConfig(model="{base.model}").folder()'] if embedded else []),
+        *(["# From this folder; or the id of the repository that holds it."] if whole else []),
         f"pipe = {kind}.{load}({where}, {dtype}{more})",
+        *([] if whole else _adding_the_lora()),
+        'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+    ]
+
+
+def _adding_the_lora() -> list[str]:
+    return [
         "# From this folder; or the id of the repository that holds it.",
         f'pipe.load_lora_weights(".", weight_name="{FILE_NAME}")',
-        'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
 
 
@@ -253,12 +273,13 @@ def _settings(trainings: Mapping[str, Mapping[str, Any]], lora: Mapping[str, Any
         for key in keys
     ]
     shape = ", ".join(f"{key} {_text(value)}" for key, value in lora.items())
+    what = f"LoRA: {shape}." if lora["rank"] else "All weights of the network were trained."
     return [
         f"| setting | {' | '.join(trainings)} |",
         f"|---|{'---|' * len(trainings)}",
         *rows,
         "",
-        f"LoRA: {shape}. AdamW (0.9, 0.999), eps 1e-8; gradients averaged over the batch.",
+        f"{what} AdamW (0.9, 0.999), eps 1e-8; gradients averaged over the batch.",
     ]
 
 

@@ -18,6 +18,7 @@ from raypref.evaluate.tables import NamedTable, Published
 from raypref.models.hub import LOCAL
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
+from raypref.models.network import COMPONENTS, WEIGHTS
 from raypref.pairs.config import PROMPTS, TWINS, PairingConfig
 from raypref.pairs.kinds import kind_of
 from raypref.report.candidates import CANDIDATES, candidate_inputs
@@ -283,6 +284,7 @@ def _links(
     for name, label in trained.items():
         text = f"{label}, for ComfyUI and others"
         weights.append((f"{name}/{shared_name(run, name)}", "LoRA", text))
+        weights += [(f"{name}/{part}/{WEIGHTS}", "network", label) for part in COMPONENTS]
     cards = [(f"{name}/README.md", "LoRA", "model card") for name in trained]
     # As text: a page that is copied without the run must not have dead links.
     links = [

@@ -34,6 +34,7 @@ CURVES = {
     "logit": "how much the learner prefers the chosen image more than the reference does",
     "grad_norm": "before clipping",
     "lora_norm": "size of what the LoRA adds to the weights",
+    "weights_norm": "how far all weights are from the base's",
     "lr": "learning rate",
     "seconds_per_step": "wall time of one optimizer step",
     "images_per_second": "chosen images per second, each with its rejected one",

@@ -1,4 +1,4 @@
-"""Python code that loads a run's LoRA: runs as it is printed, with diffusers."""
+"""Python code that loads what a run trained: runs as it is printed, with diffusers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,30 @@ GUIDING = ("guidance_scale", "true_cfg_scale", "negative_prompt", "strength")
 
 
 def snippet(
-    base: BackboneConfig, *, lora: str, prompt: str, side: int, steps: int, guidance: float
+    base: BackboneConfig,
+    *,
+    lora: str,
+    prompt: str,
+    side: int,
+    steps: int,
+    guidance: float,
+    whole: bool = False,
 ) -> str:
     """The code.
 
     Args:
         base: the model that was aligned.
-        lora: the folder of the LoRA, local or URI.
+        lora: the folder of the LoRA, or of what holds the network, local or URI.
         prompt: one to try.
         side: of the image, pixels.
         steps: of denoising.
         guidance: classifier-free guidance scale.
+        whole: whether all weights were trained: the network takes the place of the base's.
     """
+    adding = [f"pipe.load_lora_weights({_quoted(_place(lora))}){_note(lora)}"]
+    if whole:
+        base = base.model_copy(update={"network": _place(lora)})
+        adding = [f"# {_place(lora)}:{_note(lora)[3:]}"] if "://" in lora else []
     own = family(base.family)
     inpaints = own.inpaints
     given = own.arguments([prompt], guidance, side)
@@ -46,7 +58,7 @@ def snippet(
             f"from diffusers import {', '.join(_classes(base))}",
             *(["from PIL import Image"] if inpaints else []),
             *_base(base),
-            f"pipe.load_lora_weights({_quoted(_place(lora))}){_note(lora)}",
+            *adding,
             "image = pipe(",
             *(f"    {argument}," for argument in call),
             ").images[0]",

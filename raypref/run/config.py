@@ -109,6 +109,18 @@ class RunConfig(PairingConfig):
         return reward_groups(own, rewards)
 
     @model_validator(mode="after")
+    def _all_weights_have_a_start(self) -> RunConfig:
+        """Refuse LoRA weights under a training of all weights."""
+        if self.lora.rank:
+            return self
+        for ref, key in plan.weights(plan.in_order(self.trainings, self.train)).values():
+            raise InputError(
+                f"{key}={ref!r}: with lora.rank=0 a training starts from base or from another "
+                "training; a network from elsewhere goes into base.network, a LoRA needs lora.rank"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_rewards(self) -> RunConfig:
         require_rewards("metrics.rewards", self.metrics.rewards, self.rewards)
         require_rewards("judge.rewards", self.judge.rewards, self.rewards)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from raypref.core.ledger import absolute, filesystem, join
 from raypref.core.messages import without_secrets
+from raypref.models.families.registry import family
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
 
@@ -30,7 +31,11 @@ def result_paths(run: Run, *, result: str) -> dict[str, str]:
         fs, file = filesystem(shared := join(run.folder, final, shared_name(config.run, final)))
         if fs.get_file_info(file).is_file:
             found["LoRA for ComfyUI and others"] = shared
-        found["LoRA"] = join(run.folder, final, FILE_NAME)
+        if config.lora.rank:
+            found["LoRA"] = join(run.folder, final, FILE_NAME)
+        else:
+            component = family(config.base.family).component
+            found["Network"] = join(run.folder, final, component)
     fs, file = filesystem(page := join(run.folder, "report", "index.html"))
     if result != "LoRA" and fs.get_file_info(file).is_file:
         found["Report"] = page

@@ -375,6 +375,6 @@ def _store_results(run: Run, tracker: Tracker, *, steps: Collection[str]) -> Non
     for name in ("config.toml", "run.json", *tables, *pages):
         tracker.artifact(join(run.folder, name))
     for name, ledger in run.trained.items():
-        if name in steps:
+        if name in steps and run.config.lora.rank:  # a whole network would be gigabytes
             tracker.artifact(join(ledger.path, FILE_NAME), name)
     tracker.finish("FINISHED")

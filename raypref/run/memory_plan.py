@@ -34,6 +34,11 @@ SPARE = 0.1  # share of a card that stays free
 CARDS = {24: 23.6, 80: 79.0}
 BYTES: dict[DType, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SIDE = 512  # pixels of the images that the figures per sample are for
+UNETS = ("sd15", "sd15_inpaint", "sdxl")
+# What backward keeps with all weights trained, by what it keeps for a LoRA; counted for SD-1.5 and
+# SD-3.5-M.
+KEPT_BY_UNETS, KEPT_BY_TRANSFORMERS = 1.17, 1.57
+WHOLE_COPIES = 4  # of all weights: learner, gradient, two moments of Adam
 COPIES = 6  # of an adapter: learner, reference, policy, gradient, two moments of Adam; plus the EMA
 
 
@@ -244,14 +249,15 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
     # The policy's finished image gets no gradient.
     learned = 1 if getattr(training, "policy_state", "") == "final" else sides
     kept = size.recomputed if training.gradient_checkpointing else size.saved
+    if not c.lora.rank:
+        kept *= KEPT_BY_UNETS if c.base.family in UNETS else KEPT_BY_TRANSFORMERS
     at_once = min(training.samples_at_once, mine) if isinstance(training, RolloutConfig) else 0
     if isinstance(training, OnlineConfig):
         images = training.group * -(-training.pairs_per_step // max(1, training.resources.workers))
         at_once = min(training.images_at_once, images)
-    copies = COPIES + bool(training.ema_decay)
-    adapter = size.adapter * c.lora.rank * 1e9 * 4 * copies / GIB
     most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward) * scale
-    models = _weights(size.trained, c.base.dtype) + adapter
+    held, between = _trained(c, size, training)
+    models = _weights(size.trained, c.base.dtype) + held
     if isinstance(training, RewardedConfig):
         decoding = c.cache.vae_dtype or c.base.dtype
         models += _weights(size.autoencoder, decoding)
@@ -263,7 +269,28 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
                 own = reward(name, c.pickscore, c.rewards)
                 weights, work = _of_reward(reward_section(name).removeprefix("rewards."), own)
                 models, most = models + weights, max(most, work)
-    return models + most
+    return models + max(most, between)
+
+
+def _trained(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float, float]:
+    """GiB of what is trained beside the network as loaded, and of what its step adds for a while.
+
+    The step comes when the activations of backward are gone.
+    """
+    precise: DType = "float64" if c.base.dtype == "float64" else "float32"
+    if c.lora.rank:
+        copies = COPIES + bool(training.ema_decay)
+        return _weights(size.adapter * c.lora.rank * copies, precise), 0.0
+    own = _weights(size.trained, precise)
+    copies = WHOLE_COPIES + bool(training.ema_decay) + isinstance(training, RolloutConfig)
+    # What was loaded is the reference of a training from the base.
+    copies += training.reference == "ema" or (
+        training.against == "ref" and training.reference == "start" and training.start != plan.BASE
+    )
+    rounded = 0.0 if c.base.dtype == precise else _weights(size.trained, c.base.dtype)
+    # AdamW makes a vector of its own, and so does the sum over workers.
+    between = 1 + (training.resources.workers > 1)
+    return own * copies + rounded, own * between
 
 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:

@@ -70,6 +70,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         source: run.curation.described(),
         "steps": " > ".join(states),
         **_trainings(run.config),
+        **_all_weights(run),
         **_painted(run, states),
         **_by_state(states),
         **_actors(run.config, waiting),
@@ -153,6 +154,13 @@ def _painted(run: Run, states: Collection[str]) -> dict[str, str]:
             "evaluation": "paints whole pictures from prompts; evaluate.holes=PATH paints holes"
         }
     return {"evaluation": f"paints {'; '.join(each.origin for each in run.evaluations.sets.all)}"}
+
+
+def _all_weights(run: Run) -> dict[str, str]:
+    """That no LoRA is trained, where none is."""
+    if run.config.lora.rank or not run.alignment.trainings:
+        return {}
+    return {"trained": "all weights of the network (lora.rank=0)"}
 
 
 def _by_state(states: dict[str, str]) -> dict[str, str]:

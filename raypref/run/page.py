@@ -118,7 +118,7 @@ def _steps(run: Run) -> list[StepState]:
 
 
 def _use(run: Run) -> str:
-    """Code that loads the final LoRA; empty before there is one."""
+    """Code that loads the final LoRA or network; empty before there is one."""
     from raypref.report.use import snippet
 
     c, lora = run.config, run.trained.get(run.alignment.final)
@@ -133,4 +133,5 @@ def _use(run: Run) -> str:
         side=c.evaluate.size,
         steps=c.evaluate.steps,
         guidance=c.evaluate.guidance,
+        whole=not c.lora.rank,
     )

@@ -174,14 +174,17 @@ class Run:
             place=self.place,
         )
 
+    @property
+    def made(self) -> dict[str, Adapter]:
+        """What is compared with the base: what the trainings make, and weights they start from."""
+        whole, shown = not self.config.lora.rank, self.alignment.shown
+        return {n: Adapter(own.path, own.fingerprint, whole) for n, own in shown.items()}
+
     def _adapters(self) -> dict[str, Adapter]:
         """The LoRAs that are evaluated: those trained here under their names in tables, others."""
-        trained = {
-            name: Adapter(own.path, own.fingerprint)
-            for name, own in self.alignment.shown.items()
-            if self.models is None or name in self.models
-        }
-        own = {n: Adapter(made.path, made.fingerprint) for n, made in self.trained.items()}
+        made, models = self.made, self.models
+        trained = {name: own for name, own in made.items() if models is None or name in models}
+        own = {name: made[name] for name in self.trained}
         others = other_loras(self.config.evaluate.loras, own)
         if taken := sorted({*others} & {*self.labels}):
             raise InputError(f"evaluate.loras.{taken[0]}: the run already has a model of this name")

@@ -19,6 +19,7 @@ from raypref.core.messages import without_secrets
 from raypref.curate.cards import CARD
 from raypref.models.lora_config import FILE_NAME
 from raypref.models.lora_formats import shared_name
+from raypref.models.network import COMPONENTS, CONFIG, WEIGHTS
 from raypref.pairs.config import TWINS
 from raypref.pairs.kinds import KINDS
 from raypref.pairs.maker import Kind
@@ -162,14 +163,16 @@ def _lora(
         )
     fix = f"`raypref run {join(folder, 'config.toml')}` writes one"
     text = _read(ledger.path, (HUB_CARD,), fix=fix)
-    text = text.replace('load_lora_weights("."', f'load_lora_weights("{repo}"')
+    for call in ("load_lora_weights", "from_pretrained"):  # of a LoRA, of a whole network
+        text = text.replace(f'{call}("."', f'{call}("{repo}"')
     said = rf"\1: {licence}."
     text = re.sub(r"^(Licence of the \w+): .*$", said, text, flags=re.MULTILINE)
     card = ModelCard(text, ignore_metadata_errors=True)
     if with_pairs:
         card.data["datasets"] = [repo]
     fs, root = filesystem(ledger.path)
-    named = (FILE_NAME, shared_name(config.run, final))
+    whole = [f"{part}/{name}" for part in COMPONENTS for name in (CONFIG, WEIGHTS)]
+    named = (FILE_NAME, shared_name(config.run, final), *whole)
     files = [name for name in named if fs.get_file_info(f"{root}/{name}").is_file]
     return Upload("model", repo, str(card), {name: join(ledger.path, name) for name in files})
 

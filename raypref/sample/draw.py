@@ -17,6 +17,7 @@ from raypref.core.rows import Row, seed_of
 from raypref.evaluate.generate import GenerateConfig
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.registry import family
+from raypref.models.network import WholeNetworks, holds_network
 from raypref.rewards.config import RewardConfig
 from raypref.sample.config import SamplingConfig
 
@@ -52,7 +53,8 @@ class DrawChosen:
         generate: steps, guidance, size, precision.
         config: the method.
         rewards: settings of `config.rewards` by name.
-        lora: the LoRA or soup, its parts found; empty: none.
+        lora: the LoRA or soup, its parts found; or the folder of a network trained whole; empty:
+            none.
         negative: that of the unconditional side; empty: none.
     """
 
@@ -92,7 +94,12 @@ class DrawChosen:
         self.scores = WorkerScores(self.rewards)
         self.judge = LatentScores(self.encoder.autoencoder, self.scores)
         read = partial(read_soup, component=self.denoiser.component)
-        own = read(self.lora, key="sample.loras") if self.lora else {}
+        own: dict[str, Tensor] = {}
+        component = self.denoiser.component
+        if holds_network(self.lora, component=component):
+            WholeNetworks(self.denoiser.module, {"own": self.lora}, component=component).use("own")
+        elif self.lora:
+            own = read(self.lora, key="sample.loras")
         loras = {OWN: own}
         if self.negative:
             more = read(self.negative, key="sample.negative")

@@ -67,7 +67,7 @@ class Sampling:
 
     @cached_property
     def lora(self) -> Adapter | None:
-        """The LoRA of the images."""
+        """The LoRA of the images, or the network of a training of all weights."""
         named = self.config.sample.loras
         if named == NONE:
             return None
@@ -75,7 +75,7 @@ class Sampling:
             final = self.run.trained.get(self.run.alignment.final)
             if final is None or final.state() != "complete":
                 return None
-            return Adapter(final.path, final.fingerprint)
+            return self.run.made[self.run.alignment.final]
         return self._found(named, key="loras")
 
     @cached_property
@@ -85,7 +85,7 @@ class Sampling:
         return self._found(named, key="negative") if named else None
 
     def _found(self, named: str, *, key: str) -> Adapter:
-        trained = {n: Adapter(own.path, own.fingerprint) for n, own in self.run.trained.items()}
+        trained = {name: self.run.made[name] for name in self.run.trained}
         missing = [n for n, own in self.run.trained.items() if own.state() != "complete"]
         named_here = {part.rpartition("*")[2].strip() for part in named.split(" + ")}
         if lacking := sorted(named_here & {*missing}):
@@ -120,8 +120,13 @@ class Sampling:
         c = self.config
         if c.sample.method == "reno":
             check_gradients(self.rewards)
-        for own in self.rewards.values():
-            own.check()
+        for own, key in ((self.lora, "merged"), (self.negative, "negative")):
+            if own and own.whole and getattr(c.sample, key):
+                raise InputError(
+                    f"sample.{key}: it takes a LoRA, and the run trained all weights (lora.rank=0)"
+                )
+        for judge in self.rewards.values():
+            judge.check()
         checks.check_base(c.base)
         checks.check_side(c.base, c.evaluate.size, key="evaluate.size")
         if self.run.evaluation.set.holes is not None:
