@@ -145,6 +145,6 @@ def check_lora(base: BackboneConfig, config: LoraConfig, ref: str, *, key: str) 
         raise InputError(f"{key}: the LoRA in {found.path} {misfit}")
     if found.left_out:
         log.warning(
-            "%s: weights for text encoders in %s are left out (%d): a training changes the %s alone",
+            "%s: weights for text encoders in %s are left out (%d): only the %s is trained",
             *(key, found.path, found.left_out, component),
         )
