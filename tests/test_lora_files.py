@@ -111,7 +111,7 @@ def test_our_second_file_is_the_same_lora_to_comfyui_and_to_diffusers(tmp_path, 
 # ------------------------------------------------------------------ starts
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sdxl_inpaint", "sd35m"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sdxl_inpaint", "sd35m", "flux"])
 def test_our_second_file_is_a_start_too(tmp_path, name):
     trained_lora(BASES[name], tmp_path)
     component = family(name).component
