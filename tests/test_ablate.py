@@ -268,7 +268,9 @@ def test_a_wrong_table_file_is_one_line_with_the_fix(text, reason, tmp_path):
 
 
 def test_an_unknown_table_names_those_there_are():
-    with pytest.raises(InputError, match=r"tables are: arena, beta, families, figure10, .*table8, all"):
+    with pytest.raises(
+        InputError, match=r"tables are: arena, beta, families, figure10, .*table8, all"
+    ):
         table.read_table("table9")
 
 
