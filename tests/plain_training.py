@@ -98,6 +98,7 @@ class SD3:
 
     kind: Any = StableDiffusion3Pipeline
     component = "transformer"
+    tokens = 77 + 16  # that are read of a text, CLIP's and T5's
 
     def __init__(self, folder: str) -> None:
         self.pipe: Any = self.kind.from_pretrained(folder, torch_dtype=torch.float64)
@@ -115,7 +116,7 @@ class SD3:
         sequence, _, pooled, _ = self.pipe.encode_prompt(
             [text], None, None, device="cpu", do_classifier_free_guidance=False
         )
-        return sequence, pooled
+        return sequence[:, : self.tokens], pooled
 
     def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         return module(
@@ -207,7 +208,7 @@ class Plain:
         """Accumulate over the batch, clip, AdamW, moving average."""
         n, stage = len(self.losses), self.stage
         if hasattr(stage, "policy_lag") and n % stage.policy_lag == 0:
-            self.policy = copy.deepcopy(self.learner)
+            self.policy.load_state_dict(self.learner.state_dict())
         total = 0.0
         self.gaps.append(0.0)
         for index in range(stage.batch):

@@ -1,10 +1,12 @@
-"""`benchmarks/gpu.py` on a CPU at reduced widths: figures, failures, deadline."""
+"""What `benchmarks/gpu.py` writes: failures, deadline, predictions, shares.
+
+Its sections run in slow/test_gpu_benchmark_whole.py.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,39 +47,6 @@ NAMES = {
     "lock": {"device share, score", "busy as reported / measured, score"},
     "sd35": {"forward at 2", "dro, 256 samples", "dpo, 256 samples"},
 }
-# Sections of a second or two, with their cheapest variants. All: slow/test_gpu_benchmark_whole.py.
-SHORT = {
-    "env": ["", "float32"],
-    "build": ["sd15", "u2net"],
-    "check": ["metrics"],
-    "score": ["float32, batch 4"],
-    "lock": ["score"],
-}
-
-
-@pytest.mark.parametrize("section", SHORT)
-def test_a_section_writes_its_figures(
-    section: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cheap, names = SHORT[section], NAMES[section]
-    attempt = Bench.attempt
-
-    def some(self: Bench, variant: str, measure: Callable[[], object]) -> None:
-        if variant in cheap:
-            attempt(self, variant, measure)
-
-    monkeypatch.setattr(Bench, "attempt", some)
-    bench = bench_of(tmp_path, models)
-    gpu.run(bench, [section], gpu.sections())
-    figures = written(tmp_path)
-    assert figures == bench.figures
-    assert {one["name"] for one in figures} >= names
-    assert not [one for one in figures if str(one["value"]).startswith("failed")]
-    for one in figures:
-        assert one["section"] == section and one["size"] == "small" and one["commit"]
-        counted = one["name"].startswith("counted")
-        assert counted or one["prediction"] is None, "predictions are of the full size on a GPU"
-        assert isinstance(one["value"], str) or one["value"] >= 0
 
 
 def test_a_section_that_fails_does_not_end_the_others(tmp_path: Path, models: Path) -> None:

@@ -101,8 +101,9 @@ def hole(number: int) -> Image.Image:
     return Image.fromarray(mask)
 
 
-# Of FLUX's 512 that tests train with: nearly all are padding.
-TOKENS = {"flux": 16, "flux_fill": 16, "flux2_klein": 64}
+# What tests train with of 512 tokens of FLUX, and of CLIP's 77 and T5's 256 of SD-3.5: the rest is
+# padding.
+TOKENS = {"sd35m": 77 + 16, "flux": 16, "flux_fill": 16, "flux2_klein": 64}
 
 
 @cache

@@ -37,6 +37,11 @@ def test_all_sections_run_to_their_end_without_ray(tmp_path: Path) -> None:
     assert not [one for one in figures if one["name"] in ("failed", "not begun", "does not fit")]
     for section, names in NAMES.items():
         assert {one["name"] for one in figures if one["section"] == section} >= names, section
+    for one in figures:
+        assert one["size"] == "small" and one["commit"]
+        counted = one["name"].startswith("counted")
+        assert counted or one["prediction"] is None, "predictions are of the full size on a GPU"
+        assert isinstance(one["value"], str) or one["value"] >= 0
     told = {(one["section"], one["name"], one["variant"]): one["value"] for one in figures}
     # On one device the comparison with itself is exact, and bits repeat.
     assert told["check", "loss off the CPU's / error, dro", "float32"] == 0
