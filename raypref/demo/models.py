@@ -96,7 +96,7 @@ def tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level encoding in which each word of the world is one token."""
     vocabulary, merges = _vocabulary()
     # Annotated as text, taken as pairs.
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def _text_config() -> CLIPTextConfig:

@@ -110,7 +110,7 @@ class HPSv2(DifferentiableReward, Embedder):
         model = load_open_clip(path, clip)
         device = pick_device(config.resources.num_gpus)
         self.clip = Clip(
-            model.to(device=device, dtype=torch_dtype(config.dtype)),  # type: ignore[call-arg]
+            model.to(device=device, dtype=torch_dtype(config.dtype)),
             load_tokenizer(base, model, key=BASE_KEY),
             letterboxed(clip.vision_config.image_size),
             letterboxed_pixels(clip.vision_config.image_size),

@@ -153,8 +153,8 @@ class ImageReward(DifferentiableReward):
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
         self.device, dtype = pick_device(config.resources.num_gpus), torch_dtype(config.dtype)
-        self.vision = vision.to(device=self.device, dtype=dtype)  # type: ignore[call-arg]
-        self.text = text.to(device=self.device, dtype=dtype)  # type: ignore[call-arg]
+        self.vision = vision.to(device=self.device, dtype=dtype)
+        self.text = text.to(device=self.device, dtype=dtype)
         self.head = head.to(self.device)
         for part in (self.vision, self.text, self.head):
             part.eval().requires_grad_(False)
