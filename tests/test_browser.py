@@ -178,7 +178,7 @@ def test_real_photographs(browser: Any, shared_data: Path, tmp_path: Path) -> No
     captions = pd.read_csv(shared_data / "photos" / "captions.csv").head(8)
     photos = [
         (
-            ImageOps.fit(Image.open(shared_data / "photos" / row.file).convert("RGB"), (512, 512)),
+            ImageOps.fit(Image.open(shared_data / "photos" / row.file).convert("RGB"), (192, 192)),
             str(row.caption),
         )
         for row in captions.itertuples()
