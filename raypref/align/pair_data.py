@@ -201,12 +201,11 @@ def read_pairs(
     import torch
 
     kind, inpaints = family(base.family).conditioning, family(base.family).inpaints
-    shapes = {row["id"]: row["moments_shape"] for row in ledger.rows(["id", "moments_shape"])}
+    shapes = _shapes(ledger)
     square = shapes.pop(UNCONDITIONAL)
     places = {id_: place for place, id_ in enumerate(sorted(shapes))}
-    grids = [(shapes[id_][-2], shapes[id_][-1]) for id_ in places]
-    several = len({*grids}) > 1
-    most = max(h * w for h, w in grids)
+    sizes = {shape[-2:] for shape in shapes.values()}
+    several, most = len(sizes) > 1, max(h * w for h, w in sizes)
     own = ["moments", *(["surroundings"] if inpaints else [])]
     columns = [*own, *(f"{name}_shape" for name in own), *schema(kind).names]
     images: dict[str, Tensor] = {}
@@ -239,14 +238,24 @@ def read_pairs(
         captions,
         unconditional,
         images.get("surroundings"),
-        grids=torch.tensor(grids) if several else None,
-        square=tuple(square[-3:]) if square else None,
+        grids=torch.tensor([shapes[id_][-2:] for id_ in places]) if several else None,
+        square=square[-3:] or None,
     )
     names = list(dict.fromkeys([*facts, *(["score"] if scores and found.single else [])]))
     if pairs and texts:
         named = {row["id"]: row["prompt"] for row in pairs.rows(["id", "prompt"])}
         found = replace(found, texts=tuple(named[id_] for id_ in places))
     return replace(found, facts=_facts(pairs, names, places)) if pairs and names else found
+
+
+def _shapes(ledger: Ledger) -> dict[str, tuple[int, ...]]:
+    """The shape of each row's moments by its id; () where it has none."""
+    each: dict[tuple[int, ...], tuple[int, ...]] = {}  # kept once: there are few
+    found = {}
+    for row in ledger.rows(["id", "moments_shape"]):
+        shape = tuple(row["moments_shape"] or ())
+        found[row["id"]] = each.setdefault(shape, shape)
+    return found
 
 
 def _facts(pairs: Ledger, names: Sequence[str], places: Mapping[str, int]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from raypref.core.ledger import Ledger
 from raypref.core.rows import INDEX, MASKS, Row, Transform, reject
 from raypref.curate.transforms import read_photograph
 from raypref.engine.stream import Selection, StreamConfig, stream
-from raypref.images.decode import ImageConfig, as_image, cropped
+from raypref.images.decode import ImageConfig, as_image, cropped, image_size
 from raypref.models.hub import hub_id
 from raypref.rewards import vlm
 from raypref.sources.index import SourceConfig
@@ -119,6 +119,10 @@ class WriteCaption:
         self.model = vlm.VisionLanguage(
             c.folder(), key="captions.model", dtype=c.dtype, num_gpus=self.resources.num_gpus
         )
+
+    def shape_of(self, row: Row) -> tuple[int, int]:
+        """Width and height of a row's image: they decide how many tokens it takes."""
+        return image_size(row["chosen"])
 
     def prepare(self, rows: list[Row]) -> Asked:
         """The model's inputs: images and the prompt, B conversations."""
