@@ -157,7 +157,7 @@ def resized(png: bytes, size: tuple[int, int]) -> bytes:
 
 def pair(number: int, *sizes: tuple[int, int]) -> Row:
     names = ("chosen", "rejected")
-    images = [{"bytes": encode_png(scene(number, size=size)), "path": None} for size in sizes]
+    images = [{"bytes": encode_png(scene(number, size=size)), "path": "x.png"} for size in sizes]
     return {"id": f"{number}", "prompt": "p", **dict(zip(names, images, strict=True))}
 
 
@@ -188,3 +188,14 @@ def test_the_empty_caption_alone_in_a_batch_has_no_image_but_the_squares_shape()
     in_batches(stage, alone)
     assert alone[0]["embedding"] == rows[-1]["embedding"]
     assert np.frombuffer(alone[0]["embedding"], np.float32).std() > 0
+
+
+def test_pairs_that_all_are_in_one_bucket_leave_what_is_drawn_square(tmp_path: Path) -> None:
+    pairs = Ledger(str(tmp_path / "pairs"), {})
+    pairs.begin()
+    pairs.write_part(pa.Table.from_pylist([pair(n, (80, 48), (80, 48)) for n in (1, 2)]))
+    pairs.commit(expected=2, counts={})
+    data = encoded(pairs, "sd15", tmp_path / "cache")
+    assert data.grids is None and data.moments.shape[-2:] == (6, 10)
+    assert data.shape_of([0, 1]) == (4, 6, 10) and data.latent_shape == (4, 8, 8)
+    assert data.by_shape([1, 0, 1]) == [[0, 1, 2]]
