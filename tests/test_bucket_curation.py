@@ -138,7 +138,7 @@ def test_a_twin_does_not_feel_the_sizes_of_the_others(kind: str) -> None:
         row | {name: resized(row[name], size) for name in ("chosen", "saliency")}
         for row, size in zip(make_rows(5), sizes, strict=True)
     ]
-    stage = of_kind(kind, resources=Resources(batch=2))
+    stage = of_kind(kind, resources=Resources(batch=3))  # which no size fills
     together = [dict(row) for row in rows]
     in_batches(stage, together)
     for row, size, mixed in zip(rows, sizes, together, strict=True):
