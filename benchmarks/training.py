@@ -33,9 +33,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from raypref.align.latents import FLIPS, PairData
+from raypref.align.latents import FLIPS
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.pair_data import PairData
 from raypref.demo.photograph import SIZE
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_encoder
 from raypref.models.families.conditioning import Conditioning

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from plain_inpainting import family_of
 from plain_objectives import ENTRIES, Rows
 from plain_training import Plain
@@ -14,14 +16,29 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import BASES, LORAS, denoiser, facts_of, hole, photographs, run, twin
 
 from raypref.align.config import TrainingConfig
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
 from raypref.models.families.registry import family as of_name
 
 
-def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[StepMetrics], Plain]:
+def compare(
+    family: str,
+    stage: TrainingConfig,
+    folder: Path,
+    *,
+    photos: Sequence[tuple[str, Image.Image]] = (),
+    data: PairData | None = None,
+) -> tuple[list[StepMetrics], Plain]:
     """Train both ways; losses, gradients, weights of every step and the file are equal to 1e-6.
+
+    Args:
+        family: of the model.
+        stage: the training.
+        folder: where ours goes.
+        photos: ten captions and photographs; by default those of `photographs`.
+        data: the same, encoded with their twins.
 
     Returns:
         The metrics of every step, and the plain training at its end.
@@ -40,17 +57,18 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         )
     )
     try:
-        history = run(stage, str(folder), network=network, on_step=note, family=family)
+        history = run(stage, str(folder), network=network, on_step=note, family=family, data=data)
     finally:
         hook.remove()
 
-    config = LORAS[family]
+    config, photos = LORAS[family], photos or photographs(10)
     rows = Rows(
-        [(caption, photo, twin(photo)) for caption, photo in photographs(10)],
+        [(caption, photo, twin(photo)) for caption, photo in photos],
         {name: values.tolist() for name, values in facts_of(stage).items()},
     )
     if stage.objective in ENTRIES:
         rows = ENTRIES[stage.objective].rows(stage, rows)
+    masks = [hole(number, photo.size) for number, (_, photo) in enumerate(photos)]
     plain = Plain(
         family_of(family, BASES[family].model),
         rows.pairs,
@@ -61,7 +79,7 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
         seed=0,
         name=f"test-{stage.objective}",
         facts=rows.facts,
-        masks=[hole(number) for number in range(10)] if of_name(family).inpaints else [],
+        masks=masks if of_name(family).inpaints else [],
     )
     for i in range(stage.steps):
         plain.step()

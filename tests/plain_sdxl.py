@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SDXL(SD15):
-    """Epsilon prediction, Euler; two encoders; no caption is zeros; images of 64x64."""
+    """Epsilon prediction, Euler; two encoders; no caption is zeros; ids of an uncropped image."""
 
     kind: Any = StableDiffusionXLPipeline
 
@@ -22,7 +22,8 @@ class SDXL(SD15):
 
     def many(self, module: nn.Module, xs: Several, ts: Several, prompts: Several) -> Tensor:
         states, pooled = (torch.cat(parts) for parts in zip(*prompts, strict=True))
-        ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(xs))
+        height, width = (8 * length for length in xs[0].shape[1:])
+        ids = torch.tensor([[height, width, 0, 0, height, width]] * len(xs))
         added = {"text_embeds": pooled, "time_ids": ids}
         times = torch.tensor([*map(int, ts)])
         return module(torch.stack(xs), times, states, added_cond_kwargs=added).sample

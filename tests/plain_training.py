@@ -271,7 +271,7 @@ class Plain:
             stop = int(torch.randint(n, (), generator=g))
         else:
             t = family.draw_timestep(g)
-        shape = (3, *self.moments(0, 1, False)[0].shape)
+        shape = (3, *self.moments(pair, 1, False)[0].shape)
         first, second, third = torch.randn(shape, generator=g).double()
         if other:
             stop = [i for i in range(n) if i != stop][int(torch.randint(n - 1, (), generator=g))]

@@ -71,6 +71,34 @@ def test_the_last_batch_has_the_shape_of_the_others(helpers):
     assert in_batches(model, []).busy == 0 and len(model.shapes) == 3
 
 
+class Sized(Double):
+    """Its batches hold rows of one `size`; rows without one fit into any."""
+
+    def prepare(self, rows: list[Row]) -> list[int]:
+        assert len({row["size"] for row in rows} - {None}) <= 1
+        return super().prepare(rows)
+
+    def shape_of(self, row: Row) -> tuple[int, int] | None:
+        return row["size"]
+
+
+def test_rows_of_several_sizes_come_in_batches_of_one_size(helpers):
+    wide, tall = (2, 1), (1, 2)
+    sizes = [wide, tall, wide, None, tall, wide, None, wide]
+    rows = [{"n": n, "size": size} for n, size in enumerate(sizes)]
+    model = Sized(batch=3, most=3)
+    in_batches(model, rows, helpers=helpers)
+    assert model.shapes == [3] * 4, "four wide ones, two tall ones and two of any"
+    assert [row["double"] for row in rows] == list(range(0, 16, 2))
+    short = Sized(batch=4, most=2)
+    again = [{"n": n, "size": size} for n, size in enumerate(sizes)]
+    assert "used 2" in in_batches(short, again, helpers=helpers).note
+    assert [row["double"] for row in again] == list(range(0, 16, 2))
+    alike = Sized(batch=3, most=3)
+    in_batches(alike, [{"n": n, "size": wide if n % 2 else None} for n in range(7)])
+    assert alike.shapes == [3] * 3, "as they come where there is one size"
+
+
 def test_half_the_batch_when_memory_runs_out(helpers):
     model, rows = Double(batch=5, most=3), counted(8)
     done = in_batches(model, rows, helpers=helpers)

@@ -9,14 +9,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import ImageOps
 from training import BASE, CPU, photographs, rows_of
 
-from raypref.align.latents import (
-    UNCONDITIONAL,
-    CacheConfig,
-    Encode,
-    PairData,
-    read_pairs,
-    rows_to_encode,
-)
+from raypref.align.latents import UNCONDITIONAL, CacheConfig, Encode, rows_to_encode
+from raypref.align.pair_data import PairData, read_pairs
 from raypref.core.config import Resources
 from raypref.core.ledger import Ledger
 from raypref.curate.publish import PAIRS

@@ -14,7 +14,8 @@ from candidate_pairs import config, contents, counting, made, photographs, witho
 from PIL import Image
 from training import BASES, CPU, rows_of
 
-from raypref.align.latents import CacheConfig, Encode, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
+from raypref.align.pair_data import read_pairs
 from raypref.core.config import InputError, Resources, load
 from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import IMAGE, seed_of

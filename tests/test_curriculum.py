@@ -7,8 +7,8 @@ import torch
 from training import pairs, run, training
 
 from raypref.align import curriculum
-from raypref.align.latents import PairData
 from raypref.align.loop import _draw_of
+from raypref.align.pair_data import PairData
 from raypref.core.config import results_of
 
 STAGE = training(

@@ -15,12 +15,12 @@ from raypref.images.masks import (
     MOST_RUNS,
     BadMask,
     binarised,
+    cropped_mask,
     from_masked,
     from_picture,
     from_runs,
     grown,
     share,
-    square,
 )
 
 LIMITS = ImageConfig()
@@ -200,7 +200,7 @@ def test_a_mask_gets_the_crop_of_its_photograph(
     mask = disc(size)
     crop = center_square(mask.convert("RGB"), 64).convert("L")
     given = mask.resize((size[0] * 2, size[1] * 2), Image.Resampling.NEAREST) if mask_size else mask
-    found = square(given, size, 64)
+    found = cropped_mask(given, size, (64, 64))
     assert (found.size, set(np.unique(found))) == ((64, 64), {0, 255})
     rim = np.abs(np.asarray(crop).astype(int) - np.asarray(found)) > 128
     assert rim.mean() < 0.02  # Lanczos and nearest differ at the rim alone
@@ -208,7 +208,7 @@ def test_a_mask_gets_the_crop_of_its_photograph(
 
 def test_a_mask_of_another_aspect_would_be_stretched() -> None:
     with pytest.raises(BadMask, match="64x64 pixels for a photograph of 128x64"):
-        square(Image.new("L", (64, 64), 255), (128, 64), 64)
+        cropped_mask(Image.new("L", (64, 64), 255), (128, 64), (64, 64))
 
 
 def test_growing_adds_what_is_near() -> None:

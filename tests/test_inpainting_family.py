@@ -13,8 +13,9 @@ from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image, ImageOps
 from training import BASES, CPU, LORAS, photographs, rows_of, training, twin
 
-from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.align.pair_data import PairData, read_pairs
 from raypref.core.config import InputError, Resources
 from raypref.core.ledger import Ledger
 from raypref.core.rows import IMAGE, Row

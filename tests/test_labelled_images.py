@@ -9,8 +9,9 @@ import torch
 from training import BASE, CPU, LORA, denoiser, pairs, photographs, rows_of, training, twin
 
 from raypref.align.config import TrainingConfig
-from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.align.pair_data import PairData, read_pairs
 from raypref.align.watch import StepMetrics
 from raypref.core.config import InputError
 from raypref.core.ledger import Ledger

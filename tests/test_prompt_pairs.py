@@ -19,13 +19,15 @@ from test_online import judge, online
 from training import LORAS, denoiser, pairs, rows_of
 
 from raypref.align.cache_config import CacheConfig
-from raypref.align.latents import FLIPS, read_pairs, rows_to_encode
+from raypref.align.latents import FLIPS, rows_to_encode
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.online_config import OnlineConfig
+from raypref.align.pair_data import read_pairs
 from raypref.align.prompt_latents import EncodePrompts, encoding
 from raypref.core.config import InputError, load, setting
 from raypref.core.ledger import Ledger
+from raypref.images.decode import ImageConfig
 from raypref.models.backbone import BackboneConfig
 from raypref.pairs.prompts import PromptPairs
 from raypref.run.config import RunConfig
@@ -119,7 +121,7 @@ def test_captions_are_encoded_and_latents_have_a_shape(
     file.write_text("a red ball\na blue box\n")
     pairs = made(tmp_path, file).pairs
     base = BackboneConfig(family=family, model=str(small.path(name)))
-    stage = encoding(base, CacheConfig(), side=64, images=False)
+    stage = encoding(base, CacheConfig(), ImageConfig(size=64), images=False)
     assert isinstance(stage, EncodePrompts) and stage.reads == ("prompt",)
     stage.setup()
     rows = rows_of(rows_to_encode(pairs, stage.reads))

@@ -13,7 +13,7 @@ from training import BASE, LORA, pairs, photographs, training
 
 from raypref.align import rank
 from raypref.align.job import TrainingJob
-from raypref.align.latents import PairData
+from raypref.align.pair_data import PairData
 from raypref.align.watch import DivergedError
 from raypref.core.config import InputError
 from raypref.core.exhausted import NoRoomError

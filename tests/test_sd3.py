@@ -20,8 +20,9 @@ from diffusers import (
 )
 from training import BASES, CPU, LORAS, denoiser, pairs, photographs, rows_of, training, twin
 
-from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.align.pair_data import PairData, read_pairs
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE, Draw, measure
 from raypref.align.rollout import finished_images
 from raypref.core.config import InputError, load

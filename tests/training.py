@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from raypref.align.config import TrainingConfig
-from raypref.align.latents import FLIPS, PairData
+from raypref.align.latents import FLIPS
 from raypref.align.loop import Alone, Ranks, train
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.align.online_config import RewardedConfig
+from raypref.align.pair_data import PairData
 from raypref.align.watch import StepMetrics
 from raypref.core.rows import Row, seed_of
 from raypref.demo.world import caption, sample_scenes
@@ -93,10 +94,10 @@ def twin(photo: Image.Image) -> Image.Image:
     return Image.blend(blurred, blurred.convert("L").convert("RGB"), 0.5)
 
 
-def hole(number: int) -> Image.Image:
+def hole(number: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     """The mask of a photograph's hole: a box of 255 on 0 that no grid of latents fits."""
     left, top = 3 + 5 * (number % 7), 6 + 3 * (number % 5)
-    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask = np.zeros(size[::-1], dtype=np.uint8)
     mask[top : top + 34, left : left + 25] = 255
     return Image.fromarray(mask)
 
@@ -109,12 +110,6 @@ TOKENS = {"sd35m": 77 + 16, "flux": 16, "flux_fill": 16, "flux2_klein": 64}
 @cache
 def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
     """Photographs against their twins, encoded in float64; with holes where the family inpaints."""
-
-    def text(captions: list[str]) -> Any:
-        made: Any = encoder.text_embeddings(captions)
-        if family not in TOKENS:
-            return made
-        return replace(made, sequence_BLD=made.sequence_BLD[:, : TOKENS[family]])
 
     encoder = load_encoder(BASES[family], device=CPU)
     surroundings = None
@@ -130,10 +125,18 @@ def pairs(count: int = 10, *, family: str = "sd15") -> PairData:
         moments.append(values.reshape(2, FLIPS, *values.shape[1:]))
     return PairData(
         moments=torch.stack(moments),
-        embeddings=text([caption for caption, _ in photographs(count)]),
-        unconditional=text([""])[0],
+        embeddings=read_texts(encoder, [text for text, _ in photographs(count)], family=family),
+        unconditional=read_texts(encoder, [""], family=family)[0],
         surroundings=surroundings,
     )
+
+
+def read_texts(encoder: Any, captions: list[str], *, family: str) -> Any:
+    """What a family reads of captions, cut to as many tokens as tests train with."""
+    made = encoder.text_embeddings(captions)
+    if family not in TOKENS:
+        return made
+    return replace(made, sequence_BLD=made.sequence_BLD[:, : TOKENS[family]])
 
 
 def facts_of(stage: TrainingConfig, count: int = 10) -> dict[str, torch.Tensor]:
@@ -166,11 +169,12 @@ def run(
     on_step: object = None,
     family: str = "sd15",
     lora: LoraConfig | None = None,
+    data: PairData | None = None,
 ) -> list[StepMetrics]:
-    """Train on `pairs()`, the family's LoRA unless another is given."""
+    """Train on `pairs()` unless others are given, the family's LoRA likewise."""
     return train(
         network or denoiser(family),
-        replace(pairs(family=family), facts=facts_of(stage)),
+        replace(data or pairs(family=family), facts=facts_of(stage)),
         stage,
         lora or LORAS[family],
         name="stage",

@@ -22,9 +22,10 @@ from gpu_sections.bench import Bench
 from gpu_sections.curation import exact, inpainter, rows_of, scorer, tf32
 from gpu_sections.networks import Change, as_is, autocast
 from raypref.align import watch
-from raypref.align.latents import FLIPS, PairData
+from raypref.align.latents import FLIPS
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.pair_data import PairData
 from raypref.core.device import DType, pick_device
 from raypref.models.backbone import BackboneConfig, load_denoiser
 from raypref.models.families.sd15 import SD15Conditioning

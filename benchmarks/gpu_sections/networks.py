@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gpu_sections.bench import Bench
 from gpu_sections.predictions import TFLOP, peak_of
-from raypref.align.latents import FLIPS, PairData
+from raypref.align.latents import FLIPS
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.models import adapters
 from raypref.models.backbone import BackboneConfig, load_denoiser

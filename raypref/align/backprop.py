@@ -19,8 +19,8 @@ from raypref.align.backprop_config import BackpropConfig, Plan
 from raypref.align.block_rewards import diversity
 from raypref.align.experience import chosen_images
 from raypref.align.image_scores import LatentScores, Scores, WorkerScores, levels
-from raypref.align.latents import PairData
 from raypref.align.online import guided
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import LEARNER, REFERENCE, Draw, Samples, Side, measure
 from raypref.align.rollout import MakeSolver, Predict
 from raypref.models import adapters
@@ -262,9 +262,15 @@ class Backprop:
 
     def _denoising(self, draws: Sequence[Draw]) -> Tensor:
         """The error on the chosen images of the draws' pairs, [B]."""
-        samples = chosen_images(self.denoiser, self.data, self.training, draws)
-        (side,) = measure(self.denoiser, samples, against="")
-        return self._added(side.error, weight=self.training.denoising_weight)
+        groups = self.data.by_shape([draw.pair for draw in draws])
+        errors = []
+        for alike in groups:
+            some = [draws[position] for position in alike]
+            samples = chosen_images(self.denoiser, self.data, self.training, some)
+            (side,) = measure(self.denoiser, samples, against="")
+            errors.append(self._added(side.error, weight=self.training.denoising_weight))
+        order = torch.tensor([position for alike in groups for position in alike])
+        return torch.cat(errors)[torch.argsort(order).to(errors[0].device)]
 
     def _added(self, loss_B: Tensor, *, weight: float = 1.0) -> Tensor:
         """Add the gradient of a loss, a share of the batch's mean; returns it without one."""

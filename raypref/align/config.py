@@ -17,7 +17,7 @@ from raypref.core.config import Resources, Section, setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypref.align.latents import PairData
+    from raypref.align.pair_data import PairData
     from raypref.align.residuals import Draw, Residuals, Samples
     from raypref.models.families.base import Denoiser
 

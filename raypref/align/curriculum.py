@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raypref.align.config import TrainingConfig
-from raypref.align.latents import PairData
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import Draw
 
 

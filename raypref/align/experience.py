@@ -14,12 +14,12 @@ from torch import Tensor
 
 from raypref.align import rollout
 from raypref.align.config import TrainingConfig
-from raypref.align.latents import PairData
 from raypref.align.noising import noised_side
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import POLICY, Draw, Samples, Side
 from raypref.align.rollout_config import RolloutConfig
 from raypref.models import adapters
-from raypref.models.families.base import Denoiser
+from raypref.models.families.base import Denoiser, Shape
 from raypref.models.families.conditioning import Conditioning, twice
 from raypref.models.solvers import jittered_grid
 
@@ -49,7 +49,7 @@ def _stored(
     *,
     sides: int,
 ) -> Samples:
-    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
+    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data, draws))
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     *own_noises, noise_BCHW = drawn.noises
@@ -76,7 +76,7 @@ def policy_trajectories(
     one trajectory, each with noise of its own; all first ones come before the second ones.
     """
     n = cast("RolloutConfig", training).rollout_steps
-    timesteps_T = denoiser.training_timesteps(data.latent_shape)
+    timesteps_T = denoiser.training_timesteps(_shape(data, draws))
     train_steps = len(timesteps_T)
     drawn = _draw(
         denoiser,
@@ -158,12 +158,12 @@ def _policy_images(
     *,
     true_target: bool,
 ) -> Samples:
-    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data))
+    drawn = _draw(denoiser, data, training, draws, _timestep(denoiser, data, draws))
     (timesteps_B,) = drawn.numbers
     timesteps_B = timesteps_B.to(denoiser.device)
     latent_noise, noise_BCHW, start_BCHW = drawn.noises
     grid_n = denoiser.sampling_timesteps(
-        cast("RolloutConfig", training).rollout_steps, data.latent_shape
+        cast("RolloutConfig", training).rollout_steps, _shape(data, draws)
     )
     adapters.activate(denoiser.module, POLICY)
     image_BCHW = rollout.finished_images(
@@ -182,9 +182,17 @@ def _policy_images(
     return Samples((chosen, rejected), timesteps_B, drawn.prompts, facts)
 
 
-def _timestep(denoiser: Denoiser, data: PairData) -> Callable[[torch.Generator], Tensor]:
-    """Draws a timestep of the training distribution for latents of this size."""
-    return lambda generator: denoiser.draw_timestep(generator, data.latent_shape)
+def _shape(data: PairData, draws: Sequence[Draw]) -> Shape:
+    """Of the latents of draws, which are of one size."""
+    return data.shape_of([draw.pair for draw in draws])
+
+
+def _timestep(
+    denoiser: Denoiser, data: PairData, draws: Sequence[Draw]
+) -> Callable[[torch.Generator], Tensor]:
+    """Draws a timestep of the training distribution for latents of the draws' size."""
+    shape = _shape(data, draws)
+    return lambda generator: denoiser.draw_timestep(generator, shape)
 
 
 class _Drawn(NamedTuple):
@@ -204,18 +212,19 @@ def _draw(
     draws: Sequence[Draw],
     *numbers: Callable[[torch.Generator], Tensor],
 ) -> _Drawn:
-    """All that is random about samples, drawn on the CPU: one result anywhere.
+    """All that is random about samples of one size, drawn on the CPU: one result anywhere.
 
     Of each sample's generator, in this order: two uniforms, for the flip and for dropping the
     caption; the scalars that `numbers` draw; three latents of noise. The order is frozen.
     """
     flips, dropped, drawn, noises = [], [], [], []
+    shape = _shape(data, draws)
     for _, generator in draws:
         flip, drop = torch.rand(2, generator=generator).tolist()
         flips.append(flip < training.flip)
         dropped.append(drop < training.caption_dropout)
         drawn.append([draw(generator) for draw in numbers])
-        noises.append(torch.randn((3, *data.latent_shape), generator=generator))
+        noises.append(torch.randn((3, *shape), generator=generator))
     pairs = [draw.pair for draw in draws]
     where = denoiser.device, torch.promote_types(denoiser.dtype, torch.float32)
     return _Drawn(

@@ -21,9 +21,9 @@ from raypref.align.backprop import Backprop
 from raypref.align.backprop_config import BackpropConfig
 from raypref.align.config import TrainingConfig
 from raypref.align.image_scores import LatentScores
-from raypref.align.latents import PairData
 from raypref.align.online import Rollouts
 from raypref.align.online_config import OnlineConfig
+from raypref.align.pair_data import PairData
 from raypref.align.residuals import (
     LEARNER,
     REFERENCE,
@@ -161,10 +161,10 @@ def train(
             sums = backprop.sums(mine, state.step)
         elif rollouts is not None:
             portions = rollouts.samples(mine, indices, state.step)
-            sums = _learned(denoiser, data, training, state, portions, hole)
+            sums = _learned(denoiser, training, state, portions, hole)
         else:
             portions = _portions(denoiser, data, training, mine)
-            sums = _learned(denoiser, data, training, state, portions, hole)
+            sums = _learned(denoiser, training, state, portions, hole)
         metrics = _stepped(training, state, sums, group)
         if backprop is not None:
             backprop.remember(metrics)
@@ -201,7 +201,6 @@ def _keep_quiet(metrics: StepMetrics) -> None:
 
 def _learned(
     denoiser: Denoiser,
-    data: PairData,
     training: TrainingConfig,
     state: State,
     portions: Iterator[Samples],
@@ -228,7 +227,8 @@ def _learned(
             for key, value in carried.items()
         }
         loss_B, metrics = training.loss(sides, {**samples.facts, **facts})
-        schedule_T = denoiser.training_timesteps(data.latent_shape)
+        shape = tuple(samples.sides[0].x_BCHW.shape[1:])
+        schedule_T = denoiser.training_timesteps(shape)
         loss_B = training.weighted(loss_B, samples.timesteps_B, schedule_T)
         (loss_B.sum() / training.batch).backward()
         for key, values_B in {
@@ -273,11 +273,13 @@ def _factor(training: TrainingConfig, samples: Samples, hole: Hole | None) -> Te
 def _portions(
     denoiser: Denoiser, data: PairData, training: TrainingConfig, draws: Sequence[Draw]
 ) -> Iterator[Samples]:
-    """The samples; rollouts are done for many micro-batches at once."""
+    """The samples, those of one size together; rollouts are done for many micro-batches at once."""
     experience = training.experience()
     size = max(1, training.samples_at_once // training.samples_per_draw)
-    for first in range(0, len(draws), size):
-        yield experience(denoiser, data, training, draws[first : first + size])
+    for alike in data.by_shape([draw.pair for draw in draws]):
+        for first in range(0, len(alike), size):
+            some = [draws[position] for position in alike[first : first + size]]
+            yield experience(denoiser, data, training, some)
 
 
 def _against_reference(sides: Sequence[Residuals], names: Sequence[str]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from raypref.align.advantages import PromptStatistics
 from raypref.align.block_rewards import Rewards, diversity, rewards_of
 from raypref.align.blocks import RolledOut, RolloutBlock
 from raypref.align.image_scores import LatentScores
-from raypref.align.latents import PairData
 from raypref.align.online_config import OnlineConfig
+from raypref.align.pair_data import PairData
 from raypref.align.paths import Path
 from raypref.align.residuals import POLICY, Draw, Samples, measure
 from raypref.core.rows import seed_of

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from raypref.align.cache_config import CacheConfig
-from raypref.align.latents import FLIPS, READS, UNCONDITIONAL, Encode, Encoded, Images
+from raypref.align.latents import READS, UNCONDITIONAL, Encode, Encoded, Images
 from raypref.core.rows import Row
+from raypref.images.decode import ImageConfig
 from raypref.models.backbone import BackboneConfig
-from raypref.models.families.conditioning import packed, to_row
+from raypref.models.families.conditioning import to_row
 
 
-def encoding(base: BackboneConfig, config: CacheConfig, *, side: int, images: bool) -> Encode:
+def encoding(
+    base: BackboneConfig, config: CacheConfig, crops: ImageConfig, *, images: bool
+) -> Encode:
     """What encodes pairs, or prompts alone.
 
     Args:
         base: the model that encodes.
         config: precision, length of captions, resources.
-        side: of the images in pixels: of those stored, or of those that trainings make.
+        crops: size of the images that are stored, or of those that trainings make.
         images: whether pairs have images.
     """
-    return (Encode if images else EncodePrompts)(base, config, side=side)
+    if not images:
+        return EncodePrompts(base, config, side=crops.size)
+    buckets = crops.crop_sizes if crops.bucket_step else ()
+    return Encode(base, config, side=crops.size, buckets=buckets)
 
 
 class EncodePrompts(Encode):
@@ -36,14 +40,12 @@ class EncodePrompts(Encode):
 
     def __init__(self, base: BackboneConfig, config: CacheConfig, *, side: int) -> None:
         super().__init__(base, config, side=side)
-        self.blank = Image.new("RGB", (side, side))
         self.reads = READS[:1]
 
     def setup(self) -> None:
-        """Load VAE and text encoders; the family's own VAE says what shape latents have."""
+        """Load VAE and text encoders."""
         super().setup()
-        of_one = self.encoder.image_moments([self.blank])
-        self.no_moments = packed(of_one.new_empty((0, FLIPS, *of_one.shape[1:])))
+        self.measure_square()
 
     def prepare(self, rows: list[Row]) -> Images:
         """Prompts alone."""
@@ -51,6 +53,7 @@ class EncodePrompts(Encode):
 
     def finish(self, rows: list[Row], out: Encoded) -> None:
         """Fill the columns; the empty caption has no moments, as beside images."""
+        assert self.no_moments is not None, "setup() comes first"
         for i, row in enumerate(rows):
             row.update(to_row(out.captions[i]))
             if row["id"] != UNCONDITIONAL:

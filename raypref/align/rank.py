@@ -17,8 +17,8 @@ from ray import cloudpickle
 
 from raypref.align.image_scores import LatentScores, WorkerScores
 from raypref.align.job import TrainingJob
-from raypref.align.latents import read_pairs
 from raypref.align.loop import train
+from raypref.align.pair_data import read_pairs
 from raypref.align.pooled_scores import PooledScores
 from raypref.align.rollout_config import RolloutConfig
 from raypref.align.watch import DivergedError, StepMetrics

@@ -2,8 +2,8 @@
 
     index -> captions (of the photographs without one) -> captioned (the index with them)
 
-A photograph that has a caption keeps it, and the model never sees it. The caption is of the square
-crop, which is what a pair shows.
+A photograph that has a caption keeps it, and the model never sees it. The caption is of the crop,
+which is what a pair shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raypref.core.ledger import Ledger
 from raypref.core.rows import INDEX, MASKS, Row, Transform, reject
 from raypref.curate.transforms import read_photograph
 from raypref.engine.stream import Selection, StreamConfig, stream
-from raypref.images.decode import ImageConfig, as_image, center_square
+from raypref.images.decode import ImageConfig, as_image, cropped, image_size
 from raypref.models.hub import hub_id
 from raypref.rewards import vlm
 from raypref.sources.index import SourceConfig
@@ -79,7 +79,7 @@ class CaptionsConfig(Section):
 
 
 class OpenPhotograph:
-    """Transform: the square crop of an entry that has no caption yet."""
+    """Transform: the crop of an entry that has no caption yet."""
 
     name = "crop"
     reads: tuple[str, ...] = ("uri", "member", "column", "size")
@@ -99,7 +99,7 @@ class OpenPhotograph:
         for row in rows:
             photo = read_photograph(row, self.store, self.images, stage=self.name)
             if photo is not None:
-                row["chosen"] = center_square(photo[1], self.images.size)
+                row["chosen"] = cropped(photo[1], self.images)
 
 
 class WriteCaption:
@@ -119,6 +119,10 @@ class WriteCaption:
         self.model = vlm.VisionLanguage(
             c.folder(), key="captions.model", dtype=c.dtype, num_gpus=self.resources.num_gpus
         )
+
+    def shape_of(self, row: Row) -> tuple[int, int]:
+        """Width and height of a row's image: they decide how many tokens it takes."""
+        return image_size(row["chosen"])
 
     def prepare(self, rows: list[Row]) -> Asked:
         """The model's inputs: images and the prompt, B conversations."""

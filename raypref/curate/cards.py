@@ -18,13 +18,13 @@ CARD = "_README.md"
 _ID = "where the input came from, unique: file, shard member or row of a table"
 _KEY = "sha256 of the image's bytes and the caption, in hexadecimal"
 _URI = "the file in the source"
-_COLORFULNESS = "of the photograph's square crop (Hasler and Süsstrunk)"
+_COLORFULNESS = "of the photograph's crop (Hasler and Süsstrunk)"
 
 PAIRS_COLUMNS = {
     "id": _ID,
     "key": _KEY,
     "prompt": "the photograph's caption",
-    "chosen": "image: the photograph, cropped to a square",
+    "chosen": "image: the photograph, cropped",
     "rejected": "image: its degraded twin",
     "mask": "image: white where the twin was repainted",
     "pickscore_chosen": "PickScore of `chosen` and the prompt",

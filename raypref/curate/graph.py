@@ -108,7 +108,7 @@ class Curation(FromPhotographs):
         return (
             partial(c.holes.check, c.source),
             *((c.saliency.file,) if c.holes.kind == "saliency" else ()),
-            partial(c.perturb.check, c.images.size),
+            partial(c.perturb.check, c.images.size, c.images.bucket_step),
             *(c.pickscore.model_folder, c.pickscore.processor_folder),
             *((c.photographic.folder,) if c.photographic.enabled else ()),
             *((c.captions.folder,) if c.captions.enabled else ()),

@@ -19,11 +19,11 @@ from raypref.images.masks import (
     BAD_MASK,
     REPAINT,
     BadMask,
+    cropped_mask,
     from_picture,
     from_runs,
     grown,
     share,
-    square,
 )
 from raypref.sources.index import SourceConfig, gives_masks
 from raypref.sources.reading import read
@@ -214,7 +214,7 @@ class SegmentedHole:
             whole = masks[number]
             if not isinstance(whole, Image.Image):
                 whole = from_runs(whole, height=height, width=width, columns=True)
-            crop = square(whole, size, as_image(row["chosen"]).width)
+            crop = cropped_mask(whole, size, as_image(row["chosen"]).size)
             crops.append(grown(crop, self.holes.grow))
             if not self.holes.problem(share(crops[-1])):
                 break

@@ -10,7 +10,7 @@ import pyarrow as pa
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.core.rows import Row, seed_of
-from raypref.images.decode import as_image, of_unit
+from raypref.images.decode import as_image, image_size, of_unit
 from raypref.models import paint
 from raypref.models.compiled import compile_blocks
 from raypref.models.hub import from_pretrained, model_folder, read_json
@@ -99,14 +99,15 @@ class PerturbConfig(Section):
         """What to hand to `hub.from_pretrained`."""
         return model_folder(self.model, key=KEY, probe="model_index.json")
 
-    def check(self, side: int) -> None:
+    def check(self, side: int, step: int = 0) -> None:
         """See that the model is of this kind and takes the photographs as they are cropped.
 
         Args:
             side: of the crops, pixels.
+            step: of the sides of crops that are no squares, pixels; 0: all are.
 
         Raises:
-            InputError: it is missing, of another kind, or takes no images of this side.
+            InputError: it is missing, of another kind, or takes no images of these sides.
         """
         folder = self.folder()
         component, network, channels = NETWORKS[self.kind]
@@ -128,12 +129,18 @@ class PerturbConfig(Section):
         blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
         patch = 2 if self.kind == "flux_fill" else config.get("patch_size", 1)  # packed by 2x2
         unit = 2 ** (len(blocks) - 1) * patch
-        painted, key = (self.size, "perturb.size") if self.size else (side, "images.size")
-        if painted % unit:
+        if self.size and step:
             raise InputError(
-                f"{key}={painted}: perturb.model '{self.model}' takes sides that are multiples "
-                f"of {unit}"
+                f"perturb.size={self.size} paints squares, and images.bucket_step={step} keeps the "
+                "shape of photographs; set perturb.size=0, or images.bucket_step=0"
             )
+        painted, key = (self.size, "perturb.size") if self.size else (side, "images.size")
+        for length, named in ((painted, key), (step, "images.bucket_step")):
+            if length % unit:
+                raise InputError(
+                    f"{named}={length}: perturb.model '{self.model}' takes sides that are "
+                    f"multiples of {unit}"
+                )
         if self.scheduler != "pipeline" and self.kind in FLOWS:
             raise InputError(
                 f"perturb.scheduler={self.scheduler}: the inpainter of perturb.kind={self.kind} "
@@ -218,6 +225,10 @@ class Inpaint:
                 part.to(memory_format=torch.channels_last)
         if config.compile:
             compile_blocks(network)
+
+    def shape_of(self, row: Row) -> tuple[int, int] | None:
+        """Width and height of a row's photograph; None: pictures need none."""
+        return None if self.side is not None else image_size(row["chosen"])
 
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""

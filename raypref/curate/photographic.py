@@ -16,7 +16,7 @@ from PIL import Image
 from raypref.core.config import Location, Resources, Section, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.core.rows import Row, reject
-from raypref.images.decode import as_image
+from raypref.images.decode import as_image, image_size
 from raypref.models.hub import from_pretrained, model_folder
 from raypref.rewards.base import moved, tokenize
 
@@ -93,6 +93,10 @@ class Photographic:
         self.model: Any = model.eval().requires_grad_(False)
         yes, no = (self._tokens_of(answer) for answer in ANSWERS)
         self.answers = [sorted(yes - no), sorted(no - yes)]
+
+    def shape_of(self, row: Row) -> tuple[int, int]:
+        """Width and height of a row's image: they decide how many tokens it takes."""
+        return image_size(row["chosen"])
 
     def prepare(self, rows: list[Row]) -> dict[str, Tensor]:
         """The model's inputs."""

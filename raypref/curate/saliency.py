@@ -53,7 +53,7 @@ class SaliencyConfig(Section):
 class Saliency:
     """Adds the soft saliency map and its binary mask.
 
-    Reads `chosen`, the RGB square crop. Writes two images of the crop's size and mode L:
+    Reads `chosen`, the RGB crop. Writes two images of the crop's size and mode L:
     `saliency`, the soft map 0..255, and `mask`, 255 where the soft map is above 128 and 0
     elsewhere. Rejects a photograph with no such pixel as `no_salient_region`: there would be
     nothing to repaint.

@@ -14,7 +14,7 @@ from raypref.images.decode import (
     BadImage,
     ImageConfig,
     as_image,
-    center_square,
+    cropped,
     decode,
 )
 from raypref.sources.index import SourceConfig, fetch
@@ -59,7 +59,7 @@ class MeasurePhotograph:
                 row["key"] = content_key(data, row["caption"])
                 row["width"], row["height"] = image.size
                 row["profile"] = image.info.get(IGNORED_PROFILE)
-                crop = center_square(image, self.images.size)
+                crop = cropped(image, self.images)
                 row["colorfulness"] = colorfulness(crop)
                 row["phash"] = str(phash(crop)) if self.images.near_duplicates else None
 
@@ -91,7 +91,7 @@ class Colorfulness:
 
 
 class Crop:
-    """Transform: the square crop of a photograph, and the size of the whole, in pixels.
+    """Transform: the crop of a photograph (`cropped`), and the size of the whole, in pixels.
 
     Args:
         source: where the photographs are.
@@ -123,7 +123,7 @@ class Crop:
             if content_key(data, row["caption"]) != row["key"]:
                 reject(row, self.name, "changed", "the photograph is not the one that was measured")
             else:
-                row["chosen"] = center_square(image, self.images.size)
+                row["chosen"] = cropped(image, self.images)
                 row["whole_width"], row["whole_height"] = image.size
 
 

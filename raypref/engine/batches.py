@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from raypref.core.rows import ModelTransform, Row, Transform, padded
+from raypref.core.rows import ModelTransform, Row, ShapedTransform, Transform, padded
 from raypref.engine.memory import out_of_memory, too_much
 
 AHEAD = 2  # batches of a block that are prepared while another is computed
@@ -106,7 +106,8 @@ def in_batches(
 ) -> Done:
     """Send rows through a transform, `resources.batch` at a time.
 
-    A model gets batches of one shape: the last is padded. When it runs out of memory, the rows not
+    A model gets batches of one shape: the last is padded, of each size of images where there are
+    several (`ShapedTransform`). When it runs out of memory, the rows not
     done are done with half the batch, once. Another batch changes the order of a model's sums:
     those rows' results then move by rounding only.
 
@@ -161,15 +162,14 @@ def _prepared(
 ) -> Generator[tuple[list[Row], Any]]:
     """The rows of each batch and what `prepare` made of them; further ones are under way."""
     waiting: deque[tuple[list[Row], Future[Any]]] = deque()
-    starts = iter(range(0, len(rows), size))
+    batches = iter(_cut(transform, rows, size))
     ahead = AHEAD if helpers else 0
     prepare = readers.submit if readers else partial(_submit, helpers, transform.prepare)
     try:
         while True:
             while readers.more() if readers else len(waiting) <= ahead:
-                if (start := next(starts, None)) is None:
+                if (live := next(batches, None)) is None:
                     break
-                live = rows[start : start + size]
                 waiting.append((live, prepare(padded(live, size))))
             if not waiting:
                 return
@@ -186,6 +186,20 @@ def _prepared(
             future.cancel()
         if readers:
             readers.taken(len(waiting))
+
+
+def _cut(transform: ModelTransform, rows: list[Row], size: int) -> list[list[Row]]:
+    """The rows in batches, each of images of one size where the transform wants that."""
+    groups = [rows]
+    if isinstance(transform, ShapedTransform):
+        by_shape: dict[Any, list[Row]] = {}
+        for row in rows:
+            by_shape.setdefault(transform.shape_of(row), []).append(row)
+        anywhere = by_shape.pop(None, [])
+        if len(by_shape) > 1:
+            groups = [*by_shape.values()]
+            groups[-1] += anywhere
+    return [own[start : start + size] for own in groups for start in range(0, len(own), size)]
 
 
 def _submit(helpers: Executor | None, work: Callable[..., R], *args: Any) -> Future[R]:

@@ -13,12 +13,12 @@ from raypref.images.decode import BadImage, ImageConfig, center_square, decode
 from raypref.images.masks import (
     BAD_MASK,
     BadMask,
+    cropped_mask,
     from_masked,
     from_picture,
     from_runs,
     picture_of,
     share,
-    square,
 )
 from raypref.sources.holes import HOLE, KEY, of_holes
 from raypref.sources.reading import read
@@ -53,7 +53,7 @@ class LoadHole:
         for row in rows:
             try:
                 photo = decode(self._bytes(row, "photo_file"), self.limits)
-                mask = square(self._mask(row, photo), photo.size, self.size)
+                mask = cropped_mask(self._mask(row, photo), photo.size, (self.size, self.size))
             except (BadImage, SourceError) as error:
                 reject(row, self.name, error.reason, of_holes(error.message))
             except BadMask as error:

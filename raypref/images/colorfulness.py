@@ -32,7 +32,7 @@ def colorfulness(image: Image.Image) -> float:
     population standard deviations.
 
     Args:
-        image: mode RGB; in the pipeline the square crop.
+        image: mode RGB; in the pipeline the crop.
 
     Returns:
         0 for grey images, about 15 for slightly and 80 or more for highly colorful ones; in units

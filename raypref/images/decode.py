@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import warnings
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.features import check
+from pydantic import model_validator
 
-from raypref.core.config import Section, setting
+from raypref.core.config import InputError, Section, setting
+from raypref.images.buckets import Size, bucket_sizes, nearest_bucket
 from raypref.images.icc import other_than_srgb
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,41 @@ class ImageConfig(Section):
     profiles: Literal["ignore", "convert"] = setting(
         "ignore", "what to do with embedded colour profiles: convert makes sRGB of them", later=True
     )
+    bucket_step: int = setting(
+        0,
+        "photographs keep their shape: a crop has that of the nearest aspect-ratio bucket, whose "
+        "sides are multiples of so many pixels (64 in most trainers) and whose area is at most the "
+        "square's; 0: all are squares",
+        later=True,
+        ge=0,
+    )
+    bucket_ratio: float = setting(
+        2.0, "largest ratio of the long to the short side of a bucket", later=True, ge=1.0
+    )
+
+    @model_validator(mode="after")
+    def _square_is_a_bucket(self) -> Self:
+        if self.bucket_step and self.size % self.bucket_step:
+            raise InputError(
+                f"images.bucket_step={self.bucket_step}: images.size={self.size} must be a "
+                "multiple of it"
+            )
+        return self
+
+    @property
+    def crop_sizes(self) -> tuple[Size, ...]:
+        """Width and height that crops may have, pixels: the square's alone without buckets."""
+        if not self.bucket_step:
+            return ((self.size, self.size),)
+        return bucket_sizes(self.size, self.bucket_step, self.bucket_ratio)
+
+    def crop_size(self, size: Size) -> Size:
+        """Width and height of the crop of an image, pixels.
+
+        Args:
+            size: width and height of the image, pixels.
+        """
+        return nearest_bucket(size, self.crop_sizes)
 
 
 class BadImage(Exception):  # noqa: N818  (it is data, not an error of the program)
@@ -156,28 +193,36 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
     return rgb
 
 
-def center_square(
-    image: Image.Image, size: int, *, resample: Image.Resampling = Image.Resampling.LANCZOS
+def center_crop(
+    image: Image.Image, size: Size, *, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """Scale the shorter side to `size` and cut the centre square.
+    """Scale until the image covers `size`, keeping its aspect ratio, and cut the centre.
 
     The rounding is that of torchvision's `Resize` and `CenterCrop`, which the released code uses.
 
     Args:
         image: any size.
-        size: side of the result, pixels.
+        size: width and height of the result, pixels.
         resample: how pixels are made; masks take the nearest.
     """
-    width, height = image.size
-    short = min(width, height)
-    scaled = (
-        size if width == short else int(size * width / height),
-        size if height == short else int(size * height / width),
-    )
-    left = round((scaled[0] - size) / 2)
-    top = round((scaled[1] - size) / 2)
+    (width, height), (wide, high) = image.size, size
+    if width * high >= wide * height:
+        scaled = high * width // height, high
+    else:
+        scaled = wide, wide * height // width
+    left, top = round((scaled[0] - wide) / 2), round((scaled[1] - high) / 2)
     resized = image.resize(scaled, resample)
-    return resized.crop((left, top, left + size, top + size))
+    return resized.crop((left, top, left + wide, top + high))
+
+
+def center_square(image: Image.Image, size: int) -> Image.Image:
+    """The `center_crop` to a square of `size` pixels a side."""
+    return center_crop(image, (size, size))
+
+
+def cropped(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """The crop of a photograph, as pairs show it: a square, or the bucket nearest to it."""
+    return center_crop(image, config.crop_size(image.size))
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -197,6 +242,12 @@ def open_png(data: bytes) -> Image.Image:
 def as_image(value: bytes | Image.Image) -> Image.Image:
     """The image of a row's column: PNG bytes of ours, or decoded as transforms hand it on."""
     return value if isinstance(value, Image.Image) else open_png(value)
+
+
+def image_size(value: bytes | Image.Image) -> Size:
+    """Width and height of `as_image`, in pixels; of PNG bytes the header alone is read."""
+    image = value if isinstance(value, Image.Image) else Image.open(BytesIO(value), formats=["PNG"])
+    return image.size
 
 
 def as_png(value: Any) -> Any:

@@ -12,7 +12,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from raypref.images.decode import FORMATS, BadImage, ImageConfig, center_square, decode
+from raypref.images.buckets import Size
+from raypref.images.decode import FORMATS, BadImage, ImageConfig, center_crop, decode
 
 REPAINT = 255
 BRIGHT = 128  # grey levels from it on are repainted: 0.5, as the pipelines binarise
@@ -230,16 +231,16 @@ def share(mask: Image.Image) -> float:
     return float((np.asarray(mask) >= BRIGHT).mean())
 
 
-def square(mask: Image.Image, photograph: tuple[int, int], size: int) -> Image.Image:
-    """The mask's part in the square crop of its photograph (`center_square`), to the pixel.
+def cropped_mask(mask: Image.Image, photograph: Size, size: Size) -> Image.Image:
+    """The mask's part in the crop of its photograph (`center_crop`), to the pixel.
 
     Args:
         mask: L, 255 and 0, of any size with the photograph's aspect.
         photograph: width and height of the photograph, pixels.
-        size: side of the crop, pixels.
+        size: width and height of the crop, pixels.
 
     Returns:
-        Mode L, size x size, 255 and 0.
+        Mode L, of that size, 255 and 0.
 
     Raises:
         BadMask: of another aspect: it would be stretched.
@@ -248,7 +249,7 @@ def square(mask: Image.Image, photograph: tuple[int, int], size: int) -> Image.I
     nearest = Image.Resampling.NEAREST
     if mask.size != photograph:
         mask = mask.resize(photograph, nearest)
-    return center_square(mask, size, resample=nearest)
+    return center_crop(mask, size, resample=nearest)
 
 
 def _check_aspect(mask: tuple[int, int], photograph: tuple[int, int]) -> None:

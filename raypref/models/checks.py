@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypref.core.config import InputError
+from raypref.images.decode import ImageConfig
 from raypref.models import lora_formats, network
 from raypref.models.backbone import BackboneConfig
 from raypref.models.families.registry import FAMILIES, family
@@ -96,6 +97,16 @@ def check_side(base: BackboneConfig, side: int, *, key: str) -> None:
     unit = family(base.family).side_unit(autoencoder, own)
     if side % unit:
         raise InputError(f"{key}={side}: '{base.model}' takes sides that are multiples of {unit}")
+
+
+def check_crops(base: BackboneConfig, images: ImageConfig) -> None:
+    """See that the model takes images as photographs are cropped, squares or buckets.
+
+    Raises:
+        InputError: as `check_side`, of `images.size` and `images.bucket_step`.
+    """
+    check_side(base, images.size, key="images.size")
+    check_side(base, images.bucket_step, key="images.bucket_step")
 
 
 def check_adapter(base: BackboneConfig, config: LoraConfig) -> None:

@@ -169,7 +169,7 @@ class CandidatePairs(FromPhotographs):
             found = (partial(c.holes.check, c.source), *saliency)
         return (
             *found,
-            partial(c.perturb.check, c.images.size),
+            partial(c.perturb.check, c.images.size, c.images.bucket_step if self.in_holes else 0),
             *(reward(name, c.pickscore, c.rewards).check for name in c.candidates.rewards),
             *((c.photographic.folder,) if c.photographic.enabled else ()),
             *((c.captions.folder,) if c.captions.enabled else ()),

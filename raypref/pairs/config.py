@@ -127,4 +127,11 @@ class PairingConfig(CurateConfig):
                 f"color.variant={self.color.variant} compares a photograph with its twin, and "
                 "pairs.kind=candidates has none; take color.variant=paper or color.enabled=false"
             )
+        squares = self.perturb.kind == "text2image" and self.choice.chosen == "photograph"
+        if self.images.bucket_step and squares:
+            raise InputError(
+                f"images.bucket_step={self.images.bucket_step}: photographs keep their shape, and "
+                "candidates of perturb.kind=text2image are squares; take choice.chosen=best, or "
+                "images.bucket_step=0"
+            )
         return self

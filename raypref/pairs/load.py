@@ -6,10 +6,11 @@ import hashlib
 import json
 
 import pyarrow as pa
+from PIL import Image
 
 from raypref.core.config import Resources
 from raypref.core.rows import IMAGE, Row, content_key, reject
-from raypref.images.decode import IGNORED_PROFILE, BadImage, center_square, decode, encode_png
+from raypref.images.decode import IGNORED_PROFILE, BadImage, center_crop, decode, encode_png
 from raypref.pairs.config import PairingConfig
 from raypref.pairs.listing import file_of, stores
 from raypref.sources.base import Ref
@@ -20,7 +21,9 @@ SIDES = ("chosen", "rejected")
 
 
 class LoadImages:
-    """Transform: the square crops of a label's images; a label with a broken one is dropped.
+    """Transform: the crops of a label's images; a label with a broken one is dropped.
+
+    Both have one size: a square, or the bucket nearest to the chosen image.
 
     Args:
         settings: where the labels and images are, and the rules for images.
@@ -50,7 +53,7 @@ class LoadImages:
         for row in rows:
             places = [row[f"{side}_at"] for side in SIDES if row[f"{side}_at"] is not None]
             try:
-                found = [self._crop(at) for at in places]
+                found = self._crops(places)
             except _Unusable as problem:
                 reject(row, self.name, problem.reason, str(problem))
                 continue
@@ -64,16 +67,24 @@ class LoadImages:
             for side, (_, png, _) in zip(SIDES, found, strict=False):
                 row[side] = {"bytes": png, "path": f"{row['key'][:16]}_{side}.png"}
 
-    def _crop(self, at: str) -> tuple[bytes, bytes, str | None]:
-        """Sha256 of an image's bytes, its square as PNG, an ignored profile."""
+    def _crops(self, places: list[str]) -> list[tuple[bytes, bytes, str | None]]:
+        """Sha256 of each image's bytes, its crop as PNG, an ignored profile."""
+        found, size = [], None
+        for at in places:
+            digest, image = self._read(at)
+            size = size or self.settings.images.crop_size(image.size)
+            png = encode_png(center_crop(image, size))
+            found.append((digest, png, image.info.get(IGNORED_PROFILE)))
+        return found
+
+    def _read(self, at: str) -> tuple[bytes, Image.Image]:
+        """Sha256 of an image's bytes, and the image."""
         images = self.settings.images
         try:
             data = image_bytes(Ref(*json.loads(at)), *self.stores, max_bytes=images.max_bytes)
-            image = decode(data, images)
+            return hashlib.sha256(data).digest(), decode(data, images)
         except (SourceError, BadImage) as problem:
             raise _Unusable(problem.reason, f"{file_of(at)}: {problem.message}") from None
-        png = encode_png(center_square(image, images.size))
-        return hashlib.sha256(data).digest(), png, image.info.get(IGNORED_PROFILE)
 
 
 class _Unusable(Exception):  # noqa: N818 - it reads as what happened

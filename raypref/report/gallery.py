@@ -80,7 +80,7 @@ def pictured(
 
 
 def _side(pairs: Ledger) -> int:
-    """All images of a run's pairs are squares of one size."""
+    """Of all images of a run: they are squares of one size, or have about as many pixels."""
     row = next(pairs.rows(["chosen"], batch_size=1))
     return open_image(row["chosen"]["bytes"]).width
 

@@ -95,7 +95,7 @@ def _limits(config: CurateConfig) -> dict[str, str]:
     least, most = config.holes.min_share, config.holes.max_share
     return {
         "hole_too_small": f"The hole takes less than {least:.0%} of the picture (holes.min_share), "
-        "or lies outside of the square crop.",
+        "or lies outside of the crop.",
         "hole_too_large": f"The hole takes more than {most:.0%} of the picture (holes.max_share).",
         "not_needed": f"select.top_k={select.top_k} pairs were reached before its turn: a larger "
         "select.top_k takes more (0 takes all).",

@@ -195,10 +195,8 @@ class Run:
         """The steps in order."""
         c, ev, align = self.config, self.evaluation, self.alignment
         base = partial(checks.check_base, c.base)
-        sides = tuple(
-            partial(checks.check_side, c.base, side, key=key)
-            for key, side in (("images.size", c.images.size), ("evaluate.size", c.evaluate.size))
-        )
+        crops = partial(checks.check_crops, c.base, c.images)
+        drawn = partial(checks.check_side, c.base, c.evaluate.size, key="evaluate.size")
         starts: tuple[Callable[[], object], ...] = (base,)
         if align.weights:
             starts = (base, align.check_starts)
@@ -230,18 +228,14 @@ class Run:
                 if c.export.formats
                 else []
             ),
-            *(
-                [Step("cache", lambda: (self.cache,), self._encode, (base, sides[0]))]
-                if train
-                else []
-            ),
+            *([Step("cache", lambda: (self.cache,), self._encode, (base, crops))] if train else []),
             *(
                 [Step("start", lambda: tuple(align.starts.values()), self._bring_in, starts)]
                 if align.weights
                 else []
             ),
             *train,
-            Step("evaluation", ledgers, self._evaluate, (base, *ev.checks(), sides[1])),
+            Step("evaluation", ledgers, self._evaluate, (base, *ev.checks(), drawn)),
             *(
                 [Step("fused", lambda: (self.fused,), self._fuse)]
                 if c.model.fused and train
@@ -271,7 +265,7 @@ class Run:
         if not {*self.cache.parts()} <= {*self.curation.pairs.parts()}:
             self.cache.clear()  # begun by a version that cut the pairs in another way
         c = self.config
-        stage = encoding(c.base, c.cache, side=c.images.size, images=bool(kind_of(c).sides))
+        stage = encoding(c.base, c.cache, c.images, images=bool(kind_of(c).sides))
         rows = rows_to_encode(self.curation.pairs, stage.reads)
         streamed = stream(
             rows, stages=[stage], ledger=self.cache, keep=stage.writes.names, config=c.stream

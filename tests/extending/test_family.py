@@ -12,8 +12,9 @@ import torch
 from training import CPU, photographs, rows_of, training, twin
 from worked_examples import example
 
-from raypref.align.latents import CacheConfig, Encode, PairData, read_pairs, rows_to_encode
+from raypref.align.latents import CacheConfig, Encode, rows_to_encode
 from raypref.align.loop import Alone, train
+from raypref.align.pair_data import PairData, read_pairs
 from raypref.core.config import InputError, load
 from raypref.core.ledger import Ledger
 from raypref.curate.publish import PAIRS

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import small
 from candidate_pairs import photographs
+from corpus import scene
 
 from jobs import start
 from raypref.core.ledger import Ledger
+from raypref.images.decode import open_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -22,6 +24,7 @@ def words(root: Path, storage: Path, *, workers: int) -> tuple[str, ...]:
         f"source.path={root}",
         f"storage={storage}",
         "pairs.kind=candidates",
+        "images.bucket_step=16",
         f"candidates.count={COUNT}",
         "color.enabled=false",
         f"perturb.model={small.path('sd15-inpaint')}",
@@ -45,6 +48,8 @@ def painted(storage: Path) -> list[Path]:
 
 def test_two_workers_and_a_kill_make_the_same_pairs_to_the_byte(tmp_path: Path) -> None:
     root = photographs(tmp_path / "photographs", PHOTOGRAPHS)
+    for number, size in ((2, (96, 160)), (5, (160, 96))):  # crops of 48x80 and 80x48
+        scene(number, size=size).save(root / f"{number:02d}.png")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     with start("curate", *words(root, alone, workers=1), folder=tmp_path / "logs") as job:
         assert job.wait() == 0, job.output
@@ -62,6 +67,9 @@ def test_two_workers_and_a_kill_make_the_same_pairs_to_the_byte(tmp_path: Path) 
     for name in ("pairs", "photos", "rejects", "candidates/scores"):
         tables = [contents(storage / "run" / name) for storage in (alone, killed)]
         assert tables[0] == tables[1], name
+    chosen = Ledger(str(alone / "run" / "pairs"), {}).rows(["chosen"])
+    sizes = {open_png(row["chosen"]["bytes"]).size for row in chosen}
+    assert sizes == {(64, 64), (48, 80), (80, 48)}
     for number in range(COUNT):
         groups = [
             Ledger(str(storage / "run" / "candidates" / "images" / f"{number:02d}"), {}).table()

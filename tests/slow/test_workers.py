@@ -19,7 +19,8 @@ from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
 from raypref.align.job import TrainingJob
-from raypref.align.latents import UNCONDITIONAL, read_pairs
+from raypref.align.latents import UNCONDITIONAL
+from raypref.align.pair_data import read_pairs
 from raypref.align.train import train_on_workers
 from raypref.align.watch import StepMetrics
 from raypref.core.config import InputError, Resources

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raypref.align.config import Experience
-    from raypref.align.latents import PairData
+    from raypref.align.pair_data import PairData
     from raypref.align.residuals import Residuals
 
 

@@ -9,7 +9,7 @@ from raypref.align.config import TrainingConfig
 
 if TYPE_CHECKING:
     from raypref.align.config import Experience
-    from raypref.align.latents import PairData
+    from raypref.align.pair_data import PairData
 
 
 class LabelledConfig(TrainingConfig):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raypref.align.latents import PairData
+    from raypref.align.pair_data import PairData
 
 
 class ReFL(BackpropConfig):

@@ -13,7 +13,7 @@ from raypref.core.config import InputError, setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raypref.align.latents import PairData
+    from raypref.align.pair_data import PairData
     from raypref.align.residuals import Residuals
 
 
