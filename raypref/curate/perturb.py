@@ -37,8 +37,8 @@ Kind = Literal[
 ]
 # Step along a flow; each is a model family of that name, which says how its pipeline is called.
 FLOWS = ("sd35m", "flux_fill", "flux", "z_image", "qwen_image", "flux2_klein")
-# Read as many tokens as the longest caption of a batch, which moves the other twins by rounding:
-# Qwen-Image's by up to 6 of 255 levels in bfloat16. So their batch is always 1.
+# Read as many tokens as the longest caption of a batch, which can move the other twins by rounding:
+# it moved a small Qwen-Image's by up to 6 of 255 levels in bfloat16. So their batch is always 1.
 ONE_BY_ONE = ("z_image", "qwen_image")
 LARGEST = {"flux2_klein": 1024}  # side of the largest images that a pipeline paints, pixels
 KEY = "perturb.model"
