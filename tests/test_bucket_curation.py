@@ -13,8 +13,8 @@ import torch
 from candidate_pairs import config, without_ray
 from candidate_pairs import made as made_candidates
 from corpus import scene
+from painters import KINDS, make_rows, of_kind, pixels
 from PIL import ImageOps
-from test_perturb import make_rows, of_kind, pixels
 from training import BASES, CPU, rows_of
 
 from raypref.align.cache_config import CacheConfig
@@ -25,6 +25,7 @@ from raypref.core.config import InputError, Resources
 from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import Row
 from raypref.curate.graph import Curation
+from raypref.curate.perturb import ONE_BY_ONE
 from raypref.engine.batches import in_batches
 from raypref.images.decode import ImageConfig, center_crop, decode, encode_png, open_png
 from raypref.models.backbone import load_encoder
@@ -130,7 +131,7 @@ def test_candidates_have_the_bucket_of_their_photograph_or_are_squares_of_a_prom
     assert (data.grids is None) == (kind == "text2image")
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "pixart", "text2image", "flux_fill", "sdxl"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ONE_BY_ONE])
 def test_a_twin_does_not_feel_the_sizes_of_the_others(kind: str) -> None:
     """To the bit: each size has batches of its own, which are padded."""
     sizes = [(64, 64), (96, 32), (64, 64), (32, 96), (96, 32)]

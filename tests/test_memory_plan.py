@@ -105,6 +105,16 @@ def test_twins_take_memory_by_the_side_they_are_painted_at() -> None:
     assert large["images"] == plain["images"]
 
 
+@pytest.mark.parametrize("kind", ["flux", "qwen_image"])
+def test_a_painter_counts_with_its_own_networks(kind: str) -> None:
+    """Qwen-Image paints one at a time, whatever the batch."""
+    own, given = SIZES[kind], (f"perturb.kind={kind}", "perturb.dtype=bfloat16")
+    found = predicted("fyp_sd15", *given, "perturb.resources.batch=8")["candidates"]
+    weights = (own.trained + own.text + own.autoencoder) * 1e9 * 2 / 2**30
+    images = 8 if kind == "flux" else 1
+    assert found == pytest.approx(weights + images * own.drawn + 1.5, abs=0.06)
+
+
 def test_rollouts_count_where_they_outweigh_the_gradients() -> None:
     def stage1(*more: str) -> float:
         return predicted("sd15", 'trainings=["stage1"]', "train.stage1.micro_batch=1", *more)[

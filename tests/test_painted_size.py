@@ -10,8 +10,8 @@ import small
 import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import PixArtImageProcessor
+from painters import BLENDED, CONFIG, folder_of, guided, make_rows, of_kind, pixels, png, twins
 from PIL import Image
-from test_perturb import CONFIG, KINDS, make_rows, of_kind, pixels, png, twins
 
 from raypref.core.config import InputError, Resources, results_of
 from raypref.core.rows import Row, seed_of
@@ -25,8 +25,7 @@ ALONE = Resources(batch=1)
 
 def plain(kind: str, row: Row, *, side: int, output: str = "pil", **inputs: Any) -> Any:
     """What a kind's pipeline makes of a row, called at a side."""
-    folder = small.path(KINDS[kind])
-    pipeline = pipeline_of(kind).from_pretrained(folder)  # type: ignore[arg-type]
+    pipeline = pipeline_of(kind).from_pretrained(folder_of(kind))  # type: ignore[arg-type]
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         [row["caption"]],
@@ -34,21 +33,24 @@ def plain(kind: str, row: Row, *, side: int, output: str = "pil", **inputs: Any)
         height=side,
         width=side,
         num_inference_steps=3,
-        guidance_scale=7.5,
+        **guided(kind, 7.5, count=1),
         generator=[torch.Generator().manual_seed(seed_of(0, "inpaint", row["key"]))],
         output_type=output,
     ).images
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill", "sdxl", "text2image"])
+@pytest.mark.parametrize("kind", ["sd15", "sd35m", "flux_fill", "sdxl", "text2image", *BLENDED])
 def test_a_twin_is_what_the_pipeline_makes_at_that_side_resized(kind: str) -> None:
     """As torchvision's Resize does to an image of 8 bits, in the released trainings."""
     [row] = make_rows(1)
     [twin] = twins(of_kind(kind, size=SIDE, resources=ALONE), [row], batch=1).values()
     inputs: dict[str, Any] = {}
     if kind != "text2image":
-        inputs = {"image": [open_png(row["chosen"])], "mask_image": [open_png(row["saliency"])]}
-        inputs["strength"] = 1.0  # whose default is less for SD-3.5
+        image = open_png(row["chosen"])
+        if kind in ("z_image", "flux2_klein"):  # whose pipelines leave a photograph's size
+            image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        inputs = {"image": [image], "mask_image": [open_png(row["saliency"])]}
+        inputs["strength"] = 1.0  # some pipelines' default is less
     [image] = plain(kind, row, side=SIDE, **inputs)
     assert image.size == (SIDE, SIDE) and twin.shape == (64, 64, 3)
     assert (twin == pixels(image.resize((64, 64), Image.Resampling.BILINEAR))).all()

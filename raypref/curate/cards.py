@@ -55,11 +55,8 @@ REJECTS_COLUMNS = {
     "message": "in a sentence",
 }
 
-_INPAINTED = "the same photograph with a region (`mask`) repainted from its caption by"
-_TWINS = {
-    **dict.fromkeys(("sd15", "sd35m", "pixart", "flux_fill", "sdxl"), _INPAINTED),
-    "text2image": "a picture drawn from its caption alone by",
-}
+_REPAINTED = "the same photograph with a region (`mask`) repainted from its caption by"
+_DRAWN = "a picture drawn from its caption alone by"  # of `perturb.kind=text2image`
 
 
 class Provenance(NamedTuple):
@@ -86,8 +83,9 @@ def write_cards(
 
 
 def _pairs(origin: Provenance, counts: Counter[str]) -> str:
+    twin = _DRAWN if origin.kind == "text2image" else _REPAINTED
     about = [
-        f"`chosen` is a photograph, `rejected` {_TWINS[origin.kind]}",
+        f"`chosen` is a photograph, `rejected` {twin}",
         f"`{public_name(origin.model)}`. Scores are PickScore (`{public_name(origin.scorer)}`).",
         "Method: *When Preference Labels Fall Short* (arXiv 2605.19839), section 3.2.",
     ]

@@ -10,18 +10,38 @@ import pyarrow as pa
 from raypref.core.config import InputError, Location, Resources, Section, setting
 from raypref.core.device import DType, pick_device, torch_dtype
 from raypref.core.rows import Row, seed_of
+from raypref.images.buckets import Size
 from raypref.images.decode import as_image, image_size, of_unit
 from raypref.models import paint
 from raypref.models.compiled import compile_blocks
+from raypref.models.families.base import side_unit, text_to_image
+from raypref.models.families.registry import family
 from raypref.models.hub import from_pretrained, model_folder, read_json
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-# The perturbations of the paper's Table 4, the inpainter of Follow-Your-Preference, and SDXL's.
-Kind = Literal["sd15", "sd35m", "pixart", "text2image", "flux_fill", "sdxl"]
-FLOWS = ("sd35m", "flux_fill")  # step along a flow
+# The perturbations of the paper's Table 4, the inpainter of Follow-Your-Preference, SDXL's, and
+# text-to-image families whose pipelines blend the latents around the hole.
+Kind = Literal[
+    "sd15",
+    "sd35m",
+    "pixart",
+    "text2image",
+    "flux_fill",
+    "sdxl",
+    "flux",
+    "z_image",
+    "qwen_image",
+    "flux2_klein",
+]
+# Step along a flow; each is a model family of that name, which says how its pipeline is called.
+FLOWS = ("sd35m", "flux_fill", "flux", "z_image", "qwen_image", "flux2_klein")
+# Read as many tokens as the longest caption of a batch, which can move the other twins by rounding:
+# it moved a small Qwen-Image's by up to 6 of 255 levels in bfloat16. So their batch is always 1.
+ONE_BY_ONE = ("z_image", "qwen_image")
+LARGEST = {"flux2_klein": 1024}  # side of the largest images that a pipeline paints, pixels
 KEY = "perturb.model"
 # Of each kind: the network's place in the pipeline, its class in diffusers, its input channels.
 NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
@@ -31,6 +51,10 @@ NETWORKS: dict[Kind, tuple[str, str, tuple[int, ...]]] = {
     "pixart": ("transformer", "PixArtTransformer2DModel", (4,)),
     "flux_fill": ("transformer", "FluxTransformer2DModel", (384,)),
     "sdxl": ("unet", "UNet2DConditionModel", (9, 4)),
+    "flux": ("transformer", "FluxTransformer2DModel", (64,)),
+    "z_image": ("transformer", "ZImageTransformer2DModel", (16,)),
+    "qwen_image": ("transformer", "QwenImageTransformer2DModel", (64,)),
+    "flux2_klein": ("transformer", "Flux2Transformer2DModel", (128,)),
 }
 # Options of the pipelines: no safety checker (it would blacken twins), no watermark.
 _UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
@@ -46,8 +70,9 @@ class PerturbConfig(Section):
 
     kind: Kind = setting(
         "sd15",
-        "inpainter of SD-1.5, SD-3.5-Medium or PixArt-alpha, FLUX.1 Fill, SDXL; or a whole new "
-        "picture by SD-1.5 from the caption alone",
+        "inpainter of SD-1.5, SDXL or FLUX.1 Fill; SD-3.5-Medium, PixArt-alpha, FLUX.1, Z-Image, "
+        "Qwen-Image or FLUX.2 [klein], which blend latents around the hole; or a whole new picture "
+        "by SD-1.5 from the caption alone",
     )
     model: Location = setting(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "hub id or folder of its weights"
@@ -113,11 +138,15 @@ class PerturbConfig(Section):
         component, network, channels = NETWORKS[self.kind]
         found = read_json(folder, "model_index.json", key=KEY).get(component, [None, None])[1]
         config = read_json(folder, f"{component}/config.json", key=KEY) if found == network else {}
-        if config.get("in_channels") not in channels:
+        told_by = family(self.kind).told_by if self.kind in FLOWS else {}
+        others = {key: value for key, value in told_by.items() if key != "_class_name"}
+        like = all(config.get(key) == value for key, value in others.items())
+        if config.get("in_channels") not in channels or not like:
+            further = "".join(f" and {key}={value}" for key, value in others.items())
             raise InputError(
                 f"perturb.model: '{self.model}' is no model for perturb.kind={self.kind}, which "
-                f"needs a {network} of {' or '.join(map(str, channels))} input channels as its "
-                f"{component}"
+                f"needs a {network} of {' or '.join(map(str, channels))} input channels{further} "
+                f"as its {component}"
             )
         if network == "UNet2DConditionModel":
             of_sdxl = config.get("addition_embed_type") == "text_time"
@@ -126,14 +155,13 @@ class PerturbConfig(Section):
                     f"perturb.model: '{self.model}' is {'' if of_sdxl else 'not '}of SDXL; set "
                     f"perturb.kind={'sdxl' if of_sdxl else 'sd15'}, or take another model"
                 )
-        blocks = read_json(folder, "vae/config.json", key=KEY)["block_out_channels"]
-        patch = 2 if self.kind == "flux_fill" else config.get("patch_size", 1)  # packed by 2x2
-        unit = 2 ** (len(blocks) - 1) * patch
         if self.size and step:
             raise InputError(
                 f"perturb.size={self.size} paints squares, and images.bucket_step={step} keeps the "
                 "shape of photographs; set perturb.size=0, or images.bucket_step=0"
             )
+        unit_of = family(self.kind).side_unit if self.kind in FLOWS else side_unit
+        unit = unit_of(read_json(folder, "vae/config.json", key=KEY), config)
         painted, key = (self.size, "perturb.size") if self.size else (side, "images.size")
         for length, named in ((painted, key), (step, "images.bucket_step")):
             if length % unit:
@@ -141,10 +169,20 @@ class PerturbConfig(Section):
                     f"{named}={length}: perturb.model '{self.model}' takes sides that are "
                     f"multiples of {unit}"
                 )
+        if painted > (largest := LARGEST.get(self.kind, painted)):
+            raise InputError(
+                f"{key}={painted}: the pipeline of perturb.kind={self.kind} paints at most "
+                f"{largest} pixels a side; set perturb.size={largest} or less"
+            )
         if self.scheduler != "pipeline" and self.kind in FLOWS:
             raise InputError(
                 f"perturb.scheduler={self.scheduler}: the inpainter of perturb.kind={self.kind} "
                 "steps along a flow; leave it at pipeline, or take another perturb.kind"
+            )
+        if self.kind == "qwen_image" and self.steps == 1:
+            raise InputError(
+                "perturb.steps=1: the noise levels of qwen_image need at least 2 steps; set "
+                "perturb.steps=2 or more"
             )
         if self.kind == "pixart" and self.strength != 1:
             raise InputError(
@@ -185,7 +223,8 @@ class Inpaint:
         self.seed = seed
         self.column = column
         self.side = side
-        self.resources = config.resources
+        alone = {"batch": 1} if config.kind in ONE_BY_ONE else {}
+        self.resources = config.resources.model_copy(update=alone)
         photograph = ("chosen", "saliency") if side is None else ()
         self.reads: tuple[str, ...] = (
             *("key", "caption"),
@@ -221,8 +260,10 @@ class Inpaint:
         if config.channels_last:
             import torch
 
-            for part in (network, pipeline.vae):
-                part.to(memory_format=torch.channels_last)
+            for layer in (*network.modules(), *pipeline.vae.modules()):
+                if isinstance(layer, torch.nn.Conv2d):  # Qwen-Image's autoencoder has 3D ones too
+                    weight = layer.weight.data
+                    layer.weight.data = weight.contiguous(memory_format=torch.channels_last)
         if config.compile:
             compile_blocks(network)
 
@@ -233,17 +274,13 @@ class Inpaint:
     def prepare(self, rows: list[Row]) -> dict[str, Any]:
         """What the pipeline is called with."""
         config, pixart = self.config, self.config.kind == "pixart"
-        call: dict[str, Any] = {
-            "prompt": [row["caption"] for row in rows],
-            "generator": [self._generator(row) for row in rows],
-        }
         if self.side is not None:
             side = config.size or self.side
-            return {**call, "height": side, "width": side}
+            return self._call(rows, (side, side))
         photos = [as_image(row["chosen"]) for row in rows]
+        call = self._call(rows, (config.size,) * 2 if config.size else photos[0].size)
         if config.kind == "text2image":
-            height, width = config.size or photos[0].height, config.size or photos[0].width
-            return {**call, "height": height, "width": width}
+            return call
         masks = [as_image(row["saliency"]) for row in rows]
         if config.size:
             photos, masks = (paint.at_side(images, config.size) for images in (photos, masks))
@@ -254,12 +291,19 @@ class Inpaint:
     def compute(self, batch: dict[str, Any]) -> np.ndarray:
         """The twins' pixels, 0..1: float32 [B, H, W, 3]."""
         twins: np.ndarray = self.pipeline(
-            **batch,
-            num_inference_steps=self.config.steps,
-            guidance_scale=self.config.guidance,
-            output_type="np",
+            **batch, num_inference_steps=self.config.steps, output_type="np"
         ).images
         return twins
+
+    def _call(self, rows: list[Row], size: Size) -> dict[str, Any]:
+        """Arguments that say nothing of photographs: captions, guidance, size and noise."""
+        kind = self.config.kind
+        arguments = family(kind).arguments if kind in FLOWS else text_to_image
+        captions = [row["caption"] for row in rows]
+        generators = [self._generator(row) for row in rows]
+        width, height = size
+        call = arguments(captions, self.config.guidance, width) | {"width": width, "height": height}
+        return {**call, "generator": generators}
 
     def finish(self, rows: list[Row], out: np.ndarray) -> None:
         """Fill the column."""
@@ -300,4 +344,8 @@ def pipeline_of(kind: Kind) -> Any:
         "text2image": diffusers.StableDiffusionPipeline,
         "flux_fill": diffusers.FluxFillPipeline,
         "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
+        "flux": diffusers.FluxInpaintPipeline,
+        "z_image": diffusers.ZImageInpaintPipeline,
+        "qwen_image": diffusers.QwenImageInpaintPipeline,
+        "flux2_klein": diffusers.Flux2KleinInpaintPipeline,
     }[kind]

@@ -17,6 +17,7 @@ from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
+from raypref.curate.perturb import ONE_BY_ONE
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures
 from raypref.pairs.config import CANDIDATES, TWINS
@@ -97,13 +98,9 @@ STORED = {
 AROUND = {"sd15_inpaint": 1 + 4, "sdxl_inpaint": 1 + 4, "flux_fill": 16 + 64}
 UPCAST = {"sdxl_inpaint"}  # whose autoencoder encodes in float32 in either half precision
 # Pipelines of `perturb.kind`: parameters, 1e9.
-PAINTERS = {
-    "sd15": 1.0663,
+PAINTERS = {name: size.trained + size.text + size.autoencoder for name, size in SIZES.items()} | {
     "text2image": 1.0663,
-    "sd35m": 8.1341,
-    "pixart": 5.4600,
-    "flux_fill": 16.8716,
-    "sdxl": 3.4690,
+    "pixart": 5.4600,  # of which there is no family
 }
 U2NET = 0.044
 
@@ -170,7 +167,8 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
         filtering.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
         filters.append(filtered.resources)
     detector = (_weights(U2NET, "float32"), 0.1)
-    painted = c.perturb.resources.batch * SD15.drawn * BYTES[c.perturb.dtype] / 2
+    at_once = 1 if c.perturb.kind in ONE_BY_ONE else c.perturb.resources.batch
+    painted = at_once * SIZES.get(c.perturb.kind, SD15).drawn * BYTES[c.perturb.dtype] / 2
     painted *= ((c.perturb.size or c.images.size) / SIDE) ** 2
     painter = (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted)
     if c.pairs.kind == TWINS:
