@@ -10,7 +10,7 @@ from painters import BLENDED, CONFIG, difference, folder_of, make_rows, of_kind,
 from torch import nn
 
 from raypref.core.config import InputError, Resources
-from raypref.curate.perturb import ONE_BY_ONE
+from raypref.models.families.registry import ONE_BY_ONE
 
 each = pytest.mark.parametrize("kind", BLENDED)
 

@@ -25,10 +25,10 @@ from raypref.core.config import InputError, Resources
 from raypref.core.ledger import Ledger, in_folder
 from raypref.core.rows import Row
 from raypref.curate.graph import Curation
-from raypref.curate.perturb import ONE_BY_ONE
 from raypref.engine.batches import in_batches
 from raypref.images.decode import ImageConfig, center_crop, decode, encode_png, open_png
 from raypref.models.backbone import load_encoder
+from raypref.models.families.registry import ONE_BY_ONE
 
 WORLD = ImageConfig(size=64, bucket_step=16)
 # Width and height of photographs, and of their crops.

@@ -30,10 +30,11 @@ from torch._dynamo.utils import counters
 from raypref.core.config import InputError, Resources, results_of
 from raypref.core.rows import Row, seed_of
 from raypref.curate import perturb
-from raypref.curate.perturb import NETWORKS, ONE_BY_ONE, Inpaint, PerturbConfig
+from raypref.curate.perturb import NETWORKS, Inpaint, PerturbConfig
 from raypref.engine.batches import in_batches
 from raypref.images.decode import open_png
 from raypref.models.compiled import compile_blocks
+from raypref.models.families.registry import ONE_BY_ONE
 
 PAINTERS = [kind for kind in KINDS if kind != "text2image"]  # of a hole in a photograph
 

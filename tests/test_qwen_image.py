@@ -15,7 +15,7 @@ from training import BASES, CPU, photographs, run, training
 
 from raypref.align.online import guided
 from raypref.align.rollout import finished_images
-from raypref.core.config import InputError, load
+from raypref.core.config import InputError, Resources, load
 from raypref.engine.batches import in_batches
 from raypref.evaluate.generate import Generate, GenerateConfig
 from raypref.models import adapters
@@ -231,3 +231,18 @@ def test_from_pairs_to_a_lora_that_plain_diffusers_draws_with(
     assert np.abs(plain() - ours).max() <= 1
     pipeline.unload_lora_weights()
     assert np.abs(ours - without).mean() > 0.5
+
+
+def test_an_image_does_not_feel_a_longer_prompt_beside_it() -> None:
+    """To the bit, in the precision that would show it."""
+    config = GenerateConfig(prompts="tiny:prompts", seeds=(42,), steps=3, size=64, dtype="bfloat16")
+    config = config.model_copy(update={"resources": Resources(batch=2)})
+    drawing = Generate(FLOAT32, config, loras={})
+    drawing.setup()
+    long = {"model": "base", "prompt": " ".join(3 * CAPTIONS), "noise": 1}
+    made = []
+    for beside in ([], [long]):
+        rows = [{"model": "base", "prompt": CAPTIONS[0], "noise": 42}, *map(dict, beside)]
+        in_batches(drawing, rows)
+        made.append(np.asarray(rows[0]["image"]).astype(int))
+    assert np.abs(made[0] - made[1]).max() == 0

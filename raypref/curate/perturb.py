@@ -15,7 +15,7 @@ from raypref.images.decode import as_image, image_size, of_unit
 from raypref.models import paint
 from raypref.models.compiled import compile_blocks
 from raypref.models.families.base import side_unit, text_to_image
-from raypref.models.families.registry import family
+from raypref.models.families.registry import batch_alone, family
 from raypref.models.hub import from_pretrained, model_folder, read_json
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ Kind = Literal[
 ]
 # Step along a flow; each is a model family of that name, which says how its pipeline is called.
 FLOWS = ("sd35m", "flux_fill", "flux", "z_image", "qwen_image", "flux2_klein")
-# Read as many tokens as the longest caption of a batch, which can move the other twins by rounding:
-# it moved a small Qwen-Image's by up to 6 of 255 levels in bfloat16. So their batch is always 1.
-ONE_BY_ONE = ("z_image", "qwen_image")
 LARGEST = {"flux2_klein": 1024}  # side of the largest images that a pipeline paints, pixels
 KEY = "perturb.model"
 # Of each kind: the network's place in the pipeline, its class in diffusers, its input channels.
@@ -223,8 +220,7 @@ class Inpaint:
         self.seed = seed
         self.column = column
         self.side = side
-        alone = {"batch": 1} if config.kind in ONE_BY_ONE else {}
-        self.resources = config.resources.model_copy(update=alone)
+        self.resources = batch_alone(config.kind, config.resources)
         photograph = ("chosen", "saliency") if side is None else ()
         self.reads: tuple[str, ...] = (
             *("key", "caption"),

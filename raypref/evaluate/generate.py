@@ -19,7 +19,7 @@ from raypref.core.ledger import absolute
 from raypref.core.rows import Row, seed_of
 from raypref.images.decode import Rounding, of_unit
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
-from raypref.models.families.registry import family
+from raypref.models.families.registry import batch_alone, family
 from raypref.models.fused import Fused
 from raypref.models.lora_formats import content, pipeline_weights
 from raypref.models.network import WholeNetworks, holds_network
@@ -279,7 +279,7 @@ class Generate:
         self.base = base.in_precision(config.dtype)
         self.config = config
         self.loras = dict(loras)
-        self.resources = config.resources
+        self.resources = batch_alone(base.family, config.resources)
 
     def setup(self) -> None:
         """Load the pipeline, every network that was trained whole, and every LoRA."""

@@ -17,9 +17,9 @@ from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
 from raypref.core.device import DType
-from raypref.curate.perturb import ONE_BY_ONE
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures
+from raypref.models.families.registry import batch_alone
 from raypref.pairs.config import CANDIDATES, TWINS
 from raypref.pairs.kinds import kind_of
 from raypref.rewards.config import RewardConfig
@@ -167,7 +167,7 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
         filtering.append(_judge(JUDGES["photographic"], filtered.dtype, filtered.resources.batch))
         filters.append(filtered.resources)
     detector = (_weights(U2NET, "float32"), 0.1)
-    at_once = 1 if c.perturb.kind in ONE_BY_ONE else c.perturb.resources.batch
+    at_once = batch_alone(c.perturb.kind, c.perturb.resources).batch
     painted = at_once * SIZES.get(c.perturb.kind, SD15).drawn * BYTES[c.perturb.dtype] / 2
     painted *= ((c.perturb.size or c.images.size) / SIDE) ** 2
     painter = (_weights(PAINTERS[c.perturb.kind], c.perturb.dtype), painted)
@@ -207,7 +207,8 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
     decoding = c.evaluate.vae_dtype or drawing
     pipeline = _weights(size.trained + size.text, drawing) + _weights(size.autoencoder, decoding)
     drawn = size.drawn * (c.evaluate.size / SIDE) ** 2 * BYTES[decoding] / 2
-    add("images", c.evaluate.resources, pipeline + c.evaluate.resources.batch * drawn)
+    at_once = batch_alone(c.base.family, c.evaluate.resources).batch
+    add("images", c.evaluate.resources, pipeline + at_once * drawn)
     for step, need, gib in _scores(c):
         add(step, need, gib)
     return found

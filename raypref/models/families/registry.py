@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from raypref.core.config import InputError
+from raypref.core.config import InputError, Resources
 
 if TYPE_CHECKING:
     from raypref.models.families.base import Family
@@ -29,6 +29,9 @@ FAMILIES = {
 INPAINTING = frozenset(("sd15_inpaint", "sdxl_inpaint", "flux_fill"))
 # Those whose text encoder has a T5 and takes `t5_tokens`, how many it reads.
 READ_BY_T5 = frozenset(("sd35m", "flux", "flux_fill"))
+# Those whose pipeline reads as many tokens as the longest caption of a batch has, which can move
+# the other images: a small Qwen-Image's by up to 6 of 255 levels in bfloat16.
+ONE_BY_ONE = frozenset(("z_image", "qwen_image"))
 
 
 def _known(name: str) -> str:
@@ -38,6 +41,11 @@ def _known(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known)]
+
+
+def batch_alone(name: str, resources: Resources) -> Resources:
+    """The resources of who draws with a family's pipeline: no image may feel those beside it."""
+    return resources.model_copy(update={"batch": 1}) if name in ONE_BY_ONE else resources
 
 
 def family(name: str) -> Family:
