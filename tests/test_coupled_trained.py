@@ -1,4 +1,4 @@
-"""20 steps of every objective on steps of paths, beside a plain implementation; its windows."""
+"""Trainings by every objective on steps of paths, beside a plain implementation; its windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plain_coupled import COUPLED, PlainCoupled
 from test_loop import TIMES, weights
 from test_online import run
 from test_online_trained import compare
-from training import training
+from training import STEPS, training
 
 from raypref.align.objectives.coupled import CoupledConfig
 from raypref.align.objectives.registry import OBJECTIVES
@@ -27,12 +27,12 @@ def stage_of(name: str, **settings: object) -> CoupledConfig:
     return one.model_copy(update={"batch": one.samples_per_prompt})
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("family", STEPS)
 @pytest.mark.parametrize("name", COUPLED)
-def test_20_steps_on_paths_equal_a_plain_implementation(
+def test_steps_on_paths_equal_a_plain_implementation(
     name: str, family: str, tmp_path: Path
 ) -> None:
-    stage = stage_of(name, **COUPLED[name].settings)
+    stage = stage_of(name, **COUPLED[name].settings, steps=STEPS[family])
     history, _ = compare(family, stage, tmp_path, kind=PlainCoupled)
     if "clip_range" in COUPLED[name].settings:
         assert 0 < np.mean([row["clipped"] for row in history]) < 1

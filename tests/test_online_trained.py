@@ -1,4 +1,4 @@
-"""20 steps of every objective on the policy's own images, beside a plain implementation."""
+"""Trainings by every objective on the policy's own images, beside a plain implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plain_inpainting import family_of
 from plain_online import ONLINE, PlainOnline
 from test_online import judge
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import BASES, LORAS, denoiser, pairs, photographs, training
+from training import BASES, LORAS, STEPS, denoiser, pairs, photographs, training
 
 from raypref.align.loop import Alone, train
 from raypref.align.objectives.registry import OBJECTIVES
@@ -89,12 +89,10 @@ def compare(
     return history, plain
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("family", STEPS)
 @pytest.mark.parametrize("name", ONLINE)
-def test_20_online_steps_equal_a_plain_implementation(
-    name: str, family: str, tmp_path: Path
-) -> None:
-    common = {"steps": 20, "group": 2, "rollout_steps": 2, "micro_batch": 4, "lr": 1e-3}
+def test_online_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
+    common = {"steps": STEPS[family], "group": 2, "rollout_steps": 2, "micro_batch": 4, "lr": 1e-3}
     one = training(name, **{**common, **ONLINE[name].settings}, batch=12)
     assert isinstance(one, OnlineConfig)
     stage = one.model_copy(update={"batch": one.samples_per_prompt})

@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from plain_comparison import compare
 from plain_objectives import ENTRIES
 from safetensors.torch import load_file
-from training import OFFLINE, denoiser, run, training
+from training import OFFLINE, STEPS, denoiser, run, training
 
 from raypref.align.objectives.registry import OBJECTIVES
 from raypref.core.config import InputError, load
@@ -37,10 +37,10 @@ def test_an_objective_trains_and_does_not_depend_on_the_split(name: str, tmp_pat
     assert first["loss"] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("family", STEPS)
 @pytest.mark.parametrize("name", ENTRIES)
-def test_20_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
-    common = {"steps": 20, "batch": 1, "lr": 1e-3}
+def test_steps_equal_a_plain_implementation(name: str, family: str, tmp_path: Path) -> None:
+    common = {"steps": STEPS[family], "batch": 1, "lr": 1e-3}
     stage = training(name.partition("-")[0], **common, **ENTRIES[name].settings)
     compare(family, stage, tmp_path)
 
@@ -61,7 +61,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd35m"])
+@pytest.mark.parametrize("family", STEPS)
 @pytest.mark.parametrize("form", FORMS)
 def test_20_steps_of_other_forms_equal_a_plain_implementation(
     form: str, family: str, tmp_path: Path

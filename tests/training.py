@@ -67,6 +67,9 @@ LORAS = {
     "qwen_image": LoraConfig(rank=4, alpha=8, targets=JOINT_ATTENTION),
 }
 BASE, LORA = BASES["sd15"], LORAS["sd15"]
+# Of each objective beside a plain implementation, by the two families that predict differently. The
+# second tells what a step is; the first also what a training is: averages, lags, an optimizer.
+STEPS = {"sd15": 20, "sd35m": 8}
 
 
 def rows_of(selected: Selection) -> list[Row]:
