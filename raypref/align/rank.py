@@ -82,6 +82,8 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
     try:
         note("state", f"loading {job.base.model}")
         denoiser = load_denoiser(job.base, device=device)
+        if job.training.sharded and group.world > 1:
+            note("state", f"sharding all weights over {group.world} workers")
         history = train(
             denoiser,
             read_pairs(
