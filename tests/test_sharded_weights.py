@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -138,10 +140,23 @@ def rows_that_do_not_divide(rank: int) -> None:
 
 def half_precision(rank: int) -> None:
     """Vectors and sums of gradients are in float32, the forward in the precision of the base."""
-    from raypref.models.sharded_weights import ShardedWeights
+    from raypref.models import sharded_weights
+    from raypref.models.sharded_weights import ShardedWeights, fully_shard
 
     module, plain = (denoiser("sd35m").module.to(torch.bfloat16) for _ in range(2))
-    weights, one = ShardedWeights(module), OwnWeights(plain)
+    loaded = [weakref.ref(parameter) for parameter in module.parameters()]
+    precise: list[set[int]] = []  # those in float32 and whole, at every part that is sharded
+
+    def shard(part: nn.Module, **how: Any) -> Any:
+        alive = {id(own) for r in loaded if (own := r()) is not None and own.dtype == torch.float32}
+        precise.append(alive - {id(own) for own in part.parameters()})
+        return fully_shard(part, **how)
+
+    with patch.object(sharded_weights, "fully_shard", shard):
+        weights = ShardedWeights(module)
+    assert len(precise) > 2 and not any(precise)  # at most the part itself
+    assert not any(r() is not None for r in loaded)
+    one = OwnWeights(plain)
     vector, whole = nn.Parameter(weights.initial()), nn.Parameter(one.initial())
     assert vector.dtype == whole.dtype == torch.float32
     weights.use(vector)

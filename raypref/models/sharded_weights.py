@@ -47,7 +47,8 @@ class ShardedWeights:
         (loaded,) = dtypes
         # Shapes and memory formats, by which the whole vector is laid out.
         self.like = [torch.empty_like(own.data, device="meta") for own in named.values()]
-        device = next(iter(named.values())).device
+        device = next(module.parameters()).device
+        del named  # or all would be kept whole
         self.mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         _shard(module, loaded, self.mesh)
         self.parameters = [_sharded(parameter) for parameter in module.parameters()]

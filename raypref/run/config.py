@@ -123,7 +123,8 @@ class RunConfig(PairingConfig):
 
     @model_validator(mode="after")
     def _weights_can_be_sharded(self) -> RunConfig:
-        for name, training in plan.in_order(self.trainings, self.train).items():
+        """Refuse trainings whose workers cannot share the weights."""
+        for name, training in self.train.items():
             reason = why_unsharded(training, rank=self.lora.rank)
             if training.sharded and reason:
                 raise InputError(f"train.{name}.sharded=true: {reason}")
