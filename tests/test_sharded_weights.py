@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from training import denoiser, run, training
 
 from raypref.align import checkpoints
+from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.core.config import InputError, load
+from raypref.models import adapters
 from raypref.models.lora_config import LoraConfig
 from raypref.models.own_weights import OwnWeights
 from raypref.run.config import RunConfig
@@ -88,7 +90,11 @@ def two(rank: int, folder: Path) -> None:
     def train(case: str, name: str, killed_in: int = 0, **more: Any) -> None:
         family, stage = CASES[case]
         group = Gloo(rank, killed_in=killed_in)
-        history = run(stage, str(folder / name), family=family, lora=ALL, group=group, **more)
+        made = denoiser(family)
+        more |= {"lora": ALL, "group": group, "network": made}
+        history = run(stage, str(folder / name), family=family, **more)
+        whole = sum(parameter.numel() for parameter in made.module.parameters())
+        assert 0.4 * whole < len(adapters.vector(made.module, LEARNER)) < 0.6 * whole
         if rank == 0:
             (folder / name / "history.json").write_text(json.dumps(history))
 
