@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from gpu_sections import counting
 from test_fuse import STRONG, card, image
 from test_generate import BASE, TINY, Generate, loaded, make_rows, plain_image, plain_pipeline
 from test_generate import images as drawn
@@ -22,11 +23,12 @@ from raypref.evaluate.generate import Adapter, GenerateConfig, other_loras
 from raypref.evaluate.samples import _steps
 from raypref.models import adapters, lora, network
 from raypref.models.backbone import load_denoiser
+from raypref.models.compiled import repeated_blocks
 from raypref.models.fuse import fuse
 from raypref.models.lora_config import LoraConfig
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import CARDS, SIZES, too_large
+from raypref.run.memory_plan import CARDS, SIZES, UNITS, too_large
 from raypref.run.outlook import outlook
 from raypref.run.pipeline import Run
 from raypref.sample.config import SamplingConfig
@@ -211,6 +213,38 @@ def test_memory_by_hand() -> None:
     assert second == pytest.approx(found + full, abs=0.1)
 
 
+def test_memory_of_shared_weights_by_hand() -> None:
+    """A part of six vectors and of the weights as loaded; what is gathered is whole."""
+    own = ['trainings=["stage2_alone"]', "lora.rank=0", "train.stage2_alone.micro_batch=1"]
+    words = [*own, "train.stage2_alone.gradient_checkpointing=true"]
+    sharded, size, units = "train.stage2_alone.sharded=true", SIZES["sdxl"], UNITS["sdxl"]
+    kept = 2 * 4 * 1.17 * size.recomputed  # two images of 1024x1024
+    for workers in (2, 4, 64):
+        number = f"train.stage2_alone.resources.workers={workers}"
+        batch = f"train.stage2_alone.batch={64 * 4}"
+        found = predicted("sdxl", *words, sharded, number, batch)["stage2_alone"]
+        part = size.trained * 1e9 / 2**30 / workers
+        # Weights and gradients in bfloat16, sums in float32; a block's weights with their buffer.
+        gathered = (units.outside * 8 + units.block * (2 * 4 + 2 + 2 * 4)) * 1e9 / 2**30
+        most = max(gathered + kept, 4 * part)  # AdamW's step makes a vector of its own
+        expected = max(part * (4 * 5 + 2) + most, size.trained * 2e9 / 2**30)  # as loaded
+        assert found == pytest.approx(expected + 1.5, abs=0.06), workers
+    # One worker shares with none.
+    assert predicted("sdxl", *words, sharded) == predicted("sdxl", *words)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd35m"])
+def test_what_is_gathered_is_counted(name: str) -> None:
+    module = counting.on_meta(name).module
+    blocks = [sum(p.numel() for p in own.parameters()) for own in repeated_blocks(module)]
+    outside = sum(p.numel() for p in module.parameters()) - sum(blocks)
+    units = UNITS[name]
+    assert units.block == pytest.approx(max(blocks) / 1e9, abs=6e-5)
+    assert units.outside == pytest.approx(outside / 1e9, abs=6e-5)
+    tables = sum(buffer.numel() for buffer in module.buffers())
+    assert units.table == pytest.approx(tables / 1e9, abs=6e-5)
+
+
 def test_the_document_has_the_predictions() -> None:
     document = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
     section = document.split("## All weights")[1].split("## What is refused")[0]
@@ -220,3 +254,26 @@ def test_the_document_has_the_predictions() -> None:
         words = ["lora.rank=0", f'trainings=["{name}"]', *own]
         figures = [f"{predicted(preset, *words)[name]:.1f}" for preset in ("sd15", "sdxl")]
         assert [cell.strip() for cell in row.split("|")[2:4]] == figures
+    sharded = [
+        line.split("|")[1:6] for line in section.splitlines() if line[:3].strip("| ").isdigit()
+    ]
+    assert [int(row[0]) for row in sharded] == [1, 2, 4, 8]
+    for workers, *cells in sharded:
+        figures = []
+        for name in ("stage2_alone", "stage2"):
+            own = f"train.{name}."
+            words = [
+                f"{own}micro_batch=4",
+                f"{own}gradient_checkpointing=true",
+                f"{own}sharded=true",
+            ]
+            words += [f"{own}resources.workers={workers.strip()}", f'trainings=["{name}"]']
+            for preset in ("sd15", "sdxl"):
+                figures.append(f"{predicted(preset, 'lora.rank=0', *words)[name]:.1f}")
+        assert [cell.strip() for cell in cells] == figures
+    for name in ("stage2_alone", "stage2"):
+        own = f"train.{name}."
+        words = [f"{own}micro_batch=1", f"{own}gradient_checkpointing=true", f"{own}sharded=true"]
+        words += [f"{own}resources.workers=4", f'trainings=["{name}"]', "lora.rank=0"]
+        found = predicted("sdxl", *words)[name]
+        assert f"{found:.1f} GiB" in section and not too_large({name: found}, card=CARDS[24])

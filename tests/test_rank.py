@@ -15,7 +15,7 @@ from raypref.align import rank
 from raypref.align.job import TrainingJob
 from raypref.align.pair_data import PairData
 from raypref.align.watch import DivergedError
-from raypref.core.config import InputError
+from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError
 from raypref.core.ledger import Ledger
 from raypref.rewards.pickscore import PickScoreConfig
@@ -134,3 +134,23 @@ def test_a_refusal_reaches_the_driver_from_any_rank(
         assert rank._train(job, desk, group, torch.device("cpu")) is False
     told = [(type(value), str(value)) for kind, value in desk.told if kind == "refused"]
     assert told == ([refused] if refused else [])
+
+
+@pytest.mark.parametrize(("lora", "told"), [(0, True), (4, False)])
+def test_without_memory_weights_can_be_shared(lora: int, told: bool, tmp_path: Path) -> None:
+    job = TrainingJob(
+        name="mine",
+        draws="mine",
+        base=BASE,
+        lora=LORA.model_copy(update={"rank": lora}),
+        training=training("dpo", micro_batch=1, batch=4, resources=Resources(workers=2)),
+        cache=Ledger(str(tmp_path), {}),
+        pairs=None,
+        folder=str(tmp_path),
+        start=None,
+        seed=0,
+        shared="mine.safetensors",
+    )
+    assert ("train.mine.sharded=true" in rank._advice(job)) is told
+    sharded = job.training.model_copy(update={"sharded": True})
+    assert "sharded" not in rank._advice(replace(job, training=sharded))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyarrow import fs as pafs
-from safetensors.torch import load
 from torch import Tensor
 
-from raypref.core.ledger import filesystem, join, read_bytes
-from raypref.models.tensor_files import write_tensors
+from raypref.core.ledger import filesystem, join
+from raypref.models.tensor_files import read_tensors, write_tensors
 
 KEEP = 2
 
@@ -27,9 +26,9 @@ def latest(folder: str) -> tuple[int, dict[str, Tensor]] | None:
     name = newest(folder)
     if name is None:
         return None
-    data = read_bytes(join(folder, name))
-    assert data is not None
-    return int(name.removeprefix("step-").removesuffix(".safetensors")), load(data)
+    found = read_tensors(join(folder, name))
+    assert found is not None
+    return int(name.removeprefix("step-").removesuffix(".safetensors")), found
 
 
 def clear(folder: str) -> None:

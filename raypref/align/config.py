@@ -47,6 +47,8 @@ class TrainingConfig(Section):
     against: ClassVar[str] = "ref"
     # Whether the loss reads the policy's residual beside that of `against`.
     reads_policy: ClassVar[bool] = False
+    # Whether all workers call the network equally often, so that they can share its weights.
+    shares_weights: ClassVar[bool] = True
     # Whether a sample's loss depends on all images of its prompt (`online_config.py`).
     whole_groups: ClassVar[bool] = False
 
@@ -163,6 +165,12 @@ class TrainingConfig(Section):
         "steps between two LoRAs kept for the page's samples; 0: none",
         affects_result=False,
         ge=0,
+    )
+    sharded: bool = setting(
+        False,
+        "with lora.rank=0, each worker holds a part of all weights, gradients and AdamW's state "
+        "(FSDP2): less memory, more communication; moves results by rounding only",
+        affects_result=False,
     )
     min_workers: int = setting(
         0,

@@ -3,6 +3,8 @@
 Every rank takes the samples `rank, rank + world, ...` of the global batch and divides its loss by
 the size of the global batch, so one sum over the ranks is the gradient of the whole batch however
 it was split. That sum is one collective an optimizer step, over the gradient of one flat vector.
+Where the ranks share the weights (`sharded=true`), each has a part of that vector, and backward
+itself sums what it adds to the part's gradient.
 """
 
 from __future__ import annotations
@@ -120,7 +122,8 @@ def train(
         DivergedError: training cannot go on; the last good checkpoint is kept.
     """
     torch.use_deterministic_algorithms(training.deterministic)
-    state = prepare(denoiser, training, lora_config, seed=seed, start=start)
+    sharded = training.sharded and group.world > 1
+    state = prepare(denoiser, training, lora_config, seed=seed, start=start, sharded=sharded)
     restored = restore(denoiser.module, state, folder)
     _require_one_step(state, group, device=denoiser.device)
     if training.compile:
@@ -177,14 +180,15 @@ def train(
         sample = training.sample_every and state.step % training.sample_every == 0
         if checkpoint or sample:
             watch.read_all()  # on every rank, so that all stop before a bad state is written
-        if checkpoint and writes:
-            also = {} if rewarded is None else rewarded.state()
+        if checkpoint:
+            also = rewarded.state() if rewarded is not None and writes else {}
             tensors = tensors_of(denoiser.module, state, training, also)
-            checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
-        if sample and writes:
-            export_learner(denoiser, state, lora_config, folder=milestone(folder, state.step))
-    if writes:
-        export_learner(denoiser, state, lora_config, folder=folder)
+            if writes:
+                checkpoints.write(join(folder, "checkpoints"), state.step, tensors)
+        if sample:
+            place = milestone(folder, state.step)
+            export_learner(denoiser, state, lora_config, folder=place, writes=writes)
+    export_learner(denoiser, state, lora_config, folder=folder, writes=writes)
     return state.history
 
 
@@ -245,8 +249,8 @@ def _stepped(
     training: TrainingConfig, state: State, sums: dict[str, Tensor], group: Ranks
 ) -> Mapping[str, Tensor | float]:
     """Gradient and metrics summed over the ranks, and the step of the optimizer."""
-    _sum_over_ranks(state.learner, sums, group)
-    norm = nn.utils.clip_grad_norm_(state.learner, training.clip)
+    norm = _sum_over_ranks(state, sums, group)
+    nn.utils.clip_grads_with_norm_(state.learner, training.clip, norm)
     rate = training.learning_rate(state.step)
     state.optimizer.param_groups[0]["lr"] = rate
     state.optimizer.step()
@@ -318,13 +322,22 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _sum_over_ranks(learner: nn.Parameter, sums: dict[str, Tensor], group: Ranks) -> None:
-    """Sum gradient and metrics over the ranks, in one collective."""
-    gradient_P = learner.grad
+def _sum_over_ranks(state: State, sums: dict[str, Tensor], group: Ranks) -> Tensor:
+    """Sum gradient and metrics over the ranks, in one collective; returns the gradient's norm."""
+    gradient_P = state.learner.grad
     assert gradient_P is not None, "the adapter got no gradient"
     metrics = torch.stack(list(sums.values())).to(gradient_P)
-    if group.world > 1:
-        flat = torch.cat([gradient_P, metrics])
+    if state.sharded:  # the gradient of this rank's weights is the sum
+        squares = nn.utils.get_total_norm([gradient_P]).square()
+        flat = torch.cat([metrics, squares[None]])
         group.sum(flat)
-        learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
+        metrics, norm = flat[:-1], flat[-1].sqrt()
+    else:
+        if group.world > 1:
+            flat = torch.cat([gradient_P, metrics])
+            group.sum(flat)
+            state.learner.grad, metrics = flat.split([len(gradient_P), len(sums)])
+        assert state.learner.grad is not None
+        norm = nn.utils.get_total_norm([state.learner.grad])
     sums.update(zip(sums, metrics, strict=True))
+    return norm

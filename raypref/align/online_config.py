@@ -30,6 +30,8 @@ FIRST_STEPS = 10  # whose mean diversity later ones are compared with
 class RewardedConfig(TrainingConfig):
     """A training on rewards of images that its own model draws."""
 
+    shares_weights: ClassVar[bool] = False
+
     rewards: dict[str, float] = setting(
         {"pickscore": 1.0},
         "what images are scored by, with weights: {NAME = weight}; an image's reward is the "

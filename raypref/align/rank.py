@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from raypref.align.loop import train
 from raypref.align.pair_data import read_pairs
 from raypref.align.pooled_scores import PooledScores
 from raypref.align.rollout_config import RolloutConfig
+from raypref.align.sharding import why_unsharded
 from raypref.align.watch import DivergedError, StepMetrics
 from raypref.core.config import InputError, Resources
 from raypref.core.device import pick_device
@@ -64,6 +66,7 @@ def work(desk: Any, need: Resources) -> None:
         if not _train(cloudpickle.loads(job), desk, group, device):
             return
         number += 1
+        gc.collect()  # FSDP's hooks are cycles, which would hold the network while the next loads
 
 
 def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device) -> bool:
@@ -79,6 +82,8 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
     try:
         note("state", f"loading {job.base.model}")
         denoiser = load_denoiser(job.base, device=device)
+        if job.training.sharded and group.world > 1:
+            note("state", f"sharding all weights over {group.world} workers")
         history = train(
             denoiser,
             read_pairs(
@@ -143,6 +148,9 @@ def _advice(job: TrainingJob) -> str:
     fixes = [f"{key}.micro_batch={size // 2}"] if size > 1 else []
     if not training.gradient_checkpointing:
         fixes.append(f"{key}.gradient_checkpointing=true")
+    shares = training.resources.workers > 1 and not why_unsharded(training, rank=job.lora.rank)
+    if shares and not training.sharded:
+        fixes.append(f"{key}.sharded=true")
     if isinstance(training, RolloutConfig) and training.rollout_batch > 1:
         fixes.append(f"{key}.rollout_batch={training.rollout_batch // 2}")
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from raypref.align.config import TrainingConfig
 from raypref.core.config import setting
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 class RolloutConfig(TrainingConfig):
     """A training on samples of its own policy, a copy of the learner renewed now and then."""
+
+    shares_weights: ClassVar[bool] = False  # rollouts stop at steps of their own
 
     rollout_steps: int = setting(20, "solver steps of a whole trajectory", ge=1, le=1000)
     rollout_batch: int = setting(

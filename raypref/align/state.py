@@ -21,6 +21,7 @@ from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
 PORTION = 2**26  # values of a vector that are averaged at a time
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, each a vector
 ONLINE = "online."  # before the names of what a checkpoint holds of rollouts
 
 
@@ -31,9 +32,10 @@ class State:
     With rewards online there is more: what `online.Rollouts.state` gives.
     """
 
-    learner: nn.Parameter  # [P], all values of the adapter
+    learner: nn.Parameter  # [P], all values of the adapter, or what this rank has of them
     optimizer: torch.optim.AdamW
     ema: EMAModel | None
+    sharded: bool = False  # each rank has a part of every vector
     step: int = 0
     history: list[StepMetrics] = field(default_factory=list)
 
@@ -45,10 +47,17 @@ def prepare(
     *,
     seed: int,
     start: str | None,
+    sharded: bool,
 ) -> State:
-    """Attach the adapters and make the optimizer; arguments as those of `loop.train`."""
+    """Attach the adapters and make the optimizer.
+
+    Args:
+        sharded: whether the ranks share all weights of the network.
+        denoiser, training, config, seed, start: as those of `loop.train`.
+    """
     module = denoiser.module
-    adapters.attach(module, config, names=(LEARNER, REFERENCE, POLICY), seed=seed)
+    names = (LEARNER, REFERENCE, POLICY)
+    adapters.attach(module, config, names=names, seed=seed, sharded=sharded)
     if start is not None:
         if config.rank:
             lora.load_weights(
@@ -66,7 +75,7 @@ def prepare(
         [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
     ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
-    return State(learner, optimizer, ema)
+    return State(learner, optimizer, ema, sharded)
 
 
 def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> None:
@@ -94,16 +103,22 @@ def average(ema: EMAModel, learner: nn.Parameter, *, step: int, every: int) -> N
 def tensors_of(
     module: nn.Module, state: State, training: TrainingConfig, also: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The state as named tensors, and others after them, named `online.NAME`."""
-    tensors: dict[str, Tensor] = {"learner": state.learner.data}
+    """The state as named tensors, and others after them, named `online.NAME`.
+
+    Every rank asks for it. Where the ranks share the weights, rank 0 gets whole vectors, the same
+    as those of a training that is not sharded: any number of workers resumes from them.
+    """
+    vectors: dict[str, Tensor] = {"learner": state.learner.data}
     if isinstance(training, RolloutConfig):
-        tensors["policy"] = adapters.vector(module, POLICY).data
+        vectors["policy"] = adapters.vector(module, POLICY).data
     if training.reference == "ema":
-        tensors["reference"] = adapters.vector(module, REFERENCE).data
-    for key, value in state.optimizer.state[state.learner].items():
-        tensors[f"adamw.{key}"] = value
+        vectors["reference"] = adapters.vector(module, REFERENCE).data
+    adam = state.optimizer.state[state.learner]
+    vectors |= {f"adamw.{key}": adam[key] for key in MOMENTS}
     if state.ema is not None:
-        (tensors["ema"],) = state.ema.shadow_params
+        (vectors["ema"],) = state.ema.shadow_params
+    tensors = {name: adapters.whole(module, vector) for name, vector in vectors.items()}
+    tensors["adamw.step"] = adam["step"]
     for key in dict.fromkeys(key for metrics in state.history for key in metrics):
         # A metric that was asked for, or given up, at a resume is not known of every step.
         values = [metrics.get(key, math.nan) for metrics in state.history]
@@ -117,22 +132,27 @@ def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
     if found is None or "learner" not in found[1]:
         return {}  # 0.1.0's development wrote a tensor per layer: such a training begins anew
     state.step, tensors = found
-    adapters.fill(module, LEARNER, tensors["learner"])
-    if "policy" in tensors:  # else nothing samples from it
-        adapters.fill(module, POLICY, tensors["policy"])
-    if "reference" in tensors:  # else it is frozen, and as it was at the start
-        adapters.fill(module, REFERENCE, tensors["reference"])
     device = state.learner.device
+
+    def vector(name: str) -> Tensor:
+        return adapters.own(module, tensors[name]).to(device, copy=True)  # not the mapped file's
+
+    adapters.fill(module, LEARNER, adapters.own(module, tensors["learner"]))
+    if "policy" in tensors:  # else nothing samples from it
+        adapters.fill(module, POLICY, adapters.own(module, tensors["policy"]))
+    if "reference" in tensors:  # else it is frozen, and as it was at the start
+        adapters.fill(module, REFERENCE, adapters.own(module, tensors["reference"]))
     state.optimizer.state[state.learner] = {
-        "step": tensors["adamw.step"],
-        **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
+        "step": tensors["adamw.step"].clone(),
+        **{key: vector(f"adamw.{key}") for key in MOMENTS},
     }
     if state.ema is not None:
-        state.ema.shadow_params = [tensors["ema"].to(device)]
+        state.ema.shadow_params = [vector("ema")]
     columns = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history")}
     names, rows = list(columns), zip(*(v.tolist() for v in columns.values()), strict=True)
     state.history = [dict(zip(names, row, strict=True)) for row in rows]
-    return {k.removeprefix(ONLINE): v for k, v in tensors.items() if k.startswith(ONLINE)}
+    also = {k.removeprefix(ONLINE): v for k, v in tensors.items() if k.startswith(ONLINE)}
+    return {name: value.clone() for name, value in also.items()}
 
 
 def milestone(folder: str, step: int) -> str:
@@ -140,9 +160,17 @@ def milestone(folder: str, step: int) -> str:
     return join(folder, "milestones", f"step-{step:08d}")
 
 
-def export_learner(denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str) -> None:
-    """Write what is trained: the moving average where one is kept (as the released code does)."""
+def export_learner(
+    denoiser: Denoiser, state: State, config: LoraConfig, *, folder: str, writes: bool
+) -> None:
+    """Write what is trained: the moving average where one is kept (as the released code does).
+
+    Every rank calls it, and one of them writes.
+    """
     learner = state.learner if state.ema is None else state.ema.shadow_params[0]
+    learner = adapters.whole(denoiser.module, learner)
+    if not writes:
+        return
     values = adapters.state_of(denoiser.module, learner)
     if config.rank:
         lora.save(values, config, folder=folder, component=denoiser.component)

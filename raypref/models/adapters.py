@@ -1,15 +1,16 @@
 """Variants of a network in training: each one flat vector, one of them in use at a time.
 
 A vector holds the LoRA layers' values (`lora_layers.py`), or with rank 0 all weights of the network
-(`own_weights.py`). Learner, reference and policy are vectors, so the network exists once, and
-optimizer, moving average, clipping and the sum over the ranks each handle one vector. A network of
-bfloat16 weights computes in bfloat16, from vectors kept in float32.
+(`own_weights.py`), or one rank's part of them (`sharded_weights.py`). Learner, reference and policy
+are vectors, so the network exists once, and optimizer, moving average, clipping and the sum over
+the ranks each handle one vector. A network of bfloat16 weights computes in bfloat16, from vectors
+kept in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from raypref.models.lora_config import LoraConfig
 from raypref.models.lora_layers import LoraLayers
 from raypref.models.own_weights import OwnWeights
+
+if TYPE_CHECKING:
+    from raypref.models.sharded_weights import ShardedWeights
 
 
 class _Weights(Protocol):
@@ -29,7 +33,7 @@ class _Weights(Protocol):
         """The vector with which the network computes what it did before, [P]."""
 
     def split(self, vector_P: Tensor) -> list[Tensor]:
-        """Its parts as views, one per key."""
+        """Its parts as views, one per key; where ranks share it, those of a whole vector."""
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The vector of such parts."""
@@ -47,10 +51,14 @@ class _Slot:
     Args:
         weights: what their vectors stand for.
         names: of the adapters.
+        sharded: the weights once more, where each rank has a part of them.
     """
 
-    def __init__(self, weights: _Weights, names: Sequence[str]) -> None:
+    def __init__(
+        self, weights: _Weights, names: Sequence[str], sharded: ShardedWeights | None = None
+    ) -> None:
         self.weights = weights
+        self.sharded = sharded
         self.vectors: dict[str, nn.Parameter] = {}  # made when first asked for
         self.silent = {*names}  # those as they were attached: they change nothing
         self.names = {*names}
@@ -68,7 +76,14 @@ class _Slot:
 _slots: WeakKeyDictionary[nn.Module, _Slot] = WeakKeyDictionary()
 
 
-def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], seed: int) -> None:
+def attach(
+    module: nn.Module,
+    config: LoraConfig,
+    *,
+    names: tuple[str, ...],
+    seed: int,
+    sharded: bool = False,
+) -> None:
     """Add equal adapters to a module, which computes what it did before.
 
     Args:
@@ -76,9 +91,17 @@ def attach(module: nn.Module, config: LoraConfig, *, names: tuple[str, ...], see
         config: shape of the LoRA; with rank 0 an adapter is all weights of the module.
         names: adapter names; all hold the same values. The first is in use.
         seed: seed of a LoRA's initial values.
+        sharded: with rank 0, each rank of the default process group has a part of every adapter.
     """
-    weights = LoraLayers(module, config, seed=seed) if config.rank else OwnWeights(module)
-    _slots[module] = _Slot(weights, names)
+    if sharded:
+        from raypref.models.sharded_weights import ShardedWeights
+
+        assert not config.rank, "a LoRA is small: it is not sharded"
+        parts = ShardedWeights(module)
+        _slots[module] = _Slot(parts, names, parts)
+    else:
+        weights = LoraLayers(module, config, seed=seed) if config.rank else OwnWeights(module)
+        _slots[module] = _Slot(weights, names)
     activate(module, names[0])
 
 
@@ -98,7 +121,10 @@ def activate(module: nn.Module, name: str, *, train: bool = False) -> None:
 
 
 def vector(module: nn.Module, name: str) -> nn.Parameter:
-    """All values of an adapter, [P], float32 or better; written to only where it is trained."""
+    """All values of an adapter, [P], float32 or better; written to only where it is trained.
+
+    Sharded, those that this rank has.
+    """
     return _slots[module].vector(name)
 
 
@@ -106,6 +132,21 @@ def matrices(module: nn.Module, name: str) -> list[Tensor]:
     """An adapter's A and B, layer by layer, or its weights: views of its vector, to be read."""
     slot = _slots[module]
     return slot.weights.split(slot.vector(name).detach())
+
+
+def whole(module: nn.Module, vector_P: Tensor) -> Tensor:
+    """A vector with what other ranks have of it, where it is sharded; all have to ask for it.
+
+    Then it is on the host, and on rank 0 alone.
+    """
+    sharded = _slots[module].sharded
+    return vector_P if sharded is None else sharded.whole(vector_P)
+
+
+def own(module: nn.Module, vector_P: Tensor) -> Tensor:
+    """What this rank has of a whole vector."""
+    sharded = _slots[module].sharded
+    return vector_P if sharded is None else sharded.own(vector_P)
 
 
 def update_norm(module: nn.Module, name: str) -> Tensor:
@@ -147,7 +188,7 @@ def state(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def state_of(module: nn.Module, vector_P: Tensor) -> dict[str, Tensor]:
-    """The same of a vector that is no adapter's, as of a moving average."""
+    """The same of a whole vector that is no adapter's, as of a moving average."""
     weights = _slots[module].weights
     return dict(zip(weights.keys, weights.split(vector_P.detach()), strict=True))
 

@@ -35,13 +35,23 @@ def compile_blocks(
     """
     import torch
 
+    blocks = repeated_blocks(network, kinds=kinds)
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options.setdefault("recompile_limit", GRAPHS)
     else:  # torch before 2.13
         torch._dynamo.config.recompile_limit = GRAPHS
-    if kinds is None:
-        kinds = {*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ())}
-    blocks = [part for part in network.modules() if type(part).__name__ in kinds]
     for part in blocks or [network]:
         part.compile(**options)
     return len(blocks)
+
+
+def repeated_blocks(network: nn.Module, *, kinds: Collection[str] | None = None) -> list[nn.Module]:
+    """A network's repeated blocks, none within another.
+
+    Args:
+        network: a UNet or transformer of diffusers.
+        kinds: as in `compile_blocks`.
+    """
+    if kinds is None:
+        kinds = {*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ())}
+    return [part for part in network.modules() if type(part).__name__ in kinds]

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyarrow import fs as pafs
-
 from raypref.core.config import InputError
-from raypref.core.ledger import filesystem, join, read_bytes, write_bytes
+from raypref.core.ledger import filesystem, join, write_bytes
 from raypref.models.hub import from_pretrained, model_folder, read_json
-from raypref.models.tensor_files import write_tensors
+from raypref.models.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,8 +100,12 @@ def write_network(
         folder: local or URI; `config.json` comes last in its `component`.
         component: the pipeline's name for it, `unet` or `transformer`.
     """
+    from torch.distributed.fsdp import FSDPModule
+
     config = json.loads(module.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)  # where the base was
+    kinds = type(module).__mro__  # sharded, with FSDP's before that of diffusers
+    config["_class_name"] = next(k.__name__ for k in kinds if not issubclass(k, FSDPModule))
     tensors = {**module.state_dict(), **values}
     write_tensors(join(folder, component, WEIGHTS), tensors)
     text = json.dumps(config, indent=2, sort_keys=True)
@@ -129,15 +131,8 @@ def read_network(places: Mapping[str, Tensor], folder: str, *, component: str) -
     Raises:
         InputError: there are none, or they are another network's.
     """
-    from safetensors.torch import load, load_file
-
     path = join(folder, component, WEIGHTS)
-    fs, inside = filesystem(path)
-    if isinstance(fs, pafs.LocalFileSystem):  # mapped, not copied
-        found = load_file(inside) if Path(inside).is_file() else None
-    else:
-        data = read_bytes(path)
-        found = None if data is None else load(data)
+    found = read_tensors(path)
     if found is None:
         raise InputError(f"no weights of a {component} at {path}")
     shapes = {name: tuple(value.shape) for name, value in found.items()}

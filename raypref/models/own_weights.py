@@ -25,7 +25,6 @@ class OwnWeights:
         self.keys = tuple(named)
         self.parameters = [*named.values()]
         self.base = [parameter.data for parameter in self.parameters]  # as loaded
-        self.sizes = [-(-own.numel() // ALIGNED) * ALIGNED for own in self.base]
         # Of the vector that is trained. The hooks know this list alone: a cycle with the
         # parameters would keep a network that is done with in memory.
         self.gradients: list[Tensor] = []
@@ -40,17 +39,13 @@ class OwnWeights:
 
     def split(self, vector_P: Tensor) -> list[Tensor]:
         """The parameters as views, each in the memory format of the network's own."""
-        pieces = vector_P.split(self.sizes)
-        return [
-            piece.as_strided(own.shape, _strides(own), piece.storage_offset())
-            for piece, own in zip(pieces, self.base, strict=True)
-        ]
+        return parameters_in(vector_P, self.base)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The vector that `split` would split into these, in float32 or better."""
         first = self.base[0]
         precise = torch.promote_types(first.dtype, torch.float32)
-        vector_P = torch.zeros(sum(self.sizes), dtype=precise, device=first.device)
+        vector_P = torch.zeros(vector_length(self.base), dtype=precise, device=first.device)
         for view, part in zip(self.split(vector_P), parts, strict=True):
             view.copy_(part)
         return vector_P
@@ -77,6 +72,28 @@ class OwnWeights:
         """Frobenius norm of a vector's difference from the weights that were loaded."""
         pairs = zip(self.split(vector_P), self.base, strict=True)
         return torch.stack([(view - own).square().sum() for view, own in pairs]).sum().sqrt()
+
+
+def vector_length(like: Sequence[Tensor]) -> int:
+    """P, how long the vector of these parameters is."""
+    return sum(_sizes(like))
+
+
+def parameters_in(vector_P: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters in a vector, as views.
+
+    Args:
+        vector_P: one after another.
+        like: tensors of the parameters' shapes and memory formats; their values are not read.
+    """
+    return [
+        piece.as_strided(own.shape, _strides(own), piece.storage_offset())
+        for piece, own in zip(vector_P.split(_sizes(like)), like, strict=True)
+    ]
+
+
+def _sizes(like: Sequence[Tensor]) -> list[int]:
+    return [-(-own.numel() // ALIGNED) * ALIGNED for own in like]
 
 
 def _strides(own: Tensor) -> tuple[int, ...]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raypref.core.ledger import write_chunks
+from pyarrow import fs as pafs
+
+from raypref.core.ledger import filesystem, read_bytes, write_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,23 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
     text += b" " * (-len(text) % 8)
     begun = len(text).to_bytes(8, "little") + text
     write_chunks(path, len(begun) + end, _chunks(begun, [tensor for _, tensor in ordered]))
+
+
+def read_tensors(path: str) -> dict[str, Tensor] | None:
+    """The tensors of a safetensors file by name, on the host; None where there is no such file.
+
+    A local file is mapped, not copied: processes that read the same one share it.
+
+    Args:
+        path: local or URI.
+    """
+    from safetensors.torch import load, load_file
+
+    fs, inside = filesystem(path)
+    if isinstance(fs, pafs.LocalFileSystem):
+        return load_file(inside) if Path(inside).is_file() else None
+    data = read_bytes(path)
+    return None if data is None else load(data)
 
 
 def _chunks(begun: bytes, tensors: list[Tensor]) -> Iterator[Any]:

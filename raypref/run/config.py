@@ -11,6 +11,7 @@ from raypref.align import plan
 from raypref.align.cache_config import CacheConfig
 from raypref.align.online_config import RewardedConfig
 from raypref.align.reward_groups import RewardGroup, reward_groups
+from raypref.align.sharding import why_unsharded
 from raypref.core.config import InputError, setting
 from raypref.core.tracking import TrackingConfig
 from raypref.engine.stream import StreamConfig
@@ -118,6 +119,15 @@ class RunConfig(PairingConfig):
                 f"{key}={ref!r}: with lora.rank=0 a training starts from base or from another "
                 "training; a network from elsewhere goes into base.network, a LoRA needs lora.rank"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_sharded(self) -> RunConfig:
+        """Refuse trainings whose workers cannot share the weights."""
+        for name, training in self.train.items():
+            reason = why_unsharded(training, rank=self.lora.rank)
+            if training.sharded and reason:
+                raise InputError(f"train.{name}.sharded=true: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -77,6 +77,28 @@ SIZES = {
     # what every convolution read until the image is done.
     "qwen_image": Size(20.4304, 8.2922, 0.1269, 0.002949, 9.39, 0.68, 0.20, 0.70, 0.95),
 }
+
+
+class Units(NamedTuple):
+    """What is whole on a device of weights that workers share, 1e9 parameters."""
+
+    outside: float  # of all blocks: gathered for a whole pass
+    block: float  # the largest: the next one is gathered while one computes
+    table: float = 0.0  # never sharded
+
+
+UNITS = {
+    "sd15": Units(0.0794, 0.0492),
+    "sd15_inpaint": Units(0.0794, 0.0492),
+    "sd35m": Units(0.0195, 0.1015, table=0.2265),
+    "sdxl": Units(0.0542, 0.0492),
+    "sdxl_inpaint": Units(0.0542, 0.0492),
+    "flux": Units(0.0641, 0.3398),
+    "flux_fill": Units(0.0651, 0.3398),
+    "z_image": Units(0.0119, 0.1809),
+    "flux2_klein": Units(0.1950, 0.2454),
+    "qwen_image": Units(0.0405, 0.3398),
+}
 # What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
 # mirror image), and the values of a caption.
 # Tokens of a caption, unless `cache.t5_tokens` says others.
@@ -255,8 +277,12 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
         images = training.group * -(-training.pairs_per_step // max(1, training.resources.workers))
         at_once = min(training.images_at_once, images)
     most = max(micro * learned * kept, max(at_once, micro * sides) * size.forward) * scale
+    whole = _weights(size.trained, c.base.dtype)
+    if training.sharded and training.resources.workers > 1:
+        held, between, gathered = _shared(c, size, training)
+        return max(whole, held + max(gathered + most, between))  # it is loaded whole
     held, between = _trained(c, size, training)
-    models = _weights(size.trained, c.base.dtype) + held
+    models = whole + held
     if isinstance(training, RewardedConfig):
         decoding = c.cache.vae_dtype or c.base.dtype
         models += _weights(size.autoencoder, decoding)
@@ -281,15 +307,43 @@ def _trained(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float,
         copies = COPIES + bool(training.ema_decay)
         return _weights(size.adapter * c.lora.rank * copies, precise), 0.0
     own = _weights(size.trained, precise)
-    copies = WHOLE_COPIES + bool(training.ema_decay) + isinstance(training, RolloutConfig)
-    # What was loaded is the reference of a training from the base.
-    copies += training.reference == "ema" or (
-        training.against == "ref" and training.reference == "start" and training.start != plan.BASE
-    )
     rounded = 0.0 if c.base.dtype == precise else _weights(size.trained, c.base.dtype)
     # AdamW makes a vector of its own, and so does the sum over workers.
     between = 1 + (training.resources.workers > 1)
-    return own * copies + rounded, own * between
+    return own * _vectors(training) + rounded, own * between
+
+
+def _shared(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float, float, float]:
+    """GiB of weights that workers share, and what is trained of them, on each of the workers.
+
+    Returns:
+        What is held: of each vector a part, and one more in float32 and one as loaded, from which
+        parameters are gathered; what the step adds for a while; and what a pass has gathered: of
+        what is outside of blocks and of two blocks the weights and gradients, and their sums.
+    """
+    precise: DType = "float64" if c.base.dtype == "float64" else "float32"
+    units, workers = UNITS.get(c.base.family, UNITS["sd15"]), training.resources.workers
+    sharded = size.trained - units.table
+    own = _weights(sharded, precise) / workers
+    held = own * (_vectors(training) + 1) + _weights(sharded, c.base.dtype) / workers
+    half, full = BYTES[c.base.dtype], BYTES[precise]
+    # A block's weights arrive in a buffer and are copied from it; gradients are summed in float32.
+    gathered = units.outside * (2 * half + full) + units.block * (5 * half + 2 * full)
+    return held + _weights(units.table, c.base.dtype), own, gathered * 1e9 / GIB
+
+
+def _vectors(training: TrainingConfig) -> int:
+    """How many vectors of all weights a training holds."""
+    copies = WHOLE_COPIES + bool(training.ema_decay) + isinstance(training, RolloutConfig)
+    # What was loaded is the reference of a training from the base.
+    return copies + (
+        training.reference == "ema"
+        or (
+            training.against == "ref"
+            and training.reference == "start"
+            and training.start != plan.BASE
+        )
+    )
 
 
 def _scores(c: RunConfig) -> list[tuple[str, Resources, float]]:
