@@ -17,16 +17,31 @@ from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
+from raypref.models.families.base import Denoiser
 from raypref.models.families.registry import family as of_name
 
 
-def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[StepMetrics], Plain]:
+def compare(
+    family: str,
+    stage: TrainingConfig,
+    folder: Path,
+    *,
+    network: Denoiser | None = None,
+    model: str = "",
+) -> tuple[list[StepMetrics], Plain]:
     """Train both ways; losses, gradients, weights of every step and the file are equal to 1e-6.
+
+    Args:
+        family: whose small network is trained.
+        stage: the settings.
+        folder: for our file.
+        network: ours, if not the family's.
+        model: folder of the plain one, if not the family's.
 
     Returns:
         The metrics of every step, and the plain training at its end.
     """
-    network, gradients, weights = denoiser(family), [], []
+    network, gradients, weights = network or denoiser(family), [], []
 
     def learner() -> list[torch.Tensor]:
         return adapters.matrices(network.module, LEARNER)
@@ -52,7 +67,7 @@ def compare(family: str, stage: TrainingConfig, folder: Path) -> tuple[list[Step
     if stage.objective in ENTRIES:
         rows = ENTRIES[stage.objective].rows(stage, rows)
     plain = Plain(
-        family_of(family, BASES[family].model),
+        family_of(family, model or BASES[family].model),
         rows.pairs,
         stage,
         targets=config.targets,

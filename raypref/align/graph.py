@@ -121,12 +121,15 @@ class Alignment:
         """The ledgers of the trainings."""
         ledgers: dict[str, Ledger] = {}
         starts = {ref: self.starts[name] for name, (ref, _) in self.weights.items()}
+        # What is encoded is the same, and all else of the base is in the cache's fingerprint.
+        stored = {"base.quantise": self.base.quantise} if self.base.quantise else {}
         for name, training in self.trainings.items():
             settings = {
                 "cache": self.cache.fingerprint,
                 f"train.{name}": training,
                 **self._trained_on(training),
                 "lora": self.lora,
+                **stored,
                 "seed": self.seed,
                 **{n: own.fingerprint for n, own in ledgers.items() if n == training.start},
                 **{n: own.fingerprint for n, own in starts.items() if n == training.start},
