@@ -10,12 +10,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import full
+import memory
 import numpy as np
 import plain_quantised
 import pytest
 import small
 import torch
-from diffusers import FluxPipeline, StableDiffusionPipeline
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    StableDiffusionPipeline,
+    ZImageTransformer2DModel,
+)
 from plain_comparison import compare
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +39,7 @@ from raypref.models.families.base import Denoiser
 from raypref.models.fuse import fuse
 from raypref.models.quantised import QuantisedLinear, quantise
 from raypref.run.config import RunConfig
+from raypref.run.memory_plan import SIZES, WIDEST, predicted_gib
 from raypref.run.pipeline import Run
 
 needs_library = pytest.mark.skipif(
@@ -319,3 +328,48 @@ def test_a_base_that_is_quantised_on_the_disk_is_refused(tmp_path: Path) -> None
         checks.check_base(base)
     with pytest.raises(InputError, match=r"base.model='.*flux.gguf': weights in GGUF files"):
         load(RunConfig, "flux", [*GIVEN, "base.model=city96/FLUX.1-dev-gguf/flux.gguf"])
+
+
+# ------------------------------------------------------------------ memory
+
+
+def published() -> dict[str, nn.Module]:
+    """Networks of the published sizes, without weights."""
+    with torch.device("meta"):
+        return {
+            "sd15": full.networks("sd15", "full")["unet"],
+            "sd35m": full.networks("sd35m", "full")["transformer"],
+            "flux": FluxTransformer2DModel(in_channels=64, guidance_embeds=True),
+            "flux_fill": FluxTransformer2DModel(
+                in_channels=384, out_channels=64, guidance_embeds=True
+            ),
+            "z_image": ZImageTransformer2DModel(),
+            "qwen_image": QwenImageTransformer2DModel(),
+        }
+
+
+def test_the_weights_of_linear_layers_at_full_size() -> None:
+    for name, network in published().items():
+        each = [part.weight.numel() for part in network.modules() if isinstance(part, nn.Linear)]
+        assert SIZES[name].linear == pytest.approx(sum(each) / 1e9, rel=1e-3), name
+        assert max(each) / 1e9 < WIDEST
+
+
+def test_memory_by_hand() -> None:
+    """FLUX.1's 11.8983e9 weights in bytes of int8, or half of one and 4 of a scale per 64."""
+    more = ["trainings=stage2", *memory.SMALL[2:4]]
+
+    def gib(kind: str) -> dict[str, float]:
+        return predicted_gib(load(RunConfig, "flux", [*memory.GIVEN, *more, *kind.split()]))
+
+    rest = (11.9014 - 11.8983 + 0.085) * 2e9 / 2**30  # in bfloat16: norms, one layer dequantised
+    adapter = 16 * 0.001634e9 * 4 * 6 / 2**30
+    work = 2 * SIZES["flux"].recomputed
+    for kind, each in (("int8", 1), ("nf4", 0.5625)):
+        expected = 11.8983e9 * each / 2**30 + rest + work + 1.5
+        rank = load(RunConfig, "flux", [*GIVEN]).lora.rank
+        found = gib(f"base.quantise={kind}")
+        assert found["stage2"] == pytest.approx(expected + adapter * rank / 16, abs=0.06)
+        saved = gib("")["images"] - found["images"]
+        assert saved == pytest.approx(11.8983e9 * (2 - each) / 2**30 - 0.16, abs=0.11)
+        assert found["cache"] == gib("")["cache"]

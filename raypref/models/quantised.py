@@ -144,7 +144,8 @@ def _outputs(codes: Tensor, width: int) -> int:
 def _dequantised(codes: Tensor, scales: Tensor, *, width: int, dtype: torch.dtype) -> Tensor:
     """The weight that codes and scales stand for, [out, width]."""
     if codes.dtype == torch.int8:
-        return (codes * scales).to(dtype)
+        weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        return torch.mul(codes, scales, out=weight)  # rounded once, without a copy in float32
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     # Float64 has no kernel: on a CPU the memory would be left as it was found. Blocks run on from
@@ -152,5 +153,5 @@ def _dequantised(codes: Tensor, scales: Tensor, *, width: int, dtype: torch.dtyp
     known, outputs = torch.float32 if dtype == torch.float64 else dtype, _outputs(codes, width)
     row = torch.Size([outputs * width])
     state = QuantState(scales, row, dtype=known, blocksize=BLOCK, quant_type="nf4")
-    weight: Tensor = dequantize_4bit(codes, state)
-    return weight.view(outputs, width).to(dtype)
+    values: Tensor = dequantize_4bit(codes, state)
+    return values.view(outputs, width).to(dtype)
