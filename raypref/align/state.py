@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from raypref.align import checkpoints
+from raypref.align.adamw8bit import AdamW8bit
 from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.align.rollout_config import RolloutConfig
@@ -32,7 +33,7 @@ class State:
     """
 
     learner: nn.Parameter  # [P], all values of the adapter
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     ema: EMAModel | None
     step: int = 0
     history: list[StepMetrics] = field(default_factory=list)
@@ -62,7 +63,8 @@ def prepare(
     if training.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
     learner = adapters.vector(module, LEARNER)
-    optimizer = torch.optim.AdamW(
+    kind = AdamW8bit if training.optimizer == "adamw8bit" else torch.optim.AdamW
+    optimizer = kind(
         [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
     ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
@@ -124,8 +126,9 @@ def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
         adapters.fill(module, REFERENCE, tensors["reference"])
     device = state.learner.device
     state.optimizer.state[state.learner] = {
-        "step": tensors["adamw.step"],
-        **{key: tensors[f"adamw.{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")},
+        key.removeprefix("adamw."): value if key == "adamw.step" else value.to(device)
+        for key, value in tensors.items()
+        if key.startswith("adamw.")
     }
     if state.ema is not None:
         state.ema.shadow_params = [tensors["ema"].to(device)]

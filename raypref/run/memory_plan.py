@@ -41,8 +41,10 @@ UNETS = ("sd15", "sd15_inpaint", "sdxl")
 # What backward keeps with all weights trained, by what it keeps for a LoRA; counted for SD-1.5 and
 # SD-3.5-M.
 KEPT_BY_UNETS, KEPT_BY_TRANSFORMERS = 1.17, 1.57
-WHOLE_COPIES = 4  # of all weights: learner, gradient, two moments of Adam
-COPIES = 6  # of an adapter: learner, reference, policy, gradient, two moments of Adam; plus the EMA
+WHOLE_COPIES = 2  # of all weights: learner, gradient
+COPIES = 4  # of an adapter: learner, reference, policy, gradient; plus the EMA
+# Both of the optimizer, in copies; in 8 bits with 4 bytes of a scale per 256 values.
+MOMENTS = {"adamw": 2.0, "adamw8bit": 2 * (1 + 4 / 256) / 4}
 
 
 class Size(NamedTuple):
@@ -284,17 +286,18 @@ def _trained(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float,
     """
     precise: DType = "float64" if c.base.dtype == "float64" else "float32"
     if c.lora.rank:
-        copies = COPIES + bool(training.ema_decay)
+        copies = COPIES + MOMENTS[training.optimizer] + bool(training.ema_decay)
         return _weights(size.adapter * c.lora.rank * copies, precise), 0.0
     own = _weights(size.trained, precise)
-    copies = WHOLE_COPIES + bool(training.ema_decay) + isinstance(training, RolloutConfig)
+    copies = WHOLE_COPIES + MOMENTS[training.optimizer] + bool(training.ema_decay)
+    copies += isinstance(training, RolloutConfig)
     # What was loaded is the reference of a training from the base.
     copies += training.reference == "ema" or (
         training.against == "ref" and training.reference == "start" and training.start != plan.BASE
     )
     rounded = 0.0 if c.base.dtype == precise else _weights(size.trained, c.base.dtype)
-    # AdamW makes a vector of its own, and so does the sum over workers.
-    between = 1 + (training.resources.workers > 1)
+    # AdamW makes a vector of its own, but not in 8 bits; and so does the sum over workers.
+    between = (training.optimizer == "adamw") + (training.resources.workers > 1)
     return own * copies + rounded, own * between
 
 
