@@ -183,10 +183,12 @@ class Alignment:
                 "images of a pair, so they are mirrored together; set it to pair"
             )
         if training.optimizer == "adamw8bit":
-            own = f"{key}.optimizer=adamw8bit"
-            require_library("bitsandbytes", setting=own, extra="quantised")
+            asked = f"{key}.optimizer=adamw8bit"
+            require_library("bitsandbytes", setting=asked, extra="quantised")
             if self.base.dtype == "float64":
-                raise InputError(f"{own}: it works in float32; set base.dtype to it, or take adamw")
+                raise InputError(
+                    f"{asked}: it works in float32; set base.dtype to it, or take adamw"
+                )
         rewarded = isinstance(training, RewardedConfig)
         if rewarded and self.base.family in INPAINTING:
             raise InputError(
