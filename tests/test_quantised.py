@@ -40,6 +40,7 @@ from raypref.models.fuse import fuse
 from raypref.models.quantised import QuantisedLinear, quantise
 from raypref.run.config import RunConfig
 from raypref.run.memory_plan import SIZES, WIDEST, predicted_gib
+from raypref.run.outlook import outlook
 from raypref.run.pipeline import Run
 
 needs_library = pytest.mark.skipif(
@@ -275,13 +276,14 @@ def test_the_merged_pipeline_is_of_the_base_as_it_was_published(tmp_path: Path) 
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
 
 
-def test_only_what_depends_on_the_network_is_made_anew() -> None:
+def test_only_what_depends_on_the_network_is_made_anew(tmp_path: Path) -> None:
     def made(*more: str) -> Run:
-        return Run(load(RunConfig, "tiny", more))
+        return Run(load(RunConfig, "tiny", [f"storage={tmp_path}", *more]))
 
     plain, own = made(), made("base.quantise=int8")
     assert "base.quantise" not in results_of({"": plain.config})
     assert plain.cache.fingerprint == own.cache.fingerprint
+    assert any("linear layers in int8" in line for line in outlook(own, estimate=lambda *_: None))
     names = plain.trained
     assert all(plain.trained[n].fingerprint != own.trained[n].fingerprint for n in names)
 
