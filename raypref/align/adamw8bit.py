@@ -54,6 +54,7 @@ class AdamW8bit(torch.optim.Optimizer):
         if not state:
             state.update(_fresh(vector_P))
         state["step"] += 1
+        beta1, beta2 = group["betas"]
         signed, unsigned = self._values(vector_P.device)
         for first in range(0, len(vector_P), PORTION):
             part = slice(first, first + PORTION)
@@ -64,7 +65,8 @@ class AdamW8bit(torch.optim.Optimizer):
                 vector_P.data[part],
                 state["exp_avg"][part],
                 state["exp_avg_sq"][part],
-                *group["betas"],
+                beta1,
+                beta2,
                 0.0,  # beta3 and alpha, of other optimizers
                 0.0,
                 group["eps"],
