@@ -1,4 +1,4 @@
-"""The table of docs/gpu.md: predicted peak GiB per step, of presets and recipes on their cards.
+"""The tables of docs/gpu.md: predicted peak GiB per step, of presets and recipes on their cards.
 
 python benchmarks/memory.py
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raypref.core.config import load
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import CARDS, predicted_gib
+from raypref.run.memory_plan import CARDS, predicted_gib, too_large
 
 RECIPES = Path(__file__).parents[1] / "clusters" / "recipes"
 ON = {  # GB of the card that each names
@@ -35,6 +35,18 @@ GIVEN = (
     'metrics.rewards=["pickscore", "imagereward", "unifiedreward", "hpsv3", "deqa", "aesthetic", '
     '"hpsv2", "clipscore", "vqascore", "realism"]',
 )
+
+
+# One sample at a time: what a base in fewer bits is for.
+SMALL = (
+    *(
+        f"train.{name}.{given}"
+        for name in ("stage1", "stage2", "sft")
+        for given in ("micro_batch=1", "gradient_checkpointing=true")
+    ),
+    *("train.stage1.rollout_batch=4", "cache.resources.batch=1", "evaluate.resources.batch=1"),
+)
+QUANTISED = ("flux", "z_image", "qwen_image")
 
 
 def predictions() -> dict[str, dict[str, float]]:
@@ -68,5 +80,24 @@ def table() -> list[str]:
     ]
 
 
+def quantised_table() -> list[str]:
+    """The steps that hold the network of a preset, by how it is stored, with `SMALL`."""
+    steps = ("cache", "stage1", "stage2", "sft", "images")
+    rows = [
+        f"| preset, `base.quantise` | {' | '.join(steps)} | the steps of it that fit 24 GB |",
+        f"|---|{'---|' * (len(steps) + 1)}",
+    ]
+    for name in QUANTISED:
+        for kind in ("", "int8", "nf4"):
+            stored = [f"base.quantise={kind}"] if kind else []
+            gib = predicted_gib(load(RunConfig, name, [*GIVEN, *SMALL, *stored]))
+            large = too_large({step: gib[step] for step in steps}, card=CARDS[24])
+            fit = [step for step in steps if step not in large]
+            said = "all" if not large else ", ".join(fit) if fit else "none"
+            values = " | ".join(str(gib[step]) for step in steps)
+            rows.append(f"| {name}{f', {kind}' if kind else ''} | {values} | {said} |")
+    return rows
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join([*table(), "", *quantised_table()]))

@@ -20,6 +20,7 @@ from raypref.align.pair_data import PairData
 from raypref.align.residuals import LEARNER
 from raypref.align.watch import StepMetrics
 from raypref.models import adapters
+from raypref.models.families.base import Denoiser
 from raypref.models.families.registry import family as of_name
 
 
@@ -30,6 +31,8 @@ def compare(
     *,
     photos: Sequence[tuple[str, Image.Image]] = (),
     data: PairData | None = None,
+    network: Denoiser | None = None,
+    model: str = "",
 ) -> tuple[list[StepMetrics], Plain]:
     """Train both ways; losses, gradients, weights of every step and the file are equal to 1e-6.
 
@@ -39,11 +42,13 @@ def compare(
         folder: where ours goes.
         photos: ten captions and photographs; by default those of `photographs`.
         data: the same, encoded with their twins.
+        network: ours, if not the family's.
+        model: folder of the plain one, if not the family's.
 
     Returns:
         The metrics of every step, and the plain training at its end.
     """
-    network, gradients, weights = denoiser(family), [], []
+    network, gradients, weights = network or denoiser(family), [], []
 
     def learner() -> list[torch.Tensor]:
         return adapters.matrices(network.module, LEARNER)
@@ -70,7 +75,7 @@ def compare(
         rows = ENTRIES[stage.objective].rows(stage, rows)
     masks = [hole(number, photo.size) for number, (_, photo) in enumerate(photos)]
     plain = Plain(
-        family_of(family, BASES[family].model),
+        family_of(family, model or BASES[family].model),
         rows.pairs,
         stage,
         targets=config.targets,

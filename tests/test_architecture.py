@@ -52,6 +52,7 @@ ONLY_IN = {
     "mlflow": {"core.tracking_mlflow"},
     "tensorboardX": {"core.tracking_tensorboard"},
     "wandb": {"core.tracking_wandb"},
+    "bitsandbytes": {"models.quantised", "align.adamw8bit"},
 }
 # Packages whose members share a protocol: a function's name may repeat among them.
 PROTOCOLS = {"align.objectives", "models.families", "report", "rewards", "sources.layouts"}

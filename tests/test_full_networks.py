@@ -252,8 +252,12 @@ def test_the_document_has_the_predictions() -> None:
     for row, name in zip(rows, ("stage2_alone", "stage2", "stage1"), strict=True):
         own = [f"train.{name}.micro_batch=4", f"train.{name}.gradient_checkpointing=true"]
         words = ["lora.rank=0", f'trainings=["{name}"]', *own]
-        figures = [f"{predicted(preset, *words)[name]:.1f}" for preset in ("sd15", "sdxl")]
-        assert [cell.strip() for cell in row.split("|")[2:4]] == figures
+        figures = [
+            f"{predicted(preset, *words, f'train.{name}.optimizer={optimizer}')[name]:.1f}"
+            for optimizer in ("adamw", "adamw8bit")
+            for preset in ("sd15", "sdxl")
+        ]
+        assert [cell.strip() for cell in row.split("|")[2:6]] == figures
     sharded = [
         line.split("|")[1:6] for line in section.splitlines() if line[:3].strip("| ").isdigit()
     ]

@@ -137,6 +137,13 @@ def test_the_banner_stands_before_any_number():
     assert ">" not in card().split("## Use")[0].split("---\n", 2)[2]
 
 
+def test_it_tells_that_the_base_was_in_fewer_bits():
+    text = card(base=BackboneConfig(quantise="nf4"))
+    assert "`stable-diffusion-v1-5/stable-diffusion-v1-5` with its linear layers in nf4, by" in text
+    assert "the evaluation drew with it in nf4" in text
+    assert "nf4" not in card()
+
+
 def test_it_tells_the_funnel_the_settings_and_the_table():
     text = card()
     total = sum(COUNTS.values())

@@ -210,6 +210,7 @@ def test_what_a_pass_keeps_is_not_more_than_the_plan_says() -> None:
 def test_the_document_has_the_table() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     assert "\n".join(memory.table()) in text, "run benchmarks/memory.py"
+    assert "\n".join(memory.quantised_table()) in text, "run benchmarks/memory.py"
 
 
 def test_it_is_predicted_without_any_heavy_library() -> None:

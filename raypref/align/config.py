@@ -84,6 +84,12 @@ class TrainingConfig(Section):
     micro_batch: int = setting(
         8, "samples per worker that go through the network at once", affects_result=False, ge=1
     )
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        "adamw",
+        "adamw8bit: AdamW with both moments in 8 bits, by bitsandbytes: a quarter of their memory, "
+        "another result by rounding",
+        later=True,
+    )
     lr: float = setting(1e-4, "learning rate of AdamW", gt=0)
     warmup_steps: int = setting(0, "steps of linear warm-up from 0", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(

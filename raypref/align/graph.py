@@ -14,6 +14,7 @@ from raypref.align.reward_groups import check_actors
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import InputError, results_of
 from raypref.core.device import OtherDType
+from raypref.core.extras import require_library
 from raypref.core.ledger import Ledger, Place, join, placed, read_bytes
 from raypref.models import checks, lora_formats
 from raypref.models.backbone import BackboneConfig
@@ -121,12 +122,15 @@ class Alignment:
         """The ledgers of the trainings."""
         ledgers: dict[str, Ledger] = {}
         starts = {ref: self.starts[name] for name, (ref, _) in self.weights.items()}
+        # What is encoded is the same, and all else of the base is in the cache's fingerprint.
+        stored = {"base.quantise": self.base.quantise} if self.base.quantise else {}
         for name, training in self.trainings.items():
             settings = {
                 "cache": self.cache.fingerprint,
                 f"train.{name}": training,
                 **self._trained_on(training),
                 "lora": self.lora,
+                **stored,
                 "seed": self.seed,
                 **{n: own.fingerprint for n, own in ledgers.items() if n == training.start},
                 **{n: own.fingerprint for n, own in starts.items() if n == training.start},
@@ -162,8 +166,9 @@ class Alignment:
     def check_training(self, name: str) -> None:
         """Raise InputError: a worker without a share of a step, part of a GPU, a missing fact.
 
-        Or an objective that learns nothing from the scores of single images; a hole that the base
-        does not read, that the images of a pair cannot share, or that rewards of whole images miss.
+        Or an optimizer without its library; an objective that learns nothing from the scores of
+        single images; a hole that the base does not read, that the images of a pair cannot share,
+        or that rewards of whole images miss.
         """
         training = self.trainings[name]
         workers, key = training.resources.workers, f"train.{name}"
@@ -177,6 +182,13 @@ class Alignment:
                 f"{key}.flip_per=image: base.family={self.base.family} reads one hole for both "
                 "images of a pair, so they are mirrored together; set it to pair"
             )
+        if training.optimizer == "adamw8bit":
+            asked = f"{key}.optimizer=adamw8bit"
+            require_library("bitsandbytes", setting=asked, extra="quantised")
+            if self.base.dtype == "float64":
+                raise InputError(
+                    f"{asked}: it works in float32; set base.dtype to it, or take adamw"
+                )
         rewarded = isinstance(training, RewardedConfig)
         if rewarded and self.base.family in INPAINTING:
             raise InputError(

@@ -22,6 +22,8 @@ def why_unsharded(training: TrainingConfig, *, rank: int) -> str:
             f"with {training.objective} some workers call the network more often than others, and "
             "each call needs all of them; leave sharded out"
         )
+    if training.optimizer != "adamw":
+        return f"the moments of {training.optimizer} are not sharded; set optimizer=adamw"
     if training.compile:
         return "the network's blocks cannot be compiled then; leave compile out"
     if training.min_workers:

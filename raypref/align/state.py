@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from raypref.align import checkpoints
+from raypref.align.adamw8bit import AdamW8bit
 from raypref.align.config import TrainingConfig
 from raypref.align.residuals import LEARNER, POLICY, REFERENCE
 from raypref.align.rollout_config import RolloutConfig
@@ -21,7 +22,6 @@ from raypref.models.families.base import Denoiser
 from raypref.models.lora_config import LoraConfig
 
 PORTION = 2**26  # values of a vector that are averaged at a time
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, each a vector
 ONLINE = "online."  # before the names of what a checkpoint holds of rollouts
 
 
@@ -33,7 +33,7 @@ class State:
     """
 
     learner: nn.Parameter  # [P], all values of the adapter, or what this rank has of them
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     ema: EMAModel | None
     sharded: bool = False  # each rank has a part of every vector
     step: int = 0
@@ -71,7 +71,8 @@ def prepare(
     if training.gradient_checkpointing:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
     learner = adapters.vector(module, LEARNER)
-    optimizer = torch.optim.AdamW(
+    kind = AdamW8bit if training.optimizer == "adamw8bit" else torch.optim.AdamW
+    optimizer = kind(
         [learner], lr=training.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay
     )
     ema = EMAModel([learner], decay=training.ema_decay) if training.ema_decay else None
@@ -114,7 +115,7 @@ def tensors_of(
     if training.reference == "ema":
         vectors["reference"] = adapters.vector(module, REFERENCE).data
     adam = state.optimizer.state[state.learner]
-    vectors |= {f"adamw.{key}": adam[key] for key in MOMENTS}
+    vectors |= {f"adamw.{key}": value for key, value in adam.items() if key != "step"}
     if state.ema is not None:
         (vectors["ema"],) = state.ema.shadow_params
     tensors = {name: adapters.whole(module, vector) for name, vector in vectors.items()}
@@ -143,8 +144,9 @@ def restore(module: nn.Module, state: State, folder: str) -> dict[str, Tensor]:
     if "reference" in tensors:  # else it is frozen, and as it was at the start
         adapters.fill(module, REFERENCE, adapters.own(module, tensors["reference"]))
     state.optimizer.state[state.learner] = {
-        "step": tensors["adamw.step"].clone(),
-        **{key: vector(f"adamw.{key}") for key in MOMENTS},
+        key.removeprefix("adamw."): value.clone() if key == "adamw.step" else vector(key)
+        for key, value in tensors.items()
+        if key.startswith("adamw.")
     }
     if state.ema is not None:
         state.ema.shadow_params = [vector("ema")]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 OtherDType = Literal["", "float64", "float32", "bfloat16", "float16"]  # empty: as another setting
+Quantisation = Literal["", "int8", "nf4"]  # of frozen linear layers; empty: as precise as the rest
 
 
 def torch_dtype(name: DType) -> torch.dtype:

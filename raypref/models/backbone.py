@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import model_validator
 
 from raypref.core.config import InputError, Location, Section, setting
-from raypref.core.device import DType, OtherDType, torch_dtype
+from raypref.core.device import DType, OtherDType, Quantisation, torch_dtype
 from raypref.models.families.registry import FAMILIES, READ_BY_T5, FamilyName, family
 from raypref.models.hub import from_pretrained, model_folder
 
@@ -49,6 +49,12 @@ class BackboneConfig(Section):
     )
     variant: str = setting("", "file variant on the hub, such as fp16")
     dtype: DType = setting("float32", "precision of the frozen weights")
+    quantise: Quantisation = setting(
+        "",
+        "store the network's frozen linear layers in fewer bits, under a LoRA: int8, or nf4 (4 "
+        "bits, by bitsandbytes); trainings and images use the same network; empty: no",
+        later=True,
+    )
 
     @model_validator(mode="after")
     def _config_is_of_one_file(self) -> BackboneConfig:
@@ -57,6 +63,16 @@ class BackboneConfig(Section):
                 f"base.config='{self.config}': it is read beside a checkpoint in one .safetensors "
                 f"file alone, and base.model='{self.model}' has its own; leave it empty"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _not_quantised_before(self) -> BackboneConfig:
+        for key in ("model", "network"):
+            if (ref := getattr(self, key)).lower().endswith(".gguf"):
+                raise InputError(
+                    f"base.{key}='{ref}': weights in GGUF files are quantised; take the model with "
+                    "16 or 32 bits, and base.quantise=int8 or nf4"
+                )
         return self
 
     @property
@@ -75,6 +91,11 @@ class BackboneConfig(Section):
     def in_precision(self, dtype: OtherDType) -> BackboneConfig:
         """The same model with weights of another precision; empty: of its own."""
         return self.model_copy(update={"dtype": dtype}) if dtype else self
+
+    @property
+    def unquantised(self) -> BackboneConfig:
+        """The same model with all weights as precise as they were published."""
+        return self.model_copy(update={"quantise": ""})
 
 
 @dataclass(frozen=True)
@@ -125,12 +146,21 @@ def load_autoencoder(config: BackboneConfig, *, device: torch.device) -> Autoenc
 
 
 def load_denoiser(config: BackboneConfig, *, device: torch.device) -> Denoiser:
-    """Load the network that is trained."""
-    denoiser: Denoiser = _loaded(family(config.family).denoiser, config, device)
+    """Load the network that is trained; one that is quantised goes to the device layer by layer."""
+    import torch
+
+    first = torch.device("cpu") if config.quantise else device
+    denoiser: Denoiser = _loaded(family(config.family).denoiser, config, first)
     if config.network:
         from raypref.models import network
 
         network.replace(denoiser.module, config.network, component=denoiser.component)
+    if config.quantise:
+        from raypref.models.quantised import quantise
+
+        quantise(denoiser.module, config.quantise, device=device)
+        denoiser.module.to(device)
+        denoiser.device = device
     return denoiser
 
 
@@ -172,5 +202,9 @@ def load_pipeline(
 
         trained = pipeline.components[own.component]
         network.replace(trained, config.network, component=own.component)
+    if config.quantise:
+        from raypref.models.quantised import quantise
+
+        quantise(pipeline.components[own.component], config.quantise, device=device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypref.core.config import InputError
+from raypref.core.extras import require_library
 from raypref.images.decode import ImageConfig
 from raypref.models import lora_formats, network
 from raypref.models.backbone import BackboneConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from raypref.models.families.base import Family
 
 KEY = "base.model"
+SMALL = ("F8", "F4", "F6", "I8", "U8", "I4", "U4")  # types of safetensors that weights end up in
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,11 @@ def check_base(base: BackboneConfig) -> None:
     """See that every part is there, of this family, and that `base.network` is like it.
 
     Raises:
-        InputError: names the parts that are missing, or the channels or weight that differ.
+        InputError: names the parts that are missing, the channels or weight that differ, weights
+            that are quantised already, or the library that `base.quantise` needs.
     """
+    if base.quantise == "nf4":
+        require_library("bitsandbytes", setting="base.quantise=nf4", extra="quantised")
     folder, component = base.folder(), component_of(base)
     index, parts = read_json(folder, "model_index.json", key=KEY), family(base.family).parts
     absent = [part for part in parts if index.get(part, [None])[0] is None]
@@ -55,6 +60,7 @@ def check_base(base: BackboneConfig) -> None:
         )
     config = read_json(folder, f"{component}/config.json", key=KEY)
     own = family(base.family)
+    _check_unquantised((folder, component), config, base.model, key=KEY)
     if not _told(own, config):
         channels = config.get("in_channels")
         what, wanted = f"reads {channels} channels", str(own.channels)
@@ -70,8 +76,32 @@ def check_base(base: BackboneConfig) -> None:
         )
     if base.network:
         where = network.locate_network(base.network, component=component)
+        name = f"{where[1]}/{network.CONFIG}".lstrip("/")
+        theirs = read_json(where[0], name, key=network.KEY)
+        _check_unquantised(where, theirs, base.network, key=network.KEY)
         other = network.skeleton(*where, kind=family(base.family).network, key=network.KEY)
         network.check_same(other, bare_network(base), ref=base.network)
+
+
+def _check_unquantised(
+    where: tuple[str, str], config: Mapping[str, Any], ref: str, *, key: str
+) -> None:
+    """Raise InputError for a network whose weights are stored in 8 bits or fewer.
+
+    Told from its configuration, and on this machine from its files.
+    """
+    from raypref.models.tensor_files import types_of
+
+    folder, component = where
+    how = config.get("quantization_config")
+    found = [how.get("quant_method", "unknown") if isinstance(how, dict) else how] if how else []
+    for file in sorted(Path(folder, component).glob("*.safetensors")):
+        found += sorted(kind for kind in types_of(file) if kind.startswith(SMALL))
+    if found:
+        raise InputError(
+            f"{key}: the {component or 'network'} of '{ref}' is quantised already ({found[0]}); "
+            "take the model with 16 or 32 bits, and base.quantise=int8 or nf4"
+        )
 
 
 def _told(own: Family, config: Mapping[str, Any]) -> bool:

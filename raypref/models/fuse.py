@@ -46,7 +46,8 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str, file: st
     """Write `base` with what was trained, in hub layout: `from_pretrained(folder)` loads it.
 
     The merge is done in float32 or better, then cast: weights that are in half precision already
-    would swallow small updates. Like the evaluation's pipeline it is without a safety checker.
+    would swallow small updates. A base that is quantised for the training is merged with as it was
+    published. Like the evaluation's pipeline it is without a safety checker.
 
     Args:
         base: the model that was aligned.
@@ -61,7 +62,7 @@ def fuse(base: BackboneConfig, *, lora: str, dtype: DType, folder: str, file: st
     import torch
     from safetensors.torch import load, save_file
 
-    cpu, component = torch.device("cpu"), family(base.family).component
+    cpu, component, base = torch.device("cpu"), family(base.family).component, base.unquantised
     pipeline = load_pipeline(base.model_copy(update={"dtype": dtype}), device=cpu)
     if holds_network(lora, component=component):
         networks = WholeNetworks(pipeline.components[component], {"own": lora}, component=component)

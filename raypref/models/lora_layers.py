@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from raypref.core.rows import seed_of
 from raypref.models.lora_config import LoraConfig
+from raypref.models.quantised import QuantisedLinear
 
 
 class _Layer(NamedTuple):
@@ -24,8 +25,8 @@ class _Layer(NamedTuple):
 class _Adapted(nn.Linear):
     """A linear layer that adds scale * B A x to what it computes.
 
-    All of a network are of this one class, without hooks: a compiled block then holds for every
-    block of its shape, whatever adapter is in use.
+    All of a network are of this one class, or of `_AdaptedQuantised`, without hooks: a compiled
+    block then holds for every block of its shape, whatever adapter is in use.
     """
 
     adapter_scale: float
@@ -34,11 +35,15 @@ class _Adapted(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with the adapter in use."""
-        output = F.linear(x, self.weight, self.bias)
+        output = super().forward(x)
         if self.adapter_a is None or self.adapter_b is None:
             return output
         added = F.linear(F.linear(x, self.adapter_a), self.adapter_b)
         return output + added * self.adapter_scale
+
+
+class _AdaptedQuantised(_Adapted, QuantisedLinear):
+    """The same of a layer whose weight is stored in fewer bits."""
 
 
 class LoraLayers:
@@ -119,8 +124,10 @@ class LoraLayers:
 
 def _adapted(layer: nn.Linear, scale: float) -> _Adapted:
     """The same layer, able to add an adapter's part: names and weights stay as they are."""
-    assert type(layer) in (nn.Linear, _Adapted), f"{type(layer).__name__} has a forward of its own"
-    layer.__class__ = _Adapted
+    own = type(layer)
+    known = (nn.Linear, QuantisedLinear, _Adapted, _AdaptedQuantised)
+    assert own in known, f"{own.__name__} has a forward of its own"
+    layer.__class__ = _AdaptedQuantised if isinstance(layer, QuantisedLinear) else _Adapted
     assert isinstance(layer, _Adapted)
     layer.adapter_scale = scale
     return layer

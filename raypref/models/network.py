@@ -157,6 +157,12 @@ class WholeNetworks:
     """
 
     def __init__(self, module: nn.Module, folders: Mapping[str, str], *, component: str) -> None:
+        from raypref.models.quantised import QuantisedLinear
+
+        if any(isinstance(part, QuantisedLinear) for part in module.modules()):
+            raise InputError(
+                "base.quantise: a network that was trained whole is not quantised; leave it out"
+            )
         self.places = module.state_dict()
         self.base = {name: place.cpu().clone() for name, place in self.places.items()}
         self.folders, self.component = dict(folders), component

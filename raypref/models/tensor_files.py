@@ -80,3 +80,14 @@ def _chunks(begun: bytes, tensors: list[Tensor]) -> Iterator[Any]:
     for tensor in tensors:
         for part in tensor.detach().contiguous().reshape(-1).split(PORTION):
             yield part.cpu().contiguous().view(torch.uint8).numpy()
+
+
+def types_of(file: Path) -> set[str]:
+    """Safetensors' names for the types of the tensors in a local file, as `F32`; none if broken."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError:  # whoever loads it says so
+        return set()

@@ -83,6 +83,7 @@ def model_card(
     )
     embedded = EMBEDDED.replace("photographs", kind.terms.images)
     on = f"{replaced.text} in {model.text}" if replaced.name else model.text
+    on += f" with its linear layers in {base.quantise}" if base.quantise else ""
     began = f", going on from the LoRA {began_from.text}" if starts_from else ""
     local = [each.name for each in (model, replaced) if each.name and not each.repo]
     path = [f"`{name}` was a local folder: put its path there." for name in local]
@@ -95,6 +96,10 @@ def model_card(
     )
     if whole:
         elsewhere = f"`{component}/` holds the network alone; the other parts are the base's."
+    if base.quantise:
+        merged.append(
+            f"The code loads the base as published; the evaluation drew with it in {base.quantise}."
+        )
     return "\n".join(
         [
             "---",

@@ -131,6 +131,29 @@ class RunConfig(PairingConfig):
         return self
 
     @model_validator(mode="after")
+    def _quantised_base_is_one_network(self) -> RunConfig:
+        """Refuse what would write to quantised weights, or draw with other ones."""
+        base, drawn = self.base, self.evaluate
+        if not base.quantise:
+            return self
+        own = f"base.quantise={base.quantise}"
+        if not self.lora.rank:
+            raise InputError(
+                f"{own}: its weights are frozen, and lora.rank=0 trains all; set lora.rank, or "
+                "leave base.quantise out"
+            )
+        if drawn.fuse:
+            raise InputError(
+                f"{own}: a LoRA is not merged into quantised weights; leave evaluate.fuse out"
+            )
+        if drawn.dtype not in ("", base.dtype):
+            raise InputError(
+                f"evaluate.dtype={drawn.dtype}: with {own} images are drawn with the network that "
+                f"is trained on, in base.dtype={base.dtype}; leave evaluate.dtype out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_rewards(self) -> RunConfig:
         require_rewards("metrics.rewards", self.metrics.rewards, self.rewards)
         require_rewards("judge.rewards", self.judge.rewards, self.rewards)

@@ -16,7 +16,7 @@ from raypref.align.config import TrainingConfig
 from raypref.align.online_config import OnlineConfig, RewardedConfig
 from raypref.align.rollout_config import RolloutConfig
 from raypref.core.config import Resources
-from raypref.core.device import DType
+from raypref.core.device import DType, Quantisation
 from raypref.engine.worker import needs_of, shared_worker
 from raypref.evaluate.measures import measures
 from raypref.models.families.registry import batch_alone
@@ -34,19 +34,25 @@ SPARE = 0.1  # share of a card that stays free
 # What is free on a card of so many GB, GiB.
 CARDS = {24: 23.6, 80: 79.0}
 BYTES: dict[DType, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Of a weight that is stored in fewer bits, its share of the scales included.
+STORED_BYTES: dict[Quantisation, float] = {"int8": 1, "nf4": 0.5 + 4 / 64}
+WIDEST = 0.085  # 1e9 weights of the largest linear layer: one at a time is dequantised
 SIDE = 512  # pixels of the images that the figures per sample are for
 UNETS = ("sd15", "sd15_inpaint", "sdxl")
 # What backward keeps with all weights trained, by what it keeps for a LoRA; counted for SD-1.5 and
 # SD-3.5-M.
 KEPT_BY_UNETS, KEPT_BY_TRANSFORMERS = 1.17, 1.57
-WHOLE_COPIES = 4  # of all weights: learner, gradient, two moments of Adam
-COPIES = 6  # of an adapter: learner, reference, policy, gradient, two moments of Adam; plus the EMA
+WHOLE_COPIES = 2  # of all weights: learner, gradient
+COPIES = 4  # of an adapter: learner, reference, policy, gradient; plus the EMA
+# Both of the optimizer, in copies; in 8 bits with 4 bytes of a scale per 256 values.
+MOMENTS = {"adamw": 2.0, "adamw8bit": 2 * (1 + 4 / 256) / 4}
 
 
 class Size(NamedTuple):
     """A family's networks. GiB are per sample, in half precision, at 512x512."""
 
     trained: float  # parameters and tables of what is trained, 1e9
+    linear: float  # weights of its linear layers, which `base.quantise` stores in fewer bits
     text: float  # of the text encoders
     autoencoder: float
     adapter: float  # parameters of the preset's adapter per rank, 1e9
@@ -57,25 +63,25 @@ class Size(NamedTuple):
     drawn: float  # peak of a pipeline: decoding outweighs the network's two passes
 
 
-SD15 = Size(0.8595, 0.1231, 0.0837, 0.000199, 0.75, 0.31, 0.07, 0.31, 0.34)
-SDXL = Size(2.5675, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34)
+SD15 = Size(0.8595, 0.2700, 0.1231, 0.0837, 0.000199, 0.75, 0.31, 0.07, 0.31, 0.34)
+SDXL = Size(2.5675, 2.2326, 0.8178, 0.0837, 0.001452, 1.53, 0.20, 0.07, 0.31, 0.34)
 SIZES = {
     "sd15": SD15,
     "sd15_inpaint": SD15,
     # The transformer with its table of 384 x 384 positions; CLIP-L, CLIP-G and T5-XXL.
-    "sd35m": Size(2.4697, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
+    "sd35m": Size(2.4697, 2.2418, 5.5806, 0.0838, 0.000587, 2.04, 0.20, 0.10, 0.31, 0.40),
     "sdxl": SDXL,
     "sdxl_inpaint": SDXL,
     # CLIP-L and T5-XXL; every image of 512x512 goes with 512 tokens of text.
-    "flux": Size(11.9014, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
-    "flux_fill": Size(11.9024, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
+    "flux": Size(11.9014, 11.8983, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
+    "flux_fill": Size(11.9024, 11.8993, 4.8854, 0.0838, 0.001634, 7.44, 0.72, 0.20, 0.31, 0.40),
     # Qwen3-4B without its head; with 512 tokens of text, the most there are.
-    "z_image": Size(6.1549, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
+    "z_image": Size(6.1549, 6.1539, 4.0225, 0.0838, 0.001044, 10.90, 0.68, 0.20, 0.31, 0.40),
     # The 4B member, and what Z-Image reads texts with; its autoencoder has SD-3's layers.
-    "flux2_klein": Size(3.8755, 4.0225, 0.0840, 0.001167, 5.44, 0.58, 0.20, 0.31, 0.40),
+    "flux2_klein": Size(3.8755, 3.8755, 4.0225, 0.0840, 0.001167, 5.44, 0.58, 0.20, 0.31, 0.40),
     # Qwen2.5-VL-7B with its vision and its head; with 512 tokens of text. The autoencoder keeps
     # what every convolution read until the image is done.
-    "qwen_image": Size(20.4304, 8.2922, 0.1269, 0.002949, 9.39, 0.68, 0.20, 0.70, 0.95),
+    "qwen_image": Size(20.4304, 20.4248, 8.2922, 0.1269, 0.002949, 9.39, 0.68, 0.20, 0.70, 0.95),
 }
 
 
@@ -227,7 +233,8 @@ def predicted_gib(config: RunConfig) -> dict[str, float]:
             add(f"{name} {group.name}", group.need, _together(judged))
     drawing = c.evaluate.dtype or c.base.dtype
     decoding = c.evaluate.vae_dtype or drawing
-    pipeline = _weights(size.trained + size.text, drawing) + _weights(size.autoencoder, decoding)
+    pipeline = _network(c, size, drawing) + _weights(size.text, drawing)
+    pipeline += _weights(size.autoencoder, decoding)
     drawn = size.drawn * (c.evaluate.size / SIDE) ** 2 * BYTES[decoding] / 2
     at_once = batch_alone(c.base.family, c.evaluate.resources).batch
     add("images", c.evaluate.resources, pipeline + at_once * drawn)
@@ -282,7 +289,7 @@ def _training(c: RunConfig, size: Size, training: TrainingConfig, scale: float) 
         held, between, gathered = _shared(c, size, training)
         return max(whole, held + max(gathered + most, between))  # it is loaded whole
     held, between = _trained(c, size, training)
-    models = whole + held
+    models = _network(c, size, c.base.dtype) + held
     if isinstance(training, RewardedConfig):
         decoding = c.cache.vae_dtype or c.base.dtype
         models += _weights(size.autoencoder, decoding)
@@ -304,12 +311,12 @@ def _trained(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float,
     """
     precise: DType = "float64" if c.base.dtype == "float64" else "float32"
     if c.lora.rank:
-        copies = COPIES + bool(training.ema_decay)
+        copies = COPIES + MOMENTS[training.optimizer] + bool(training.ema_decay)
         return _weights(size.adapter * c.lora.rank * copies, precise), 0.0
     own = _weights(size.trained, precise)
     rounded = 0.0 if c.base.dtype == precise else _weights(size.trained, c.base.dtype)
-    # AdamW makes a vector of its own, and so does the sum over workers.
-    between = 1 + (training.resources.workers > 1)
+    # AdamW makes a vector of its own, but not in 8 bits; and so does the sum over workers.
+    between = (training.optimizer == "adamw") + (training.resources.workers > 1)
     return own * _vectors(training) + rounded, own * between
 
 
@@ -332,9 +339,14 @@ def _shared(c: RunConfig, size: Size, training: TrainingConfig) -> tuple[float, 
     return held + _weights(units.table, c.base.dtype), own, gathered * 1e9 / GIB
 
 
-def _vectors(training: TrainingConfig) -> int:
+def _vectors(training: TrainingConfig) -> float:
     """How many vectors of all weights a training holds."""
-    copies = WHOLE_COPIES + bool(training.ema_decay) + isinstance(training, RolloutConfig)
+    copies = (
+        WHOLE_COPIES
+        + MOMENTS[training.optimizer]
+        + bool(training.ema_decay)
+        + isinstance(training, RolloutConfig)
+    )
     # What was loaded is the reference of a training from the base.
     return copies + (
         training.reference == "ema"
@@ -374,6 +386,14 @@ def _models(c: RunConfig, configs: Sequence[object]) -> list[tuple[str, RewardCo
 
 def _weights(parameters: float, dtype: DType) -> float:
     return parameters * 1e9 * BYTES[dtype] / GIB
+
+
+def _network(c: RunConfig, size: Size, dtype: DType) -> float:
+    """GiB of the network that is trained, as loaded; its linear layers as they are stored."""
+    if not c.base.quantise:
+        return _weights(size.trained, dtype)
+    stored = size.linear * 1e9 * STORED_BYTES[c.base.quantise] / GIB
+    return stored + _weights(size.trained - size.linear + WIDEST, dtype)
 
 
 def _judge(judge: Judge, dtype: DType, batch: int) -> tuple[float, float]:

@@ -70,7 +70,7 @@ def outlook(run: Run, *, only: Collection[str] = (), estimate: Estimate) -> list
         source: run.curation.described(),
         "steps": " > ".join(states),
         **_trainings(run.config),
-        **_all_weights(run),
+        **_trained(run),
         **_painted(run, states),
         **_by_state(states),
         **_actors(run.config, waiting),
@@ -156,10 +156,13 @@ def _painted(run: Run, states: Collection[str]) -> dict[str, str]:
     return {"evaluation": f"paints {'; '.join(each.origin for each in run.evaluations.sets.all)}"}
 
 
-def _all_weights(run: Run) -> dict[str, str]:
-    """That no LoRA is trained, where none is."""
-    if run.config.lora.rank or not run.alignment.trainings:
+def _trained(run: Run) -> dict[str, str]:
+    """What is trained, where that is not a LoRA on the base as it is."""
+    kind = run.config.base.quantise
+    if not run.alignment.trainings or (run.config.lora.rank and not kind):
         return {}
+    if kind:
+        return {"trained": f"a LoRA on the network with its linear layers in {kind}"}
     return {"trained": "all weights of the network (lora.rank=0)"}
 
 

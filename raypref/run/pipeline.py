@@ -110,7 +110,7 @@ class Run:
         """Encoded pairs."""
         c = self.config
         size = {} if kind_of(c).sides else {"images.size": c.images.size}  # no image has it
-        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base, **size}
+        parts = {"pairs": self.curation.pairs.fingerprint, "base": c.base.unquantised, **size}
         return self._ledger("cache", {**parts, "cache": c.cache.of_family(c.base.family)})
 
     @cached_property
