@@ -18,7 +18,8 @@ from raypref.core.config import InputError, load, results_of
 from raypref.models.backbone import load_denoiser
 from raypref.models.lora_config import LoraConfig
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES, predicted_gib
+from raypref.run.memory_plan import predicted_gib
+from raypref.run.model_sizes import SIZES
 from raypref.run.pipeline import Run
 
 needs_library = pytest.mark.skipif(

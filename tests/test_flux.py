@@ -24,7 +24,7 @@ from raypref.models.checks import check_base
 from raypref.models.families.flux import FAMILY, packed
 from raypref.models.lora_config import LoraConfig
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES
+from raypref.run.model_sizes import SIZES
 
 FOLDER = small.path("flux")
 FLOAT32 = BASES["flux"].model_copy(update={"dtype": "float32"})

@@ -33,7 +33,7 @@ from raypref.models.families.flux2_klein import FAMILY, Flux2KleinConditioning
 from raypref.models.lora_config import LoraConfig
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES
+from raypref.run.model_sizes import SIZES
 
 FOLDER = small_flux2_klein.path()
 FLOAT32 = BASES["flux2_klein"].model_copy(update={"dtype": "float32"})

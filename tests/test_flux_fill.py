@@ -29,7 +29,7 @@ from raypref.models.checks import check_base
 from raypref.models.families.flux import packed, unpacked
 from raypref.models.families.flux_fill import FAMILY
 from raypref.models.lora_config import LoraConfig
-from raypref.run.memory_plan import SIZES
+from raypref.run.model_sizes import SIZES
 
 FOLDER = small.path("flux-fill")
 FLOAT32 = BASES["flux_fill"].model_copy(update={"dtype": "float32"})

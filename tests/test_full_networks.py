@@ -28,7 +28,8 @@ from raypref.models.fuse import fuse
 from raypref.models.lora_config import LoraConfig
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import CARDS, SIZES, UNITS, too_large
+from raypref.run.memory_plan import CARDS, too_large
+from raypref.run.model_sizes import SIZES, UNITS
 from raypref.run.outlook import outlook
 from raypref.run.pipeline import Run
 from raypref.sample.config import SamplingConfig
@@ -247,7 +248,7 @@ def test_what_is_gathered_is_counted(name: str) -> None:
 
 def test_the_document_has_the_predictions() -> None:
     document = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
-    section = document.split("## All weights")[1].split("## What is refused")[0]
+    section = document.split("## All weights")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith(("| `", "| one", "| two"))]
     for row, name in zip(rows, ("stage2_alone", "stage2", "stage1"), strict=True):
         own = [f"train.{name}.micro_batch=4", f"train.{name}.gradient_checkpointing=true"]

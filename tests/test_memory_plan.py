@@ -17,18 +17,8 @@ from raypref.core.layers import PRESETS
 from raypref.models.families.registry import FAMILIES, INPAINTING
 from raypref.run.config import RunConfig
 from raypref.run.execute import needs_of_step
-from raypref.run.memory_plan import (
-    AROUND,
-    CARDS,
-    JUDGES,
-    PAINTERS,
-    SIZES,
-    STORED,
-    U2NET,
-    latents_gib,
-    predicted_gib,
-    too_large,
-)
+from raypref.run.memory_plan import CARDS, latents_gib, predicted_gib, too_large
+from raypref.run.model_sizes import AROUND, JUDGES, PAINTERS, SIZES, STORED, U2NET
 from raypref.run.outlook import _models
 from raypref.run.pipeline import Run
 

@@ -39,7 +39,8 @@ from raypref.models.families.base import Denoiser
 from raypref.models.fuse import fuse
 from raypref.models.quantised import QuantisedLinear, quantise
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES, WIDEST, predicted_gib
+from raypref.run.memory_plan import predicted_gib
+from raypref.run.model_sizes import SIZES, WIDEST
 from raypref.run.outlook import outlook
 from raypref.run.pipeline import Run
 

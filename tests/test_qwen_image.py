@@ -27,7 +27,7 @@ from raypref.models.families.qwen_image import FAMILY, QwenImageConditioning
 from raypref.models.lora_config import LoraConfig
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES
+from raypref.run.model_sizes import SIZES
 
 FOLDER = small_qwen_image.path()
 FLOAT32 = BASES["qwen_image"].model_copy(update={"dtype": "float32"})

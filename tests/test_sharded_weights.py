@@ -295,6 +295,7 @@ def test_resume_is_equal_to_the_bit(
     [
         (["lora.rank=4"], r"train.dpo.sharded=true: a LoRA is not sharded.*set lora.rank=0"),
         (["train.dpo.compile=true"], r"train.dpo.sharded=true: .*leave compile out"),
+        (["train.dpo.optimizer=adamw8bit"], r"train.dpo.sharded=true: .*set optimizer=adamw"),
         (["train.dpo.min_workers=1"], r"train.dpo.sharded=true: .*leave min_workers out"),
         (["train.dpo.batch=7"], r"train.dpo.sharded=true: .*batch=7 is no multiple of 2"),
     ],

@@ -28,7 +28,7 @@ from raypref.models.families.z_image import FAMILY, ZImageConditioning
 from raypref.models.lora_config import LoraConfig
 from raypref.report.use import snippet
 from raypref.run.config import RunConfig
-from raypref.run.memory_plan import SIZES
+from raypref.run.model_sizes import SIZES
 
 FOLDER = small_z_image.path()
 FLOAT32 = BASES["z_image"].model_copy(update={"dtype": "float32"})

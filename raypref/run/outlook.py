@@ -163,7 +163,10 @@ def _trained(run: Run) -> dict[str, str]:
         return {}
     if kind:
         return {"trained": f"a LoRA on the network with its linear layers in {kind}"}
-    return {"trained": "all weights of the network (lora.rank=0)"}
+    chosen = run.config.trainings
+    shared = [name for name in chosen if run.config.train[name].sharded]
+    sharded = f"; sharded over its workers: {', '.join(shared)}" if shared else ""
+    return {"trained": f"all weights of the network (lora.rank=0){sharded}"}
 
 
 def _by_state(states: dict[str, str]) -> dict[str, str]:
