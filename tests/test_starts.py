@@ -331,7 +331,7 @@ def wide(folder: Path) -> None:
             "layers beyond lora.targets, such as",
         ),
         (wide, "is for another model"),
-        (lambda folder: unet_lora(folder, use_dora=True), "use_dora"),
+        (lambda folder: unet_lora(folder, use_dora=True), "is a DoRA, which evaluate.loras alone"),
         (lambda folder: unet_lora(folder, rank_pattern={"to_q": 8}), "has rank 8, and lora.rank"),
         (without_b, "has no sound A and B for mid_block.attentions.0.transformer_blocks.0.attn1"),
         (no_config, "has no adapter_config.json beside it"),

@@ -21,7 +21,7 @@ from raypref.images.decode import Rounding, of_unit
 from raypref.models.backbone import BackboneConfig, load_denoiser, load_pipeline
 from raypref.models.families.registry import batch_alone, family
 from raypref.models.fused import Fused
-from raypref.models.lora_formats import content, pipeline_weights
+from raypref.models.lora_formats import MAGNITUDE, content, pipeline_weights
 from raypref.models.network import WholeNetworks, holds_network
 from raypref.models.soups import Term, is_soup, soup_text, terms_of
 
@@ -297,6 +297,11 @@ class Generate:
         self.adapters = {name: ref for name, ref in self.loras.items() if name not in whole}
         for model, ref in self.adapters.items():
             weights = pipeline_weights(ref, key=f"the LoRA of {model}", component=component)
+            if self.base.quantise and any(MAGNITUDE in name for name in weights):
+                raise InputError(
+                    f"base.quantise={self.base.quantise}: the LoRA of {model} is a DoRA, which "
+                    "reads the base's weights; leave base.quantise out"
+                )
             self.pipeline.load_lora_weights(weights, adapter_name=_adapter(model))
         self.model = BASE  # that draws
         self.fused: Fused | None = None

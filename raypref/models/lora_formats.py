@@ -37,22 +37,25 @@ PREFIXES = (
 TEXT = ("text_encoder", "lora_te")
 ENDS = (".lora_A.weight", ".lora_B.weight")
 METADATA = "lora_adapter_metadata"  # where diffusers says alpha
+MAGNITUDE = ".lora_magnitude_vector"  # of a DoRA's layer
 # What peft can do that one plain adapter of one rank cannot; each must be off.
-PEFT_EXTRAS = ("use_dora", "modules_to_save", "lora_bias")
+PEFT_EXTRAS = ("modules_to_save", "lora_bias")
 ONE_LORA = "a training starts from one plain LoRA"
 
 
 class Found(NamedTuple):
     """LoRA weights that someone trained."""
 
-    values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B
+    values: dict[str, Tensor]  # by peft's key, float32; alpha/rank is folded into B, a DoRA's too
     rank: int  # the highest of a layer; others have zeros up to it
     alpha: float  # of a layer of that rank, as it was trained with
     path: str
     left_out: int = 0  # tensors for text encoders that the file has besides
 
 
-def read_lora(ref: str, *, key: str, component: str, without_text: bool = False) -> Found:
+def read_lora(
+    ref: str, *, key: str, component: str, without_text: bool = False, dora: bool = False
+) -> Found:
     """Read LoRA weights.
 
     Args:
@@ -60,6 +63,7 @@ def read_lora(ref: str, *, key: str, component: str, without_text: bool = False)
         key: the setting it comes from, for the error.
         component: the network they belong to, `unet` or `transformer`.
         without_text: leave out weights for text encoders, where there are others; else refuse them.
+        dora: take a DoRA too (arXiv 2402.09353): a magnitude per layer besides; else refuse it.
 
     Raises:
         InputError: not there, another layout, or for another part of the pipeline.
@@ -84,10 +88,22 @@ def read_lora(ref: str, *, key: str, component: str, without_text: bool = False)
     values = convert_unet_state_dict_to_peft(weights)
     # Scripts of 2023 name the attention's processor, which holds no weights any more.
     values = {name.replace(".processor.", "."): value for name, value in values.items()}
+    magnitudes = {
+        n: values.pop(n) for n in [*values] if n.removesuffix(".weight").endswith(MAGNITUDE)
+    }
     others = [name for name in values if not name.endswith(ENDS)]
     if others:
         raise InputError(f"{where} holds weights such as {others[0]}; {ONE_LORA}")
+    if magnitudes and not dora:
+        raise InputError(
+            f"{where} is a DoRA, which evaluate.loras alone takes, as it is; trainings, soups and "
+            "samples take plain LoRAs"
+        )
     ranks = _ranks(values, where=where)
+    scaled = {name.partition(MAGNITUDE)[0] for name in magnitudes}
+    if scaled and scaled != {*ranks}:
+        layer = min(scaled ^ {*ranks})
+        raise InputError(f"{where} has no sound A, B and magnitude for {layer}")
     alphas, root = _alphas(data, peft, ranks, component=component, where=where)
     for name in [name for name in named if name.endswith(".alpha")]:
         layer, given = name.removesuffix(".alpha"), named[name]
@@ -98,7 +114,8 @@ def read_lora(ref: str, *, key: str, component: str, without_text: bool = False)
         up = values[f"{layer}{ENDS[1]}"]
         values[f"{layer}{ENDS[1]}"] = up * (alphas[layer] / (math.sqrt(rank) if root else rank))
     widest = max(ranks, key=lambda layer: ranks[layer])
-    found = Found(_of_one_rank(values), ranks[widest], alphas[widest], path, len(text))
+    values = _of_one_rank(values) | magnitudes
+    found = Found(values, ranks[widest], alphas[widest], path, len(text))
     return _finite(found, key=key)
 
 
@@ -202,7 +219,7 @@ def pipeline_weights(ref: str, *, key: str, component: str) -> dict[str, Tensor]
     data = read_bytes(join(ref, FILE_NAME))
     if data is not None and METADATA not in _header(data).get("__metadata__", {}):
         return dict(load(data))  # the file as it is: diffusers reads its own, whatever else it has
-    values = read_lora(ref, key=key, component=component).values
+    values = read_lora(ref, key=key, component=component, dora=True).values
     return {f"{component}.{name}": value for name, value in values.items()}
 
 
