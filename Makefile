@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 # One thread per process: on few cores, processes that each start a thread per core slow each other.
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: demo test test-slow lint bench setup clean
+.PHONY: demo test test-quantised test-slow lint bench setup clean
 
 demo: setup  ## the whole job on the embedded default
 	$(RUN) jobs/full_pipeline.py tiny run=demo
 
 test: setup  ## unit tests
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+# Beside the environment: every process that imports diffusers would import what is in it.
+test-quantised: setup  ## unit tests of what bitsandbytes does
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .bitsandbytes bitsandbytes==0.50.2
+	PYTHONPATH=.bitsandbytes $(RUN) -m pytest -n 2 tests/test_quantised.py tests/test_adamw8bit.py
 
 # Each file starts whole runs: more than one per core makes them wait for each other.
 test-slow: setup  ## tests that take minutes: whole runs, kills, several workers
@@ -41,4 +46,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .bitsandbytes .pytest_cache .mypy_cache .ruff_cache *.egg-info
