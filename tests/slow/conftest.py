@@ -9,7 +9,7 @@ from jobs import RECORDED, job
 
 # Files in the order in which two processes take them (--dist loadfile --no-loadscope-reorder):
 # first the whole run that others need and a file that does not need it soon; then the longest
-# first. xdist queues a file behind one of two tests at once: test_evaluate.py.
+# first. xdist queues a file behind one of one or two tests at once.
 ORDER = (
     *("test_full_run.py", "test_hosts.py", "test_sweep.py", "test_evaluate.py"),
     *("test_kill.py", "test_interrupt.py", "test_kill_stream.py", "test_job_submit.py"),

@@ -1,4 +1,4 @@
-"""What an evaluation has made is not made again: killed, then with a model and a reward more.
+"""What an evaluation has made is not made again: killed, then with more models, rewards, prompts.
 
 And the number of workers shows in nothing that it makes.
 """
@@ -151,25 +151,19 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     pd.testing.assert_frame_equal(*scores_of.values(), check_exact=True)
     assert pixels(again / "evaluation" / "images") == pixels(images)
 
-
-def test_prompt_sets_that_come_later_make_tables_of_their_own(settings: tuple[str, ...]) -> None:
-    folder = run_folder(settings)
-    storage, mine = folder.parent, folder.with_name("sets")
-    shutil.copytree(folder, mine, ignore=shutil.ignore_patterns("evaluation", "report"))
-    for name in ("a", "b", "c"):
-        (storage / f"{name}.txt").write_text(f"a red ball, {name}\na blue cube, {name}\n")
-    own = ("run=sets", "metrics.rewards=[]", "evaluate.seeds=[42]")
-    evaluate(settings, *own, f"evaluate.prompts={storage}/a.txt,{storage}/b.txt")
-    before = parts(mine / "evaluation")
-    output = evaluate(settings, *own, f"evaluate.prompts={storage}/c.txt")
-    images = 2 * len(OURS)
-    assert f"images: {images}/{images} rows" in output
-    after = parts(mine / "evaluation")
+    # Prompt sets that come later: they alone are drawn, each with a table of its own.
+    for name in ("b", "c"):
+        (folder.parent / f"{name}.txt").write_text(f"a red ball, {name}\na blue cube, {name}\n")
+    before = parts(again / "evaluation")
+    later = f"evaluate.prompts={folder.parent}/b.txt,{folder.parent}/c.txt"
+    evaluate(settings, second, later, "run=again", "metrics.rewards=[]")
+    after = parts(again / "evaluation")
     assert before.items() <= after.items()
-    assert {name.split("/")[0] for name in after.keys() - before} == {"c"}
-    made = ids(mine / "evaluation" / "images") + ids(mine / "evaluation" / "b" / "images")
-    assert made.total() == 2 * images
+    assert {name.split("/")[0] for name in after.keys() - before} == {"b", "c"}
+    for name in ("b", "c"):
+        made = ids(again / "evaluation" / name / "images")
+        assert made.total() == len(made) == 2 * len(SEEDS) * (len(OURS) + 1)
     for at in ("", "b", "c"):
-        assert "stage 1" in (mine / "evaluation" / at / "table.md").read_text()
-    page = (mine / "report" / "index.html").read_text()
+        assert "stage 1" in (again / "evaluation" / at / "table.md").read_text()
+    page = (again / "report" / "index.html").read_text()
     assert page.count('<table class="scores">') == 3

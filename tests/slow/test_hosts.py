@@ -36,7 +36,7 @@ SETTINGS = (
     'trainings=["stage1"]',
     "run=run",
     *("evaluate.limit=1", "evaluate.seeds=[1]"),
-    *("metrics.distance=false", "metrics.critic=''"),
+    *("metrics.rewards=[]", "metrics.distance=false", "metrics.critic=''"),
     *("train.stage1.sample_every=0", "tracking.uri=none"),
 )
 
