@@ -42,7 +42,7 @@ def test_of_a_photograph_that_is_all_hole_only_klein_sees_anything(kind):
     assert (twin != same).any() == (kind == "flux2_klein")
 
 
-@pytest.mark.parametrize("kind", ONE_BY_ONE)
+@pytest.mark.parametrize("kind", sorted(ONE_BY_ONE))
 def test_in_half_precision_captions_beside_it_move_no_twin(kind):
     """In a batch of 4 they moved Qwen-Image's by up to 6 of 255 levels."""
     stage = of_kind(kind, dtype="bfloat16")
