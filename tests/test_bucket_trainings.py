@@ -70,6 +70,7 @@ def test_any_split_of_a_batch_of_several_sizes_gives_the_same_run(
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(histories) == world, "a rank failed"
     for history in histories.values():
         for ours, theirs in zip(history, expected, strict=True):
             for key in theirs.keys() - TIMES:

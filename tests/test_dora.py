@@ -82,6 +82,15 @@ def test_what_it_cannot_be_is_said_in_one_line(
     ):
         read_lora(str(folder), key="k", component="unet")
     tensors = load_file(folder / PEFT)
+    plain = {name: value for name, value in tensors.items() if "magnitude" not in name}
+    save_file(plain, folder / PEFT)
+    with pytest.raises(InputError, match="was made with use_dora and holds no magnitudes"):
+        pipeline_weights(str(folder), key="k", component="unet")
+    kohya = tmp_path / "kohya"
+    kohya.mkdir()
+    save_file({"lora_unet_mid_block_x.dora_scale": torch.ones(4)}, kohya / FILE_NAME)
+    with pytest.raises(InputError, match="is a DoRA in kohya's layout, of which diffusers"):
+        pipeline_weights(str(kohya), key="k", component="unet")
     missing = next(name for name in tensors if "magnitude" in name)
     broken = {name: value for name, value in tensors.items() if name != missing}
     save_file(broken, folder / PEFT)

@@ -84,7 +84,7 @@ def two(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'group'}",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),  # ranks that wait for different things
+        timeout=timedelta(seconds=240),  # ranks that wait for different things
     )
 
     def train(case: str, name: str, killed_in: int = 0, **more: Any) -> None:

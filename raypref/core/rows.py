@@ -78,7 +78,7 @@ class ModelTransform(Protocol):
 
 @runtime_checkable
 class ShapedTransform(ModelTransform, Protocol):
-    """A model whose batches hold images of one size: rows of several come in several batches."""
+    """A model whose batches hold images of one size: rows of other sizes go into other batches."""
 
     def shape_of(self, row: Row) -> tuple[int, int] | None:
         """Width and height of a row's images, pixels; None: it fits into any batch."""

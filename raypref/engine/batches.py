@@ -106,10 +106,10 @@ def in_batches(
 ) -> Done:
     """Send rows through a transform, `resources.batch` at a time.
 
-    A model gets batches of one shape: the last is padded, of each size of images where there are
-    several (`ShapedTransform`). When it runs out of memory, the rows not
-    done are done with half the batch, once. Another batch changes the order of a model's sums:
-    those rows' results then move by rounding only.
+    A model gets batches of one shape: the last batch is padded, and with images of several sizes
+    the last batch of each size (`ShapedTransform`). When it runs out of memory, the rows not done
+    are done with half the batch, once. Another batch changes the order of a model's sums: those
+    rows' results then move by rounding only.
 
     Args:
         transform: set up.

@@ -94,6 +94,8 @@ def read_lora(
     others = [name for name in values if not name.endswith(ENDS)]
     if others:
         raise InputError(f"{where} holds weights such as {others[0]}; {ONE_LORA}")
+    if not magnitudes and peft and peft.get("use_dora"):
+        raise InputError(f"{where} was made with use_dora and holds no magnitudes; save it again")
     if magnitudes and not dora:
         raise InputError(
             f"{where} is a DoRA, which evaluate.loras alone takes, as it is; trainings, soups and "
@@ -218,7 +220,13 @@ def pipeline_weights(ref: str, *, key: str, component: str) -> dict[str, Tensor]
         return {f"{component}.{name}": value for name, value in found.items()}
     data = read_bytes(join(ref, FILE_NAME))
     if data is not None and METADATA not in _header(data).get("__metadata__", {}):
-        return dict(load(data))  # the file as it is: diffusers reads its own, whatever else it has
+        tensors = dict(load(data))
+        if any(name.endswith(".dora_scale") for name in tensors):
+            raise InputError(
+                f"{key}: {join(ref, FILE_NAME)} is a DoRA in kohya's layout, of which diffusers "
+                "leaves the magnitudes out; save it in peft's or diffusers' layout"
+            )
+        return tensors  # the file as it is: diffusers reads its own, whatever else it has
     values = read_lora(ref, key=key, component=component, dora=True).values
     return {f"{component}.{name}": value for name, value in values.items()}
 

@@ -71,11 +71,11 @@ UNITS = {
     "flux2_klein": Units(0.1950, 0.2454),
     "qwen_image": Units(0.0405, 0.3398),
 }
-# What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
-# mirror image), and the values of a caption.
 # Tokens of a caption, unless `cache.t5_tokens` says others.
 T5 = {"sd35m": 256, "flux": 512, "flux_fill": 512}
 T5_WIDTH = 4096  # values of a token, CLIP's beside them included
+# What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
+# mirror image), and the values of a caption.
 STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),
