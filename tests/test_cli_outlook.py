@@ -200,14 +200,39 @@ def test_models_to_download_are_named(here, capsys, monkeypatch):
     assert said["downloads"].startswith(", ".join(names[:3]) + " and 2 more (all of ")
     peaks = predicted_gib(load(RunConfig, "sd15", ["source.path=photos"]))
     assert {"scored", "twins", "cache", "stage1", "stage2", "images"} <= peaks.keys()
-    told_peaks = said["GPU memory"].removesuffix(" GiB per GPU (predicted)")
-    assert told_peaks == ", ".join(f"{name} {peak:g}" for name, peak in peaks.items())
+    listed = ", ".join(f"{name} {peak:g}" for name, peak in peaks.items())
+    card = "a card of 24 GB has room"  # as docs/gpu.md says of this preset
+    assert said["GPU memory"] == f"{card}: {listed} GiB per GPU (predicted)"
     assert "note" not in said
     (cache / "models--yuvalkirstain--PickScore_v1" / "snapshots" / "abc").mkdir(parents=True)
     (cache / "models--yuvalkirstain--PickScore_v1/snapshots/abc/config.json").write_text("{}")
     (here / "u2net.pth").write_bytes(b"")
     said = told(capsys, *words, command="curate")
     assert said["downloads"].startswith(f"{names[1]}, {names[3]} (")
+
+
+@pytest.mark.parametrize(
+    "preset, card",
+    [
+        ("sd35m", "24 GB has room"),
+        ("sdxl", "24 GB has room"),
+        ("flux", "80 GB has room"),
+        ("z_image", "80 GB has room"),
+        ("flux2_klein", "24 GB has room"),
+        ("qwen_image", "80 GB has room"),
+    ],
+)
+def test_the_card_that_has_room_is_named(preset: str, card: str, here, capsys) -> None:
+    """The cards are those of docs/gpu.md."""
+    words = ["source.path=photos", "evaluate.prompts=prompts.txt"]
+    assert told(capsys, preset, *words)["GPU memory"].startswith(f"a card of {card}: ")
+
+
+def test_steps_without_room_on_any_card_are_named(here, capsys) -> None:
+    words = ["source.path=photos", "evaluate.prompts=prompts.txt", "train.stage1.micro_batch=64"]
+    words += ["train.stage1.gradient_checkpointing=false"]
+    said = told(capsys, "qwen_image", *words)["GPU memory"]
+    assert said.startswith("a card of 80 GB has no room for stage1: scored ")
 
 
 def test_many_trainings_still_fit(capsys):

@@ -23,7 +23,7 @@ from raypref.pairs.kinds import kind_of
 from raypref.rewards.rewards import reward
 from raypref.run.config import RunConfig
 from raypref.run.execute import changes_of, command_of, is_part, needs_of_step, steps_lacking
-from raypref.run.memory_plan import latents_gib, predicted_gib
+from raypref.run.memory_plan import CARDS, latents_gib, predicted_gib, too_large
 from raypref.run.pipeline import Run, Step
 
 WIDTH = 100  # columns
@@ -290,7 +290,15 @@ def _gpu_memory(config: RunConfig, waiting: list[Step]) -> str:
     shown = tuple(name for step in waiting for name in parts.get(step.name, (step.name,)))
     gib = {name: peak for name, peak in predicted_gib(config).items() if name.startswith(shown)}
     peaks = ", ".join(f"{name} {peak:g}" for name, peak in gib.items())
-    return f"{peaks} GiB per GPU (predicted)" if peaks else "not predicted"
+    return f"{_card(gib)}: {peaks} GiB per GPU (predicted)" if peaks else "not predicted"
+
+
+def _card(peaks: dict[str, float]) -> str:
+    """The smallest card with room for steps, a tenth of it left free; else those with no room."""
+    for gb, free in CARDS.items():
+        if not (missing := too_large(peaks, card=free)):
+            return f"a card of {gb} GB has room"
+    return f"a card of {gb} GB has no room for {', '.join(missing)}"
 
 
 def _host_memory(run: Run, waiting: list[Step]) -> dict[str, str]:
