@@ -183,9 +183,18 @@ def test_objectives_on_images_are_refused(tmp_path: Path, objective: str) -> Non
 
 def test_objectives_on_rewards_take_every_kind_of_pairs(tmp_path: Path) -> None:
     run_of(tmp_path).alignment.check_training("drawn")
-    for kind, path in (("twins", "world"), ("labelled", "labelled"), ("images", "ratings")):
-        words = [f"pairs.kind={kind}", f"source.path=tiny:{path}"]
+    for number in range(2):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = {
+        "labelled": {"prompt": "a cat", "chosen": "0.png", "rejected": "1.png"},
+        "images": {"prompt": "a cat", "image": "0.png", "score": 1.0},
+    }
+    for kind, row in rows.items():
+        file = tmp_path / f"{kind}.jsonl"
+        file.write_text(json.dumps(row) + "\n")
+        words = [f"pairs.kind={kind}", f"source.path={file}"]
         run_of(tmp_path, *words).alignment.check_training("drawn")
+    run_of(tmp_path, "pairs.kind=twins", "source.path=tiny:world").alignment.check_training("drawn")
 
 
 def test_rewards_of_painted_holes_are_refused(tmp_path: Path) -> None:

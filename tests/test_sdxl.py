@@ -151,7 +151,7 @@ def test_a_prediction_is_the_unets_in_a_call_of_the_pipeline(name: str) -> None:
         assert theirs["time_ids"].tolist() == [[64, 48, 0, 0, 64, 48]] * 4
         for key, value in theirs.items():
             assert torch.equal(own["added_cond_kwargs"][key], value)
-        torch.testing.assert_close(found, output, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, output, rtol=1e-4, atol=1e-5)
     assert seen[0][2].std() > 0.01
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import weakref
 from dataclasses import dataclass, field
@@ -214,7 +215,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, l
     begun = f"checkpoints/step-{EVERY:08d}.safetensors"
     (folder / "sharded" / begun).parent.mkdir(parents=True)
     shutil.copy(folder / "alone-sd15" / begun, folder / "sharded" / begun)
-    torch.multiprocessing.spawn(two, (folder,), nprocs=2)
+    multiprocessing.set_forkserver_preload([training.__module__])  # imported once for the two
+    torch.multiprocessing.start_processes(two, (folder,), nprocs=2, start_method="forkserver")
     alone("sd15", "unsharded")
     for name in (*CASES, "resumed", "sharded"):
         found[name] = folder / name, json.loads((folder / name / "history.json").read_text())

@@ -222,15 +222,15 @@ def deterministic(bench: Bench) -> None:
 
 def _positions(bench: Bench) -> None:
     """(4) One photograph at every position of a batch: the same bits?"""
-    steps = bench.pick(8, 1)
+    batch, steps = bench.pick(BATCH, 2), bench.pick(8, 1)
     transforms: tuple[tuple[str, Any, str], ...] = (
-        ("PickScore", scorer(bench, BATCH), "pickscore"),
-        ("inpaint", inpainter(bench, BATCH, steps=steps), "rejected"),
+        ("PickScore", scorer(bench, batch), "pickscore"),
+        ("inpaint", inpainter(bench, batch, steps=steps), "rejected"),
     )
     for name, transform, column in transforms:
         found = []
-        for position in range(BATCH):
-            rows = rows_of(bench, BATCH)
+        for position in range(batch):
+            rows = rows_of(bench, batch)
             rows[0], rows[position] = rows[position], rows[0]
             transform.finish(rows, transform.compute(transform.prepare(rows)))
             found.append(np.asarray(rows[position][column]))

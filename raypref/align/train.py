@@ -30,6 +30,7 @@ from raypref.align.desk import Desk
 from raypref.align.job import TrainingJob
 from raypref.align.reward_groups import RewardGroup, all_of, hold, reward_groups
 from raypref.core.config import Resources
+from raypref.core.imports import quick_imports
 from raypref.core.ledger import filesystem, join
 from raypref.core.progress import counted, waiting
 from raypref.engine.actors import Actors
@@ -193,6 +194,7 @@ def _workers(training: TrainingConfig) -> int | tuple[int, int]:
 
 def _work(desk: Any, need: Resources) -> None:
     """What Ray Train starts on every rank. Only there the models' libraries are imported."""
-    from raypref.align.rank import work
+    with quick_imports():
+        from raypref.align.rank import work
 
     work(desk, need)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from raypref.core.imports import quick_imports
 from raypref.core.ledger import absolute, join, read_bytes
 from raypref.core.messages import first_line, without_secrets
 from raypref.core.versions import commit_hash
@@ -90,9 +91,10 @@ class MlflowRecord:
         try:
             if uri.startswith(("http://", "https://")):
                 _require_answer(uri)
-            import mlflow
-            from mlflow.entities import Param
-            from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+            with quick_imports():
+                import mlflow
+                from mlflow.entities import Param
+                from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
             # MLflow announces its database migrations on every start.
             logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -330,7 +330,8 @@ def remake() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     world = functools.cache(draw_world)
     for part in arguments.only:
-        count = max(int(FEWER_PHOTOS.get(part, PHOTOS) * arguments.scale), 64)
+        least = 8 if part == "tastes" else 64  # the others draw batches of them
+        count = max(int(FEWER_PHOTOS.get(part, PHOTOS) * arguments.scale), least)
         drawn = world(count)
         torch.manual_seed(list(PARTS).index(part))
         PARTS[part](drawn, arguments.folder, arguments.scale)

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import NoRoomError, exhausted
+from raypref.core.imports import quick_imports
 from raypref.core.messages import first_line
 from raypref.engine.memory import out_of_memory
 
@@ -77,10 +78,11 @@ class _Holder:
         """What it answers, after "", or why it cannot: "refused" or "no room", and a line."""
         try:
             if self.held is None:
-                import torch
+                with quick_imports():
+                    import torch
 
-                torch.set_num_threads(self.threads)
-                self.held = cloudpickle.loads(self.make)()
+                    torch.set_num_threads(self.threads)
+                    self.held = cloudpickle.loads(self.make)()
             return "", self.held(*arguments)
         except InputError as error:
             return "refused", str(error)

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from raypref.core.config import InputError, Resources
+from raypref.core.imports import quick_imports
 from raypref.core.messages import first_line
 from raypref.core.progress import waiting
 from raypref.models import hub
@@ -53,8 +54,9 @@ def connected() -> bool:
 
 def start_ray() -> None:
     """Join the cluster of `RAY_ADDRESS` or of a running head, or start one here; keep it quiet."""
-    import ray
-    from ray.data import DataContext
+    with quick_imports():
+        import ray
+        from ray.data import DataContext
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on Ray Data's own actors

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raypref.core.config import InputError, Resources
 from raypref.core.exhausted import exhausted
+from raypref.core.imports import quick_imports
 from raypref.core.ledger import Ledger, join, read_bytes, remove_file
 from raypref.core.rows import REJECT, ModelTransform, Row, Transform, is_rejected
 from raypref.engine.batches import Device, Done, PooledTransform, Preparers, in_batches
@@ -134,13 +135,14 @@ class Worker:
         """Load what the transforms need, once."""
         if self.ready:
             return
-        if self.need.workers:  # tasks hold no models, and are quicker to start without torch
-            import torch
+        with quick_imports():
+            if self.need.workers:  # tasks hold no models, and are quicker to start without torch
+                import torch
 
-            # A worker that holds a fraction of a core must not start a thread per core.
-            torch.set_num_threads(max(1, int(self.need.num_cpus)))
-        for stage in self.all_stages:
-            stage.setup()
+                # A worker that holds a fraction of a core must not start a thread per core.
+                torch.set_num_threads(max(1, int(self.need.num_cpus)))
+            for stage in self.all_stages:
+                stage.setup()
         self.ready = True
 
     def take_over(self, other: Worker) -> None:

@@ -22,6 +22,7 @@ from raypref.align.graph import Alignment
 from raypref.align.latents import rows_to_encode
 from raypref.align.prompt_latents import encoding
 from raypref.core.config import InputError, Section, results_of
+from raypref.core.imports import quick_imports
 from raypref.core.ledger import (
     Ledger,
     Place,
@@ -277,7 +278,8 @@ class Run:
         return Work(len(self.alignment.starts), "LoRAs")
 
     def _train(self, name: str) -> Work:
-        from raypref.align.train import train_on_workers
+        with quick_imports():
+            from raypref.align.train import train_on_workers
 
         job, ledger = self.alignment.jobs[name], self.trained[name]
         ledger.begin()
