@@ -84,9 +84,9 @@ def votes_of(study: Study) -> list[Vote]:
         store.close()
 
 
-@pytest.mark.parametrize("prompts", [12, pytest.param(60, marks=pytest.mark.slow)])
-def test_five_raters_at_once_lose_nothing(browser: Any, tmp_path: Path, prompts: int) -> None:
+def test_five_raters_at_once_lose_nothing(browser: Any, tmp_path: Path) -> None:
     """Clicks and keys, a reload, two tabs, undo, a server that is killed in between."""
+    prompts = 12
     study = made(tmp_path, prompts, prompts=prompts)
     said: dict[tuple[str, str], str] = {}
     with contextlib.ExitStack() as stack:

@@ -14,22 +14,23 @@ DRO = training(
 )
 DPO = training(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
 FINAL = DRO.model_copy(update={"policy_state": "final"})
+LONG = {"steps": 20, "batch": 2, "micro_batch": 1}
 CASES = {
     "sd15-dro": ("sd15", DRO),
     # As many as tell one flat vector from matrices of every layer with an optimizer of their own.
     "sd15-dpo": ("sd15", DPO.model_copy(update={"steps": 20})),
-    "sdxl-dro": ("sdxl", DRO.model_copy(update={"steps": 20})),
+    "sdxl-dro": ("sdxl", DRO.model_copy(update=LONG)),
     "sdxl-dro-final": ("sdxl", FINAL.model_copy(update={"steps": 5})),
-    "sdxl-dpo": ("sdxl", DPO.model_copy(update={"steps": 20})),
-    "sdxl_inpaint-dro": ("sdxl_inpaint", DRO.model_copy(update={"steps": 20})),
-    "sdxl_inpaint-dpo": ("sdxl_inpaint", DPO.model_copy(update={"steps": 20})),
-    "flux-dro": ("flux", FINAL.model_copy(update={"steps": 20})),
-    "flux-dpo": ("flux", DPO.model_copy(update={"steps": 20})),
-    "z_image-dro": ("z_image", FINAL.model_copy(update={"steps": 20})),
-    "z_image-dpo": ("z_image", DPO.model_copy(update={"steps": 20})),
+    "sdxl-dpo": ("sdxl", DPO.model_copy(update=LONG)),
+    "sdxl_inpaint-dro": ("sdxl_inpaint", DRO.model_copy(update=LONG)),
+    "sdxl_inpaint-dpo": ("sdxl_inpaint", DPO.model_copy(update=LONG)),
+    "flux-dro": ("flux", FINAL.model_copy(update=LONG)),
+    "flux-dpo": ("flux", DPO.model_copy(update=LONG)),
+    "z_image-dro": ("z_image", FINAL.model_copy(update=LONG)),
+    "z_image-dpo": ("z_image", DPO.model_copy(update=LONG)),
     "flux2_klein-dro": (
         "flux2_klein",
-        FINAL.model_copy(update={"steps": 20, "batch": 2, "micro_batch": 1, "clip": 0.015}),
+        FINAL.model_copy(update={**LONG, "clip": 0.015}),
     ),
     "qwen_image-dro": (
         "qwen_image",

@@ -7,6 +7,7 @@ batch at a time (`batches.py`); reading, preparing, finishing and writing go on 
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -136,13 +137,11 @@ class Worker:
         if self.ready:
             return
         with quick_imports():
-            if self.need.workers:  # tasks hold no models, and are quicker to start without torch
-                import torch
-
-                # A worker that holds a fraction of a core must not start a thread per core.
-                torch.set_num_threads(max(1, int(self.need.num_cpus)))
             for stage in self.all_stages:
                 stage.setup()
+        # A worker that holds a fraction of a core must not start a thread per core.
+        if self.need.workers and (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(max(1, int(self.need.num_cpus)))
         self.ready = True
 
     def take_over(self, other: Worker) -> None:

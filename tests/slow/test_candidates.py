@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import small
-from candidate_pairs import photographs
+from candidate_pairs import made, photographs, without_ray
 from corpus import scene
 
 from jobs import start
+from raypref.core.config import load
 from raypref.core.ledger import Ledger
 from raypref.images.decode import open_png
+from raypref.run.config import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -46,13 +48,14 @@ def painted(storage: Path) -> list[Path]:
     return sorted((storage / "run" / "candidates" / "images").glob("*/part-*"))
 
 
-def test_two_workers_and_a_kill_make_the_same_pairs_to_the_byte(tmp_path: Path) -> None:
+def test_two_workers_and_a_kill_make_what_one_process_does_to_the_byte(tmp_path: Path) -> None:
     root = photographs(tmp_path / "photographs", PHOTOGRAPHS)
     for number, size in ((2, (96, 160)), (5, (160, 96))):  # crops of 48x80 and 80x48
         scene(number, size=size).save(root / f"{number:02d}.png")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    with start("curate", *words(root, alone, workers=1), folder=tmp_path / "logs") as job:
-        assert job.wait() == 0, job.output
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        made(load(RunConfig, "tiny", words(root, alone, workers=1)[1:]), alone / "run")
     with start("curate", *words(root, killed, workers=2), folder=tmp_path / "logs") as job:
         job.wait_for(lambda: len(painted(killed)) >= 3)
         job.kill_driver()

@@ -1,6 +1,6 @@
-"""What an evaluation has made is not made again: killed, then with more models, rewards, prompts.
+"""What an evaluation has made is not made again: killed, then with more models and rewards.
 
-And the number of workers shows in nothing that it makes.
+And the number of workers shows in nothing that it makes. More prompts: tests/test_prompt_sets.py.
 """
 
 import shutil
@@ -150,20 +150,3 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     }
     pd.testing.assert_frame_equal(*scores_of.values(), check_exact=True)
     assert pixels(again / "evaluation" / "images") == pixels(images)
-
-    # Prompt sets that come later: they alone are drawn, each with a table of its own.
-    for name in ("b", "c"):
-        (folder.parent / f"{name}.txt").write_text(f"a red ball, {name}\na blue cube, {name}\n")
-    before = parts(again / "evaluation")
-    later = f"evaluate.prompts={folder.parent}/b.txt,{folder.parent}/c.txt"
-    evaluate(settings, second, later, "run=again", "metrics.rewards=[]")
-    after = parts(again / "evaluation")
-    assert before.items() <= after.items()
-    assert {name.split("/")[0] for name in after.keys() - before} == {"b", "c"}
-    for name in ("b", "c"):
-        made = ids(again / "evaluation" / name / "images")
-        assert made.total() == len(made) == 2 * len(SEEDS) * (len(OURS) + 1)
-    for at in ("", "b", "c"):
-        assert "stage 1" in (again / "evaluation" / at / "table.md").read_text()
-    page = (again / "report" / "index.html").read_text()
-    assert page.count('<table class="scores">') == 3
