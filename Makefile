@@ -17,7 +17,7 @@ test: setup  ## unit tests
 # Beside the environment: every process that imports diffusers would import what is in it.
 test-quantised: setup  ## unit tests of what bitsandbytes does
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .bitsandbytes bitsandbytes==0.50.2
-	PYTHONPATH=.bitsandbytes $(RUN) -m pytest -n 2 tests/test_quantised.py tests/test_adamw8bit.py
+	PYTHONPATH=.bitsandbytes $(RUN) -m pytest -n 2 -m bitsandbytes tests/test_quantised.py tests/test_adamw8bit.py
 
 # Each file starts whole runs: more than one per core makes them wait for each other.
 test-slow: setup  ## tests that take minutes: whole runs, kills, several workers

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """What a test draws without a generator is the same each time, alone or among others."""
     torch.manual_seed(0)
+    if item.get_closest_marker("bitsandbytes") and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import memory
@@ -22,9 +21,6 @@ from raypref.run.memory_plan import predicted_gib
 from raypref.run.model_sizes import SIZES
 from raypref.run.pipeline import Run
 
-needs_library = pytest.mark.skipif(
-    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
-)
 DPO = training(
     objective="dpo",
     optimizer="adamw8bit",
@@ -57,7 +53,7 @@ def stepped(kind: type, count: int, steps: int = 20, **options: object) -> Tenso
     return vector.detach()
 
 
-@needs_library
+@pytest.mark.bitsandbytes
 @pytest.mark.parametrize("count", [100, 4096, 5000])
 def test_steps_are_those_of_bitsandbytes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitsandbytes
@@ -68,7 +64,7 @@ def test_steps_are_those_of_bitsandbytes(count: int, monkeypatch: pytest.MonkeyP
     assert torch.equal(stepped(AdamW8bit, count), expected)
 
 
-@needs_library
+@pytest.mark.bitsandbytes
 def test_it_is_near_adamw() -> None:
     own, precise = stepped(AdamW8bit, 5000), stepped(torch.optim.AdamW, 5000)
     moved = (precise - torch.linspace(-1, 1, 5000)).abs()
@@ -85,7 +81,7 @@ def trained(folder: Path, steps: int, *, rank: int, optimizer: str) -> dict[str,
     return load_file(folder / f"{name}.safetensors")
 
 
-@needs_library
+@pytest.mark.bitsandbytes
 @pytest.mark.parametrize("rank", [4, 0])
 def test_a_training_resumes_to_the_bit(rank: int, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", 6, rank=rank, optimizer="adamw8bit")
@@ -94,7 +90,7 @@ def test_a_training_resumes_to_the_bit(rank: int, tmp_path: Path) -> None:
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
 
 
-@needs_library
+@pytest.mark.bitsandbytes
 def test_a_training_is_near_the_one_by_adamw(tmp_path: Path) -> None:
     own, precise = (
         torch.cat([v.flatten() for k, v in made.items() if ".up." in k or ".lora_B." in k])

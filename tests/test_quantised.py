@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,7 @@ from raypref.run.model_sizes import SIZES, WIDEST
 from raypref.run.outlook import outlook
 from raypref.run.pipeline import Run
 
-needs_library = pytest.mark.skipif(
-    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
-)
-NF4 = pytest.param("nf4", marks=needs_library)
+NF4 = pytest.param("nf4", marks=pytest.mark.bitsandbytes)
 KINDS = ["int8", NF4]
 PIPELINES: dict[str, Any] = {"sd15": StableDiffusionPipeline, "flux": FluxPipeline}
 COMPONENTS = {"sd15": "unet", "flux": "transformer"}
@@ -57,7 +53,7 @@ DPO = training(
     lr=1e-3,
     beta=100,
     clip=0.5,
-    steps=20,
+    steps=8,
     batch=3,
     micro_batch=2,
     ema_decay=0.9,
@@ -154,7 +150,7 @@ def test_every_family_stores_its_linear_layers(family: str, kind: Any) -> None:
     assert {p.dtype for p in own.module.parameters()} == {torch.float64}
 
 
-@needs_library
+@pytest.mark.bitsandbytes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_four_bits_are_those_of_bitsandbytes_own_layer(dtype: torch.dtype) -> None:
     """What diffusers puts in the place of a linear layer for `load_in_4bit`, `nf4`."""

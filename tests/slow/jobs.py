@@ -66,6 +66,8 @@ WHOLE = (
     f"train.stage1.checkpoint_every={EVERY}",
     f"train.stage1.sample_every={STEPS // 2}",
 )
+# On the pairs of `copy_of`: as short as a training can be.
+SHORT = (*WHOLE, "train.stage1.steps=4", "train.stage1.sample_every=2")
 RECORDED = (*WHOLE, "tracking.uri=''")  # in MLflow beside the runs
 
 

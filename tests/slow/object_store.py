@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.server import DomainDispatcherApplication, create_backend_app
 from pyarrow import fs as pafs
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-BUCKET = "s3://lake"
+NAME = "lake"
+BUCKET = f"s3://{NAME}"
 EVERY, BURST = 150, 12  # of so many requests, so many in a row are refused
 REFUSALS = {"503 Slow Down": "SlowDown", "500 Internal Server Error": "InternalError"}
 SECRET = "not-for-any-log"
@@ -56,6 +59,11 @@ class ObjectStore:
         fs, root = pafs.FileSystem.from_uri(folder)
         found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
         return [f"s3://{each.path}" for each in found if each.is_file]
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Names and bytes of all files, from the server's own memory: requests take their time."""
+        for key in get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets[NAME].keys.values():
+            yield key.name, key.value
 
 
 @contextmanager

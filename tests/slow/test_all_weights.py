@@ -1,4 +1,4 @@
-"""A whole run with all weights trained: networks in the place of LoRAs, through every step."""
+"""All weights trained on the pairs of a whole run: networks in the place of LoRAs, in all steps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from jobs import SMALL, job
+from jobs import SHORT, copy_of, job
 from raypref.demo import checkpoints
 from raypref.run.push import collect as pushed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def test_a_run_of_all_weights(tmp_path: Path) -> None:
+def test_a_run_of_all_weights(full: tuple[Path, str], tmp_path: Path) -> None:
+    copy_of(full[0], tmp_path / "runs")
     settings = (
-        *SMALL,
+        *SHORT,
         f"storage={tmp_path / 'runs'}",
         "lora.rank=0",
         "train.stage1.lr=1e-4",

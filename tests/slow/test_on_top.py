@@ -1,6 +1,7 @@
 """A whole run on top of an aligned model: another UNet, a LoRA to start from, SFT, all merged."""
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -9,7 +10,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from jobs import SMALL, job
+from jobs import SHORT, copy_of, job
 from raypref.core.config import InputError, load
 from raypref.demo import checkpoints
 from raypref.run.config import RunConfig
@@ -38,10 +39,14 @@ def aligned(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "dpo", tmp_path / "grpo"
 
 
-def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_on_top_of_an_aligned_model(
+    full: tuple[Path, str], aligned: tuple[Path, Path], tmp_path: Path
+) -> None:
     unet, lora = aligned
+    run = copy_of(full[0], tmp_path / "runs")
+    shutil.rmtree(run / "cache")  # of another network
     settings = (
-        *SMALL,
+        *SHORT,
         f"storage={tmp_path / 'runs'}",
         'trainings=["sft", "stage1", "stage2"]',
         f"base.network={unet}",
@@ -56,7 +61,6 @@ def test_a_run_on_top_of_an_aligned_model(aligned: tuple[Path, Path], tmp_path: 
     )
     status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
     assert status == 0, output
-    run = tmp_path / "runs" / "run"
     assert f"LoRA: {run}/stage2/pytorch_lora_weights.safetensors" in output
     table = (run / "evaluation" / "table.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]

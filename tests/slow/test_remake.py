@@ -19,9 +19,7 @@ def shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
-def test_the_command_makes_what_is_shipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_makes_what_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shortened = ("--scale", "0.002")
     command = (sys.executable, "-m", "raypref.demo.train", str(tmp_path / "made"), *shortened)
     env = {"RAYPREF_CACHE": str(tmp_path / "cache")}

@@ -46,6 +46,7 @@ def ours() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as in a Ray that raypref starts
         # With a dashboard: without one Ray Train asks whatever Ray has port 8265 whether its
         # controller lives, and one that never heard of it ends the workers.
         ray.init(num_cpus=4, log_to_driver=False)
