@@ -1,10 +1,17 @@
-"""The garbage collector rests while libraries are imported, and is then as it was."""
+"""The garbage collector rests while libraries and models are loaded: it is then as it was."""
+
+from __future__ import annotations
 
 import gc
 
 import pytest
+import small
+import torch
+from training import BASES, CPU
 
 from raypref.core.imports import quick_imports
+from raypref.models.backbone import load_denoiser, load_encoder
+from raypref.rewards.pickscore import PickScoreConfig
 
 
 def test_it_is_off_inside_and_on_again_whatever_happens() -> None:
@@ -28,3 +35,29 @@ def test_where_it_was_off_it_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35m", "qwen_image"])
+def test_loading_models_leaves_no_weights_for_it(family: str) -> None:
+    """Else loading a large model would take more memory without it."""
+    pickscore = str(small.path("pickscore"))
+
+    def load() -> list[object]:
+        return [
+            load_denoiser(BASES[family], device=CPU),
+            load_encoder(BASES[family], device=CPU),
+            PickScoreConfig(model=pickscore, processor=pickscore).load(),
+        ]
+
+    load()  # what is imported and cached once
+    gc.collect()
+    with quick_imports():
+        held = load()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            gc.collect()
+            left = [each for each in gc.garbage if isinstance(each, torch.Tensor)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert held and left == []
