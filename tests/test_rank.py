@@ -91,7 +91,9 @@ def test_an_online_training_scores_with_the_rewards_of_its_job(
         (InputError("misfit"), 1, 2, (InputError, "misfit"), True),  # others may wait for it
         (InputError("misfit"), 0, 1, (InputError, "misfit"), False),
         (OUT_OF_MEMORY, 1, 2, (NoRoomError, ADVICE), True),
-        (NoRoomError("disk"), 0, 1, (NoRoomError, "disk"), True),
+        (OUT_OF_MEMORY, 0, 1, (NoRoomError, ADVICE), False),
+        (NoRoomError("disk"), 1, 2, (NoRoomError, "disk"), True),
+        (NoRoomError("disk"), 0, 1, (NoRoomError, "disk"), False),
         (DivergedError("loss is nan"), 0, 2, (DivergedError, "loss is nan"), False),
         (DivergedError("loss is nan"), 1, 2, None, False),  # rank 0 tells, every rank finds it
         (RuntimeError("a bug"), 1, 2, None, True),  # Ray Train tries again

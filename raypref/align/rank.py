@@ -116,17 +116,16 @@ def _train(job: TrainingJob, desk: Any, group: _TorchGroup, device: torch.device
         # Every rank finds it at the same step. Not raised: Ray Train would start the group again.
         note("refused", error)
         return False
-    except InputError as error:
-        ray.get(tell("refused", error))
+    except (InputError, RuntimeError) as error:
+        if out_of_memory(error):
+            ray.get(tell("refused", NoRoomError(_advice(job))))
+        elif isinstance(error, InputError | NoRoomError):
+            ray.get(tell("refused", error))
+        else:
+            raise
         if group.world > 1:
             raise  # others may wait for this rank; the group that starts again ends at once
         return False
-    except RuntimeError as error:
-        if out_of_memory(error):
-            ray.get(tell("refused", NoRoomError(_advice(job))))
-        elif isinstance(error, NoRoomError):
-            ray.get(tell("refused", error))
-        raise  # as above
 
 
 def _judge(job: TrainingJob, device: torch.device, rank: int) -> LatentScores | None:

@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 RUN = join(BUCKET, "runs", "run")
-LOOK = 0.5  # seconds: the store is a part of this process, and each look is a request to it
+LOOK = 1.5  # seconds: the store is a part of this process, and each look is a request to it
 SETTINGS = (
     *WHOLE,
     "saliency.resources.workers=2",
