@@ -16,7 +16,7 @@ from raypref.core.config import InputError, results_of
 from raypref.curate.transforms import MeasurePhotograph
 from raypref.images.decode import ImageConfig
 from raypref.sources.index import SourceConfig, digest, entries, fetch
-from raypref.sources.store import locate
+from raypref.sources.store import SourceError, locate
 
 JPEG = encode(scene(), "JPEG")
 
@@ -141,6 +141,15 @@ def test_civitai_maps_names_to_prompts(root: Path) -> None:
         ("images/c.png", None),
     ]
     assert list(outcomes(root, "civitai")) == ["outside_root", "ok", "ok", "no_caption"]
+
+
+def test_a_json_file_of_too_many_bytes_is_not_parsed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(root / "prompts.json", {"a": "one"})
+    monkeypatch.setattr("raypref.sources.records.JSON_BYTES", 10)
+    with pytest.raises((InputError, SourceError), match="12 bytes, more than 10"):
+        captions(root, "civitai")
 
 
 def test_imagereward_takes_the_generations_of_the_best_rank(root: Path) -> None:

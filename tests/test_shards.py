@@ -250,7 +250,10 @@ def test_a_name_of_a_gigabyte_is_not_read(kind: bytes, tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(header("x", 10**9, kind))
         file.truncate(2 * 10**9)
-    assert dict(ended(tmp_path)) == {"a.tar#//damaged": "unreadable_archive"}
+    [damaged] = index(tmp_path)
+    assert damaged["id"] == "a.tar#//damaged"
+    assert damaged["problem"].startswith("unreadable_archive: ")
+    assert damaged["problem"].endswith("a header of 1000000000 bytes")
 
 
 def test_an_extended_header_cannot_move_a_member_out_of_its_shard(tmp_path: Path) -> None:
