@@ -28,6 +28,7 @@ from raypref.engine.batches import in_batches
 from raypref.engine.stream import StreamConfig
 from raypref.images.decode import ImageConfig, as_image, as_png, center_square
 from raypref.run.config import RunConfig
+from raypref.sources.holes import read_holes
 from raypref.sources.index import SourceConfig, entries, write_index
 
 SIZE = 64
@@ -343,3 +344,12 @@ def test_an_index_has_the_columns_of_masks_where_its_layout_gives_them(tmp_path:
     assert captioned.schema().names == [*INDEX.names, *MASKS.names, "caption_source"]
     starts = [each["mask_member"] for each in captioned.rows(["mask_member"])]
     assert starts == [each["mask_member"] for each in entries(source)] and all(starts)
+
+
+def test_a_json_object_of_too_many_bytes_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mapping_file.json").write_text('{"a": {"caption": "x"}}')
+    monkeypatch.setattr("raypref.sources.benchmarks.WHOLE_BYTES", 10)
+    with pytest.raises(InputError, match="23 bytes, more than 10"):
+        read_holes(str(tmp_path / "mapping_file.json"), limit=None)
