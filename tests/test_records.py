@@ -101,6 +101,16 @@ def test_a_jsonl_index_as_other_programs_write_it(root: Path) -> None:
     assert list(outcomes(root, "jsonl")) == ["bad_encoding", "ok"]
 
 
+def test_a_line_of_any_length_is_read_in_pieces(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raypref.sources.captions.LINE_BYTES", 64)
+    (root / "index.jsonl").write_text(
+        '{"file": "a.jpg", "caption": "' + "x" * 80 + '"}\n{"file": "a.jpg", "caption": "one"}\n'
+    )
+    assert list(outcomes(root, "jsonl")) == ["bad_record", "bad_record", "ok"]
+
+
 def test_hpdv3_takes_each_real_photograph_once(root: Path) -> None:
     def record(path1: Any, path2: Any, model1: str, model2: str, prompt: Any) -> dict[str, Any]:
         models = {"model1": model1, "model2": model2}
