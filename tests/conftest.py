@@ -18,7 +18,10 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What a test draws without a generator is the same each time, alone or among others."""
+    """What a test draws without a generator is the same each time, alone or among others.
+
+    Tests of bitsandbytes are skipped where it is missing; `make test-quantised` installs it.
+    """
     torch.manual_seed(0)
     if item.get_closest_marker("bitsandbytes") and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")

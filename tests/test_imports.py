@@ -1,4 +1,4 @@
-"""The garbage collector rests while libraries and models are loaded: it is then as it was."""
+"""Imports with the garbage collector off: it comes on again, and loading leaves it no weights."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Encode:
         self.no_moments = packed(of_one.new_empty((0, FLIPS, *of_one.shape[1:])))
 
     def shape_of(self, row: Row) -> Size | None:
-        """Width and height of a row's images, pixels; None for the empty caption."""
+        """Width and height of the row's images, pixels; None for the empty caption."""
         return image_size(row["chosen"]["bytes"]) if row.get("chosen") is not None else None
 
     def prepare(self, rows: list[Row]) -> Images:
@@ -140,7 +140,7 @@ class Encode:
         return Images([row["prompt"] for row in rows], images, holes)
 
     def _sides(self, row: Row) -> list[Image.Image]:
-        """The decoded images of a row: two of a pair, one of a single labelled image."""
+        """The row's decoded images: two for a pair, one for a single labelled image."""
         names = [name for name in ("chosen", "rejected") if row[name] is not None]
         sides = [self._image(row, name) for name in names]
         if len({side.size for side in sides}) > 1:

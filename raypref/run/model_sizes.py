@@ -74,8 +74,8 @@ UNITS = {
 # Tokens of a caption, unless `cache.t5_tokens` says others.
 T5 = {"sd35m": 256, "flux": 512, "flux_fill": 512}
 T5_WIDTH = 4096  # values of a token, CLIP's beside them included
-# What is kept of a pair, float32: channels of a latent (both moments are kept, of each side and its
-# mirror image), and the values of a caption.
+# Kept per pair, in float32: channels of a latent (mean and log-variance, per side and per mirror
+# image of a side), and the values of a caption.
 STORED = {
     "sd15": (4, 77 * 768),
     "sd15_inpaint": (4, 77 * 768),

@@ -138,6 +138,6 @@ def test_the_job_follows_and_keeps_the_secret(disturbed: Outcome) -> None:
     hidden = [uri for uri in files if uri.rsplit("/", 1)[-1].startswith(".")]
     assert not [uri for uri in hidden if not uri.endswith(".json")], "unfinished files"
     stored = dict(disturbed.store.contents())
-    assert {uri.partition("lake/")[2] for uri in files} <= stored.keys()
+    assert files and {uri.removeprefix(f"{BUCKET}/") for uri in files} <= stored.keys()
     for name, data in stored.items():
         assert SECRET.encode() not in data, name
