@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from in_process import job_here
 
-from jobs import SHORT, copy_of, job
+from jobs import SHORT, copy_of
 from raypref.demo import checkpoints
 from raypref.run.push import collect as pushed
 
@@ -24,18 +25,13 @@ def test_a_run_of_all_weights(full: tuple[Path, str], tmp_path: Path) -> None:
         "lora.rank=0",
         "train.stage1.lr=1e-4",
         "train.stage2.lr=1e-4",
-        # The second is sharded over the workers that did the first.
-        "train.stage1.resources.workers=2",
-        "train.stage2.resources.workers=2",
-        "train.stage2.sharded=true",
         "model.fused=true",
         "model.fused_file=true",
     )
-    status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
+    status, output = job_here("run", *settings)
     assert status == 0, output
     run = tmp_path / "runs" / "run"
     assert f"Network: {run}/stage2/unet" in output
-    assert "stage2: sharding all weights over 2 workers" in output
     assert not list(run.rglob("pytorch_lora_weights.safetensors"))
     table = (run / "evaluation" / "table.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from corpus import images, scene, write_folder
+from in_process import job_here
 from PIL import Image, ImageOps
-
-from jobs import job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -54,9 +53,7 @@ def curated(
 ) -> tuple[Path, str]:
     """The run's folder and what the job said."""
     storage = tmp_path_factory.mktemp("runs")
-    code, output = job(
-        "curate", *SETTINGS, f"source.path={folder[0]}", f"storage={storage}", folder=storage
-    )
+    code, output = job_here("curate", *SETTINGS, f"source.path={folder[0]}", f"storage={storage}")
     assert code == 0, output
     return storage / "run", output
 
@@ -153,12 +150,12 @@ def test_other_settings_are_refused_then_redone(folder, curated) -> None:
     changed = [s for s in SETTINGS if not s.startswith("select.top_k")]
     command = [*changed, "select.top_k=3", f"source.path={folder[0]}", f"storage={run.parent}"]
 
-    code, output = job("curate", *command, folder=run.parent)
+    code, output = job_here("curate", *command)
     assert code == 2, output
     assert "select.top_k: 500 -> 3" in output and "--redo" in output
     assert len(table(run / "pairs")) > 3
 
-    code, output = job("curate", *command, "--redo", folder=run.parent)
+    code, output = job_here("curate", *command, "--redo")
     assert code == 0, output
     assert sorted(table(run / "pairs")["rank"]) == [0, 1, 2]
     assert re.search(r"twins: (\d+) of \1 rows were done before", output)

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import small
-from candidate_pairs import made, photographs, without_ray
+from candidate_pairs import photographs
 from corpus import scene
+from in_process import job_here
 
 from jobs import start
-from raypref.core.config import load
 from raypref.core.ledger import Ledger
 from raypref.images.decode import open_png
-from raypref.run.config import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-COUNT, PHOTOGRAPHS, BLOCK = 4, 8, 2
+COUNT, PHOTOGRAPHS, BLOCK = 3, 7, 2
 
 
 def words(root: Path, storage: Path, *, workers: int) -> tuple[str, ...]:
@@ -30,7 +29,7 @@ def words(root: Path, storage: Path, *, workers: int) -> tuple[str, ...]:
         f"candidates.count={COUNT}",
         "color.enabled=false",
         f"perturb.model={small.path('sd15-inpaint')}",
-        "perturb.steps=6",
+        "perturb.steps=4",
         f"perturb.resources.workers={workers}",
         "perturb.resources.num_cpus=0.25",
         "saliency.resources.workers=1",
@@ -53,17 +52,16 @@ def test_two_workers_and_a_kill_make_what_one_process_does_to_the_byte(tmp_path:
     for number, size in ((2, (96, 160)), (5, (160, 96))):  # crops of 48x80 and 80x48
         scene(number, size=size).save(root / f"{number:02d}.png")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        made(load(RunConfig, "tiny", words(root, alone, workers=1)[1:]), alone / "run")
+    code, said = job_here("curate", *words(root, alone, workers=1))
+    assert code == 0, said
     with start("curate", *words(root, killed, workers=2), folder=tmp_path / "logs") as job:
         job.wait_for(lambda: len(painted(killed)) >= 3)
         job.kill_driver()
     before = {path: path.stat().st_mtime_ns for path in painted(killed)}
     whole = sum(pq_rows(path) for path in painted(alone))
     assert sum(map(pq_rows, before)) < whole, "the kill came too late to test anything"
-    with start("curate", *words(root, killed, workers=2), folder=tmp_path / "logs") as job:
-        assert job.wait() == 0, job.output
+    code, said = job_here("curate", *words(root, killed, workers=2))
+    assert code == 0, said
 
     kept = [path for path, at in before.items() if path.exists() and path.stat().st_mtime_ns == at]
     assert kept == list(before), "what was painted is not painted again"

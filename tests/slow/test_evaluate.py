@@ -1,6 +1,6 @@
 """What an evaluation has made is not made again: killed, then with more models and rewards.
 
-And the number of workers shows in nothing that it makes. More prompts: tests/test_prompt_sets.py.
+And nothing of it shows how many workers made it. More prompts: tests/test_prompt_sets.py.
 """
 
 import shutil
@@ -12,8 +12,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_process import job_here
 
-from jobs import job, start
+from jobs import start
 from raypref.core.config import load
 from raypref.models import adapters, lora
 from raypref.models.backbone import load_denoiser
@@ -97,7 +98,7 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 
 def evaluate(settings: tuple[str, ...], *more: str) -> str:
-    code, output = job("evaluate", "tiny", *settings, *more, folder=run_folder(settings) / "logs")
+    code, output = job_here("evaluate", "tiny", *settings, *more)
     assert code == 0, output
     return output
 
@@ -106,8 +107,9 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
     folder = run_folder(settings)
     images, scores = folder / "evaluation" / "images", folder / "evaluation" / "scores"
 
-    # Killed as soon as there are scores: every image is made.
-    with start("evaluate", "tiny", *settings, folder=folder / "logs") as running:
+    # By two workers of everything, killed as soon as there are scores: every image is made.
+    two = ("evaluate.resources.workers=2", "pickscore.resources.workers=2")
+    with start("evaluate", "tiny", *settings, *two, folder=folder / "logs") as running:
         running.wait_for(lambda: len(parts(scores)) >= 1)
         running.kill_driver()
     before, scored = parts(images), parts(scores)
@@ -136,11 +138,10 @@ def test_nothing_is_made_twice_whoever_makes_it(settings: tuple[str, ...]) -> No
         assert (folder / "evaluation" / name).stat().st_size > 0
     assert (folder / "report" / "side_by_side.html").stat().st_size > 0
 
-    # The same by two workers of everything, in a run that has nothing yet: equal to the bit.
+    # The same by one process, in a run that has nothing yet: equal to the bit.
     again = folder.with_name("again")
     shutil.copytree(folder, again, ignore=shutil.ignore_patterns("evaluation", "report"))
-    two = ("run=again", "evaluate.resources.workers=2", "pickscore.resources.workers=2")
-    evaluate(settings, second, critic, *two)
+    evaluate(settings, second, critic, "run=again")
     key = ["model", "metric", "prompt_id", "seed"]
     scores_of = {
         run: pd.read_parquet(run / "evaluation" / "scores.parquet").sort_values(

@@ -8,7 +8,8 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import RECORDED, STEPS, job
+from jobs import RECORDED, STEPS
+from raypref.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -127,12 +128,12 @@ def test_mlflow_has_one_finished_run(full) -> None:
     assert {"config.toml", "table.md", "index.html", "stage1", "stage2"} <= artifacts
 
 
-def test_the_same_command_again_does_nothing(full) -> None:
+def test_the_same_command_again_does_nothing(full, capsys) -> None:
     run, _ = full
     before = snapshot(run)
-    command = ("full_pipeline", *RECORDED, f"storage={run.parent}")
-    code, output = job(*command, folder=run.parent / "logs")
-    assert code == 0, output
+    command = (*RECORDED, f"storage={run.parent}")
+    code, output = main("run", command, program="raypref run"), capsys.readouterr().out
+    assert code == 0 and "starting Ray" not in output, output
     for step in ("pairs", "cache", "stage1", "stage2", "evaluation"):
         assert f"{step}: skipped, complete" in output
     assert snapshot(run) == before

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from in_process import job_here
 from PIL import Image
 
-from jobs import job
 from raypref.rewards.pickscore import PickScoreConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -45,7 +45,7 @@ def test_a_pick_a_pic_file_is_judged(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "test.parquet")
     command = ("tiny", f"judge.pairs={tmp_path / 'test.parquet'}", f"storage={tmp_path}")
     command += ("pickscore.resources.workers=1",)
-    code, output = job("judge", *command, folder=tmp_path / "logs")
+    code, output = job_here("judge", *command)
     assert code == 0, output
     folder = tmp_path / "run" / "judge"
     [row] = pd.read_csv(folder / "accuracy.csv").to_dict("records")
@@ -56,5 +56,5 @@ def test_a_pick_a_pic_file_is_judged(tmp_path: Path) -> None:
     assert len(pd.read_csv(folder / "bias.csv")) == 4
     assert "<svg" in (folder / "index.html").read_text()
 
-    code, output = job("judge", *command, folder=tmp_path / "logs")
+    code, output = job_here("judge", *command)
     assert code == 0 and "rows/s" not in output, output

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import job_here
 from PIL import Image, ImageFilter
 
-from jobs import job
 from raypref.core.ledger import Ledger
 from raypref.demo import world
 from raypref.images.decode import center_square
@@ -57,7 +57,7 @@ def test_a_csv_of_labels_becomes_a_lora_and_a_page(tmp_path: Path) -> None:
         *("export.formats=pickapic", "metrics.distance=true"),
     )
     run = tmp_path / "runs" / "run"
-    status, said = job("full_pipeline", *words, folder=tmp_path / "log")
+    status, said = job_here("run", *words)
     assert status == 0, said
     assert re.search(r"labels +9 labels, \d unusable", said), said
     assert "trainings    stage2_alone, Diffusion-DPO on labelled pairs" in said

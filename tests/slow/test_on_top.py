@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from in_process import job_here
 
-from jobs import SHORT, copy_of, job
+from jobs import SHORT, copy_of
 from raypref.core.config import InputError, load
 from raypref.demo import checkpoints
 from raypref.run.config import RunConfig
@@ -59,7 +60,7 @@ def test_a_run_on_top_of_an_aligned_model(
         "train.sft.resources.workers=1",
         "model.fused=true",
     )
-    status, output = job("full_pipeline", *settings, folder=tmp_path / "log")
+    status, output = job_here("run", *settings)
     assert status == 0, output
     assert f"LoRA: {run}/stage2/pytorch_lora_weights.safetensors" in output
     table = (run / "evaluation" / "table.md").read_text()

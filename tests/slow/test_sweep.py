@@ -4,14 +4,20 @@ import csv
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import mlflow
 import pandas as pd
 import pytest
+from in_process import job_here
 
-from jobs import REPOSITORY, TOKEN, job, node, running, start
+from jobs import REPOSITORY, TOKEN, node, running, start
+from raypref.ablate import sweep
+from raypref.ablate.plan import AblateConfig, PlannedRow, open_run, step_names
+from raypref.cli import main
+from raypref.run.execute import carry_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -26,6 +32,7 @@ SMALL = (
     "cache.resources.workers=1",
     "train.stage1.steps=4",
     "train.stage1.batch=8",
+    "train.stage1.checkpoint_every=1",
     "train.stage1.resources.workers=1",
     "train.stage2.steps=4",
     "train.stage2.batch=8",
@@ -67,54 +74,76 @@ def numbers(folder: Path) -> list[list[str]]:
     return list(csv.reader((folder / "table.csv").open()))
 
 
-def on_two_nodes(*arguments: str, folder: Path) -> tuple[int, str]:
-    """A table on a cluster of two nodes with a core each; exit status and output."""
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
+    """A cluster of two nodes with a core each: what a job needs to know of it."""
     with (
         node(folder, "--head", cores=1) as (head, ports),
         node(folder, f"--address=127.0.0.1:{ports['port']}", cores=1, ip="127.0.0.2"),
     ):
         env = {"PYTHONPATH": str(REPOSITORY), "RAY_TMPDIR": str(head.scratch), **TOKEN}
-        env["RAY_ADDRESS"] = f"127.0.0.1:{ports['port']}"
-        command = (sys.executable, "jobs/ablate.py", *arguments)
-        with running(*command, folder=folder, env=env) as table_job:
-            return table_job.wait(), table_job.output
-
-
-class Resumed(NamedTuple):
-    """A table that was killed after the first training, and then run to its end."""
-
-    storage: Path
-    command: tuple[str, ...]  # the table and its settings
-    output: str  # of the second job, which ended with status 1: a row failed
-    before: dict[str, float]  # ledgers that were complete at the kill, and since when
+        yield {**env, "RAY_ADDRESS": f"127.0.0.1:{ports['port']}"}
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
-    folder = tmp_path_factory.mktemp("table")
-    own, storage = folder / "stages.toml", folder / "killed"
+def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The table and its settings."""
+    own = tmp_path_factory.mktemp("table") / "stages.toml"
     own.write_text(STAGES)
-    command = (str(own), *SMALL)
-    here = ("ablate", *command, f"storage={storage}", "ablate.at_once=1")
-    with start(*here, folder=folder / "log") as driver:
-        driver.wait_for(lambda: len(complete(storage, "stage*")) == 1, every=0.1)
-        before = complete(storage, "**")
-        driver.kill_driver()
-    status, output = job(*here, folder=folder / "log")
-    assert status == 1, output
-    return Resumed(storage, command, output, before)
+    return (str(own), *SMALL)
 
 
-def with_what_came_before(table: Resumed, storage: Path, *, trained: bool) -> Path:
-    """A storage with what the table had before its kill: the pairs, and the training if wanted."""
-    for ledger in map(Path, table.before):
-        if trained or not ledger.name.startswith("stage"):
-            shutil.copytree(ledger, storage / ledger.relative_to(table.storage))
+def rows_here(
+    rows: Sequence[PlannedRow], config: AblateConfig, *, parents: Mapping[str, str | None]
+) -> dict[tuple[str, str], str]:
+    """As `run_rows`, one after another in this process."""
+    for row in rows:
+        assert row.config is not None
+        run = open_run(row.config, row.model)
+        only, parent = step_names(run, row.model), parents[row.table]
+        carry_out(run, only=only, parent_run_id=parent, pages=False)
+    return {}
+
+
+@pytest.fixture(scope="module")
+def straight(command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a table that nobody disturbed: one process made all, without Ray."""
+    storage = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_rows", rows_here)
+        status, said = job_here("ablate", *command, f"storage={storage}")
+    assert status == 1, said  # a row failed
     return storage
 
 
-def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(resumed: Resumed, tmp_path: Path):
-    killed, command, output, before = resumed
+def without(straight: Path, storage: Path, *steps: str) -> Path:
+    """A storage that has what that one has, but for some steps."""
+    ignored = shutil.ignore_patterns(*(f"{step}*" for step in steps))
+    shutil.copytree(straight / "steps", storage / "steps", ignore=ignored)
+    return storage
+
+
+def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(
+    command: tuple[str, ...], straight: Path, tmp_path: Path
+):
+    killed = without(straight, tmp_path / "killed", "stage", "evaluation")
+    here = ("ablate", *command, f"storage={killed}", "ablate.at_once=1")
+    with start(*here, folder=tmp_path / "log") as driver:
+        driver.wait_for(
+            lambda: any((killed / "steps").glob("stage1-*/checkpoints/step-*")), every=0.1
+        )
+        driver.kill_driver()
+    before = complete(killed, "**")
+    assert not complete(killed, "stage2-*"), "the kill came too late to test anything"
+
+    # Gone on with on two nodes, which run a row each at once: each model is trained once.
+    table = (sys.executable, "jobs/ablate.py", *command, f"storage={killed}")
+    with (
+        two_nodes(tmp_path / "nodes") as env,
+        running(*table, folder=tmp_path / "log", env=env) as again,
+    ):
+        assert again.wait() == 1, again.output  # a row failed
+        output = again.output
     assert before.items() <= complete(killed, "**").items()  # nothing was made twice
     assert "distinct models to train: 2" in output
     assert len(complete(killed, "stage*")) == 2
@@ -124,33 +153,31 @@ def test_a_table_that_is_killed_goes_on_and_comes_out_the_same(resumed: Resumed,
     page = re.search(r"^Page: (.*)$", output, re.MULTILINE)
     assert page and "stage 1 + stage 2" in Path(page[1]).read_text()
     _check_tracking(killed)
-
-    # Undisturbed, on two nodes that run a row each at once: each model is trained once.
-    straight = with_what_came_before(resumed, tmp_path / "straight", trained=False)
-    status, output = on_two_nodes(*command, f"storage={straight}", folder=tmp_path / "log")
-    assert status == 1, output  # the same row failed
-    assert len(complete(straight, "stage*")) == 2
     folder = Path("ablations") / "stages"
     assert numbers(killed / folder) == numbers(straight / folder)
 
-    # Once more: everything is found, no Ray is started.
-    again, said = job("ablate", *command, f"storage={killed}", folder=tmp_path / "log")
-    assert again == 1 and "starting Ray" not in said
-    assert numbers(killed / folder) == numbers(straight / folder)
+
+def test_a_table_that_is_there_starts_no_ray(
+    command: tuple[str, ...], straight: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = straight / "ablations" / "stages"
+    before = numbers(folder)
+    again = main("ablate", (*command, f"storage={straight}"), program="raypref ablate")
+    assert again == 1 and "starting Ray" not in capsys.readouterr().out
+    assert numbers(folder) == before
 
 
 def _check_tracking(storage: Path) -> None:
     """One run per table, below it one per row, with curves, numbers and LoRA."""
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "raypref"]
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
     (parent,) = [run for run in runs if run.info.run_name == "stages"]
     assert "table.md" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     children = {
         run.info.run_name: run
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-        and run.info.status == "FINISHED"
     }
     assert set(children) == {"stage1-seed0", "stage2-seed0"}
     both = children["stage2-seed0"].info.run_id
@@ -160,7 +187,7 @@ def _check_tracking(storage: Path) -> None:
     assert client.list_artifacts(both, "stage2")
 
 
-def test_the_sweep_in_the_docs_works_as_written(resumed: Resumed, tmp_path: Path):
+def test_the_sweep_in_the_docs_works_as_written(straight: Path, tmp_path: Path):
     text = (REPOSITORY / "docs/ablations.md").read_text()
     sweep = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1]
     command = re.search(r"raypref (ablate) (beta-and-pairs\.toml) tiny\n", text)
@@ -170,7 +197,7 @@ def test_the_sweep_in_the_docs_works_as_written(resumed: Resumed, tmp_path: Path
     for large, small in (("samples = 12", "samples = 1"), ("rungs = 3", "rungs = 2")):
         sweep = sweep.replace(large, small)
     own.write_text(sweep.replace("[48, 64, 96]", "[8]"))
-    runs = with_what_came_before(resumed, tmp_path / "runs", trained=True)
+    runs = without(straight, tmp_path / "runs", "stage2")
     arguments = (command[1], str(own), *SMALL, f"storage={runs}", "ablate.at_once=1")
     command_line = (sys.executable, "-m", "raypref", *arguments)
     with running(*command_line, folder=tmp_path / "log") as sweeping:

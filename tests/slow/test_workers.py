@@ -18,6 +18,7 @@ from training import BASE, LORA, pairs, training
 from jobs import MARK, processes
 from raypref.align import loop
 from raypref.align import train as align_train
+from raypref.align.config import TrainingConfig
 from raypref.align.job import TrainingJob
 from raypref.align.latents import UNCONDITIONAL
 from raypref.align.pair_data import read_pairs
@@ -28,15 +29,17 @@ from raypref.core.ledger import Ledger
 from raypref.engine.kept import release
 from raypref.models.backbone import load_denoiser
 from raypref.models.families.conditioning import to_row
+from raypref.models.lora_config import LoraConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TIMES = {"seconds", "images_per_second"}
 STEPS, EVERY = 16, 4
 SHARED = {"steps": STEPS, "batch": 7, "micro_batch": 2, "lr": 2e-4, "checkpoint_every": EVERY}
-STAGES = {  # 7 samples do not share out evenly over two workers
-    "dro": training(objective="dro", rollout_steps=5, policy_lag=2, ema_decay=0.9, **SHARED),
-}
+# 7 samples do not share out evenly over two workers.
+DRO = training(objective="dro", rollout_steps=5, policy_lag=2, ema_decay=0.9, **SHARED)
+ALL = LoraConfig(rank=0)
+SHARDED = training("dpo", steps=2, batch=4, micro_batch=1, lr=1e-4, sharded=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,75 +78,79 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return ledger
 
 
-@pytest.fixture(scope="module")
-def straight(
-    cache: Ledger, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, list[StepMetrics]]]:
-    """Each stage in this process, without Ray: where its LoRA is, and its metrics."""
-    made = {}
-    for name, stage in STAGES.items():
-        folder = tmp_path_factory.mktemp(name)
-        network = load_denoiser(BASE, device=torch.device("cpu"))
-        history = loop.train(
-            *(network, read_pairs(cache, BASE), stage, LORA),
-            name="stage",
-            draws="stage",
-            seed=0,
-            folder=str(folder),
-            start=None,
-            group=loop.Alone(),
-            on_step=lambda metrics: None,
-        )
-        made[name] = folder, history
-    return made
+def job_of(
+    stage: TrainingConfig, cache: Ledger, folder: Path, *, lora: LoraConfig = LORA
+) -> TrainingJob:
+    """A training by two workers."""
+    return TrainingJob(
+        name="mine",
+        draws="mine",
+        base=BASE,
+        lora=lora,
+        training=stage.model_copy(update={"resources": Resources(workers=2)}),
+        cache=cache,
+        pairs=None,
+        folder=str(folder),
+        start=None,
+        seed=0,
+        shared="mine.safetensors",
+    )
+
+
+def straight(job: TrainingJob, folder: Path) -> list[StepMetrics]:
+    """The metrics of a job done in this process, without Ray."""
+    return loop.train(
+        load_denoiser(BASE, device=torch.device("cpu")),
+        *(read_pairs(job.cache, BASE), job.training, job.lora),
+        name=job.name,
+        draws=job.draws,
+        seed=job.seed,
+        folder=str(folder),
+        start=None,
+        group=loop.Alone(),
+        on_step=lambda metrics: None,
+    )
+
+
+def assert_same_file(name: str, folder: Path, other: Path) -> None:
+    ours, theirs = load_file(folder / name), load_file(other / name)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-8)
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    ("objective", "workers", "killed"),
-    [("dro", 2, -1)],
-)
-def test_workers_do_what_one_process_does(
-    ours: str,
-    cache: Ledger,
-    straight: dict[str, tuple[Path, list[StepMetrics]]],
-    objective: str,
-    workers: int,
-    killed: int,
-    tmp_path: Path,
+def test_two_workers_do_what_one_process_does(
+    ours: str, cache: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With several workers, of which one is killed after a few steps: the same LoRA."""
-    stage = STAGES[objective].model_copy(update={"resources": Resources(workers=workers)})
+    """All weights, sharded; then by the same two a LoRA, one killed after a few steps."""
+    whole = job_of(SHARDED, cache, tmp_path / "sharded", lora=ALL)
+    with caplog.at_level("INFO"):
+        train_on_workers(whole, on_step=lambda metrics: None)
+    assert "mine: sharding all weights over 2 workers" in caplog.messages
+    began = sorted(processes(ours, "RayTrainWorker"))
+    straight(whole, tmp_path / "whole")
+    network = "unet/diffusion_pytorch_model.safetensors"
+    assert_same_file(network, tmp_path / "sharded", tmp_path / "whole")
+
     seen: list[StepMetrics] = []
 
     def on_step(metrics: StepMetrics) -> None:
         seen.append(metrics)
         if len(seen) == EVERY + 2:
             pids = sorted(processes(ours, "RayTrainWorker"))
-            assert len(pids) == workers
-            os.kill(pids[killed], signal.SIGKILL)
+            assert pids == began and len(pids) == 2
+            os.kill(pids[-1], signal.SIGKILL)
 
-    job = TrainingJob(
-        name="stage",
-        draws="stage",
-        base=BASE,
-        lora=LORA,
-        training=stage,
-        cache=cache,
-        pairs=None,
-        folder=str(tmp_path),
-        start=None,
-        seed=0,
-        shared="mine.safetensors",
-    )
+    job = job_of(DRO, cache, tmp_path / "shared")
     train_on_workers(job, on_step=on_step)
     release()
 
-    folder, expected = straight[objective]
+    expected = straight(job, tmp_path / "lone")
     steps = [int(metrics["step"]) for metrics in seen]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
     again = len(steps) - STEPS
-    print(f"{objective}, {workers} workers, killed {killed}: {again} steps done twice")
+    print(f"{again} steps done twice")
     assert 0 < again < STEPS - EVERY
     last = {int(metrics["step"]): metrics for metrics in seen}
     for metrics in expected:
@@ -152,11 +159,7 @@ def test_workers_do_what_one_process_does(
         for key in metrics.keys() - TIMES:
             assert theirs[key] == pytest.approx(metrics[key], rel=1e-6, abs=1e-9), key
     assert expected[-1]["loss"] != expected[0]["loss"], "nothing was learned, nothing compared"
-    name = "pytorch_lora_weights.safetensors"
-    lone, shared = load_file(folder / name), load_file(tmp_path / name)
-    assert lone.keys() == shared.keys()
-    for key in lone:
-        torch.testing.assert_close(shared[key], lone[key], rtol=0, atol=1e-8)
+    assert_same_file("pytorch_lora_weights.safetensors", tmp_path / "shared", tmp_path / "lone")
 
 
 def misfit(*about: Any, group: loop.Ranks, folder: str, **more: Any) -> list[StepMetrics]:
@@ -181,20 +184,7 @@ def test_what_would_happen_again_is_not_tried_again(
 
     monkeypatch.setattr(align_train, "_work", work)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-    stage = STAGES["dro"].model_copy(update={"resources": Resources(workers=2)})
-    job = TrainingJob(
-        name="mine",
-        draws="mine",
-        base=BASE,
-        lora=LORA,
-        training=stage,
-        cache=cache,
-        pairs=None,
-        folder=str(tmp_path),
-        start=None,
-        seed=0,
-        shared="mine.safetensors",
-    )
+    job = job_of(DRO, cache, tmp_path)
     try:
         with pytest.raises(InputError, match=r"^the LoRA on this host is of another model$"):
             train_on_workers(job, on_step=lambda metrics: None)
