@@ -1,13 +1,11 @@
-"""Pairs of candidates in this process: real transforms and passes without Ray, work counted."""
+"""Pairs of candidates: photographs and settings for tests, and work counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import small
 from corpus import encode, scene
@@ -16,8 +14,6 @@ from PIL import Image
 from raypref.core.config import load
 from raypref.core.ledger import in_folder
 from raypref.curate.perturb import Inpaint
-from raypref.engine import stream
-from raypref.engine.worker import Worker
 from raypref.pairs.candidates import CandidatePairs
 from raypref.rewards.base import Score
 from raypref.run.config import RunConfig
@@ -81,19 +77,6 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process do what workers do, one block after another."""
-
-    def answers(
-        label: str, worker: Worker, blocks: Sequence[pa.Table], size: int, **_: Any
-    ) -> Iterator[dict[str, Any]]:
-        for block in blocks:
-            (answer,) = worker(block).to_pylist()
-            yield answer
-
-    monkeypatch.setattr(stream, "_answers", answers)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -4,14 +4,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from raypref.core.config import load
 from raypref.core.ledger import in_folder
-from raypref.engine.stream import Streamed
-from raypref.engine.worker import Worker, needs_of, shared_worker
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.labelled import LabelledPairs
 from raypref.run.config import RunConfig
@@ -56,25 +53,6 @@ class Listing:
     def config(self, *words: str, kind: str = "labelled") -> RunConfig:
         start = [f"pairs.kind={kind}", f"source.path={self.folder}", "source.layout=listed"]
         return load(RunConfig, "tiny", [*start, *words])
-
-
-def stream_here(rows, *, label, stages, branches, config):
-    """The pass as a worker and the driver do it, in this process."""
-    (branch,) = branches
-    branch.ledger.begin()
-    worker = Worker(
-        lambda block: (rows.part(block["part"][0].as_py()), block["part"][0].as_py()),
-        stages,
-        branches,
-        rows.schema(),
-        shared_worker(needs_of(stages)),
-    )
-    for name in rows.parts():
-        if not branch.ledger.has_part(name):
-            answer = worker(pa.table({"part": [name]})).to_pylist()[0]
-            assert not answer["no_room"]
-    branch.ledger.commit(expected=rows.count(), counts=branch.ledger.reasons())
-    return Streamed(branch.ledger.reasons(), 0.0)
 
 
 def made(config: RunConfig, folder: Path) -> LabelledPairs:

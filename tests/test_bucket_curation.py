@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from candidate_pairs import config, without_ray
+from candidate_pairs import config
 from candidate_pairs import made as made_candidates
 from corpus import scene
+from in_process import without_ray
 from painters import KINDS, make_rows, of_kind, pixels
 from PIL import ImageOps
 from training import BASES, CPU, rows_of

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import small
 from corpus import encode, scene
-from label_listing import Listing, made, picture, png, stream_here
+from in_process import without_ray
+from label_listing import Listing, made, picture, png
 from PIL import ExifTags, Image
 from training import BASES
 
@@ -21,7 +22,6 @@ from raypref.images.buckets import Size, bucket_sizes, nearest_bucket
 from raypref.images.colorfulness import colorfulness
 from raypref.images.decode import ImageConfig, center_crop, image_size, open_png
 from raypref.models import checks
-from raypref.pairs import labelled
 from raypref.run.config import RunConfig
 from raypref.sources.index import SourceConfig, entries
 
@@ -178,7 +178,7 @@ def test_a_photograph_is_measured_and_cropped_in_its_bucket(tmp_path):
 
 
 def test_both_images_of_a_label_have_the_bucket_of_the_chosen_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(labelled, "stream_branches", stream_here)
+    without_ray(monkeypatch)
     listing = Listing(tmp_path / "labels", monkeypatch)
     listing.pair(0.0)  # the second image was preferred
     listing.pair(1.0)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidate_pairs import config, made, photographs, without_ray
+from candidate_pairs import config, made, photographs
+from in_process import without_ray
 from PIL import Image
 from training import BASES
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from candidate_pairs import config, contents, counting, made, photographs, without_ray
+from candidate_pairs import config, contents, counting, made, photographs
+from in_process import without_ray
 from PIL import Image
 from training import BASES, CPU, rows_of
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from corpus import encode, scene
+from in_process import without_ray
 from PIL import Image
 from small_vlm import prompt_text, save_qwen2_5_vl, save_qwen3_vl
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from raypref.core.config import InputError, load, results_of
-from raypref.core.ledger import Ledger, in_folder
-from raypref.core.rows import Row, Transform
+from raypref.core.ledger import in_folder
+from raypref.core.rows import Row
 from raypref.curate.captions import CaptionsConfig, WriteCaption, tidied
 from raypref.curate.graph import Curation
 from raypref.engine.batches import in_batches
-from raypref.engine.stream import Selection, StreamConfig, Streamed
-from raypref.engine.worker import Branch, Worker, needs_of, shared_worker
+from raypref.engine.stream import StreamConfig
 from raypref.report.photographs import FILTERS, photograph_funnel
 from raypref.run.config import RunConfig
 from raypref.sources.index import SourceConfig, digest, write_index
@@ -104,43 +102,9 @@ def test_an_empty_answer_drops_the_photograph(tmp_path: Path) -> None:
 # ------------------------------------------------------------- from photographs to pairs
 
 
-def local_stream(
-    rows: pa.Table | Selection,
-    *,
-    stages: Sequence[Transform],
-    ledger: Ledger,
-    keep: Sequence[str],
-    config: StreamConfig,
-    enough: Any = None,
-) -> Streamed:
-    """`stream` in this process, without Ray: the same worker, block after block."""
-    ledger.begin()
-    need = shared_worker(needs_of(stages))
-    read: Any = lambda block: (block, None)  # noqa: E731
-    schema, blocks = rows.schema, [rows]
-    if isinstance(rows, Selection):
-        own = rows
-        read = lambda block: (own.part(block["part"][0].as_py()), block["part"][0].as_py())  # noqa: E731
-        names = [name for name in own.ledger.parts() if not ledger.has_part(name)]
-        schema, blocks = own.schema(), [pa.table({"part": [name]}) for name in names]
-    worker = Worker(read, stages, [Branch([], ledger, keep)], schema, need)
-    for block in blocks:
-        if block.num_rows:
-            part = worker(block).to_pylist()[0]["part"]
-            if enough is not None and enough(part):
-                break
-    if not ledger.parts():
-        ledger.write_part(worker.empty()[0])
-    if ledger.state() != "complete":
-        ledger.commit(expected=ledger.count(), counts=ledger.reasons())
-    return Streamed(ledger.reasons(), 0.0)
-
-
 @pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypref.curate.graph.stream", local_stream)
-    monkeypatch.setattr("raypref.curate.photographs.stream", local_stream)
-    monkeypatch.setattr("raypref.curate.captions.stream", local_stream)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
 
 
 def photographs(root: Path, *, bare: int, captioned: int) -> Path:
@@ -160,7 +124,7 @@ def curation(storage: Path, root: Path, *overrides: str) -> Curation:
     return Curation(load(RunConfig, "tiny", words), place=in_folder(str(storage)))
 
 
-def test_captions_reach_the_pairs_and_say_who_wrote_them(tmp_path, without_ray, caplog):
+def test_captions_reach_the_pairs_and_say_who_wrote_them(tmp_path, here, caplog):
     root = photographs(tmp_path / "photos", bare=3, captioned=2)
     model = model_that_says(tmp_path, *SAYS)
     made = curation(tmp_path / "run", root, f"captions.model={model}", "captions.dtype=float32")
@@ -187,7 +151,7 @@ def test_captions_reach_the_pairs_and_say_who_wrote_them(tmp_path, without_ray, 
     assert str(tmp_path) not in card
 
 
-def test_the_model_sees_no_photograph_that_has_a_caption(tmp_path, without_ray, monkeypatch):
+def test_the_model_sees_no_photograph_that_has_a_caption(tmp_path, here, monkeypatch):
     root = photographs(tmp_path / "photos", bare=1, captioned=3)
     (root / "grey.txt").write_text("grey")
     seen = []

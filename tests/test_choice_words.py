@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from candidate_pairs import config, made, photographs, without_ray
+from candidate_pairs import config, made, photographs
+from in_process import without_ray
 
 from raypref.pairs.kinds import kind_of
 

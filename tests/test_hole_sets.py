@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_process import without_ray
 from PIL import Image
 from report_runs import fill
-from streamed_here import stream_branches_here, stream_here
 
 from raypref.core.config import InputError, build, load
 from raypref.core.ledger import Ledger
 from raypref.curate.publish import PHOTOS
 from raypref.demo.holes import write_holes
-from raypref.evaluate import every, graph, painting, samples, sets
+from raypref.evaluate import every, painting, sets
 from raypref.evaluate.generate import BASE, GenerateConfig
 from raypref.evaluate.kept import decibels
 from raypref.evaluate.painting import Paint, hole_prompts
@@ -69,9 +69,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Passes run here; every painting that is asked for is noted by its id."""
-    for module in (graph, painting, samples):
-        monkeypatch.setattr(module, "stream", stream_here)
-    monkeypatch.setattr(graph, "stream_branches", stream_branches_here)
+    without_ray(monkeypatch)
     seen: list[str] = []
     finish = Paint.finish
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_listing import Listing, made, picture, png, stream_here
+from in_process import without_ray
+from label_listing import Listing, made, picture, png
 from PIL import Image
 
 from raypref.core.config import InputError
@@ -19,7 +20,7 @@ from raypref.curate.export import export
 from raypref.engine.batches import in_batches
 from raypref.engine.worker import Branch, Sound, Worker, needs_of, shared_worker
 from raypref.images.decode import center_square
-from raypref.pairs import decide, labelled
+from raypref.pairs import decide
 from raypref.pairs.decide import DECIDED
 from raypref.pairs.kinds import maker_of
 from raypref.pairs.listing import list_labels, survey
@@ -33,9 +34,9 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
 
 
 @pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pass over the images in this process."""
-    monkeypatch.setattr(labelled, "stream_branches", stream_here)
+    without_ray(monkeypatch)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from browsing import Opened, chromium
-from label_listing import Listing, made, picture, png, stream_here
+from in_process import without_ray
+from label_listing import Listing, made, picture, png
 
 from raypref.core.ledger import Ledger
-from raypref.pairs import labelled
 from raypref.report import labels
 from raypref.report.collect import collect
 from raypref.report.page import render
@@ -19,7 +19,7 @@ from raypref.sources.base import LabelledImage, Ref
 
 @pytest.fixture
 def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
-    monkeypatch.setattr(labelled, "stream_branches", stream_here)
+    without_ray(monkeypatch)
     return Listing(tmp_path / "labels", monkeypatch)
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from candidate_pairs import config, counting, photographs, without_ray
+from candidate_pairs import config, counting, photographs
+from in_process import without_ray
 from test_select import ledger_of, scores
 
 from raypref.core.ledger import in_folder
