@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jobs import BIN, RAY, TOKEN, Job, ray_start
+from jobs import BIN, RAY, TOKEN, Job, process_file, ray_start
 
 SUBNET = "10.77.13"
 GATEWAY = f"{SUBNET}.254"  # this machine itself, as the hosts see it
@@ -64,12 +64,20 @@ class Host:
         """Words before a command that is to run on the host."""
         return ("ip", "netns", "exec", self.name)
 
+    def pids(self) -> list[int]:
+        """Of every process on the host."""
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def runs(self, title: str) -> bool:
+        """Whether a process has a title that contains a text."""
+        return any(title in process_file(pid, "cmdline") for pid in self.pids())
+
     def kill(self) -> None:
         """SIGKILL of every process on the host."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
-        for pid in found.stdout.split():
+        for pid in self.pids():
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> None:
         """The host and its network interface are gone."""

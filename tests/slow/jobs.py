@@ -122,7 +122,7 @@ class Job:
         while (
             cluster.workers("MapWorker")
             if cluster
-            else any("Agent" not in _read(pid, "cmdline") for pid in marked(self.mark))
+            else any("Agent" not in process_file(pid, "cmdline") for pid in marked(self.mark))
         ):
             assert time.monotonic() < limit, "processes of the killed job went on"
             time.sleep(0.1)
@@ -247,12 +247,12 @@ def marked(mark: str) -> list[int]:
     """Ids of the live processes with this mark."""
     needle = f"{MARK}={mark}"
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if needle in _read(pid, "environ").split("\0")]
+    return [pid for pid in pids if needle in process_file(pid, "environ").split("\0")]
 
 
 def processes(mark: str, title: str) -> list[int]:
     """Ids of those whose title contains a text."""
-    return [pid for pid in marked(mark) if title in _read(pid, "cmdline")]
+    return [pid for pid in marked(mark) if title in process_file(pid, "cmdline")]
 
 
 def end(mark: str) -> None:
@@ -264,7 +264,7 @@ def end(mark: str) -> None:
         time.sleep(0.1)
 
 
-def _read(pid: int, name: str) -> str:
+def process_file(pid: int, name: str) -> str:
     """A file of /proc; empty for a process that has ended."""
     try:
         return (Path("/proc") / str(pid) / name).read_text(errors="replace")

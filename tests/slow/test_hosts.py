@@ -16,7 +16,7 @@ from hosts import Host, ray_node
 from object_store import BUCKET, BURST, SECRET, ObjectStore, object_store
 from safetensors.torch import load
 
-from jobs import RAY, REPOSITORY, TOKEN, WHOLE, running
+from jobs import RAY, REPOSITORY, STEPS, TOKEN, WHOLE, running
 from raypref.core.ledger import Ledger, join, read_bytes
 
 pytestmark = [
@@ -27,11 +27,13 @@ pytestmark = [
 ]
 
 RUN = join(BUCKET, "runs", "run")
-LOOK = 1.5  # seconds: the store is a part of this process, and each look is a request to it
+TWINS, CHECKPOINT = "curate/twins/part-", "stage1/checkpoints/step-"
+LOOK = 0.2  # seconds between two looks into the store
 SETTINGS = (
     *WHOLE,
     "saliency.resources.workers=2",
     "train.stage1.resources.workers=2",
+    "train.stage1.resources.num_cpus=1",  # a host each
     "train.stage1.min_workers=1",
     'trainings=["stage1"]',
     "run=run",
@@ -61,6 +63,8 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             stack.callback(machine.remove)
         store = stack.enter_context(object_store(hosts.GATEWAY))
         env = {**store.variables, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        # A training waits so long for the host that is gone before it goes on without.
+        env["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
 
         def node(machine: Host, *arguments: str) -> None:
             stack.enter_context(ray_node(machine, *arguments, folder=folder, env=env))
@@ -71,15 +75,17 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
 
         costs = {}
         killings = {
-            # which host dies, what is counted, how much of it there is at the kill
-            "curation": (first, "curate/twins/part-", 2),
-            "training": (second, "stage1/checkpoints/step-", 1),
+            # which host dies, who works there, of what how much there is then, and what not yet
+            "curation": (first, "MapWorker", TWINS, 2, "curate/twins/.manifest.json"),
+            "training": (second, "RayTrainWorker", CHECKPOINT, 1, f"{CHECKPOINT}{STEPS:08d}"),
         }
         with submitted(head, folder=folder) as job:
-            for part, (victim, counted, enough) in killings.items():
+            for part, (victim, worker, counted, enough, last) in killings.items():
                 job.wait_for(lambda: len(latest(store, counted)) >= enough, every=LOOK)  # noqa: B023
+                assert victim.runs(worker), "the host that dies does none of the work"
                 victim.kill()
                 before, began = latest(store, counted), time.monotonic()
+                assert not latest(store, last), "the host died too late to test anything"
                 job.wait_for(lambda: latest(store, counted) != before, every=LOOK)  # noqa: B023
                 costs[part] = time.monotonic() - began
                 if part == "curation":
@@ -101,10 +107,7 @@ def submitted(head: Host, *, folder: Path) -> Any:
 
 def latest(store: ObjectStore, prefix: str) -> set[str]:
     """Files of the run whose path begins so."""
-    folder, _, name = prefix.rpartition("/")
-    return {
-        uri for uri in store.files(join(RUN, folder)) if uri.rsplit("/", 1)[-1][: len(name)] == name
-    }
+    return {name for name, _ in store.contents() if name.startswith(f"runs/run/{prefix}")}
 
 
 def test_pairs_and_lora_are_those_of_an_undisturbed_run(
