@@ -14,9 +14,7 @@ ORDER = (
     *("test_full_run.py", "test_hosts.py", "test_sweep.py", "test_evaluate.py"),
     *("test_kill.py", "test_interrupt.py", "test_kill_stream.py", "test_job_submit.py"),
     *("test_candidates.py", "test_examples.py", "test_workers.py", "test_on_top.py"),
-    "test_labelled_run.py",
-    *("test_full_disk.py", "test_gpu_benchmark_whole.py", "test_bad_folder.py"),
-    *("test_judge_job.py", "test_remake.py"),
+    *("test_full_disk.py", "test_gpu_benchmark_whole.py", "test_remake.py"),
 )
 
 

@@ -13,8 +13,6 @@ from corpus import images, scene, write_folder
 from in_process import job_here
 from PIL import Image, ImageOps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 SIZE = 64
 SETTINGS = (
     "tiny",
@@ -35,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     """The folder, and the reason expected of every file."""
     root = tmp_path_factory.mktemp("bad") / "photos"
     expected = write_folder(root)
-    real = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos"
+    real = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
     found = sorted(real.rglob("*.jpg"))[:4] if real.is_dir() else []
     with (root / "captions.csv").open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

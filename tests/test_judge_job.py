@@ -11,8 +11,6 @@ from PIL import Image
 
 from raypref.rewards.pickscore import PickScoreConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 
 def jpeg(rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()

@@ -18,8 +18,6 @@ from raypref.core.ledger import Ledger
 from raypref.demo import world
 from raypref.images.decode import center_square
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 PAIRS = 6
 
 
