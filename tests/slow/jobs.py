@@ -55,7 +55,7 @@ SMALL = (
 )
 
 # The same, long enough to be killed in the middle; how much is made does not depend on time.
-BLOCK, STEPS, EVERY = 4, 16, 4
+BLOCK, STEPS, EVERY = 4, 24, 4
 WHOLE = (
     *SMALL,
     "source.limit=32",

@@ -20,7 +20,7 @@ FILES = (
     "stage1/pytorch_lora_weights.safetensors",
     "stage1/metrics.parquet",
     "stage1/samples/step-00000000.png",
-    f"stage1/samples/step-{STEPS // 2:08d}.png",
+    "stage1/samples/step-00000012.png",
     "stage2/pytorch_lora_weights.safetensors",
     "stage2/{run}-stage2.safetensors",
     "stage2/metrics.parquet",
