@@ -23,6 +23,7 @@ from raypref.cli import main
 from raypref.engine import stream
 from raypref.engine.worker import Worker
 from raypref.judge import job as judging
+from raypref.models import hub
 from raypref.run import execute
 
 
@@ -45,9 +46,11 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stream, "_answers", _answers)
     patch.setattr(stream, "_filled", set())  # each job resumes what the one before it made
     patch.setattr(train, "train_on_workers", _train_here)
+    patch.setenv(hub.COMMITS, "{}")  # a job leaves there what its workers load
     for module in (execute, judging):
         patch.setattr(module, "start_ray", lambda: None)
-    patch.setattr(execute, "_require_nodes", lambda config, waiting: None)
+    for look in ("require_nodes", "require_usable_gpus", "idle_gpus"):
+        patch.setattr(execute, look, lambda *about, **more: None)
 
 
 def _answers(
@@ -60,7 +63,7 @@ def _answers(
 
 
 class _Desk:
-    """Where the one rank tells what it does."""
+    """Takes the messages of the only rank."""
 
     def __init__(self, on_step: Callable[[StepMetrics], None]) -> None:
         self.on_step = on_step
@@ -68,15 +71,15 @@ class _Desk:
 
     def remote(self, kind: str, value: bytes) -> None:
         """As `Desk.tell`."""
-        told = cloudpickle.loads(value)
+        message = cloudpickle.loads(value)
         if kind == "step":
-            self.on_step(told)
+            self.on_step(message)
         if kind == "refused":
-            raise told
+            raise message
 
 
 def _train_here(job: TrainingJob, *, on_step: Callable[[StepMetrics], None]) -> None:
     sent = cloudpickle.loads(cloudpickle.dumps(job))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank.ray, "get", lambda told: told)
+        patch.setattr(rank.ray, "get", lambda answer: answer)
         rank._train(sent, _Desk(on_step), rank._TorchGroup(0, 1), torch.device("cpu"))

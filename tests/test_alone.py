@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from raypref.cli import main
 from raypref.core.config import InputError
 from raypref.core.job_lock import only_job_in
 
@@ -32,6 +33,15 @@ def test_a_second_job_in_the_folder_is_refused_until_the_first_ends(tmp_path: Pa
         first.kill()  # nobody tidies up
     with only_job_in(str(folder)):
         pass
+
+
+def test_a_command_is_refused_a_run_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with only_job_in(str(tmp_path / "run")):
+        status = main("curate", ["tiny", f"storage={tmp_path}"], program="raypref curate")
+    assert status == 2 and "is in use by another job" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["job.lock"]
 
 
 @pytest.mark.parametrize("storage", ["a-file", "a-file/below"])

@@ -1,4 +1,4 @@
-"""Every file of examples/ runs as it is, one after another in an empty folder."""
+"""Every file of examples/ runs as it is, one after another in an empty folder, without Ray."""
 
 import json
 import runpy
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,9 +50,11 @@ def test_every_example_runs_as_it_is(tmp_path, monkeypatch, capsys, caplog):
     without_ray(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["example"])
+    plt.switch_backend("Agg")
     with caplog.at_level("INFO"), patch.dict(REWARDS):
         for name in ORDER:
             run(EXAMPLES / name)
+    plt.close("all")
     said = capsys.readouterr().out
     folder = tmp_path / "runs" / "my-photos"
     assert pd.read_parquet(next((folder / "pairs").glob("*.parquet")))["prompt"].str.len().min() > 0

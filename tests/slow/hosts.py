@@ -70,7 +70,7 @@ class Host:
         return [int(pid) for pid in found.stdout.split()]
 
     def runs(self, title: str) -> bool:
-        """Whether a process has a title that contains a text."""
+        """Whether a process on this host has this text in its title."""
         return any(title in process_file(pid, "cmdline") for pid in self.pids())
 
     def kill(self) -> None:

@@ -60,6 +60,10 @@ class ObjectStore:
         found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
         return [f"s3://{each.path}" for each in found if each.is_file]
 
+    def names(self) -> list[str]:
+        """Of all files, from the server's own memory."""
+        return [*get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets[NAME].keys]
+
     def contents(self) -> Iterator[tuple[str, bytes]]:
         """Names and bytes of all files, from the server's own memory: requests take their time."""
         for key in get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets[NAME].keys.values():

@@ -16,7 +16,7 @@ from raypref.images.decode import open_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-COUNT, PHOTOGRAPHS, BLOCK = 3, 7, 2
+COUNT, PHOTOGRAPHS, BLOCK = 4, 8, 2
 
 
 def words(root: Path, storage: Path, *, workers: int) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def words(root: Path, storage: Path, *, workers: int) -> tuple[str, ...]:
         f"candidates.count={COUNT}",
         "color.enabled=false",
         f"perturb.model={small.path('sd15-inpaint')}",
-        "perturb.steps=4",
+        "perturb.steps=6",
         f"perturb.resources.workers={workers}",
         "perturb.resources.num_cpus=0.25",
         "saliency.resources.workers=1",

@@ -1,6 +1,6 @@
 """Ctrl-C at any moment: one line, exit 130, and the same command resumes.
 
-Jobs side by side: tests/test_alone.py, tests/test_tracking.py.
+Two jobs at once: tests/test_alone.py, tests/test_tracking.py.
 """
 
 import signal

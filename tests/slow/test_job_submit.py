@@ -80,7 +80,7 @@ def test_a_wrong_setting_fails_the_job(head, checkout: Path, tmp_path: Path) -> 
 def test_followed_stopped_and_submitted_again(
     full: tuple[Path, str], head, checkout: Path, tmp_path: Path
 ) -> None:
-    steps = 32  # more than are done while the stop is on its way
+    steps = 48  # more than are done while the stop is on its way
     command = (
         *("jobs/align.py", *WHOLE, f"storage={tmp_path}", 'trainings=["stage1"]'),
         *(f"train.stage1.steps={steps}", "train.stage1.sample_every=0", "tracking.uri=none"),
