@@ -112,6 +112,17 @@ def straight(job: TrainingJob, folder: Path) -> list[StepMetrics]:
     )
 
 
+def assert_same_metrics(seen: list[StepMetrics], expected: list[StepMetrics]) -> None:
+    """Of every step; what was seen may have a step twice, of which the last counts."""
+    last = {int(metrics["step"]): metrics for metrics in seen}
+    assert len(last) == len(expected)
+    for metrics in expected:
+        theirs = last[int(metrics["step"])]
+        assert theirs.keys() == metrics.keys()
+        for key in metrics.keys() - TIMES:
+            assert theirs[key] == pytest.approx(metrics[key], rel=1e-6, abs=1e-9), key
+
+
 def assert_same_file(name: str, folder: Path, other: Path) -> None:
     ours, theirs = load_file(folder / name), load_file(other / name)
     assert ours.keys() == theirs.keys()
@@ -125,15 +136,16 @@ def test_two_workers_do_what_one_process_does(
 ) -> None:
     """All weights, sharded; then by the same two a LoRA, one killed after a few steps."""
     whole = job_of(SHARDED, cache, tmp_path / "sharded", lora=ALL)
+    seen: list[StepMetrics] = []
     with caplog.at_level("INFO"):
-        train_on_workers(whole, on_step=lambda metrics: None)
+        train_on_workers(whole, on_step=seen.append)
     assert "mine: sharding all weights over 2 workers" in caplog.messages
     began = sorted(processes(ours, "RayTrainWorker"))
-    straight(whole, tmp_path / "whole")
+    assert_same_metrics(seen, straight(whole, tmp_path / "whole"))
     network = "unet/diffusion_pytorch_model.safetensors"
     assert_same_file(network, tmp_path / "sharded", tmp_path / "whole")
 
-    seen: list[StepMetrics] = []
+    seen.clear()
 
     def on_step(metrics: StepMetrics) -> None:
         seen.append(metrics)
@@ -152,12 +164,7 @@ def test_two_workers_do_what_one_process_does(
     again = len(steps) - STEPS
     print(f"{again} steps done twice")
     assert 0 < again < STEPS - EVERY
-    last = {int(metrics["step"]): metrics for metrics in seen}
-    for metrics in expected:
-        theirs = last[int(metrics["step"])]
-        assert theirs.keys() == metrics.keys()
-        for key in metrics.keys() - TIMES:
-            assert theirs[key] == pytest.approx(metrics[key], rel=1e-6, abs=1e-9), key
+    assert_same_metrics(seen, expected)
     assert expected[-1]["loss"] != expected[0]["loss"], "nothing was learned, nothing compared"
     assert_same_file("pytorch_lora_weights.safetensors", tmp_path / "shared", tmp_path / "lone")
 
