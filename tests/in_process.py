@@ -1,6 +1,6 @@
 """Jobs in the test's own process: for tests of what a job makes, not of who makes it.
 
-Passes and trainings run the code of Ray's workers; what is sent to a worker is pickled, as by Ray.
+Passes and trainings run the code of Ray's workers. What they get is pickled first, as Ray does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def job_here(name: str, *arguments: str) -> tuple[int, str]:
     said = io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
-        warnings.catch_warnings(action="ignore"),  # as in a worker
+        warnings.catch_warnings(action="ignore"),  # workers show none
         redirect_stdout(said),
         redirect_stderr(said),
     ):

@@ -140,7 +140,7 @@ class Encode:
         return Images([row["prompt"] for row in rows], images, holes)
 
     def _sides(self, row: Row) -> list[Image.Image]:
-        """The row's decoded images: two for a pair, one for a single labelled image."""
+        """The row's decoded images: chosen and rejected, or the one that was labelled."""
         names = [name for name in ("chosen", "rejected") if row[name] is not None]
         sides = [self._image(row, name) for name in names]
         if len({side.size for side in sides}) > 1:

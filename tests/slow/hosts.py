@@ -65,7 +65,7 @@ class Host:
         return ("ip", "netns", "exec", self.name)
 
     def pids(self) -> list[int]:
-        """Of every process on the host."""
+        """Ids of the processes on the host."""
         found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
         return [int(pid) for pid in found.stdout.split()]
 

@@ -17,7 +17,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 NAME = "lake"
 BUCKET = f"s3://{NAME}"
-EVERY, BURST = 400, 12  # of so many requests, so many in a row are refused
+EVERY, BURST = 400, 12  # of every 400 requests, 12 in a row are refused
 REFUSALS = {"503 Slow Down": "SlowDown", "500 Internal Server Error": "InternalError"}
 SECRET = "not-for-any-log"
 
@@ -61,7 +61,7 @@ class ObjectStore:
         return [f"s3://{each.path}" for each in found if each.is_file]
 
     def names(self) -> list[str]:
-        """Of all files, from the server's own memory."""
+        """Names of all files, from the server's own memory: no request, so none is refused."""
         return [*get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets[NAME].keys]
 
     def contents(self) -> Iterator[tuple[str, bytes]]:

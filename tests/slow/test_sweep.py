@@ -32,7 +32,6 @@ SMALL = (
     "cache.resources.workers=1",
     "train.stage1.steps=4",
     "train.stage1.batch=8",
-    "train.stage1.checkpoint_every=1",
     "train.stage1.resources.workers=1",
     "train.stage2.steps=4",
     "train.stage2.batch=8",
