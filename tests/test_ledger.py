@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -154,10 +155,14 @@ def test_repeated_rows_are_dropped_and_none_is_lost(ledger, parts):
 def test_what_a_killed_writer_left_is_gone_from_a_complete_ledger(ledger):
     ledger.begin()
     ledger.write_part(rows("a"))
-    left = Path(ledger.path) / ".part-c806.parquet.af31"
-    left.write_bytes(b"half")
+    below = Path(ledger.path) / "unet"
+    below.mkdir()
+    left = [at / f".{name}.{uuid4().hex}" for at in (below, below.parent) for name in ("a", ".b")]
+    kept = below / ".b.json"
+    for file in (*left, kept):
+        file.write_bytes(b"half")
     ledger.commit(expected=1, counts={})
-    assert not left.exists()
+    assert not [file for file in left if file.exists()] and kept.exists()
     assert ledger.state() == "complete" and ledger.count() == 1
 
 
@@ -207,6 +212,7 @@ def test_a_writer_that_dies_in_the_middle_leaves_nothing_that_is_read(ledger):
     ledger.write_part(rows("a"))
     ledger.commit(expected=2, counts={})
     assert ledger.table()["id"].to_pylist() == ["a", "b"]
+    assert not leftover.exists()
     assert sorted(path.name for path in Path(ledger.path).glob("*.parquet")) == ledger.parts()
 
 

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -65,9 +66,12 @@ def test_resume_is_equal_to_the_bit(name: str, tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         run(stage, str(tmp_path / "killed"), on_step=die)
     assert checkpoints.latest(str(tmp_path / "killed" / "checkpoints"))[0] == 4  # type: ignore[index]
+    half = tmp_path / "killed" / "checkpoints" / f".step-00000008.safetensors.{uuid4().hex}"
+    half.write_bytes(b"half a checkpoint")
     again: list[float] = []
     resumed = run(stage, str(tmp_path / "killed"), on_step=lambda m: again.append(m["step"]))
 
+    assert not half.exists(), "a killed worker's half checkpoint stays on the disk"
     assert again == [5, 6, 7, 8, 9], "steps before the checkpoint are not repeated"
     for ours, theirs in zip(resumed, straight, strict=True):
         assert ours.keys() == theirs.keys()

@@ -47,7 +47,7 @@ from raypref.align.state import (
 )
 from raypref.align.watch import LORA_NORM, WEIGHTS_NORM, StepMetrics, Watch
 from raypref.core.config import InputError
-from raypref.core.ledger import join
+from raypref.core.ledger import join, remove_unfinished
 from raypref.core.rows import seed_of
 from raypref.models import adapters
 from raypref.models.compiled import compile_blocks
@@ -131,6 +131,8 @@ def train(
     data = training.prepared(data, key=f"train.{name}")
     easiest_N = curriculum.easiest_first(data) if training.curriculum != "off" else None
     writes = group.rank == 0
+    if writes:
+        remove_unfinished(folder)  # a killed worker may have left half a checkpoint
     if writes and not state.step:
         # Of another version: a state of theirs is no start, and would crowd out ours.
         checkpoints.clear(join(folder, "checkpoints"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ State = Literal["absent", "partial", "complete", "stale"]
 
 STARTED, MANIFEST = ".started.json", ".manifest.json"
 OLD_NAMES = {STARTED: "started.json", MANIFEST: "manifest.json"}  # in ledgers made before
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are still being written
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -141,6 +143,18 @@ def remove_file(path: str) -> None:
     fs, target = filesystem(path)
     if fs.get_file_info(target).is_file:
         fs.delete_file(target)
+
+
+def remove_unfinished(path: str) -> None:
+    """Remove the half-written files of killed writers in a directory and those below it.
+
+    Call it when nothing writes there: a write that is under way would fail.
+    """
+    fs, root = filesystem(path)
+    for found in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
+        if found.is_file and UNFINISHED.fullmatch(found.base_name):
+            with suppress(OSError):  # a worker that outlived its driver may move it just now
+                fs.delete_file(found.path)
 
 
 def size(path: str) -> int:
@@ -315,11 +329,7 @@ class Ledger:
             "settings": dict(self.settings),
         }
         self._write_json(MANIFEST, manifest)
-        fs, root = filesystem(self.path)
-        for found in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
-            if found.base_name.startswith(".part-"):
-                with suppress(OSError):  # one that outlived its driver may move it just now
-                    fs.delete_file(found.path)
+        remove_unfinished(self.path)
 
     def manifest(self) -> dict[str, Any]:
         """What `commit` wrote. The ledger must be complete."""
