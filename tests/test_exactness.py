@@ -10,11 +10,11 @@ from training import training
 
 COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
 DRO = training(
-    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.005, clip=0.05, **COMMON
+    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.003, clip=0.03, **COMMON
 )
 DPO = training(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
 FINAL = DRO.model_copy(update={"policy_state": "final"})
-LONG = {"steps": 20, "batch": 2, "micro_batch": 1}
+LONG = {"steps": 20, "batch": 1, "micro_batch": 1}
 CASES = {
     "sd15-dro": ("sd15", DRO),
     # As many as tell one flat vector from matrices of every layer with an optimizer of their own.
@@ -32,10 +32,7 @@ CASES = {
         "flux2_klein",
         FINAL.model_copy(update={**LONG, "clip": 0.015}),
     ),
-    "qwen_image-dro": (
-        "qwen_image",
-        FINAL.model_copy(update={"steps": 20, "batch": 1, "micro_batch": 1}),
-    ),
+    "qwen_image-dro": ("qwen_image", FINAL.model_copy(update=LONG)),
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
     # As the released code: an average with intervals, here after steps 2 and 5; flips per image.

@@ -325,7 +325,7 @@ def wide(folder: Path) -> None:
     [
         (lambda folder: None, "no LoRA weights in"),
         (lambda folder: unet_lora(folder, rank=8, alpha=16), "lora.rank=8 lora.alpha=16"),
-        (lambda folder: unet_lora(folder, target_modules=["to_q"]), "no weights for 24 of its"),
+        (lambda folder: unet_lora(folder, target_modules=["to_q"]), "no weights for 12 of its"),
         (
             lambda folder: unet_lora(folder, target_modules="all-linear"),
             "layers beyond lora.targets, such as",

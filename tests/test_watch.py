@@ -131,7 +131,7 @@ def test_an_error_far_above_the_reference_stops(gaps: list[float], stops_at: int
 
 
 def test_a_learning_rate_too_high_is_stopped_in_a_real_training(tmp_path: Path) -> None:
-    stage = DPO.model_copy(update={"lr": 3.0, "batch": 8, "checkpoint_every": 1})
+    stage = DPO.model_copy(update={"lr": 30.0, "batch": 8, "checkpoint_every": 1})
     seen: list[StepMetrics] = []
     with pytest.raises(DivergedError, match=r"train\.stage\.max_grad_ratio=1000 times the"):
         run(stage, str(tmp_path), on_step=seen.append)

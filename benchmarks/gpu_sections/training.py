@@ -90,11 +90,11 @@ def compile_(bench: Bench) -> None:
     for variant, change in ways.items():
         bench.attempt(variant, partial(_compiled, bench, count, variant, change))
         some: dict[str, Any] = {"variant": variant, "change": change, "micro_batch": count}
+        if not bench.cuda:
+            continue  # the same graphs once more
         torch._dynamo.reset()
         bench.attempt(variant, partial(run, "dpo", steps=bench.pick(5, 1), **some))
-        if (
-            bench.cuda and variant == "blocks"
-        ):  # whole, each batch of a rollout compiles for minutes
+        if variant == "blocks":  # whole, each batch of a rollout compiles for minutes
             torch._dynamo.reset()
             dro: dict[str, Any] = {"steps": 3, "rollout_steps": ROLLOUT, "rollout_batch": batch}
             bench.attempt(variant, partial(run, "dro", **dro, **some))
