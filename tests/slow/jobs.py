@@ -218,11 +218,14 @@ def node(
 
 @contextmanager
 def ray_start(*command: str, folder: Path, env: dict[str, str]) -> Iterator[Job]:
-    """A node that is up; started again where Ray gave up on it."""
+    """A node that is up; started again where Ray gave up on it.
+
+    Without its log monitor: no driver here asks for what workers print.
+    """
     # A node that is not up after this time hangs: seen now and then where two start at once.
     env = {"RAY_raylet_start_wait_time_s": "60", **env}
     for attempts_left in (2, 1, 0):
-        with running(*command, folder=folder, env=env) as job:
+        with running(*command, "--include-log-monitor=false", folder=folder, env=env) as job:
             try:
                 job.wait_for(lambda: "Ray runtime started" in job.output)
             except AssertionError:
