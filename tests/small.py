@@ -322,7 +322,7 @@ def _unet(*, in_channels: int, **changes: Any) -> UNet2DConditionModel:
         "in_channels": in_channels,
         "out_channels": 4,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        # Attention on the way up too would be half of what a step of a training costs.
+        # With attention on the way up, too, a pass would cost half as much again.
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
         "block_out_channels": (16, 32),
         "layers_per_block": 1,

@@ -91,7 +91,7 @@ def compile_(bench: Bench) -> None:
         bench.attempt(variant, partial(_compiled, bench, count, variant, change))
         some: dict[str, Any] = {"variant": variant, "change": change, "micro_batch": count}
         if not bench.cuda:
-            continue  # the same graphs once more
+            continue  # a training would capture the same graphs once more
         torch._dynamo.reset()
         bench.attempt(variant, partial(run, "dpo", steps=bench.pick(5, 1), **some))
         if variant == "blocks":  # whole, each batch of a rollout compiles for minutes

@@ -43,7 +43,7 @@ State = Literal["absent", "partial", "complete", "stale"]
 
 STARTED, MANIFEST = ".started.json", ".manifest.json"
 OLD_NAMES = {STARTED: "started.json", MANIFEST: "manifest.json"}  # in ledgers made before
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are still being written
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # what `_whole` calls a file until it is written
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:

@@ -113,7 +113,7 @@ def straight(job: TrainingJob, folder: Path) -> list[StepMetrics]:
 
 
 def assert_same_metrics(seen: list[StepMetrics], expected: list[StepMetrics]) -> None:
-    """Of every step; what was seen may have a step twice, of which the last counts."""
+    """Compare the metrics of all steps; of a step that was seen twice the last counts."""
     last = {int(metrics["step"]): metrics for metrics in seen}
     assert len(last) == len(expected)
     for metrics in expected:
