@@ -22,7 +22,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Tests of bitsandbytes are skipped where it is missing; `make test-quantised` installs it.
     """
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` looks for devices, every time
     if item.get_closest_marker("bitsandbytes") and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
 

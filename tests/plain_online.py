@@ -156,7 +156,7 @@ ONLINE: dict[str, OnlineEntry] = {
     ),
     "awm": OnlineEntry(
         each(awm),
-        {"reuse": 2, "policy_lag": 2, "clip_range": 2e-5, "advantage_scale": 1.0},
+        {"reuse": 2, "policy_lag": 2, "clip_range": 5e-6, "advantage_scale": 1.0},
         also=tuple(
             {"weighting": name, "clip_range": clip, "kl": 0.2, "policy_kl": 0.4}
             for name in ("uniform", "t", "t2", "root", "power")

@@ -50,7 +50,7 @@ from raypref.demo import models
 from raypref.demo.cache import cached
 from raypref.models.u2net import U2NETP
 
-VERSION = 4  # of all that is built here: the cache outlives a checkout
+VERSION = 5  # of all that is built here: the cache outlives a checkout
 
 # The seed under which random towers score the world's photographs most like trained ones: about
 # 22 on average, and some degraded twins above their photograph and some below.
@@ -280,7 +280,7 @@ def _vae(**changes: Any) -> AutoencoderKL:
     settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (8, 16, 16, 16),
+        "block_out_channels": (4, 8, 16, 16),
         "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 4,

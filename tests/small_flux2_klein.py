@@ -65,7 +65,7 @@ def _build(folder: Path) -> None:
 def _vae() -> AutoencoderKLFlux2:
     """Its batch norm has seen latents."""
     vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, sample_size=64
+        block_out_channels=(4, 8, 16, 16), layers_per_block=1, norm_num_groups=4, sample_size=64
     )
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.25, 2.0)

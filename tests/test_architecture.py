@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,21 +88,23 @@ MODULES = modules()
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
+@cache
+def imports(path: Path, *, at_once: bool = False) -> list[str]:
     """Full names of all that a file imports: wherever it says so, or outside of functions.
 
     What it imports for types alone (`if TYPE_CHECKING`) is outside of functions.
     """
-    waiting = [ast.parse(path.read_text(encoding="utf-8"))]
+    waiting, names = [ast.parse(path.read_text(encoding="utf-8"))], []
     while waiting:
         for node in ast.iter_child_nodes(waiting.pop()):
             if isinstance(node, ast.Import):
-                yield from (name.name for name in node.names)
+                names += [name.name for name in node.names]
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: relative import"
-                yield from (f"{node.module}.{name.name}" for name in node.names)
+                names += [f"{node.module}.{name.name}" for name in node.names]
             elif not (at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
                 waiting.append(node)
+    return names
 
 
 def own_imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
@@ -189,7 +192,7 @@ def test_packages_hand_nothing_on():
             assert [ast.unparse(target) for target in assigned] == ["REGISTRY"]
             continue
         assert len(body) == 1, f"{name}/__init__.py holds more than its docstring"
-    assert not list(imports(ROOT / "raypref" / "__init__.py"))
+    assert not imports(ROOT / "raypref" / "__init__.py")
 
 
 def test_no_file_is_too_long():

@@ -66,7 +66,12 @@ COMMON = {"steps": 20, "batch": 1, "lr": 1e-3, "rollout_steps": 4, "rewards": RE
 FORMS: dict[str, dict[str, Any]] = {
     "draft all steps": {"objective": "draft", "steps_with_gradient": 4, "guidance": 1.0},
     "draft 2": {"objective": "draft", "steps_with_gradient": 2, "guidance": 3.0, "kl": 0.3},
-    "draft LV": {"objective": "draft", "noises": 2, "guidance": 1.0},
+    "draft LV": {
+        "objective": "draft",
+        "noises": 2,
+        "guidance": 1.0,
+        "rewards": {name: 10 * weight for name, weight in REWARDS.items()},
+    },
     "drtune": {
         "objective": "draft",
         "steps_with_gradient": 2,

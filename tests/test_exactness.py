@@ -10,7 +10,7 @@ from training import training
 
 COMMON = {"steps": 8, "batch": 3, "micro_batch": 2, "ema_decay": 0.9, "warmup_steps": 3}
 DRO = training(
-    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.003, clip=0.03, **COMMON
+    objective="dro", lr=2e-3, rollout_steps=3, policy_lag=4, margin=-0.001, clip=0.015, **COMMON
 )
 DPO = training(objective="dpo", lr=1e-3, beta=100, clip=0.5, **COMMON)
 FINAL = DRO.model_copy(update={"policy_state": "final"})
@@ -27,11 +27,8 @@ CASES = {
     "flux-dro": ("flux", FINAL.model_copy(update=LONG)),
     "flux-dpo": ("flux", DPO.model_copy(update=LONG)),
     "z_image-dro": ("z_image", FINAL.model_copy(update=LONG)),
-    "z_image-dpo": ("z_image", DPO.model_copy(update=LONG)),
-    "flux2_klein-dro": (
-        "flux2_klein",
-        FINAL.model_copy(update={**LONG, "clip": 0.015}),
-    ),
+    "z_image-dpo": ("z_image", DPO.model_copy(update={**LONG, "beta": 30})),
+    "flux2_klein-dro": ("flux2_klein", FINAL.model_copy(update=LONG)),
     "qwen_image-dro": ("qwen_image", FINAL.model_copy(update=LONG)),
     "sd35m-dro": ("sd35m", FINAL),
     "sd35m-dpo": ("sd35m", DPO),
