@@ -280,7 +280,7 @@ def _vae(**changes: Any) -> AutoencoderKL:
     settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (4, 8, 16, 16),
+        "block_out_channels": (4, 8, 16, 16),  # narrow where images are large: that takes the time
         "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 4,

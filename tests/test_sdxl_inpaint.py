@@ -48,7 +48,7 @@ def test_what_is_around_a_hole_is_as_precise_as_in_the_pipeline(
     encoder = load_encoder(FLOAT32.model_copy(update={"dtype": dtype}), device=CPU)
     ours = encoder.surroundings([PHOTO], [hole(0)])
     assert ours.dtype == torch.float32
-    # Encoded in its precision they would be 1.5e-3 and 2e-4 off.
+    # Latents that bfloat16 or float16 encoded would be 1.5e-3 or 2e-4 off.
     near = {"float32": 1e-6, "bfloat16": 1.2e-3, "float16": 1e-4}[dtype]
     assert (ours - torch.cat(theirs, dim=1).float()).abs().max() < near
 

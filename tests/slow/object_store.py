@@ -17,7 +17,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 NAME = "lake"
 BUCKET = f"s3://{NAME}"
-EVERY, BURST = 400, 12  # per 400 requests, 12 in a row are refused
+EVERY, BURST = 400, 12  # requests: the store refuses one burst of 12 per 400
 REFUSALS = {"503 Slow Down": "SlowDown", "500 Internal Server Error": "InternalError"}
 SECRET = "not-for-any-log"
 
